@@ -1,0 +1,74 @@
+"""What can go wrong outside a finding, and the exit code each error means."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the process says to its caller (``docs/exit-codes.md``)."""
+
+    GATE_HOLDS = 0
+    GATE_FAILS = 1
+    USAGE = 2
+    INCOMPLETE = 3
+    BUG = 70
+    INTERRUPTED = 130
+
+
+class PrecheckError(Exception):
+    """Something stopped precheck; never a finding about a model.
+
+    Args:
+        message: what failed, the value, and what was expected; lower case, no full stop.
+        hint: the next thing to type or change.
+    """
+
+    exit_code = ExitCode.INCOMPLETE
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(PrecheckError):
+    """A flag, a value or a prompts file that cannot be used, or a device that is absent."""
+
+    exit_code = ExitCode.USAGE
+
+
+class CheckpointError(PrecheckError):
+    """A checkpoint that cannot be scanned as it is."""
+
+
+class CheckpointAccessError(CheckpointError):
+    """A checkpoint that is not there, or that the Hub does not hand out."""
+
+
+class CheckpointCorruptError(CheckpointError):
+    """A checkpoint whose files contradict themselves or end early."""
+
+
+class UnsupportedModelError(CheckpointError):
+    """A format or an architecture that precheck does not scan, or code it may not run."""
+
+
+class UnsupportedConfigurationError(PrecheckError):
+    """A dtype or attention implementation that this model cannot run with."""
+
+
+class MemoryExhaustedError(PrecheckError):
+    """The device or the host has no room for the scan."""
+
+
+class ReportError(PrecheckError):
+    """A report that cannot be read, or is of another major schema."""
+
+
+class ScanInterrupted(KeyboardInterrupt):  # noqa: N818  it is no error
+    """Ctrl-C during a scan; ``partial`` holds what was measured or judged so far."""
+
+    def __init__(self, partial: object) -> None:
+        super().__init__("interrupted")
+        self.partial = partial

@@ -1,0 +1,95 @@
+"""The floating-point formats precheck measures, and what a run is configured by."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Dtype(StrEnum):
+    """A floating-point format, by its torch name."""
+
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+    @property
+    def limits(self) -> Limits:
+        """The range of the format.
+
+        >>> Dtype.FLOAT16.limits.max
+        65504.0
+        """
+        return _LIMITS[self]
+
+    @property
+    def short(self) -> str:
+        """The prose name.
+
+        >>> Dtype.BFLOAT16.short
+        'bf16'
+        """
+        return {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}[self.value]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Largest finite value, smallest normal and subnormal value, relative step, and size.
+
+    **Source**: IEEE 754-2008 binary16 and binary32; bfloat16 is binary32 cut to 16 bits.
+    A test equates every row with ``torch.finfo``.
+    """
+
+    max: float
+    smallest_normal: float
+    smallest_subnormal: float
+    eps: float
+    num_bytes: int
+
+
+_LIMITS = {
+    Dtype.FLOAT16: Limits(
+        max=65504.0,
+        smallest_normal=2.0**-14,
+        smallest_subnormal=2.0**-24,
+        eps=2.0**-10,
+        num_bytes=2,
+    ),
+    Dtype.BFLOAT16: Limits(
+        max=(2.0 - 2.0**-7) * 2.0**127,
+        smallest_normal=2.0**-126,
+        smallest_subnormal=2.0**-133,
+        eps=2.0**-7,
+        num_bytes=2,
+    ),
+    Dtype.FLOAT32: Limits(
+        max=(2.0 - 2.0**-23) * 2.0**127,
+        smallest_normal=2.0**-126,
+        smallest_subnormal=2.0**-149,
+        eps=2.0**-23,
+        num_bytes=4,
+    ),
+}
+
+
+def headroom_bits(abs_max: float, dtype: Dtype) -> float | None:
+    """Bits between ``abs_max`` and the largest finite value of ``dtype``; None for zero.
+
+    Negative where ``abs_max`` does not fit.
+
+    >>> headroom_bits(32752.0, Dtype.FLOAT16)
+    1.0
+    """
+    return math.log2(dtype.limits.max / abs_max) if abs_max > 0 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """What a run is asked to be: a dtype and an attention implementation."""
+
+    dtype: Dtype
+    attn_implementation: str
+
+    def __str__(self) -> str:
+        return f"{self.dtype} + {self.attn_implementation}"

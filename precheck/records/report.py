@@ -1,0 +1,227 @@
+"""The report: everything measured and judged, as the JSON contract ``precheck/1`` has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import msgspec
+
+from precheck.errors import ReportError
+from precheck.records.finding import Finding, Verdict
+from precheck.records.traces import Coverage, Headroom, Overflow, Probe, RunTrace
+
+SCHEMA = "precheck/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What the checkpoint says it is."""
+
+    id: str
+    revision: str | None
+    architecture: str
+    model_type: str
+    decoder_layers: str
+    """Name of the repeated block's list, ``model.layers``."""
+    num_decoder_layers: int
+    num_parameters: int
+    declared_dtype: str | None
+    """``dtype`` of the config; None when it has none."""
+    tensor_dtypes: dict[str, int]
+    """Number of stored elements by dtype name."""
+    quantization: dict[str, Any] | None = None
+    default_attn_implementation: str | None = None
+    max_context: int | None = None
+
+    @property
+    def deploy_dtype(self) -> str | None:
+        """What ``from_pretrained(dtype="auto")`` would load: config, else the stored tensors'."""
+        if self.declared_dtype is not None:
+            return self.declared_dtype
+        floating = {name: n for name, n in self.tensor_dtypes.items() if "float" in name}
+        return max(floating, key=floating.__getitem__) if floating else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorFault:
+    """One stored tensor that is not what it should be, and by how much."""
+
+    name: str
+    num_elements: int
+    """How many of its elements are affected."""
+    abs_max: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointAudit:
+    """What the stored weights are, without running them."""
+
+    missing: tuple[str, ...] = ()
+    """Parameters the model has and the checkpoint lacks: newly initialised, so random."""
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+    """Parameters whose stored shape is another: newly initialised too."""
+    nonfinite: tuple[TensorFault, ...] = ()
+    out_of_float16_range: tuple[TensorFault, ...] = ()
+    """Finite weights that become inf when cast to float16."""
+    num_elements: int = 0
+    """Floating-point elements audited."""
+    num_float16_zero: int = 0
+    """Nonzero weights that become zero in float16."""
+    num_float16_subnormal: int = 0
+    """Weights that become subnormal in float16."""
+    kept_in_float32: tuple[str, ...] = ()
+    """Modules the architecture keeps in float32 when loaded with ``dtype=float16``."""
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A device that was found or asked for."""
+
+    name: str
+    kind: str
+    """``cpu``, ``cuda`` or ``mps``."""
+    compute_capability: str | None = None
+    """``sm_75`` and so on; NVIDIA only."""
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """Where the scan ran."""
+
+    python: str
+    platform: str
+    cpu: str
+    num_threads: int
+    memory_bytes: int
+    libraries: dict[str, str]
+    """Version by distribution name."""
+    devices: tuple[Device, ...] = ()
+    """Accelerators found, the CPU last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """What every run is compared with."""
+
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurements:
+    """All facts of a scan, before anything is judged."""
+
+    model: ModelFacts
+    checkpoint: CheckpointAudit
+    environment: Environment
+    probes: tuple[Probe, ...]
+    coverage: Coverage
+    runs: tuple[RunTrace, ...]
+    headroom: tuple[Headroom, ...]
+    seed: int
+    complete: bool = True
+    incomplete_reason: str | None = None
+    """Why ``complete`` is false."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run(RunTrace):
+    """A run and what it amounts to."""
+
+    verdict: Verdict
+    reason: str | None = None
+    first_overflow: Overflow | None = None
+
+    @classmethod
+    def judged(
+        cls,
+        trace: RunTrace,
+        *,
+        verdict: Verdict,
+        reason: str | None,
+        first_overflow: Overflow | None,
+    ) -> Run:
+        """The trace with its verdict."""
+        measured = {each.name: getattr(trace, each.name) for each in fields(RunTrace)}
+        return cls(**measured, verdict=verdict, reason=reason, first_overflow=first_overflow)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The device an advice is for."""
+
+    name: str
+    compute_capability: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """A configuration that was not chosen, and why."""
+
+    dtype: str
+    attn_implementation: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recommendation:
+    """What to use on one device."""
+
+    dtype: str | None
+    """None when no measured configuration can be recommended."""
+    attn_implementation: str | None
+    target: Target
+    reasons: tuple[str, ...]
+    rejected: tuple[Rejected, ...]
+    snippets: dict[str, str]
+    confidence: str = "measured"
+    """``measured`` on the device itself, ``predicted`` for another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The whole scan; field names are the JSON contract."""
+
+    schema: str = SCHEMA
+    precheck_version: str
+    complete: bool
+    seed: int
+    model: ModelFacts
+    checkpoint: CheckpointAudit
+    environment: Environment
+    probes: tuple[Probe, ...]
+    coverage: Coverage
+    reference: Reference = field(default_factory=Reference)
+    runs: tuple[Run, ...]
+    headroom: tuple[Headroom, ...]
+    findings: tuple[Finding, ...]
+    recommendation: Recommendation | None
+    other_recommendations: tuple[Recommendation, ...] = ()
+    """For the other devices asked for, or the usual ones when no accelerator is here."""
+    incomplete_reason: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers, ready for ``json.dumps``."""
+        plain = msgspec.to_builtins(self)
+        assert isinstance(plain, dict)  # noqa: S101  a dataclass always becomes a dict
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Report:
+        """The report that ``to_dict`` gave.
+
+        Raises:
+            ReportError: another major schema, or fields that are missing or of another type.
+        """
+        if plain.get("schema") != SCHEMA:
+            raise ReportError(
+                f"report schema not readable: {plain.get('schema')!r} (expected {SCHEMA!r})",
+                hint="read it with the precheck that wrote it",
+            )
+        try:
+            return msgspec.convert(plain, cls)
+        except msgspec.ValidationError as error:
+            raise ReportError(f"report not readable: {error}") from error

@@ -1,0 +1,195 @@
+"""What the probe room measured: one trace a run, and the headroom of every mechanism."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from precheck.records.precision import Configuration, Dtype
+
+
+class Mechanism(StrEnum):
+    """Why an operation leaves the range of its dtype."""
+
+    ATTENTION_SCORES = "attention_scores"
+    GATED_PRODUCT = "gated_product"
+    MLP_OUTPUT = "mlp_output"
+    RESIDUAL = "residual"
+    PROJECTION = "projection"
+    NORM = "norm"
+    EMBEDDING = "embedding"
+    LOGITS = "logits"
+    MASK = "mask"
+    WEIGHTS = "weights"
+    ACCUMULATION = "accumulation"
+    OTHER = "other"
+
+
+class Section(StrEnum):
+    """Which part of the model something belongs to."""
+
+    DECODER = "decoder"
+    ENCODER = "encoder"
+    VISION = "vision"
+    AUDIO = "audio"
+    PROJECTOR = "projector"
+    HEAD = "head"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overflow:
+    """A producer: an operation that made unexpected elements out of clean inputs."""
+
+    module: str
+    layer: int | None
+    section: Section
+    op: str
+    source: str
+    """Base name of the file and line, ``modeling_qwen2.py:155``."""
+    code: str
+    """The text of that line, stripped."""
+    mechanism: Mechanism
+    reference_abs_max: float | None
+    """Largest finite magnitude of the matching float32 output: what the op needed to hold."""
+    limit: float
+    """Largest finite value of the dtype the op ran in."""
+    num_elements: int
+    """How many elements became unexpected, over all probes."""
+    probes: tuple[str, ...]
+    """Names of the probes in which it happened."""
+    absorbed: bool
+    """None of the unexpected elements left the decoder layer, or reached a real token's output."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTrace:
+    """A decoder layer's output, over real tokens of every probe."""
+
+    index: int
+    section: Section
+    module: str
+    abs_max: float | None
+    num_nan: int
+    num_inf: int
+    relative_error: float | None
+    """Mean over real tokens of ``||x - r|| / ||r||``; None without a finite token."""
+    relative_error_same_routing: float | None = None
+    """The same over tokens that every router so far sent to the same experts; None elsewhere."""
+    routing_agreement: float | None = None
+    """Share of real tokens routed to the reference's experts; None without a router."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence:
+    """Where greedy decoding would first part from the reference."""
+
+    probe: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitsTrace:
+    """The model's final scores against the reference, over real tokens; KL in nats.
+
+    KL, agreement and perplexity cover tokens whose logits are finite, and are None without one.
+    """
+
+    abs_max: float | None
+    num_nonfinite: int
+    kl_divergence_mean: float | None
+    kl_divergence_max: float | None
+    kl_divergence_mean_same_routing: float | None
+    top1_agreement: float | None
+    perplexity: float | None
+    reference_perplexity: float | None
+    first_greedy_divergence: Divergence | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Symptom:
+    """What a user of the broken run would see."""
+
+    greedy: str
+    sampling: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTrace:
+    """Everything measured of one configuration; ``failure`` says why nothing was."""
+
+    dtype: Dtype
+    attn_implementation: str
+    """The implementation really in use."""
+    requested_attn_implementation: str
+    device: str
+    arithmetic: str = "native"
+    accumulation: str = "float32"
+    experts_implementation: str | None = None
+    stopped_after: str | None = None
+    """Module after which the run was NaN everywhere and stopped."""
+    failure: str | None = None
+    overflows: tuple[Overflow, ...] = ()
+    """One row per (module, op, source), in model order."""
+    reaches_output: bool = False
+    """An unexpected element is in a real token's output."""
+    reference_nonfinite: bool = False
+    """Float32 runs: a real token's output is not finite."""
+    layers: tuple[LayerTrace, ...] = ()
+    logits: LogitsTrace | None = None
+    symptom: Symptom | None = None
+
+    @property
+    def configuration(self) -> Configuration:
+        """The dtype and the attention implementation really in use."""
+        return Configuration(dtype=self.dtype, attn_implementation=self.attn_implementation)
+
+    @property
+    def name(self) -> str:
+        """How the run is named in prose.
+
+        >>> RunTrace(dtype=Dtype.FLOAT16, attn_implementation="eager",
+        ...          requested_attn_implementation="eager", device="cpu").name
+        'float16 + eager'
+        """
+        return str(self.configuration)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headroom:
+    """The largest value one mechanism reached in one layer, and the bits left in each dtype.
+
+    ``headroom_bits`` has a dtype only if the op really runs in it there.
+    """
+
+    module: str
+    layer: int | None
+    section: Section
+    op: str
+    source: str
+    mechanism: Mechanism
+    attn_implementation: str | None
+    """The implementation this row counts for; None when it counts for all."""
+    abs_max: float
+    headroom_bits: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """One input and how many real tokens it had; ``kind`` is text, chat, padded or token_ids."""
+
+    name: str
+    kind: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """What was not looked at, so that silence is not taken for a proof."""
+
+    num_ops_watched: int = 0
+    unwatched_ops: dict[str, int] = field(default_factory=dict)
+    """ATen ops that only move or view data, or give no floating-point result, with counts."""
+    probes_not_run: tuple[str, ...] = ()
+    longest_probe_tokens: int = 0
+    num_tokens: int = 0
+    instrumentation: str = ""
