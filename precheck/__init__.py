@@ -2,4 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from precheck.pipeline import scan
+    from precheck.records.report import Report
+
 __version__ = "0.1.0"
+__all__ = ["Report", "__version__", "scan"]
+
+
+def __getattr__(name: str) -> object:
+    """The public names, imported when first asked for."""
+    # pipeline imports __version__ from here, so it cannot be imported above.
+    match name:
+        case "scan":
+            from precheck.pipeline import scan  # noqa: PLC0415
+
+            return scan
+        case "Report":
+            from precheck.records.report import Report  # noqa: PLC0415
+
+            return Report
+        case _:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

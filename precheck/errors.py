@@ -66,7 +66,7 @@ class ReportError(PrecheckError):
     """A report that cannot be read, or is of another major schema."""
 
 
-class ScanInterrupted(KeyboardInterrupt):  # noqa: N818  it is no error
+class ScanInterrupted(KeyboardInterrupt):
     """Ctrl-C during a scan; ``partial`` holds what was measured or judged so far."""
 
     def __init__(self, partial: object) -> None:

@@ -1,1 +1,7 @@
 """What the numbers mean: pure functions of records."""
+
+from __future__ import annotations
+
+from precheck.judge.report import judge
+
+__all__ = ["judge"]

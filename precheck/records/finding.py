@@ -50,3 +50,5 @@ class Finding:
     module: str | None = None
     source: str | None = None
     probes: tuple[str, ...] = ()
+    in_vain: str = ""
+    """What people try that does not help."""

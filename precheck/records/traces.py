@@ -24,6 +24,31 @@ class Mechanism(StrEnum):
     ACCUMULATION = "accumulation"
     OTHER = "other"
 
+    @property
+    def phrase(self) -> str:
+        """What overflowed, in words.
+
+        >>> Mechanism.RESIDUAL.phrase
+        'the residual stream'
+        """
+        return _PHRASES[self]
+
+
+_PHRASES = {
+    Mechanism.ATTENTION_SCORES: "the raw attention scores (QK^T before scaling)",
+    Mechanism.GATED_PRODUCT: "the gated product (act(gate) * up)",
+    Mechanism.MLP_OUTPUT: "the output of the feed-forward block",
+    Mechanism.RESIDUAL: "the residual stream",
+    Mechanism.PROJECTION: "a linear projection",
+    Mechanism.NORM: "a normalisation that runs in 16 bits",
+    Mechanism.EMBEDDING: "the scaled embedding",
+    Mechanism.LOGITS: "the logits",
+    Mechanism.MASK: "the attention mask",
+    Mechanism.WEIGHTS: "a stored weight",
+    Mechanism.ACCUMULATION: "the partial sums inside a kernel",
+    Mechanism.OTHER: "another operation",
+}
+
 
 class Section(StrEnum):
     """Which part of the model something belongs to."""

@@ -1,0 +1,51 @@
+# Two commands do everything: `make scan` and `make test`. `make help` lists the rest.
+
+MODEL ?= demo:qwen2-eager
+ARGS ?=
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: scan test install check fix golden bench help
+
+scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
+	@$(BIN)/precheck scan $(MODEL) $(ARGS)
+
+test: install ## Run the tests, offline, on the CPU: make test ARGS="-k planted"
+	$(BIN)/python -m pytest $(ARGS)
+
+install: $(INSTALLED) ## Create the environment that the other targets use
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: python not found (expected 3.11 or newer)" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is too old (expected 3.11 or newer)" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# The pip that comes with Python 3.11 knows no --group.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip
+	@echo "installing into $(VENV): the first time takes some minutes" >&2
+	@# --prefer-binary keeps a machine without a compiler out of source builds.
+	@$(BIN)/python -m pip install --quiet --prefer-binary -c constraints.txt -e . --group dev
+	@touch $@
+
+check: install ## Check format, lint, types, import contracts and docs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/test_docs.py
+
+fix: install ## Format, and repair what ruff can repair
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+golden: install ## Rewrite the golden files; read the diff before committing it
+	PRECHECK_UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/render
+
+bench: install ## Measure what watching costs, on a model of a billion parameters
+	$(BIN)/python benchmarks/watching.py $(ARGS)
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10

@@ -1,0 +1,134 @@
+"""What a person typed, as the values a scan takes; everything wrong with it is a usage error."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from precheck.errors import UsageError
+from precheck.pipeline import dtype_named
+from precheck.records.precision import Configuration, Dtype
+from precheck.render import RENDERERS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Prompt = str | Sequence[int]
+
+
+def dtypes(text: str) -> tuple[Dtype, ...]:
+    """The dtypes of a comma list, each once.
+
+    >>> dtypes("fp16,float32")
+    (<Dtype.FLOAT16: 'float16'>, <Dtype.FLOAT32: 'float32'>)
+    """
+    return tuple(map(dtype_named, names(text, flag="--dtype")))
+
+
+def names(text: str, *, flag: str) -> tuple[str, ...]:
+    """The names of a comma list, each once.
+
+    >>> names("sdpa, eager,sdpa", flag="--attn")
+    ('sdpa', 'eager')
+    """
+    found = tuple(dict.fromkeys(each.strip() for each in text.split(",")))
+    if "" in found:
+        raise UsageError(f"empty name in {flag}: {text!r} (expected names separated by commas)")
+    return found
+
+
+def configuration(text: str) -> Configuration:
+    """The configuration written as ``DTYPE+ATTN``.
+
+    >>> str(configuration("fp16+sdpa"))
+    'float16 + sdpa'
+    """
+    dtype, plus, attn = (part.strip() for part in text.partition("+"))
+    if not (dtype and plus and attn):
+        raise UsageError(
+            f"configuration not understood: {text!r} (expected DTYPE+ATTN)",
+            hint="write it like --require float16+sdpa",
+        )
+    return Configuration(dtype=dtype_named(dtype), attn_implementation=attn)
+
+
+def check_output(path: Path) -> None:
+    """Nothing, if a report can be written there; called before a scan, so that none is wasted.
+
+    Raises:
+        UsageError: no format has this suffix, or the file could not be written.
+    """
+    if path.suffix not in RENDERERS:
+        raise UsageError(
+            f"unknown report format: {str(path)!r} (expected {' or '.join(RENDERERS)})",
+            hint="the suffix of -o chooses the format",
+        )
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise UsageError(
+            f"output folder does not exist: {str(folder)!r}", hint=f"mkdir -p {folder}"
+        )
+    if path.exists() and not path.is_file():
+        raise UsageError(f"output is not a regular file: {str(path)!r}")
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise UsageError(f"output is not writable: {str(path)!r}", hint="choose another place")
+
+
+def prompts(texts: Sequence[str], file: Path | None) -> tuple[Prompt, ...] | None:
+    """The prompts given as text and in a file; None if there are none."""
+    if "" in texts:
+        raise UsageError("empty prompt (expected a text)")
+    return (*texts, *(read_prompts(file) if file else ())) or None
+
+
+def read_prompts(file: Path) -> tuple[Prompt, ...]:
+    """The prompts of a file: JSON lines if it is named ``.jsonl``, else a text a line.
+
+    Raises:
+        UsageError: the file is missing, not UTF-8, empty, or a line is not a prompt.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"prompts file is not UTF-8: {str(file)!r}, byte {error.start}",
+            hint="convert it to UTF-8",
+        ) from error
+    except OSError as error:
+        raise UsageError(f"cannot read prompts file: {str(file)!r}: {error.strerror}") from error
+    # Not splitlines(): a prompt may hold U+2028 and other separators that it breaks at.
+    lines = [(i, line) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if not lines:
+        raise UsageError(
+            f"prompts file is empty: {str(file)!r}", hint="write one prompt a line, or leave it out"
+        )
+    if file.suffix != ".jsonl":
+        return tuple(line.removesuffix("\r") for _, line in lines)
+    return tuple(_json_prompts(lines, file=file))
+
+
+def _json_prompts(lines: Iterable[tuple[int, str]], *, file: Path) -> Iterator[Prompt]:
+    for number, line in lines:
+        where = f"prompts file {str(file)!r}, line {number}"
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{where}: not JSON: {error.msg}") from error
+        match fields:
+            case {"images": _}:
+                raise UsageError(
+                    f"{where}: images cannot be probed yet", hint='keep only the "text"'
+                )
+            case {"text": str(text), **rest} if text and not rest:
+                yield text
+            case {"token_ids": [*token_ids], **rest} if token_ids and not rest:
+                # type(), because True is an int too.
+                if not all(type(token) is int and token >= 0 for token in token_ids):
+                    raise UsageError(f'{where}: "token_ids" holds something else than token ids')
+                yield tuple(token_ids)
+            case _:
+                raise UsageError(
+                    f'{where}: not a prompt (expected an object with "text" or "token_ids")'
+                )

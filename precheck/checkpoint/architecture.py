@@ -1,0 +1,170 @@
+"""Where a model repeats itself: its decoder layers, found by structure, and its units.
+
+A *block list* is an outermost ``nn.ModuleList`` (or ``nn.Sequential``) whose members are alike in
+kind: they have children and parameters of their own. Its members are the decoder layers. A *unit*
+is a block, or a maximal module that contains no block: embedding, norm, head, projector. Together
+the units cover every parameter once, in whatever order ``forward`` calls them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from precheck.errors import UnsupportedModelError
+from precheck.records.traces import Section
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_TOWERS = {
+    "pixel_values": Section.VISION,
+    "input_features": Section.AUDIO,
+    "input_values": Section.AUDIO,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """A module that runs as one piece, by its name in ``named_modules()``."""
+
+    name: str
+    section: Section
+    is_block: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """The units of a model and the list its decoder layers live in."""
+
+    units: tuple[Unit, ...]
+    decoder_layers: str
+    num_decoder_layers: int
+
+    @property
+    def blocks(self) -> tuple[Unit, ...]:
+        """The units that are decoder layers (of any section)."""
+        return tuple(unit for unit in self.units if unit.is_block)
+
+    def section_of(self, module: str) -> Section:
+        """The section a module belongs to; the head is whatever stands outside the stacks."""
+        for unit in self.units:
+            if module == unit.name or module.startswith(f"{unit.name}."):
+                return unit.section
+        return _nearest(module, {unit.name: unit.section for unit in self.blocks})
+
+
+def find_architecture(model: nn.Module) -> Architecture:
+    """The units of ``model``.
+
+    Raises:
+        UnsupportedModelError: there is no repeated block.
+    """
+    lists = dict(_block_lists(model, ""))
+    if not lists:
+        raise UnsupportedModelError(
+            f"no decoder layers found in {type(model).__name__} (expected a repeated block)",
+            hint="precheck scans models whose layers stand in one nn.ModuleList",
+        )
+    units = tuple(_units(model, lists))
+    main = _main_list(model, lists)
+    return Architecture(units=units, decoder_layers=main, num_decoder_layers=len(lists[main]))
+
+
+def _block_lists(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    for child_name, child in module.named_children():
+        full = f"{name}.{child_name}" if name else child_name
+        if _is_block_list(child):
+            yield full, child
+        else:
+            yield from _block_lists(child, full)
+
+
+def _is_block_list(module: nn.Module) -> bool:
+    if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) == 0:
+        return False
+    members = list(module)
+    alike = isinstance(module, nn.ModuleList) or len({type(each) for each in members}) == 1
+    return alike and all(_is_block(each) for each in members)
+
+
+def _is_block(module: nn.Module) -> bool:
+    matrices = sum(parameter.dim() > 1 for parameter in module.parameters())
+    return any(True for _ in module.children()) and matrices > 1
+
+
+def _units(model: nn.Module, lists: dict[str, nn.Module]) -> Iterator[Unit]:
+    sections = {f"{name}.0": _section(model, name) for name in lists}
+    seen: set[int] = set()
+    before_blocks = True
+    for name, module in _pieces(model, "", lists):
+        if id(module) in seen:  # a shared module keeps its first name, as named_modules() has it
+            continue
+        seen.add(id(module))
+        is_block = name.rsplit(".", 1)[0] in lists
+        before_blocks = before_blocks and not is_block
+        section = _nearest(name, sections)
+        if before_blocks and section is Section.HEAD:
+            section = next(iter(sections.values()))
+        yield Unit(name=name, section=section, is_block=is_block)
+
+
+def _pieces(
+    module: nn.Module, name: str, lists: dict[str, nn.Module]
+) -> Iterator[tuple[str, nn.Module]]:
+    for child_name, child in module.named_children():
+        full = f"{name}.{child_name}" if name else child_name
+        if full in lists:
+            yield from ((f"{full}.{index}", each) for index, each in child.named_children())
+        elif any(each.startswith(f"{full}.") for each in lists):
+            yield from _pieces(child, full, lists)
+        else:
+            yield full, child
+
+
+def _nearest(module: str, blocks: dict[str, Section]) -> Section:
+    """The section of the stack that shares the longest path with ``module``, else the head."""
+    path = module.split(".") if module else []
+    best, found = 0, Section.HEAD
+    for block, section in blocks.items():
+        shared = 0
+        for ours, theirs in zip(path, block.split("."), strict=False):
+            if ours != theirs:
+                break
+            shared += 1
+        if shared > best:
+            best, found = shared, section
+    return found
+
+
+def _section(model: nn.Module, block_list: str) -> Section:
+    """What a stack is, from what its enclosing model takes in and how its attention looks back."""
+    parts = block_list.split(".")
+    for depth in range(len(parts) - 1, 0, -1):
+        holder = model.get_submodule(".".join(parts[:depth]))
+        tower = _TOWERS.get(getattr(holder, "main_input_name", ""))
+        if tower is not None:
+            return tower
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return Section.ENCODER if _is_within(model, block_list, "get_encoder") else Section.DECODER
+    stack = model.get_submodule(block_list)
+    causal = [each.is_causal for each in stack.modules() if hasattr(each, "is_causal")]
+    return Section.ENCODER if causal and not any(causal) else Section.DECODER
+
+
+def _is_within(model: nn.Module, name: str, getter: str) -> bool:
+    part: Any = getattr(model, getter, lambda: None)()
+    stack = model.get_submodule(name)
+    return isinstance(part, nn.Module) and any(each is stack for each in part.modules())
+
+
+def _main_list(model: nn.Module, lists: dict[str, nn.Module]) -> str:
+    """The decoder's list where there is one, else the largest."""
+
+    def weight(name: str) -> tuple[bool, int]:
+        size = sum(parameter.numel() for parameter in lists[name].parameters())
+        return _section(model, name) is Section.DECODER, size
+
+    return max(lists, key=weight)

@@ -1,0 +1,132 @@
+"""A checkpoint's config: read as data, judged, and only then given to transformers."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from precheck.errors import CheckpointAccessError, CheckpointCorruptError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+CONFIG = "config.json"
+
+
+def read_json_object(file: Path, *, where: str) -> dict[str, Any]:
+    """The content of a JSON file of the checkpoint.
+
+    Raises:
+        CheckpointAccessError: the file is not there or may not be read.
+        CheckpointCorruptError: it is no JSON, or no JSON object.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise CheckpointAccessError(
+            f"cannot read {file.name!r} in {where!r} ({error.strerror})",
+            hint="check that the file is there and its permissions",
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointCorruptError(
+            f"broken {file.name!r} in {where!r}: {error}",
+            hint="download or copy this file again",
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointCorruptError(
+            f"broken {file.name!r} in {where!r}: a JSON {type(content).__name__} "
+            "(expected an object)",
+            hint="download or copy this file again",
+        )
+    return content
+
+
+def load_config(
+    folder: Path, *, content: Mapping[str, Any], trust_remote_code: bool, where: str
+) -> transformers.PreTrainedConfig:
+    """The config as transformers understands it.
+
+    Args:
+        folder: where the config file lies.
+        content: what it holds, looked at before transformers reads it.
+        trust_remote_code: whether Python code of the checkpoint may run.
+        where: how the folder is called in messages.
+
+    Raises:
+        UnsupportedModelError: quantised weights, an unknown model type, or code of the
+            checkpoint's own that it cannot do without and may not run.
+        CheckpointCorruptError: values that the config class does not take.
+    """
+    _refuse_quantised(content, where=where)
+    if not trust_remote_code:
+        _refuse_code(content, where=where)
+    try:
+        with _quiet_transformers():
+            config: transformers.PreTrainedConfig = transformers.AutoConfig.from_pretrained(
+                folder, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:  # the values of the file, or its own code, may raise anything
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointCorruptError(
+            f"transformers {transformers.__version__} cannot use {CONFIG} of {where!r}: "
+            f"{first_line!r}",
+            hint="compare the file with the one on the Hub, or: pip install -U transformers",
+        ) from error
+    return config
+
+
+def _refuse_code(content: Mapping[str, Any], *, where: str) -> None:
+    model_type = content.get("model_type")
+    if model_type is None:
+        raise UnsupportedModelError(
+            f"{CONFIG} of {where!r} names no model_type, so it is no transformers checkpoint",
+            hint="scan a checkpoint that save_pretrained wrote",
+        )
+    foreign = [name for name in _class_names(content) if name not in dir(transformers)]
+    is_known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
+    if content.get("auto_map") and (foreign or not is_known):
+        raise UnsupportedModelError(
+            f"custom code without permission: {where!r} needs its own Python code for "
+            f"{foreign[0] if foreign else model_type!r}",
+            hint="read that code; if you trust it: --trust-remote-code",
+        )
+    if not is_known:
+        raise UnsupportedModelError(
+            f"transformers {transformers.__version__} does not know the model_type "
+            f"{model_type!r} of {where!r}",
+            hint="pip install -U transformers",
+        )
+
+
+def _class_names(content: Mapping[str, Any]) -> list[str]:
+    names = content.get("architectures")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _refuse_quantised(content: Mapping[str, Any], *, where: str) -> None:
+    parts = [content, *(part for part in content.values() if isinstance(part, dict))]
+    found = [part["quantization_config"] for part in parts if part.get("quantization_config")]
+    if content.get("quantization"):
+        found.append({"quant_method": "mlx"})  # MLX alone leaves the "_config" out
+    if found:
+        method = found[0].get("quant_method") if isinstance(found[0], dict) else None
+        raise UnsupportedModelError(
+            f"quantised checkpoints are not scanned yet: {where!r} is quantised "
+            f"with {method or 'an unnamed method'!r}",
+            hint="scan the unquantised base model that it was made from",
+        )
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)

@@ -1,0 +1,210 @@
+"""What a folder of files is: which of them hold the weights, or which other format it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+from precheck.errors import CheckpointAccessError, CheckpointCorruptError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+"""The single file and the index, in the order transformers looks for them.
+
+**Source**: ``SAFE_WEIGHTS_NAME`` ... in
+https://github.com/huggingface/transformers/blob/main/src/transformers/utils/__init__.py
+"""
+
+_SHOWN = 3
+"""Names listed in a message before the rest is only counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignFormat:
+    """A format that transformers does not load as a model, by the files that give it away."""
+
+    name: str
+    patterns: tuple[str, ...]
+    hint: str
+    beside_weights: bool = False
+    """Refused also where transformers' own weights lie beside it."""
+
+
+_ORIGINAL = "scan the checkpoint it was made from: the folder or Hub id with model.safetensors"
+_CONVERT = "convert it to safetensors with its conversion script in transformers, then scan that"
+
+FOREIGN_FORMATS = (
+    ForeignFormat(
+        name="PEFT adapter",
+        patterns=("adapter_config.json",),
+        hint="scan its base model, or merge it first: "
+        "PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(DIR)",
+        beside_weights=True,
+    ),
+    ForeignFormat(
+        name="diffusers pipeline",
+        patterns=("model_index.json",),
+        hint="scan one of its transformers models, such as the folder text_encoder in it",
+        beside_weights=True,
+    ),
+    ForeignFormat(name="GGUF", patterns=("*.gguf",), hint=_ORIGINAL),
+    ForeignFormat(name="GGML", patterns=("ggml*.bin", "*.ggml"), hint=_ORIGINAL),
+    ForeignFormat(name="ONNX", patterns=("*.onnx", "*/*.onnx"), hint=_ORIGINAL),
+    ForeignFormat(name="OpenVINO", patterns=("openvino_*.xml", "*/openvino_*.xml"), hint=_ORIGINAL),
+    ForeignFormat(name="TensorRT engine", patterns=("*.engine", "*.plan"), hint=_ORIGINAL),
+    ForeignFormat(
+        name="Core ML", patterns=("*.mlmodel", "*.mlpackage", "*.mlpackage/*"), hint=_ORIGINAL
+    ),
+    ForeignFormat(name="CTranslate2", patterns=("model.bin",), hint=_ORIGINAL),
+    ForeignFormat(name="MLX arrays", patterns=("weights*.npz",), hint=_ORIGINAL),
+    ForeignFormat(
+        name="TensorFlow", patterns=("tf_model*.h5", "*.h5", "saved_model.pb"), hint=_CONVERT
+    ),
+    ForeignFormat(name="Flax", patterns=("flax_model*.msgpack", "*.msgpack"), hint=_CONVERT),
+    ForeignFormat(name="NeMo", patterns=("*.nemo",), hint=_CONVERT),
+    ForeignFormat(
+        name="original Llama or Mistral release",
+        patterns=("consolidated*.pth", "consolidated*.safetensors"),
+        hint="scan the transformers version of it: the folder or Hub id with model.safetensors",
+    ),
+    ForeignFormat(
+        name="DeepSpeed or FSDP training state",
+        patterns=("zero_to_fp32.py", "global_step*/*", "*.distcp", "*/*.distcp"),
+        hint="gather it first (DeepSpeed: python zero_to_fp32.py . . --safe_serialization), "
+        "then scan that",
+    ),
+)
+"""Tried in this order; the first that matches is named."""
+
+
+def refuse_foreign_format(names: Collection[str], *, where: str) -> None:
+    """Refuse a folder that holds another format than a transformers checkpoint, by name.
+
+    Args:
+        names: the files, relative to the folder, with ``/``.
+        where: how the folder is called in messages.
+
+    Raises:
+        UnsupportedModelError: names the format and the file that gave it away.
+    """
+    has_weights = any(name in names for name in SAFETENSORS + PICKLES)
+    for foreign in FOREIGN_FORMATS:
+        found = _first_match(names, patterns=foreign.patterns)
+        if found is not None and (foreign.beside_weights or not has_weights):
+            raise UnsupportedModelError(
+                f"{foreign.name}, not a transformers checkpoint: {where!r} has {found!r}",
+                hint=foreign.hint,
+            )
+
+
+def _first_match(names: Collection[str], *, patterns: tuple[str, ...]) -> str | None:
+    return next(
+        (
+            name
+            for pattern in patterns
+            for name in sorted(names)
+            # fnmatch's star crosses folders, a shell's does not.
+            if fnmatch(name, pattern) and name.count("/") == pattern.count("/")
+        ),
+        None,
+    )
+
+
+def find_weight_files(
+    config: Mapping[str, Any],
+    *,
+    names: Collection[str],
+    read_index: Callable[[str], Mapping[str, Any]],
+    allow_pickle: bool,
+    where: str,
+) -> tuple[str, ...]:
+    """The files that ``from_pretrained`` would read the weights from, relative to the folder.
+
+    Args:
+        config: the content of ``config.json``.
+        names: the files of the folder.
+        read_index: gives the content of an index file.
+        allow_pickle: whether ``pytorch_model.bin`` will do where there is no safetensors file.
+        where: how the folder is called in messages.
+
+    Raises:
+        CheckpointAccessError: no weights, or shards that the index names are not there.
+        CheckpointCorruptError: an index that is none, or points out of the folder.
+        UnsupportedModelError: only pickle files, without ``allow_pickle``.
+    """
+    weights = _find_weights(config, names=names, allow_pickle=allow_pickle, where=where)
+    if not weights.endswith(".index.json"):
+        return (weights,)
+    shards = _shards(read_index(weights), index_name=weights, where=where)
+    missing = [shard for shard in shards if shard not in names]
+    if missing:
+        raise CheckpointAccessError(
+            f"{len(missing)} of {len(shards)} shards that {weights!r} names are missing "
+            f"in {where!r}: {_listed(missing)}",
+            hint="download or copy these files into the folder",
+        )
+    return shards
+
+
+def _find_weights(
+    config: Mapping[str, Any], *, names: Collection[str], allow_pickle: bool, where: str
+) -> str:
+    explicit = config.get("transformers_weights")
+    candidates = (explicit,) if isinstance(explicit, str) else SAFETENSORS
+    found = next((name for name in candidates if name in names and _is_inside(name)), None)
+    if found is not None:
+        return found
+    pickled = next((name for name in PICKLES if name in names), None)
+    if pickled is None:
+        raise CheckpointAccessError(
+            f"no weights in {where!r} (expected {' or '.join(map(repr, candidates))})",
+            hint=_what_lies_there(names),
+        )
+    if not allow_pickle:
+        raise UnsupportedModelError(
+            f"weights only as pickle, which can run code when read: {pickled!r} in {where!r} "
+            "(expected safetensors)",
+            hint="if you trust where it comes from: --allow-pickle; otherwise look for a "
+            "revision with model.safetensors",
+        )
+    return pickled
+
+
+def _what_lies_there(names: Collection[str]) -> str:
+    stray = sorted(name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".pth")))
+    if stray:
+        return f"found {_listed(stray)}, but no index that says how they belong together"
+    return "save_pretrained(DIR) writes config.json and model.safetensors; scan that DIR"
+
+
+def _shards(index: Mapping[str, Any], *, index_name: str, where: str) -> tuple[str, ...]:
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointCorruptError(
+            f"no 'weight_map' in {index_name!r} of {where!r}", hint="download the index again"
+        )
+    suffix = ".safetensors" if "safetensors" in index_name else ".bin"
+    for shard in weight_map.values():
+        if not (isinstance(shard, str) and shard.endswith(suffix) and _is_inside(shard)):
+            raise CheckpointCorruptError(
+                f"{index_name!r} of {where!r} names {shard!r} "
+                f"(expected a {suffix} file inside the folder)",
+                hint="do not use this checkpoint unless you know why it reads another file",
+            )
+    return tuple(sorted(set(weight_map.values())))
+
+
+def _is_inside(name: str) -> bool:
+    # Lexically: files of a Hub cache are links that lead out of the folder by right.
+    windows = PureWindowsPath(name)
+    return not windows.anchor and ".." not in windows.parts and not PurePosixPath(name).anchor
+
+
+def _listed(names: Collection[str]) -> str:
+    shown = ", ".join(repr(name) for name in sorted(names)[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

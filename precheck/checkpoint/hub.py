@@ -1,0 +1,181 @@
+"""Fetching a checkpoint from the Hugging Face Hub; cache, tokens and offline mode are its own."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import huggingface_hub
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from precheck.errors import CheckpointAccessError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+# The transport's own error, whichever HTTP library huggingface_hub is built on.
+_TransportError: type[Exception] = HfHubHTTPError.__mro__[1]
+
+_DESCRIPTION_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+"""Configs, tokenizers, chat templates, indices: all that a model is besides its weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """One revision of a repository in the local cache, its weights perhaps not there yet."""
+
+    repo: str
+    revision: str | None
+    """As asked for."""
+    commit: str
+    folder: Path
+    sizes: Mapping[str, int]
+    """Bytes by file name of the whole repository; of what the cache holds when offline."""
+
+    def absent(self, names: Collection[str]) -> tuple[str, ...]:
+        """Which of these files are not in the cache yet."""
+        return tuple(name for name in names if not (self.folder / name).exists())
+
+
+def fetch_description(
+    repo: str, *, revision: str | None, with_code: bool, check: Callable[[Collection[str]], None]
+) -> Snapshot:
+    """Download everything small: configs, indices, the tokenizer, Python files if ``with_code``.
+
+    Without the Hub the cache is used as it is, whatever it holds.
+
+    Args:
+        repo: ``owner/name``.
+        revision: branch, tag or commit; None for the default branch.
+        with_code: whether the repository's own Python files are wanted.
+        check: is shown the names of all files before any is downloaded, and may raise.
+
+    Raises:
+        CheckpointAccessError: unreachable, unknown, gated; says which and what to do.
+    """
+    with _translated(repo, revision=revision):
+        sizes = _list_files(repo, revision=revision)
+        if sizes is None:
+            cached = huggingface_hub.snapshot_download(
+                repo, revision=revision, local_files_only=True, allow_patterns=["config.json"]
+            )
+            sizes = {
+                file.relative_to(cached).as_posix(): file.stat().st_size
+                for file in Path(cached).rglob("*")
+                if file.is_file()
+            }
+        check(sizes)
+        wanted = [name for name in sizes if _is_description(name, with_code=with_code)]
+        folder = Path(_download(repo, revision=revision, names=wanted))
+    return Snapshot(repo=repo, revision=revision, commit=folder.name, folder=folder, sizes=sizes)
+
+
+def fetch_files(snapshot: Snapshot, names: Collection[str]) -> None:
+    """Download these files into the snapshot's folder; those in the cache stay as they are.
+
+    Raises:
+        CheckpointAccessError: as ``fetch_description``.
+    """
+    with _translated(snapshot.repo, revision=snapshot.revision):
+        # By commit: the branch may have moved on since the description was fetched.
+        _download(snapshot.repo, revision=snapshot.commit, names=names)
+
+
+def _list_files(repo: str, *, revision: str | None) -> dict[str, int] | None:
+    try:
+        found = huggingface_hub.model_info(repo, revision=revision, files_metadata=True)
+    except HfHubHTTPError:
+        raise
+    except (OfflineModeIsEnabled, _TransportError):
+        return None
+    return {each.rfilename: each.size or 0 for each in found.siblings or []}
+
+
+def _is_description(name: str, *, with_code: bool) -> bool:
+    if name.endswith(".py"):
+        return with_code
+    in_root = "/" not in name or name.startswith("additional_chat_templates/")
+    return in_root and name.endswith(_DESCRIPTION_SUFFIXES)
+
+
+def _download(repo: str, *, revision: str | None, names: Collection[str]) -> str:
+    return huggingface_hub.snapshot_download(
+        repo, revision=revision, allow_patterns=[_literally(name) for name in names]
+    )
+
+
+def _literally(name: str) -> str:
+    return name.replace("[", "[[]").replace("*", "[*]").replace("?", "[?]")
+
+
+_UNREACHABLE = (
+    "no folder of that name, and {repo!r} is not in the cache and the Hub cannot be reached",
+    "check the network, the proxy and HF_HUB_OFFLINE, or give a local folder",
+)
+
+_TRANSLATIONS: tuple[tuple[type[Exception], str, str], ...] = (
+    (
+        GatedRepoError,
+        "the Hub does not hand out gated repository {repo!r} to you",
+        "ask for access at https://huggingface.co/{repo}, then: hf auth login",
+    ),
+    (
+        RepositoryNotFoundError,
+        "no folder and no Hub repository of that name: {repo!r}",
+        "check the spelling; if it is private: hf auth login",
+    ),
+    (
+        RevisionNotFoundError,
+        "no revision {revision!r} in Hub repository {repo!r}",
+        "see https://huggingface.co/{repo}/commits/main for branches, tags and commits",
+    ),
+    (LocalEntryNotFoundError, *_UNREACHABLE),
+    (OfflineModeIsEnabled, *_UNREACHABLE),
+    (
+        HFValidationError,
+        "neither a folder nor a Hub id: {repo!r} (expected owner/name)",
+        "check the spelling of the path",
+    ),
+    (
+        HfHubHTTPError,
+        "the Hub refused {repo!r}: {error!r}",
+        "try again later; status of the Hub: https://status.huggingface.co",
+    ),
+    (
+        _TransportError,
+        "connection to the Hub lost while fetching {repo!r}: {error!r}",
+        "run the same command again: what was downloaded is kept",
+    ),
+    (
+        OSError,
+        "cannot store {repo!r} in the cache: {error!r}",
+        "check space and permissions, or set HF_HOME to another disk",
+    ),
+)
+"""The Hub's errors, a subclass before its base: message and hint."""
+
+
+@contextmanager
+def _translated(repo: str, *, revision: str | None) -> Iterator[None]:
+    known = tuple(kind for kind, _, _ in _TRANSLATIONS)
+    try:
+        yield
+    except known as error:
+        message, hint = next(
+            (message, hint) for kind, message, hint in _TRANSLATIONS if isinstance(error, kind)
+        )
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointAccessError(
+            message.format(repo=repo, revision=revision or "main", error=first_line),
+            hint=hint.format(repo=repo),
+        ) from error

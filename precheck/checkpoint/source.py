@@ -1,0 +1,185 @@
+"""From what the user calls a model to a checkpoint on disk that is worth scanning."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from precheck.checkpoint import gallery, hub
+from precheck.checkpoint.config import CONFIG, load_config, read_json_object
+from precheck.checkpoint.formats import find_weight_files, refuse_foreign_format
+from precheck.checkpoint.weights import Weights
+from precheck.errors import (
+    CheckpointAccessError,
+    UnsupportedModelError,
+    UsageError,
+)
+from precheck.records.progress import Announcement, Observer
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    import transformers
+
+_DEMO = "demo:"
+
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
+"""``owner/name``, or the bare name of an old repository."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint on disk: its config was read and the headers of its weights checked."""
+
+    id: str
+    """As the user called it."""
+    folder: Path
+    revision: str | None
+    """Commit on the Hub; None for a local folder."""
+    config: transformers.PreTrainedConfig
+    trust_remote_code: bool
+    allow_pickle: bool
+    weight_files: tuple[Path, ...]
+
+
+def open_checkpoint(
+    model: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    observe: Observer,
+) -> Checkpoint:
+    """The checkpoint behind a local folder, a Hub id or ``demo:NAME``, downloaded if need be.
+
+    Args:
+        model: what to scan; a folder goes before a repository of the same name.
+        revision: branch, tag or commit of a Hub repository.
+        trust_remote_code: whether Python code of the checkpoint may run.
+        allow_pickle: whether ``pytorch_model.bin`` will do, read with ``weights_only=True``.
+        observe: is told the size of a download before it starts.
+
+    Raises:
+        CheckpointAccessError: not there, not complete, or not handed out.
+        CheckpointCorruptError: a config, an index or a shard that is broken; names the file.
+        UnsupportedModelError: another format, an unknown architecture, quantised weights,
+            code or pickles without permission.
+        UsageError: an unknown demo, or a revision of something that has none.
+    """
+    place = _locate(model, revision=revision, with_code=trust_remote_code)
+    content = _read_config(place, where=model)
+    config = load_config(
+        place.folder, content=content, trust_remote_code=trust_remote_code, where=model
+    )
+    weight_names = find_weight_files(
+        content,
+        names=place.names,
+        read_index=lambda name: read_json_object(place.folder / name, where=model),
+        allow_pickle=allow_pickle,
+        where=model,
+    )
+    if place.snapshot is not None:
+        _download(place.snapshot, names=weight_names, observe=observe)
+    weight_files = tuple(place.folder / name for name in weight_names)
+    # Opening checks every header against the length of its file.
+    Weights(weight_files).close()
+    return Checkpoint(
+        id=model,
+        folder=place.folder,
+        revision=None if place.snapshot is None else place.snapshot.commit,
+        config=config,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        weight_files=weight_files,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    folder: Path
+    names: frozenset[str]
+    """Files of the checkpoint, relative to the folder; on the Hub also those not fetched yet."""
+    snapshot: hub.Snapshot | None = None
+
+
+def _locate(model: str, *, revision: str | None, with_code: bool) -> _Place:
+    refuse = partial(refuse_foreign_format, where=model)
+    folder = _find_folder(model)
+    if folder is None:
+        snapshot = hub.fetch_description(
+            model, revision=revision, with_code=with_code, check=refuse
+        )
+        return _Place(folder=snapshot.folder, names=frozenset(snapshot.sizes), snapshot=snapshot)
+    if revision is not None:
+        raise UsageError(
+            f"a revision of a local folder: {revision!r} of {model!r} (only the Hub has revisions)",
+            hint="leave --revision out, or give a Hub id",
+        )
+    names = frozenset(
+        file.relative_to(folder).as_posix()
+        for pattern in ("*", "*/*")
+        for file in folder.glob(pattern)
+        if file.is_file()
+    )
+    refuse(names)
+    return _Place(folder=folder, names=names)
+
+
+def _find_folder(model: str) -> Path | None:
+    if model.startswith(_DEMO):
+        return gallery.saved(model.removeprefix(_DEMO))
+    try:
+        path = Path(model).expanduser()
+        if path.is_dir():
+            return path
+        is_file = path.exists()
+    except (OSError, RuntimeError) as error:
+        raise CheckpointAccessError(
+            f"cannot look into {model!r}: {error}", hint="check the spelling and the permissions"
+        ) from error
+    if is_file:
+        refuse_foreign_format([path.name], where=model)
+        raise UnsupportedModelError(
+            f"a file: {model!r} (expected a folder with config.json, or a Hub id)",
+            hint="give the folder that it lies in",
+        )
+    if not _HUB_ID.fullmatch(model):
+        raise CheckpointAccessError(
+            f"no such folder: {model!r}", hint="check the spelling, or give a Hub id: owner/name"
+        )
+    return None
+
+
+def _read_config(place: _Place, *, where: str) -> dict[str, Any]:
+    if CONFIG not in place.names:
+        raise CheckpointAccessError(
+            f"no {CONFIG} in {where!r}, so nothing says what model it is",
+            hint=_nested_checkpoint(place.folder)
+            or "save_pretrained(DIR) writes config.json and model.safetensors; scan that DIR",
+        )
+    return read_json_object(place.folder / CONFIG, where=where)
+
+
+def _nested_checkpoint(folder: Path) -> str | None:
+    # Training runs, and the Hub's own cache, keep checkpoints one or two folders further down.
+    for pattern in (f"*/{CONFIG}", f"snapshots/*/{CONFIG}"):
+        found = max(folder.glob(pattern), default=None)
+        if found is not None:
+            return f"did you mean the folder {str(found.parent)!r}?"
+    return None
+
+
+def _download(snapshot: hub.Snapshot, *, names: Collection[str], observe: Observer) -> None:
+    absent = snapshot.absent(names)
+    if absent:
+        size = sum(snapshot.sizes[name] for name in absent) / 1e9
+        observe(
+            Announcement(
+                text=f"downloading {snapshot.repo} at {snapshot.commit[:12]}: "
+                f"{len(absent)} weight file{'s' * (len(absent) > 1)}, {size:.2f} GB"
+            )
+        )
+        hub.fetch_files(snapshot, absent)

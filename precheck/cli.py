@@ -1,0 +1,264 @@
+"""The command line: parse, call the pipeline, render, exit."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import traceback
+from enum import StrEnum
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from precheck import __version__, arguments, pipeline, terminal
+from precheck.errors import ExitCode, PrecheckError, ScanInterrupted, UsageError
+from precheck.judge.gate import FailOn, gate
+from precheck.records.report import Report
+from precheck.render import RENDERERS
+from precheck.render.console import console_report
+
+app = typer.Typer(
+    name="precheck",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help: the README holds it, and a test compares them
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class StdoutFormat(StrEnum):
+    """How the report is written to stdout."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        terminal.write_stdout(f"precheck {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def precheck(
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Does this model run in half precision here? If not: which operation breaks it, and why."""
+
+
+@app.command()
+def scan(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Local folder, Hub id, or demo:NAME.")
+    ],
+    *,
+    revision: Annotated[
+        str | None,
+        typer.Option(metavar="REV", help="Branch, tag or commit of a Hub id."),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(metavar="LIST", help="Dtypes, comma separated."),
+    ] = "float16,bfloat16,float32",
+    attn: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Attention implementations; without it the model's default, and eager.",
+        ),
+    ] = None,
+    device: Annotated[
+        str,
+        typer.Option(metavar="DEVICE", help="auto, cpu, cuda:0 or mps."),
+    ] = "auto",
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint."),
+    ] = False,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option("--allow-pickle", help="Read pickled weights, which can run code."),
+    ] = False,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT", help="Probe with this text, not the built-in ones. Repeatable."
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help='Probe with this file: a text a line, or .jsonl with "text" or "token_ids".',
+        ),
+    ] = None,
+    builtin_probes: Annotated[
+        bool,
+        typer.Option("--builtin-probes", help="Keep the built-in probes too."),
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One short batch.")] = False,
+    output: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write the report here (.json). Repeatable."
+        ),
+    ] = None,
+    stdout_format: Annotated[
+        StdoutFormat,
+        typer.Option("--format", help="Format on stdout."),
+    ] = StdoutFormat.TABLE,
+    all_layers: Annotated[
+        bool,
+        typer.Option("--all-layers", help="Show every layer."),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks of errors.")] = False,
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GPU", help="Advise for this GPU (T4, sm_75), not the one found. Repeatable."
+        ),
+    ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DTYPE+ATTN",
+            help="Fail unless this one is good, such as float16+sdpa; without it the checkpoint's"
+            " own dtype and attention. Repeatable.",
+        ),
+    ] = None,
+    fail_on: Annotated[FailOn, typer.Option(help="What makes the exit code 1.")] = FailOn.ERROR,
+) -> None:
+    """Measure MODEL in every dtype and attention implementation, and say which to use.
+
+    Exit code 0: the gate holds, 1: it does not, 2: usage, 3: not completed.
+    """
+    del debug  # main() reads it, because it has to know before the arguments are parsed
+    outputs = output or []
+    for path in outputs:
+        arguments.check_output(path)
+    required = tuple(map(arguments.configuration, require or ()))
+    with terminal.progress(quiet=quiet) as observe:
+        try:
+            report = pipeline.scan(
+                model,
+                dtypes=arguments.dtypes(dtype),
+                attn_implementations=arguments.names(attn, flag="--attn") if attn else None,
+                prompts=arguments.prompts(prompt or (), prompts),
+                device=device,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                allow_pickle=allow_pickle,
+                gpus=tuple(gpu or ()),
+                require=required,
+                builtin_probes=builtin_probes,
+                quick=quick,
+                observe=observe,
+            )
+        except ScanInterrupted as interrupted:
+            _write_partial(interrupted.partial, outputs)
+            raise typer.Exit(ExitCode.INTERRUPTED) from interrupted
+    terminal.write_stdout(_on_stdout(report, stdout_format=stdout_format, all_layers=all_layers))
+    for path in outputs:
+        terminal.write_whole(path, RENDERERS[path.suffix].render(report))
+    outcome = gate(report, require=required, fail_on=fail_on)
+    if not quiet:
+        for reason in outcome.reasons:
+            sys.stderr.write(f"gate {'holds' if outcome.holds else 'fails'}: {reason}\n")
+    raise typer.Exit(_exit_code(report, holds=outcome.holds))
+
+
+def _on_stdout(report: Report, *, stdout_format: StdoutFormat, all_layers: bool) -> str:
+    match stdout_format:
+        case StdoutFormat.JSON:
+            return RENDERERS[".json"].render(report)
+        case StdoutFormat.TABLE:
+            return console_report(
+                report,
+                width=shutil.get_terminal_size().columns,
+                colour=terminal.has_colour(),
+                all_layers=all_layers,
+            )
+
+
+def _write_partial(partial: object, outputs: list[Path]) -> None:
+    sys.stderr.write("interrupted\n")
+    if isinstance(partial, Report):
+        for path in outputs:
+            terminal.write_whole(path, RENDERERS[path.suffix].render(partial))
+            sys.stderr.write(f"what was measured until then is in {path}\n")
+
+
+def _exit_code(report: Report, *, holds: bool) -> ExitCode:
+    if not report.complete:
+        return ExitCode.INCOMPLETE
+    return ExitCode.GATE_HOLDS if holds else ExitCode.GATE_FAILS
+
+
+@app.command()
+def demo(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Built-in model to save.")
+    ] = None,
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Save it here.")
+    ] = None,
+) -> None:
+    """List the built-in models, or save one as a checkpoint."""
+    from precheck.checkpoint.gallery import GALLERY
+
+    if name is None:
+        titles = (f"demo:{each}  {entry.title}" for each, entry in GALLERY.items())
+        terminal.write_stdout("\n".join((*titles, "", "scan one: precheck scan demo:NAME")))
+        return
+    name = name.removeprefix("demo:")
+    if name not in GALLERY:
+        raise UsageError(
+            f"unknown built-in model: {name!r} (expected {', '.join(GALLERY)})",
+            hint="precheck demo lists them",
+        )
+    if output is None:
+        raise UsageError(
+            "no folder to save the model in (expected -o DIR)", hint=f"precheck demo {name} -o DIR"
+        )
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(
+            f"output folder is not empty: {str(output)!r}", hint="choose a folder that is not there"
+        )
+    GALLERY[name].build(output)
+    terminal.write_stdout(f"saved; scan it: precheck scan {output}")
+
+
+def main() -> NoReturn:
+    """Run the command line, and end the process with one of ``ExitCode``."""
+    debug = "--debug" in sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        # A report quotes tokens in any script; a terminal without it is no reason to fail.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        app(prog_name="precheck")
+    except PrecheckError as error:
+        code, message, hint = error.exit_code, error.message, error.hint
+        trace = traceback.format_exc()
+    except Exception as error:  # noqa: BLE001  the one place where a bug becomes an exit code
+        code = ExitCode.BUG
+        message = f"bug in precheck: {type(error).__name__}: {error}"
+        hint = "please report it, with the output of --debug"
+        trace = traceback.format_exc()
+    if debug:
+        sys.stderr.write(trace)
+    sys.stderr.write(f"error: {message}\n")
+    if hint:
+        sys.stderr.write(f"hint: {hint}\n")
+    sys.exit(code)

@@ -1,0 +1,166 @@
+"""Findings on what is stored, before anything runs (PC5xx)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from precheck.judge.evidence import USABLE
+from precheck.records.finding import Confidence, Finding, Severity
+from precheck.records.precision import Dtype
+from precheck.records.quantities import counted, listed, magnitude
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from precheck.judge.evidence import Evidence
+    from precheck.records.report import CheckpointAudit
+
+
+def has_random_parameters(audit: CheckpointAudit) -> bool:
+    """Whether some of the model's parameters did not come from the checkpoint."""
+    return bool(audit.missing or audit.mismatched)
+
+
+def missing(evidence: Evidence) -> Iterator[Finding]:
+    """Parameters that the model has and the checkpoint lacks."""
+    names = evidence.measurements.checkpoint.missing
+    if names:
+        yield _checkpoint_error(
+            "PC501",
+            module=names[0],
+            message=(
+                f"Missing from the checkpoint, so newly initialised: "
+                f"{counted(len(names), 'parameter')} ({listed(names)}). The outputs are random, in "
+                "every configuration, whatever the runs look like."
+            ),
+            advice=(
+                "Download the checkpoint again, or load it with the class and the library version "
+                "it was saved for."
+            ),
+        )
+
+
+def mismatched(evidence: Evidence) -> Iterator[Finding]:
+    """Parameters whose stored shape is not the model's."""
+    names = evidence.measurements.checkpoint.mismatched
+    if names:
+        yield _checkpoint_error(
+            "PC502",
+            module=names[0],
+            message=(
+                f"Stored in another shape than the model's, so newly initialised: "
+                f"{counted(len(names), 'parameter')} ({listed(names)}). The outputs are random, in "
+                "every configuration, whatever the runs look like."
+            ),
+            advice="Use the config.json that belongs to these weights.",
+        )
+
+
+def nonfinite(evidence: Evidence) -> Iterator[Finding]:
+    """Weights that are NaN or infinite as they are stored."""
+    faults = evidence.measurements.checkpoint.nonfinite
+    if faults:
+        number = sum(fault.num_elements for fault in faults)
+        yield _checkpoint_error(
+            "PC504",
+            module=faults[0].name,
+            message=(
+                f"Stored weights are NaN or infinite: {number:,} in "
+                f"{counted(len(faults), 'tensor')} ({listed(tuple(f.name for f in faults))}). "
+                "Whatever they touch is NaN, in every configuration."
+            ),
+            advice=(
+                "Take an earlier checkpoint, or repeat the merge or the quantization that wrote "
+                "this one."
+            ),
+        )
+
+
+def out_of_float16_range(evidence: Evidence) -> Iterator[Finding]:
+    """Finite weights that are infinite in float16; a worry only where float16 is used."""
+    faults = evidence.measurements.checkpoint.out_of_float16_range
+    if not faults:
+        return
+    runs = tuple(i for i, run in enumerate(evidence.runs) if run.dtype is Dtype.FLOAT16)
+    broken = any(evidence.runs[index].verdict not in USABLE for index in runs)
+    largest = max((fault.abs_max for fault in faults if fault.abs_max is not None), default=None)
+    reach = f", up to {magnitude(largest)}" if largest is not None else ""
+    yield Finding(
+        code="PC503",
+        severity=Severity.WARNING if broken else Severity.NOTE,
+        confidence=Confidence.MEASURED,
+        runs=runs,
+        module=faults[0].name,
+        message=(
+            f"Outside float16, which ends at {magnitude(Dtype.FLOAT16.limits.max)}: "
+            f"{counted(sum(fault.num_elements for fault in faults), 'stored weight')}{reach} "
+            f"({listed(tuple(fault.name for fault in faults))}). Cast to float16 they are infinite."
+        ),
+        advice="Use bfloat16 or float32, or keep these modules in float32.",
+    )
+
+
+def unexpected(evidence: Evidence) -> Iterator[Finding]:
+    """Tensors in the checkpoint that the model has no place for."""
+    names = evidence.measurements.checkpoint.unexpected
+    if names:
+        yield Finding(
+            code="PC505",
+            severity=Severity.NOTE,
+            confidence=Confidence.MEASURED,
+            module=names[0],
+            message=(
+                f"{evidence.measurements.model.architecture} has no place for "
+                f"{counted(len(names), 'stored tensor')}: {listed(names)}."
+            ),
+            advice=(
+                "Usually harmless (an optimizer state, a head of another task). If the names look "
+                "like the model's, the wrong class was loaded."
+            ),
+        )
+
+
+def declares_another_dtype(evidence: Evidence) -> Iterator[Finding]:
+    """A config that names another dtype than its tensors have."""
+    model = evidence.measurements.model
+    floating = {name: n for name, n in model.tensor_dtypes.items() if name in set(Dtype)}
+    stored = max(floating, key=floating.__getitem__) if floating else None
+    if model.declared_dtype is not None and stored not in {None, model.declared_dtype}:
+        yield Finding(
+            code="PC506",
+            severity=Severity.NOTE,
+            confidence=Confidence.MEASURED,
+            message=(
+                f"The config declares {model.declared_dtype}, most weights are stored as {stored}. "
+                f'from_pretrained(dtype="auto") loads {model.declared_dtype}.'
+            ),
+            advice="Name the dtype where the model is loaded.",
+        )
+
+
+def kept_in_float32(evidence: Evidence) -> Iterator[Finding]:
+    """Modules that stay in float32 when loaded as float16, and only then."""
+    names = evidence.measurements.checkpoint.kept_in_float32
+    if names:
+        yield Finding(
+            code="PC507",
+            severity=Severity.NOTE,
+            confidence=Confidence.DOCUMENTED,
+            message=(
+                f"{evidence.measurements.model.architecture} keeps {listed(names)} in float32 when "
+                "it is loaded with dtype=torch.float16; the float16 verdict holds for that only."
+            ),
+            advice="Pass dtype= to from_pretrained; .half() on a loaded model casts these as well.",
+        )
+
+
+def _checkpoint_error(code: str, *, module: str, message: str, advice: str) -> Finding:
+    return Finding(
+        code=code,
+        severity=Severity.ERROR,
+        confidence=Confidence.MEASURED,
+        module=module,
+        message=message,
+        advice=advice,
+        in_vain="Another dtype, attention implementation or sampling setting does not help.",
+    )

@@ -1,0 +1,43 @@
+"""Findings on the scan itself: what it did not get to (PC9xx)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from precheck.records.finding import Confidence, Finding, Severity
+from precheck.records.quantities import counted, listed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from precheck.judge.evidence import Evidence
+
+
+def incomplete(evidence: Evidence) -> Iterator[Finding]:
+    """A scan that ended before everything it set out to measure was measured."""
+    if not evidence.measurements.complete:
+        reason = evidence.measurements.incomplete_reason or "it ended early"
+        yield Finding(
+            code="PC901",
+            severity=Severity.WARNING,
+            confidence=Confidence.MEASURED,
+            message=(
+                f"The scan is incomplete: {reason.rstrip('.')}. What is not in this report was "
+                "not measured, and is not known to be fine."
+            ),
+            advice="Scan again; --quick takes one short batch, --dtype and --attn fewer runs.",
+        )
+
+
+def probes_not_run(evidence: Evidence) -> Iterator[Finding]:
+    """Probes that this model or its tokenizer had no use for."""
+    names = evidence.measurements.coverage.probes_not_run
+    if names:
+        yield Finding(
+            code="PC902",
+            severity=Severity.NOTE,
+            confidence=Confidence.MEASURED,
+            probes=names,
+            message=f"Not run: {counted(len(names), 'probe')} ({listed(names)}).",
+            advice="Give prompts of your own (--prompts) if these matter to you.",
+        )

@@ -1,0 +1,50 @@
+"""What the rules look at: the measurements, with every run judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from precheck.records.finding import Verdict
+from precheck.records.precision import Dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from precheck.judge.hardware import Hardware
+    from precheck.records.report import Measurements, Run
+
+USABLE = frozenset({Verdict.SAFE, Verdict.LOW_HEADROOM, Verdict.ABSORBED})
+"""The verdicts of runs whose output can be trusted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """The facts of a scan, the verdicts on its runs, and the devices advised for."""
+
+    measurements: Measurements
+    runs: tuple[Run, ...]
+    devices: tuple[Hardware, ...] = ()
+
+    @property
+    def broken_references(self) -> tuple[int, ...]:
+        """Indexes of the float32 runs that are themselves not finite."""
+        return tuple(index for index, run in enumerate(self.runs) if run.reference_nonfinite)
+
+    def with_verdict(self, *verdicts: Verdict) -> Iterable[tuple[int, Run]]:
+        """Index and run of those with one of these verdicts, broken references left out."""
+        return (
+            (index, run)
+            for index, run in enumerate(self.runs)
+            if run.verdict in verdicts and not run.reference_nonfinite
+        )
+
+    def safe_names(self) -> tuple[str, ...]:
+        """The 16-bit configurations that were measured and are safe."""
+        return tuple(
+            dict.fromkeys(
+                run.name
+                for run in self.runs
+                if run.verdict is Verdict.SAFE and run.dtype is not Dtype.FLOAT32
+            )
+        )

@@ -1,0 +1,111 @@
+"""Whether a checkpoint may be deployed as it would be: the answer behind the exit code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from precheck.records.finding import Severity, Verdict
+from precheck.records.precision import Configuration, Dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from precheck.records.report import Report, Run
+
+
+class FailOn(StrEnum):
+    """What the gate rejects."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """Whether the gate holds, and why or why not, as sentences."""
+
+    holds: bool
+    reasons: tuple[str, ...]
+
+
+_REJECTED = {
+    FailOn.ERROR: frozenset({Verdict.FAILED, Verdict.OVERFLOW, Verdict.DEGRADED}),
+    FailOn.WARNING: frozenset(Verdict) - {Verdict.SAFE},
+    FailOn.NEVER: frozenset[Verdict](),
+}
+
+
+def gate(report: Report, *, require: tuple[Configuration, ...] = (), fail_on: FailOn) -> Gate:
+    """Judge the configurations that would be deployed.
+
+    Args:
+        report: a judged scan.
+        require: the configurations to judge; without any, what a plain
+            ``from_pretrained(dtype="auto")`` would load.
+        fail_on: ``error`` rejects what is wrong, ``warning`` also what may become wrong
+            (little headroom, an absorbed overflow), ``never`` rejects nothing.
+    """
+    against = [*_broken(report), *_not_measurable(report, require=require)]
+    in_favour: list[str] = []
+    for configuration in require or _deployed(report):
+        runs = _matching(report, configuration)
+        rejected = [run for run in runs if run.verdict in _REJECTED[fail_on]]
+        if not runs:
+            against.append(f"{_named(configuration)} was not measured.")
+        elif rejected:
+            against.extend(_sentence(run) for run in rejected)
+        else:
+            in_favour.extend(_sentence(run) for run in runs)
+    if fail_on is FailOn.NEVER:
+        return Gate(holds=True, reasons=("Nothing is rejected (--fail-on never).",))
+    return Gate(holds=not against, reasons=tuple(against or in_favour))
+
+
+def _broken(report: Report) -> Iterator[str]:
+    """What rejects a checkpoint whatever it is deployed as."""
+    for finding in report.findings:
+        if finding.severity is Severity.ERROR and finding.code.startswith("PC5"):
+            yield finding.message
+    for run in report.runs:
+        if run.reference_nonfinite:
+            yield f"{run.name} is not finite, so the model is broken in every dtype."
+
+
+def _not_measurable(report: Report, *, require: tuple[Configuration, ...]) -> Iterator[str]:
+    if not require and not _deployed(report):
+        yield (
+            f"The checkpoint would be loaded as {report.model.deploy_dtype or 'an unknown dtype'}, "
+            "which precheck does not measure: say what you deploy (--require float16+sdpa)."
+        )
+
+
+def _deployed(report: Report) -> tuple[Configuration, ...]:
+    """What a plain ``from_pretrained(dtype="auto")`` gives, if precheck measures that dtype."""
+    dtype = report.model.deploy_dtype
+    if dtype not in set(Dtype):
+        return ()
+    attn_implementation = report.model.default_attn_implementation or ""
+    return (Configuration(dtype=Dtype(dtype), attn_implementation=attn_implementation),)
+
+
+def _matching(report: Report, configuration: Configuration) -> tuple[Run, ...]:
+    """Its runs, by the implementation asked for or used; by dtype alone if none is known."""
+    wanted = configuration.attn_implementation
+    return tuple(
+        run
+        for run in report.runs
+        if run.dtype is configuration.dtype
+        and wanted in {"", run.requested_attn_implementation, run.attn_implementation}
+    )
+
+
+def _named(configuration: Configuration) -> str:
+    return str(configuration) if configuration.attn_implementation else str(configuration.dtype)
+
+
+def _sentence(run: Run) -> str:
+    words = run.verdict.replace("_", " ")
+    return f"{run.name}: {words}{f' ({run.reason})' if run.reason else ''}."

@@ -1,0 +1,86 @@
+"""Every number a judgement depends on, written once: its unit, its reason and its source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threshold:
+    """A value that separates two judgements."""
+
+    value: float
+    unit: str
+    reason: str
+    source: str
+
+
+DEGRADED_KL_DIVERGENCE = Threshold(
+    value=0.01,
+    unit="nat, mean over real tokens",
+    reason=(
+        "Rounding alone stays two decades below it: bfloat16 + sdpa on Qwen2-7B changes the "
+        "perplexity by 0.07%, bfloat16 + eager by 12%, which is 0.11 nat of cross-entropy."
+    ),
+    source="https://github.com/huggingface/transformers/pull/33317",
+)
+DEGRADED_RELATIVE_ERROR = Threshold(
+    value=0.1,
+    unit="mean over real tokens of ||x - r|| / ||r|| after the last layer",
+    reason=(
+        "A bfloat16 step is 2^-8 of a value at most; the rounding of some thirty layers adds up "
+        "to a few percent. A tenth means that something else was lost."
+    ),
+    source="https://arxiv.org/abs/1905.12322",
+)
+LOW_HEADROOM = Threshold(
+    value=1.0,
+    unit="bit",
+    reason=(
+        "What a prompt changes must fit into what is left. BOS alone moves the maximum of "
+        "gemma-3-12b from 471,040 to 778,240, which is 0.7 bits."
+    ),
+    source="https://arxiv.org/abs/2503.22329",
+)
+PREFER_FLOAT16 = Threshold(
+    value=2.0,
+    unit="bit",
+    reason=(
+        "Where bfloat16 is native and safe too, float16 is worth its finer steps only if its "
+        "range is no worry at all: twice what is called low headroom."
+    ),
+    source="https://arxiv.org/abs/2503.22329",
+)
+SAME_KL_DIVERGENCE = Threshold(
+    value=1e-4,
+    unit="nat, mean over real tokens",
+    reason="Two runs both below it round alike for any use of the model; neither is better.",
+    source="https://github.com/huggingface/transformers/pull/33317",
+)
+REFERENCE_DISAGREEMENT = Threshold(
+    value=1e-3,
+    unit="relative difference of perplexity, or of a layer's abs_max",
+    reason=(
+        "Attention implementations agree to about 1e-6 in float32. A thousand times that is "
+        "another computation (a mask, a softcap, a scale), not another order of additions."
+    ),
+    source="https://github.com/huggingface/transformers/issues/35151",
+)
+FLUSHED_SHARE = Threshold(
+    value=1e-3,
+    unit="share of the stored weights that become zero in float16",
+    reason=(
+        "Weights of standard deviation 0.02 lose about one in a million below 2^-25; a "
+        "thousandth means that some tensors live below float16's range."
+    ),
+    source="https://pytorch.org/docs/stable/type_info.html#torch.torch.finfo",
+)
+SUBNORMAL_SHARE = Threshold(
+    value=0.05,
+    unit="share of the stored weights that become subnormal in float16",
+    reason=(
+        "Weights of standard deviation 0.02 have 0.2% below 2^-14, those of 0.002 have 2.4%. "
+        "Subnormal weights keep fewer digits, and some kernels take them for zero."
+    ),
+    source="https://pytorch.org/docs/stable/type_info.html#torch.torch.finfo",
+)

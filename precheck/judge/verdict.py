@@ -1,0 +1,166 @@
+"""What a run amounts to: the first verdict that holds, gravest first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from precheck.judge import thresholds
+from precheck.records.finding import Verdict
+from precheck.records.precision import Dtype
+from precheck.records.quantities import bits, magnitude, nats, percent
+from precheck.records.report import Run
+from precheck.records.tightest import tightest
+from precheck.records.traces import Section
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from precheck.records.traces import Headroom, Overflow, RunTrace
+
+
+class Loss(NamedTuple):
+    """How far a run is from its reference; None where that was not, or cannot be, measured."""
+
+    kl_divergence: float | None
+    relative_error: float | None
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether either figure is beyond its threshold."""
+        return (
+            self.kl_divergence is not None
+            and self.kl_divergence > thresholds.DEGRADED_KL_DIVERGENCE.value
+        ) or (
+            self.relative_error is not None
+            and self.relative_error > thresholds.DEGRADED_RELATIVE_ERROR.value
+        )
+
+    @property
+    def sentence(self) -> str:
+        """The figures in words.
+
+        >>> Loss(0.5, 0.25).sentence
+        'mean KL 0.5 nat, relative error 25.0% after the last layer'
+        """
+        parts = []
+        if self.kl_divergence is not None:
+            parts.append(f"mean KL {nats(self.kl_divergence)} nat")
+        if self.relative_error is not None:
+            parts.append(f"relative error {percent(self.relative_error)} after the last layer")
+        return ", ".join(parts)
+
+
+def loss(run: RunTrace) -> Loss:
+    """The figures a run's precision is judged by.
+
+    In a mixture of experts only tokens that went to the reference's experts count: a token sent
+    elsewhere is far from the reference without anything being wrong.
+    """
+    main = [layer for layer in run.layers if layer.section is Section.DECODER] or [
+        layer for layer in run.layers if layer.section is Section.ENCODER
+    ]
+    last = (main or list(run.layers))[-1:]
+    if any(layer.routing_agreement is not None for layer in run.layers):
+        return Loss(
+            run.logits.kl_divergence_mean_same_routing if run.logits else None,
+            last[0].relative_error_same_routing if last else None,
+        )
+    return Loss(
+        run.logits.kl_divergence_mean if run.logits else None,
+        last[0].relative_error if last else None,
+    )
+
+
+def reference_of(run: RunTrace, *, runs: Sequence[RunTrace]) -> RunTrace | None:
+    """The float32 run with the same attention implementation, the run itself among them."""
+    return next(
+        (
+            other
+            for other in runs
+            if other.dtype is Dtype.FLOAT32
+            and other.attn_implementation == run.attn_implementation
+            and other.failure is None
+        ),
+        None,
+    )
+
+
+def verdict(trace: RunTrace, *, runs: Sequence[RunTrace], headroom: Sequence[Headroom]) -> Run:
+    """The run with its verdict, the reason as a sentence, and the overflow to look at first.
+
+    Args:
+        trace: the run to judge.
+        runs: all runs of the scan, ``trace`` among them; its reference is one of these.
+        headroom: all rows of the scan; those that count for the run are used.
+    """
+    gravest, reason = _gravest(trace, runs=runs, headroom=headroom)
+    return Run.judged(
+        trace,
+        verdict=gravest,
+        reason=reason,
+        first_overflow=_first_overflow(trace, verdict=gravest),
+    )
+
+
+def _gravest(
+    trace: RunTrace, *, runs: Sequence[RunTrace], headroom: Sequence[Headroom]
+) -> tuple[Verdict, str | None]:
+    broken = _without_an_answer(trace, runs=runs)
+    if broken is not None:
+        return broken
+    lost = loss(trace)
+    if lost.is_degraded:
+        return Verdict.DEGRADED, lost.sentence
+    if trace.overflows:
+        return Verdict.ABSORBED, _absorbed_reason(trace, lost=lost)
+    tight = tightest(headroom, trace.configuration)
+    if tight is not None and tight[1] < thresholds.LOW_HEADROOM.value:
+        return Verdict.LOW_HEADROOM, _headroom_reason(*tight)
+    return Verdict.SAFE, None
+
+
+def _without_an_answer(trace: RunTrace, *, runs: Sequence[RunTrace]) -> tuple[Verdict, str] | None:
+    """Verdict and reason of a run whose output says nothing; None where it does."""
+    reference = reference_of(trace, runs=runs)
+    if trace.failure is not None:
+        return Verdict.FAILED, trace.failure
+    if trace.reference_nonfinite:
+        return Verdict.OVERFLOW, f"a real token's output is not finite in {trace.dtype} itself"
+    if reference is not None and reference.reference_nonfinite:
+        return Verdict.FAILED, f"nothing to compare with: {reference.name} is itself not finite"
+    if trace.reaches_output:
+        first = _first_overflow(trace, verdict=Verdict.OVERFLOW)
+        return Verdict.OVERFLOW, _overflow_reason(first)
+    return None
+
+
+def _overflow_reason(first: Overflow | None) -> str:
+    if first is None:
+        return "the output is not finite, and no watched operation made it so"
+    needed = (
+        f" {magnitude(first.reference_abs_max)} in float32,"
+        if first.reference_abs_max is not None
+        else ""
+    )
+    return f"{first.mechanism.phrase}:{needed} the limit is {magnitude(first.limit)}"
+
+
+def _absorbed_reason(trace: RunTrace, *, lost: Loss) -> str:
+    first = trace.overflows[0]
+    figures = f"; {lost.sentence}" if lost.sentence else ""
+    return f"{first.mechanism.phrase} overflowed, and later operations made it finite{figures}"
+
+
+def _headroom_reason(row: Headroom, left: float) -> str:
+    return (
+        f"{bits(left)} bits left: {row.mechanism.phrase} reached {magnitude(row.abs_max)} "
+        f"in {row.module}"
+    )
+
+
+def _first_overflow(trace: RunTrace, *, verdict: Verdict) -> Overflow | None:
+    escaped = [each for each in trace.overflows if not each.absorbed]
+    absorbed = [each for each in trace.overflows if each.absorbed]
+    if verdict is Verdict.OVERFLOW:
+        return next(iter(escaped), None)
+    return next(iter(absorbed), None)

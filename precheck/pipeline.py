@@ -1,0 +1,121 @@
+"""The whole flow: a checkpoint or a live model in, a judged report out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from precheck import __version__
+from precheck.errors import ScanInterrupted, UsageError
+from precheck.judge import judge
+from precheck.judge.hardware import target
+from precheck.records.precision import Configuration, Dtype
+from precheck.records.report import Measurements, Report
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from precheck.records.progress import Announcement, Observer, Step
+
+
+def scan(
+    model: str | Path | nn.Module,
+    *,
+    dtypes: Sequence[Dtype | str] | None = None,
+    attn_implementations: Sequence[str] | None = None,
+    prompts: Sequence[str | Sequence[int]] | None = None,
+    device: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    gpus: Sequence[str] = (),
+    require: Sequence[Configuration] = (),
+    builtin_probes: bool = False,
+    quick: bool = False,
+    observe: Observer | None = None,
+) -> Report:
+    """The report on a checkpoint or a live model, measured in every configuration asked for.
+
+    A live model is left as it was: no hook, mode, thread or changed setting, also after an error.
+
+    Args:
+        model: a local folder, a Hub id, ``demo:NAME``, or a live module.
+        dtypes: names such as ``float16``; None measures all three.
+        attn_implementations: transformers' names; None takes the model's default, and eager
+            where that differs.
+        prompts: texts and token-id lists, instead of the built-in probes; None keeps those.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:0`` or ``mps``.
+        revision: branch, tag or commit of a Hub id.
+        trust_remote_code: run the code that comes with the checkpoint.
+        allow_pickle: read weights that are stored as pickles, which can run code.
+        gpus: advise for these (``T4``, ``sm_75``) instead of the device that was found.
+        require: configurations to measure whatever ``dtypes`` and the defaults say.
+        builtin_probes: keep the built-in probes beside ``prompts``.
+        quick: one short batch.
+        observe: told what happens while it happens.
+
+    Raises:
+        UsageError: a name or a device that cannot be used.
+        PrecheckError: the checkpoint or the device does not allow a scan.
+        ScanInterrupted: Ctrl-C; ``partial`` is the report on what was measured until then.
+    """
+    for gpu in gpus:
+        target(gpu)  # an unknown name is worth knowing before a long scan
+    # torch and transformers take seconds to import; precheck --help does not wait for them.
+    from precheck.checkpoint.source import open_checkpoint
+    from precheck.probe.measure import measure
+
+    observe = observe or _ignore
+    subject = (
+        open_checkpoint(
+            str(model),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+            observe=observe,
+        )
+        if isinstance(model, str | Path)
+        else model
+    )
+    try:
+        measurements = measure(
+            subject,
+            dtypes=tuple(Dtype) if dtypes is None else tuple(map(dtype_named, dtypes)),
+            attn_implementations=attn_implementations and tuple(attn_implementations),
+            required=tuple(require),
+            prompts=prompts,
+            builtin_probes=builtin_probes,
+            quick=quick,
+            device=device,
+            observe=observe,
+        )
+    except ScanInterrupted as interrupted:
+        if not isinstance(interrupted.partial, Measurements):
+            raise
+        partial = judge(interrupted.partial, gpus=tuple(gpus), version=__version__)
+        raise ScanInterrupted(partial) from interrupted
+    return judge(measurements, gpus=tuple(gpus), version=__version__)
+
+
+def dtype_named(name: str) -> Dtype:
+    """The dtype with this torch name or short name.
+
+    >>> dtype_named("fp16")
+    <Dtype.FLOAT16: 'float16'>
+
+    Raises:
+        UsageError: there is no such dtype, or precheck does not measure it.
+    """
+    for dtype in Dtype:
+        if name in {dtype, dtype.short}:
+            return dtype
+    raise UsageError(
+        f"unknown dtype: {name!r} (expected {', '.join(Dtype)})",
+        hint="fp16, bf16 and fp32 are understood too",
+    )
+
+
+def _ignore(_event: Announcement | Step) -> None:
+    """Observe nothing."""

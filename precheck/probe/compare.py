@@ -1,0 +1,253 @@
+"""How far a run is from its reference: hidden states, routing and logits, in float64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from precheck.probe.reduce import tensor_stats
+from precheck.records.stats import TensorStats
+from precheck.records.traces import Divergence, LayerTrace, LogitsTrace, Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from precheck.probe.batches import Batch
+
+CHUNK_ELEMENTS = 1 << 23
+"""Elements taken to float64 at a time (64 MiB): logits of 512 tokens x 152k would need 622 MB."""
+
+
+def token_errors(hidden_states: Tensor, reference: Tensor) -> Tensor:
+    """``||x - r|| / ||r||`` of every token, ``(tokens,)`` float64 on the CPU.
+
+    Both are ``(tokens, hidden)``. Not finite where ``x`` is not; 0 where both are zero. A mean of
+    these weighs every token alike: a norm over the whole tensor would show only the few tokens
+    with massive activations.
+    """
+    step = max(1, CHUNK_ELEMENTS // max(1, hidden_states.shape[-1]))
+    errors = []
+    for start in range(0, hidden_states.shape[0], step):
+        ours = _float64(hidden_states[start : start + step])
+        theirs = _float64(reference[start : start + step])
+        norm = theirs.norm(dim=-1)
+        distance = (ours - theirs).norm(dim=-1)
+        errors.append(torch.where((norm == 0) & (distance == 0), norm, distance / norm))
+    return torch.cat(errors).cpu()
+
+
+def _float64(tensor: Tensor) -> Tensor:
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+@dataclass(slots=True)
+class Mean:
+    """A mean that can be continued: a sum and how many it is of."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, values: Tensor) -> None:
+        """Takes the finite ones among ``values`` (float64)."""
+        finite = values[values.isfinite()]
+        self.total += float(finite.sum())
+        self.count += finite.numel()
+
+    @property
+    def value(self) -> float | None:
+        """None of nothing."""
+        return self.total / self.count if self.count else None
+
+
+@dataclass(slots=True)
+class LayerTotals:
+    """What the batches so far say of one decoder layer."""
+
+    index: int
+    section: Section
+    module: str
+    stats: TensorStats = field(default_factory=TensorStats)
+    error: Mean = field(default_factory=Mean)
+    error_same_routing: Mean | None = None
+    routing: Mean | None = None
+
+    def add(self, tokens: Tensor, reference: Tensor | None, alike: Tensor | None) -> None:
+        """Takes a batch's output ``(tokens, hidden)``.
+
+        ``alike`` (bool, ``(tokens,)``) marks tokens that every router so far sent where the
+        reference sent them; None without a router.
+        """
+        self.stats = self.stats.merge(tensor_stats(tokens))
+        if reference is None or reference.shape != tokens.shape:
+            return
+        errors = token_errors(tokens, reference)
+        self.error.add(errors)
+        if alike is not None:
+            self.error_same_routing = self.error_same_routing or Mean()
+            self.error_same_routing.add(errors[alike])
+
+    def add_routing(self, agrees: Tensor) -> None:
+        """Takes which tokens this layer's router sent where the reference's did (bool)."""
+        self.routing = self.routing or Mean()
+        self.routing.add(agrees.double())
+
+    @property
+    def trace(self) -> LayerTrace:
+        """As the report has it."""
+        same = self.error_same_routing
+        return LayerTrace(
+            index=self.index,
+            section=self.section,
+            module=self.module,
+            abs_max=self.stats.abs_max,
+            num_nan=self.stats.num_nan,
+            num_inf=self.stats.num_inf,
+            relative_error=self.error.value,
+            relative_error_same_routing=None if same is None else same.value,
+            routing_agreement=None if self.routing is None else self.routing.value,
+        )
+
+
+def routing_agreement(routes: Tensor, reference: Tensor) -> Tensor:
+    """Tokens that were sent to the same set of experts, ``(tokens,)`` bool on the CPU.
+
+    Both are expert indices ``(..., k)``; their order within a token does not matter.
+    """
+    k = routes.shape[-1]
+    ours = routes.reshape(-1, k).sort(dim=-1).values
+    theirs = reference.reshape(-1, k).sort(dim=-1).values
+    return (ours == theirs).all(dim=-1).cpu()
+
+
+@dataclass(slots=True)
+class LogitsTotals:
+    """What the batches so far say of a run's logits against its reference's."""
+
+    stats: TensorStats = field(default_factory=TensorStats)
+    kl: Mean = field(default_factory=Mean)
+    kl_max: float | None = None
+    kl_same_routing: Mean | None = None
+    agreement: Mean = field(default_factory=Mean)
+    loss: Mean = field(default_factory=Mean)
+    reference_loss: Mean = field(default_factory=Mean)
+    divergence: Divergence | None = None
+
+    def add(
+        self,
+        logits: Tensor,
+        reference: Tensor | None,
+        *,
+        batch: Batch,
+        is_causal: bool,
+        alike: Tensor | None,
+    ) -> None:
+        """Takes a batch's logits ``(batch, seq, vocab)`` or ``(batch, labels)``, any dtype."""
+        targets = _targets(batch, logits) if is_causal else None
+        real = batch.real_tokens
+        for row, probe in enumerate(batch.probes):
+            keep = slice(None)
+            if batch.attention_mask is not None and logits.shape[:2] == batch.input_ids.shape:
+                keep = slice(int((~real.mask[row]).sum()), None)  # type: ignore[index]
+            ours = logits[row : row + 1].reshape(-1, logits.shape[-1])[keep]
+            self.stats = self.stats.merge(tensor_stats(ours))
+            if reference is None:
+                continue
+            theirs = reference[row : row + 1].reshape(-1, logits.shape[-1])[keep]
+            has_text = targets is not None and probe.kind != "token_ids"
+            wanted = targets[row][keep] if has_text and targets is not None else None
+            same = None
+            if alike is not None and alike.numel() == batch.num_real_tokens:
+                same = alike[batch.real_offset(row) :][: ours.shape[0]]
+            self._add_row(ours, theirs, wanted, same, probe.name)
+
+    def _add_row(
+        self,
+        ours: Tensor,
+        theirs: Tensor,
+        wanted: Tensor | None,
+        same: Tensor | None,
+        probe: str,
+    ) -> None:
+        step = max(1, CHUNK_ELEMENTS // ours.shape[-1])
+        for start in range(0, ours.shape[0], step):
+            part = slice(start, start + step)
+            run = _float64(ours[part]).log_softmax(dim=-1)
+            ref = _float64(theirs[part]).log_softmax(dim=-1)
+            kl = _kl_divergence(ref, run).cpu()
+            self._add_kl(kl, None if same is None else same[part])
+            finite = run.isnan().any(dim=-1).logical_not_()
+            agrees = run.argmax(dim=-1) == ref.argmax(dim=-1)
+            self.agreement.add(agrees[finite].double())
+            self._add_divergence(agrees, probe, start)
+            if wanted is not None:
+                self._add_loss(run, ref, wanted[part])
+
+    def _add_kl(self, kl: Tensor, same: Tensor | None) -> None:
+        self.kl.add(kl)
+        if same is not None:
+            self.kl_same_routing = self.kl_same_routing or Mean()
+            self.kl_same_routing.add(kl[same])
+        finite = kl[kl.isfinite()]
+        if finite.numel():
+            self.kl_max = max(float(finite.max()), self.kl_max or 0.0)
+
+    def _add_divergence(self, agrees: Tensor, probe: str, start: int) -> None:
+        parted = (~agrees).nonzero()
+        if parted.numel() == 0:
+            return
+        position = start + int(parted[0])
+        if self.divergence is None or position < self.divergence.position:
+            self.divergence = Divergence(probe=probe, position=position)
+
+    def _add_loss(self, run: Tensor, ref: Tensor, wanted: Tensor) -> None:
+        known = wanted >= 0
+        index = wanted[known].unsqueeze(-1)
+        ours = -run[known].gather(-1, index).squeeze(-1)
+        theirs = -ref[known].gather(-1, index).squeeze(-1)
+        both = ours.isfinite() & theirs.isfinite()
+        self.loss.add(ours[both])
+        self.reference_loss.add(theirs[both])
+
+    @property
+    def trace(self) -> LogitsTrace:
+        """As the report has it."""
+        same = self.kl_same_routing
+        return LogitsTrace(
+            abs_max=self.stats.abs_max,
+            num_nonfinite=self.stats.num_nonfinite,
+            kl_divergence_mean=self.kl.value,
+            kl_divergence_max=self.kl_max,
+            kl_divergence_mean_same_routing=None if same is None else same.value,
+            top1_agreement=self.agreement.value,
+            perplexity=_perplexity(self.loss),
+            reference_perplexity=_perplexity(self.reference_loss),
+            first_greedy_divergence=self.divergence,
+        )
+
+
+def _kl_divergence(reference: Tensor, run: Tensor) -> Tensor:
+    """KL(reference || run) of log probabilities ``(tokens, vocab)`` float64, nats, per token.
+
+    Never below zero: rounding leaves about 1e-16 of either sign where both are the same.
+    """
+    terms = reference.exp() * (reference - run)
+    # a label that the reference gives no chance (log p = -inf) weighs nothing
+    return terms.masked_fill(reference == -math.inf, 0.0).sum(dim=-1).clamp(min=0.0)
+
+
+def _perplexity(loss: Mean) -> float | None:
+    """Exp of the mean loss; None where that leaves float64."""
+    if loss.value is None or loss.value > math.log(1.7e308):
+        return None
+    return math.exp(loss.value)
+
+
+def _targets(batch: Batch, logits: Tensor) -> Tensor | None:
+    """The token each position should predict, -1 where there is none: ``(batch, seq)``."""
+    if logits.shape[:2] != batch.input_ids.shape:
+        return None
+    nothing = torch.full_like(batch.input_ids[:, :1], -1)
+    return torch.cat([batch.input_ids[:, 1:], nothing], dim=1)

@@ -1,0 +1,159 @@
+"""All runs advance through the real ``model.forward`` together, one unit at a time.
+
+Idea. Every run has a skeleton of its own and calls its ``forward`` in a thread of its own. Hooks
+before and after each unit hand a baton back to the coordinator, so that one thread computes at a
+time and every run stands at the same place. Nothing needs to be known of what happens between
+the units, so any architecture works, and at a boundary the outputs of all runs are there to be
+compared. That is also the one place where weights can come and go.
+
+Assumptions. Runs of one model pass the same units in the same order; where one does not, its
+operations have no match. Grad mode and dispatch modes belong to a thread, so each worker enters
+its own. What the coordinator does between turns runs in no watched thread.
+
+What it cannot see: races between kernels of several runs on one device (one runs at a time).
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import nn
+    from torch.utils.hooks import RemovableHandle
+
+    from precheck.checkpoint.architecture import Unit
+
+
+class Abandoned(BaseException):
+    """Unwinds a worker's forward."""
+
+
+class Turns:
+    """Hands the baton between one worker and the coordinator."""
+
+    def __init__(self) -> None:
+        self._go = threading.Semaphore(0)
+        self._done = threading.Semaphore(0)
+        self._is_abandoned = False
+
+    def give(self) -> None:
+        """Coordinator: lets the worker go on, and waits until it stands again."""
+        self._go.release()
+        self._done.acquire()
+
+    def take(self) -> None:
+        """Worker: waits for its first turn."""
+        self._go.acquire()
+        self.check()
+
+    def pass_on(self) -> None:
+        """Worker: stands until the next turn."""
+        self._done.release()
+        self.take()
+
+    def finish(self) -> None:
+        """Worker: will not stand again."""
+        self._done.release()
+
+    def abandon(self) -> None:
+        """Coordinator: the worker is to leave at the next operation or unit."""
+        self._is_abandoned = True
+        self._go.release()
+
+    def check(self) -> None:
+        """Worker: leaves if it is to.
+
+        Raises:
+            Abandoned: the coordinator gave the forward up.
+        """
+        if self._is_abandoned:
+            raise Abandoned
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Worker:
+    """One run's forward in a thread of its own."""
+
+    name: str
+    model: nn.Module
+    units: tuple[Unit, ...]
+    forward: Callable[[], Any]
+    enter_unit: Callable[[Unit, tuple[Any, ...], dict[str, Any]], None]
+    """Called before a unit with what it is given."""
+    leave_unit: Callable[[Unit, Any], None]
+    """Called after a unit with what it returned."""
+    standing_at: str = ""
+    output: Any = None
+    error: BaseException | None = None
+    is_finished: bool = False
+    turns: Turns = field(default_factory=Turns)
+    is_replaying: bool = False
+    _thread: threading.Thread | None = None
+    _handles: list[RemovableHandle] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Hooks the units and starts the thread, which waits for its first turn."""
+        for unit in self.units:
+            self._hook(self.model.get_submodule(unit.name), unit)
+        self._thread = threading.Thread(target=self._work, name=f"precheck {self.name}")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread, whatever it is doing, and removes every hook."""
+        if self._thread is not None:
+            self.turns.abandon()
+            self._thread.join()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _hook(self, module: nn.Module, unit: Unit) -> None:
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not self.is_replaying:
+                self.standing_at = unit.name
+                self.turns.pass_on()
+                self.enter_unit(unit, args, kwargs)
+
+        def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            if not self.is_replaying:
+                self.leave_unit(unit, output)
+                self.turns.pass_on()
+
+        self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        self._handles.append(module.register_forward_hook(after))
+
+    def _work(self) -> None:
+        try:
+            self.turns.take()
+            with torch.no_grad():
+                self.output = self.forward()
+        except Abandoned:
+            pass
+        except BaseException as error:  # noqa: BLE001  handed to the coordinator, which decides
+            self.error = error
+        finally:
+            self.is_finished = True
+            self.turns.finish()
+
+
+def advance(workers: Sequence[Worker], on_turn: Callable[[Worker], None]) -> None:
+    """Runs every forward to its end, a turn each, in the given order (references first).
+
+    Leaves no thread and no hook, also when ``on_turn`` raises or Ctrl-C arrives.
+    """
+    try:
+        for worker in workers:
+            worker.start()
+        while standing := [worker for worker in workers if not worker.is_finished]:
+            for worker in standing:
+                on_turn(worker)
+                worker.turns.give()
+    finally:
+        for worker in workers:
+            worker.stop()

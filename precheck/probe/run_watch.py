@@ -1,0 +1,378 @@
+"""One run over one batch: watched, compared with its reference at every unit, examined if odd."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from precheck.probe.classify import Classifier
+from precheck.probe.compare import LogitsTotals, routing_agreement
+from precheck.probe.examine import CLEAN, Examiner, ReferenceOps, unexpected_in
+from precheck.probe.mechanisms import Position
+from precheck.probe.ops import ModuleStack, OpNode, OpWatcher, Segment, tensors_in
+from precheck.probe.overflows import Found, Place
+from precheck.probe.reduce import tensor_stats
+from precheck.probe.scores import raw_score_abs_max
+from precheck.probe.symptom import symptom_of
+from precheck.probe.unit_call import UnitCall, copied, hidden_states_in, is_odd, routed_nodes
+from precheck.records.precision import Dtype
+from precheck.records.traces import Mechanism, Section
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from precheck.checkpoint.architecture import Architecture, Unit
+    from precheck.probe.batches import Batch
+    from precheck.probe.examine import Producer
+    from precheck.probe.run_totals import RunTotals
+    from precheck.probe.symptom import Decode
+
+
+class RunWatch:
+    """Hooks of one run during one batch.
+
+    Args:
+        totals: what it adds to.
+        batch: the probes, on the run's device.
+        layout: the model's units.
+        reference: the float32 run with the same attention, whose operations match; None for such
+            a run itself.
+        baseline: the run whose values this one's are compared with; None for the first.
+        classifier: says why operations overflow, shared by all runs.
+        decode: token ids to text.
+        check: raises to leave the forward.
+    """
+
+    def __init__(
+        self,
+        *,
+        totals: RunTotals,
+        batch: Batch,
+        layout: Architecture,
+        reference: RunWatch | None,
+        baseline: RunWatch | None,
+        classifier: Classifier,
+        decode: Decode,
+        check: Callable[[], None],
+    ) -> None:
+        self.is_replaying = False
+        self.call: UnitCall | None = None
+        self.between = ReferenceOps()
+        self.between_segment = Segment()
+        self.final: Tensor | None = None
+        self._totals = totals
+        self._batch = batch
+        self._real_tokens = batch.real_tokens
+        self._layout = layout
+        self._reference = reference
+        self._baseline = baseline
+        self._classifier = classifier
+        self._decode = decode
+        self._check = check
+        self._skeleton = totals.skeleton
+        self._stack = ModuleStack(self._skeleton.model)
+        self._watcher = self._new_watcher()
+        self._outside = self._examiner(None)
+        self._found: list[Found] = []
+        self._order = 0
+        self._num_blocks: dict[Section, int] = {}
+        self._alike: Tensor | None = None
+
+    def forward(self) -> None:
+        """The model's own forward over the batch, and the comparison of its output."""
+        self._open_between()
+        with self._watcher:
+            output = self._skeleton.forward(self._batch)
+        self._close_between()
+        self.final = next(iter(hidden_states_in(list(tensors_in(output)), num_dims=2)), None)
+        self._finish()
+
+    def detach(self) -> None:
+        """Removes the hooks and hands the counts over."""
+        self._stack.detach()
+        self._totals.num_watched += self._watcher.num_watched
+        for name, count in self._watcher.unwatched.items():
+            self._totals.unwatched[name] = self._totals.unwatched.get(name, 0) + count
+
+    def enter_unit(self, unit: Unit, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A unit begins."""
+        self._close_between()
+        self._watcher.paused = True
+        module = self._skeleton.model.get_submodule(unit.name)
+        self.call = UnitCall.of(unit, module, args, kwargs, self._outside)
+        self._watcher.begin(hidden_states_in(list(tensors_in((args, kwargs)))))
+        self._watcher.paused = False
+
+    def leave_unit(self, unit: Unit, output: Any) -> None:
+        """A unit is over: its numbers are fetched, compared and, if odd, looked into."""
+        call = self.call
+        assert call is not None  # noqa: S101  units do not nest
+        assert call.unit is unit  # noqa: S101
+        self._watcher.paused = True
+        call.segment, call.output = self._watcher.end(), output
+        place = self._place(unit)
+        position = call.position(sum(self._num_blocks.values()))
+        outputs = list(tensors_in(output))
+        sources = self._look_into(call, place, position)
+        for each, carried in zip(outputs, sources, strict=True):
+            self._outside.taint(each, call.given.get(id(each), CLEAN) | carried)
+        self._compare(call, place)
+        self._add_peaks(call.segment, self._partner(call), place, position)
+        self._add_fused_scores(call.segment, place)
+        if unit.is_block:
+            self._num_blocks[unit.section] = self._num_blocks.get(unit.section, 0) + 1
+        self._order += 1
+        self._open_between()
+
+    # Between units, every operation is examined as it runs: there are few of them.
+
+    def _open_between(self) -> None:
+        outputs = [] if self.call is None else list(tensors_in(self.call.output))
+        self._watcher.begin(hidden_states_in(outputs))
+        if self._reference is None:
+            self.between = ReferenceOps()
+            self._watcher.examination = self.between
+        else:
+            self._outside.compare_with(self._reference.between)
+            self._watcher.examination = self._outside
+        self._watcher.paused = False
+
+    def _close_between(self) -> None:
+        self._watcher.paused = True
+        self._watcher.examination = None
+        segment = self.between_segment = self._watcher.end()
+        if segment.nodes:
+            section = self._layout.section_of(segment.nodes[-1].module)
+            place = Place(order=self._order, layer=None, section=section)
+            position = self._between_position(section)
+            reference = None if self._reference is None else self._reference.between_segment
+            for producer in self._outside.take_producers():
+                self._add_found(producer, segment, reference, place, position)
+            self._add_peaks(segment, reference, place, position)
+        self._order += 1
+        self._watcher.paused = False
+
+    def _between_position(self, section: Section) -> Position:
+        if not self._num_blocks:
+            return Position.EMBEDDING
+        return Position.HEAD if section is Section.HEAD else Position.BETWEEN
+
+    # Looking into a unit: it is called again, for the reference and for this run.
+
+    def _look_into(self, call: UnitCall, place: Place, position: Position) -> list[frozenset[int]]:
+        """What each output tensor is tainted by."""
+        outputs = list(tensors_in(call.output))
+        if self._reference is None:
+            self._look_into_reference(call, place, position)
+            return [CLEAN for _ in outputs]
+        partner = self._partner_call(call)
+        incoming = CLEAN.union(*call.sources)
+        if call.is_lost and incoming:
+            return [incoming for _ in outputs]
+        if not is_odd(call.segment, Segment() if partner is None else partner.segment):
+            return [CLEAN for _ in outputs]
+        return self._examine(call, partner, place, position)
+
+    def _look_into_reference(self, call: UnitCall, place: Place, position: Position) -> None:
+        """A float32 run that breaks has no reference: each operation is judged by itself."""
+        hidden = call.hidden_states
+        if hidden is None or call.is_lost or all(node.is_finite for node in call.segment.nodes):
+            return
+        if tensor_stats(self._real_tokens.tokens(hidden)).num_nonfinite:
+            self._examine(call, None, place, position)
+
+    def _examine(
+        self, call: UnitCall, partner: UnitCall | None, place: Place, position: Position
+    ) -> list[frozenset[int]]:
+        examiner = self._examiner(None if partner is None else self._snapshots(partner))
+        if partner is not None and self._routes_differ(call, partner):
+            routed = routed_nodes(call.segment)
+            examiner.is_matchable = lambda node: (
+                node.index not in routed or node.module == call.unit.name
+            )
+        args, kwargs = copied(call.args), copied(call.kwargs)
+        for each, sources in zip(tensors_in((args, kwargs)), call.sources, strict=True):
+            examiner.taint(each, sources)
+        output, segment = self._call_again(call, args, kwargs, examiner)
+        for producer in examiner.take_producers():
+            self._add_found(
+                producer, segment, None if partner is None else partner.segment, place, position
+            )
+        return [examiner.sources(each) for each in tensors_in(output)]
+
+    def _snapshots(self, partner: UnitCall) -> ReferenceOps:
+        assert self._reference is not None  # noqa: S101  it made the partner
+        if partner.ops is None:
+            partner.ops = ReferenceOps()
+            args, kwargs = copied(partner.args), copied(partner.kwargs)
+            self._reference._call_again(partner, args, kwargs, partner.ops)
+        return partner.ops
+
+    def _call_again(
+        self,
+        call: UnitCall,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        examination: Examiner | ReferenceOps,
+    ) -> tuple[Any, Segment]:
+        watcher = self._new_watcher()
+        watcher.examination = examination
+        watcher.begin(hidden_states_in(list(tensors_in((args, kwargs)))))
+        self.is_replaying = True
+        try:
+            with watcher:
+                output = call.module(*args, **kwargs)
+        finally:
+            self.is_replaying = False
+        return output, watcher.end()
+
+    def _routes_differ(self, call: UnitCall, partner: UnitCall) -> bool:
+        return len(call.segment.routes) != len(partner.segment.routes) or not all(
+            torch.equal(ours, theirs)
+            for ours, theirs in zip(call.segment.routes, partner.segment.routes, strict=True)
+        )
+
+    def _add_found(
+        self,
+        producer: Producer,
+        segment: Segment,
+        reference: Segment | None,
+        place: Place,
+        position: Position,
+    ) -> None:
+        mechanism = Mechanism.WEIGHTS
+        if not producer.is_weight:
+            mechanism = self._classifier.mechanism(producer.node, segment, reference, position)
+        rows = producer.rows or self._rows_of(segment, producer.node)
+        probes = tuple(self._batch.probes[row].name for row in rows)
+        self._found.append(
+            Found(producer=producer, place=place, mechanism=mechanism, probes=probes)
+        )
+
+    def _rows_of(self, segment: Segment, node: OpNode) -> tuple[int, ...]:
+        """Rows of the unit's output that are not finite, where the operation's own do not tell."""
+        del segment, node
+        hidden = None if self.call is None else self.call.hidden_states
+        return () if hidden is None else self._real_tokens.rows_with(~hidden.isfinite())
+
+    # Comparing with the baseline.
+
+    def _place(self, unit: Unit) -> Place:
+        layer = self._num_blocks.get(unit.section, 0) if unit.is_block else None
+        return Place(order=self._order, layer=layer, section=unit.section)
+
+    def _partner_call(self, call: UnitCall) -> UnitCall | None:
+        known = None if self._reference is None else self._reference.call
+        return known if known is not None and known.unit is call.unit else None
+
+    def _partner(self, call: UnitCall) -> Segment | None:
+        known = self._partner_call(call)
+        return None if known is None else known.segment
+
+    def _compare(self, call: UnitCall, place: Place) -> None:
+        base = None if self._baseline is None else self._baseline.call
+        if base is not None and base.unit is not call.unit:
+            base = None
+        agrees = None if base is None else self._routing(call.segment, base.segment)
+        if agrees is not None:
+            self._alike = agrees if self._alike is None else self._alike & agrees
+        hidden = call.hidden_states
+        if not call.unit.is_block or hidden is None or place.layer is None:
+            return
+        theirs = None if base is None else base.hidden_states
+        self._totals.add_layer(
+            index=place.layer,
+            section=place.section,
+            module=call.unit.name,
+            tokens=self._real_tokens.tokens(hidden),
+            reference=None if theirs is None else self._real_tokens.tokens(theirs),
+            alike=self._alike,
+            agrees=agrees,
+        )
+
+    def _routing(self, segment: Segment, base: Segment) -> Tensor | None:
+        """Which real tokens the unit's router sent to the same experts; None without a router."""
+        if not segment.routes or not base.routes:
+            return None
+        if segment.routes[-1].shape != base.routes[-1].shape:
+            return None
+        agrees = routing_agreement(segment.routes[-1], base.routes[-1])
+        if agrees.numel() != self._batch.input_ids.numel():
+            return None
+        mask = self._batch.attention_mask
+        return agrees if mask is None else agrees[mask.flatten().bool().cpu()]
+
+    def _add_peaks(
+        self, segment: Segment, reference: Segment | None, place: Place, position: Position
+    ) -> None:
+        if reference is None:
+            return
+        for node, abs_max, mechanism in self._classifier.peaks(segment, reference, position):
+            self._totals.peaks.add(node=node, abs_max=abs_max, mechanism=mechanism, place=place)
+
+    def _add_fused_scores(self, segment: Segment, place: Place) -> None:
+        """What eager attention would hold, from the query and key that the fused one is given."""
+        if self._reference is None and self._skeleton.dtype is Dtype.FLOAT32:
+            for node, query, key in segment.scores:
+                abs_max = None if self._batch.is_padded else raw_score_abs_max(query, key)
+                if abs_max is not None:
+                    self._totals.fused_scores.add(
+                        node=node,
+                        abs_max=abs_max,
+                        mechanism=Mechanism.ATTENTION_SCORES,
+                        place=place,
+                    )
+        segment.scores.clear()
+
+    def _finish(self) -> None:
+        """Compares the output, and says which producers reached it."""
+        if self.final is None:
+            return
+        reached = CLEAN
+        if self._reference is None:
+            broken = tensor_stats(self._real_tokens.tokens(self.final)).num_nonfinite > 0
+            self._totals.reference_nonfinite |= broken
+        elif self._reference.final is not None:
+            found = unexpected_in(self.final, self._reference.final)
+            if found is not None and bool(self._real_tokens.tokens(found).any()):
+                self._totals.reaches_output = True
+                reached = self._outside.sources(self.final)
+                self._totals.symptom = self._totals.symptom or symptom_of(
+                    self.final, found, decode=self._decode
+                )
+        is_reference = self._reference is None
+        self._totals.found += [
+            (each, not is_reference and each.producer.identity not in reached)
+            for each in self._found
+        ]
+        if self._skeleton.has_logits:
+            self._add_logits(self.final)
+
+    def _add_logits(self, logits: Tensor) -> None:
+        self._totals.logits = self._totals.logits or LogitsTotals()
+        self._totals.logits.add(
+            logits,
+            None if self._baseline is None else self._baseline.final,
+            batch=self._batch,
+            is_causal=self._skeleton.is_causal,
+            alike=self._alike,
+        )
+
+    def _new_watcher(self) -> OpWatcher:
+        return OpWatcher(
+            stack=self._stack,
+            weights=self._skeleton.weights,
+            real_tokens=self._real_tokens,
+            check=self._check,
+        )
+
+    def _examiner(self, reference: ReferenceOps | None) -> Examiner:
+        return Examiner(
+            reference=reference,
+            real_tokens=self._real_tokens,
+            weight_faults=self._skeleton.weight_faults,
+            next_identity=self._totals.next_identity,
+        )

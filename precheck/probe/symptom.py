@@ -1,0 +1,53 @@
+"""What a user of a broken run would see, from its real logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from precheck.records.traces import Symptom
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Decode = Callable[[Sequence[int]], str | None]
+"""Token ids to text; None without a tokenizer."""
+
+NUM_REPEATS = 8
+
+
+def symptom_of(logits: Tensor, unexpected: Tensor, *, decode: Decode) -> Symptom | None:
+    """Greedy decoding and sampling at the last broken position of the first broken row.
+
+    Args:
+        logits: ``(batch, seq, vocab)``; None is returned for outputs of another shape.
+        unexpected: where they are broken, the same shape, bool.
+        decode: spells token ids.
+    """
+    if logits.dim() != 3:  # noqa: PLR2004
+        return None
+    row, position = unexpected.any(dim=-1).nonzero()[-1].tolist()
+    scores = logits[row, position].float()
+    token = int(scores.argmax())
+    return Symptom(
+        greedy=_greedy(token, decode, is_all_nan=bool(scores.isnan().all())),
+        sampling=_sampling(scores),
+    )
+
+
+def _greedy(token: int, decode: Decode, *, is_all_nan: bool) -> str:
+    text = decode([token] * NUM_REPEATS)
+    spelled = "" if text is None else f": {text}"
+    why = " (every logit is NaN, and argmax of NaN is index 0)" if is_all_nan and not token else ""
+    return f"repeats token {token}{why}{spelled}"
+
+
+def _sampling(scores: Tensor) -> str:
+    """The error that sampling raises, or what it would do instead."""
+    try:
+        torch.multinomial(scores.softmax(dim=-1), num_samples=1)
+    except RuntimeError as error:
+        return f"raises RuntimeError: {str(error).splitlines()[0]}"
+    return "samples from wrong scores without an error"

@@ -1,0 +1,126 @@
+"""A unit as a run called it: kept so that it can be called again and looked into."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from precheck.probe.mechanisms import Position
+from precheck.probe.ops import OpNode, Segment, tensors_in
+from precheck.probe.reduce import MASK_SENTINEL
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from precheck.checkpoint.architecture import Unit
+    from precheck.probe.examine import Examiner, ReferenceOps
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class UnitCall:
+    """What a unit was given and what came of it."""
+
+    unit: Unit
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    given: dict[int, frozenset[int]]
+    """What each tensor it was given is tainted by, by the tensor's id."""
+    sources: list[frozenset[int]]
+    """The same, in the order of the copies in ``args`` and ``kwargs``."""
+    is_lost: bool
+    """No hidden state it was given is finite: nothing new can be learned in it."""
+    segment: Segment = field(default_factory=Segment)
+    output: Any = None
+    ops: ReferenceOps | None = None
+    """Snapshots of a reference's operations, taken when the first run asks."""
+
+    @classmethod
+    def of(
+        cls,
+        unit: Unit,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        outside: Examiner,
+    ) -> UnitCall:
+        """Keeps copies of the tensors, which the unit may overwrite."""
+        given = list(tensors_in((args, kwargs)))
+        hidden = hidden_states_in(given)
+        return cls(
+            unit=unit,
+            module=module,
+            args=copied(args),
+            kwargs=copied(kwargs),
+            given={id(each): outside.sources(each) for each in given},
+            sources=[outside.sources(each) for each in given],
+            is_lost=bool(hidden) and not any(bool(each.isfinite().any()) for each in hidden),
+        )
+
+    def position(self, num_blocks: int) -> Position:
+        """Where the unit stands, ``num_blocks`` decoder layers into the forward."""
+        if self.unit.is_block:
+            return Position.BLOCK
+        embeds = any(node.op == "aten.embedding" for node in self.segment.nodes)
+        return Position.EMBEDDING if embeds or num_blocks == 0 else Position.HEAD
+
+    @property
+    def hidden_states(self) -> Tensor | None:
+        """The first floating-point tensor of two or more dimensions among the outputs."""
+        return next(iter(hidden_states_in(list(tensors_in(self.output)), num_dims=2)), None)
+
+
+def hidden_states_in(tensors: list[Tensor], *, num_dims: int = 3) -> list[Tensor]:
+    """Those that may carry activations: floating point, ``(batch, seq, hidden)``."""
+    return [each for each in tensors if each.is_floating_point() and each.dim() >= num_dims]
+
+
+def copied(tree: Any) -> Any:
+    """The same tuples, lists and dicts with every tensor cloned; other objects as they are."""
+    if isinstance(tree, torch.Tensor):
+        return tree.detach().clone()
+    if isinstance(tree, dict):
+        return {key: copied(each) for key, each in tree.items()}
+    if type(tree) in {tuple, list}:
+        return type(tree)(copied(each) for each in tree)
+    return tree
+
+
+def is_odd(segment: Segment, reference: Segment) -> bool:
+    """Whether a unit has to be looked into: something is not finite, and no mask explains it."""
+    known = {node.key: node for node in reference.nodes if not node.is_cast}
+    return any(
+        not node.is_finite and not _is_explained(node, segment.nodes, known)
+        for node in segment.nodes
+    )
+
+
+def _is_explained(
+    node: OpNode, nodes: list[OpNode], reference: dict[tuple[str, str, int], OpNode]
+) -> bool:
+    """A minimum of -inf where the reference holds a mask, and nothing else that is not finite."""
+    if node.minimum != -math.inf or not math.isfinite(node.maximum or 0.0):
+        return False
+    if node.is_cast:
+        given = nodes[node.inputs[0].node] if node.inputs[0].node >= 0 else None
+        return given is not None and given.minimum is not None and given.minimum <= MASK_SENTINEL
+    match = reference.get(node.key)
+    return (
+        match is not None
+        and match.shape == node.shape
+        and match.minimum is not None
+        and match.minimum <= MASK_SENTINEL
+        and math.isfinite(match.maximum or 0.0)
+    )
+
+
+def routed_nodes(segment: Segment) -> frozenset[int]:
+    """Indices of the operations that depend on which experts a router chose."""
+    found: set[int] = set()
+    for node in segment.nodes:
+        if node.op == "aten.topk" or any(origin.node in found for origin in node.inputs):
+            found.add(node.index)
+    return frozenset(found)

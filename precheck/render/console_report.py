@@ -1,0 +1,147 @@
+"""The report as a person reads it in ten seconds, in a terminal of any width."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from precheck.records.finding import Severity
+from precheck.render.advice import advice
+from precheck.render.culprit import culprit_panel, focus, layers_around
+from precheck.render.headline import headline, identity, scope
+from precheck.render.layer_table import layer_tables
+from precheck.render.run_table import run_table
+from precheck.render.words import SEVERITY_MARKS, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
+
+    from precheck.records.finding import Finding
+    from precheck.records.report import Report
+
+_WIDEST_PROSE = 110
+"""Columns; longer lines are hard to read, whatever room there is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsoleReport:
+    """Text for a terminal; ``all_layers`` adds every layer of every run."""
+
+    extension: str = ".txt"
+    width: int = 100
+    colour: bool = False
+    all_layers: bool = True
+
+    def render(self, report: Report) -> str:
+        """The report as text, with a line break at the end and no trailing blanks."""
+        return render_console(
+            report, width=self.width, colour=self.colour, all_layers=self.all_layers
+        )
+
+
+def render_console(report: Report, *, width: int, colour: bool, all_layers: bool = False) -> str:
+    """The report as text.
+
+    Args:
+        report: what to show.
+        width: columns of the terminal.
+        colour: with ANSI colours; nothing is told by colour alone.
+        all_layers: every layer of every run as well.
+    """
+    out = io.StringIO()
+    console = Console(
+        file=out,
+        width=width,
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        no_color=not colour,
+        legacy_windows=False,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        # The text depends on the arguments alone, not on FORCE_COLOR or COLUMNS.
+        _environ={},
+    )
+    for renderable in _parts(report, width=width, all_layers=all_layers):
+        console.print(renderable)
+    return "\n".join(line.rstrip() for line in out.getvalue().split("\n"))
+
+
+def _parts(report: Report, *, width: int, all_layers: bool) -> Iterator[RenderableType]:
+    """Everything there is to print, in the order of its weight."""
+    prose = min(width, _WIDEST_PROSE)
+    yield _within(headline(report), prose=prose, width=width)
+    yield _within(Text(scope(report), style="dim"), prose=prose, width=width, indent=2)
+    yield _within(Text(identity(report), style="dim"), prose=prose, width=width, indent=2)
+    yield Text()
+    yield run_table(report, width=width)
+    panel = culprit_panel(report, width=prose)
+    if panel is not None:
+        yield Text()
+        yield panel
+    around = layers_around(report, width=width)
+    if around is not None and not all_layers:
+        yield Text()
+        yield _layers_title(report)
+        yield around
+    if all_layers:
+        for layers in layer_tables(report, width=width):
+            yield Text()
+            yield Text("Largest value after each layer", style="bold")
+            yield layers
+    if report.findings:
+        yield Text()
+        yield Text("Findings", style="bold")
+        for finding in report.findings:
+            yield Text()
+            yield _within(_finding(finding, report=report), prose=prose, width=width)
+    yield Text()
+    for each in advice(report):
+        yield _within(each, prose=prose, width=width)
+
+
+def _within(
+    renderable: RenderableType, *, prose: int, width: int, indent: int = 0
+) -> RenderableType:
+    """Kept to a readable width on a wide terminal."""
+    return Padding(renderable, (0, width - prose, 0, indent), expand=False)
+
+
+def _layers_title(report: Report) -> Text:
+    at = focus(report)
+    return Text(
+        "" if at is None else f"Layers around it, {shown(at.run.attn_implementation)}", "bold"
+    )
+
+
+def _finding(finding: Finding, *, report: Report) -> RenderableType:
+    """Code and message; what to do and what not, unless it is a note."""
+    mark = SEVERITY_MARKS[finding.severity]
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    label = Text(f"{mark.symbol} {finding.code} {finding.severity}", style=mark.style)
+    grid.add_row(label, Text(shown(_short(finding, report=report))))
+    if finding.severity is not Severity.NOTE:
+        grid.add_row("", Text(f"→ {shown(finding.advice)}"))
+        grid.add_row("", Text(shown(finding.in_vain), style="dim"))
+    return grid
+
+
+def _short(finding: Finding, *, report: Report) -> str:
+    """The message; of the finding that the culprit panel tells in full, the first sentence."""
+    at = focus(report)
+    overflow = at.run.first_overflow if at else None
+    told = overflow is not None and (finding.module, finding.source) == (
+        overflow.module,
+        overflow.source,
+    )
+    return finding.message.split(". ", 1)[0] if told else finding.message

@@ -1,0 +1,137 @@
+"""The verdict line: what a reader takes away who reads nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from precheck.records.finding import Severity, Verdict
+from precheck.records.quantities import counted, listed
+from precheck.render.words import VERDICT_MARKS, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from precheck.records.finding import Finding
+    from precheck.records.report import Report, Run
+
+_SAYS = {
+    Verdict.OVERFLOW: "overflows",
+    Verdict.DEGRADED: "loses accuracy",
+    Verdict.FAILED: "could not be run",
+    Verdict.ABSORBED: "absorbs an overflow",
+    Verdict.LOW_HEADROOM: "has less than one bit of headroom",
+}
+
+
+def headline(report: Report) -> Table:
+    """One line with the gravest that was found, or that all is well."""
+    broken = _broken(report)
+    if broken is not None:
+        return _marked(Verdict.OVERFLOW, f"BROKEN: {_first_sentence(broken.message)}")
+    if not report.runs:
+        return _marked(Verdict.FAILED, "NOTHING WAS MEASURED")
+    said = [
+        f"{listed(names, most=2)} {words}{_layers(report, verdict)}"
+        for verdict, words in _SAYS.items()
+        if (names := _names(report, verdict))
+    ]
+    if not said:
+        return _marked(Verdict.SAFE, f"SAFE in {_all(len(report.runs))} measured")
+    gravest = min((run.verdict for run in report.runs), key=list(Verdict).index)
+    return _marked(gravest, "; ".join(said))
+
+
+def scope(report: Report) -> str:
+    """How far the verdict reaches."""
+    coverage = report.coverage
+    probes = counted(len(report.probes), "probe")
+    longest = counted(coverage.longest_probe_tokens, "token")
+    parts = [f"not tested beyond {longest} ({probes})"]
+    if _broken(report) is not None:
+        parts = ["the runs only show how broken weights round"]
+    elif _usable(report) < len(report.runs):
+        runs = counted(len(report.runs), "configuration")
+        parts.insert(0, f"{_usable(report)} of {runs} can be used")
+    if not report.complete:
+        parts.append(f"INCOMPLETE: {report.incomplete_reason or 'the scan ended early'}")
+    return shown("; ".join(parts))
+
+
+def identity(report: Report) -> str:
+    """Which model this is about."""
+    model = report.model
+    parts = [
+        model.id,
+        model.architecture,
+        counted(model.num_decoder_layers, "layer"),
+        f"{_parameters(model.num_parameters)} parameters",
+    ]
+    if model.deploy_dtype is not None:
+        parts.append(model.deploy_dtype)
+    if model.revision is not None:
+        parts.insert(1, f"@{model.revision[:12]}")
+    return shown(" · ".join(parts))
+
+
+def _broken(report: Report) -> Finding | None:
+    return next(
+        (
+            finding
+            for finding in report.findings
+            if finding.severity is Severity.ERROR
+            and (finding.code.startswith("PC5") or finding.code == "PC113")
+        ),
+        None,
+    )
+
+
+def _names(report: Report, verdict: Verdict) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(run.name for run in _of(report, verdict)))
+
+
+def _of(report: Report, verdict: Verdict) -> Iterable[Run]:
+    return (run for run in report.runs if run.verdict is verdict)
+
+
+def _layers(report: Report, verdict: Verdict) -> str:
+    layers = {
+        run.first_overflow.layer if run.first_overflow else None for run in _of(report, verdict)
+    }
+    (layer, *others) = layers
+    return "" if others or layer is None else f" in layer {layer}"
+
+
+def _usable(report: Report) -> int:
+    unusable = {Verdict.OVERFLOW, Verdict.DEGRADED, Verdict.FAILED}
+    return sum(run.verdict not in unusable for run in report.runs)
+
+
+def _all(number: int) -> str:
+    return "the one configuration" if number == 1 else f"all {number} configurations"
+
+
+def _parameters(number: int) -> str:
+    """A number of parameters, in millions or billions.
+
+    >>> _parameters(7_615_616_512), _parameters(1_214_080), _parameters(640)
+    ('7.6 B', '1.2 M', '640')
+    """
+    for unit, letter in ((1e9, " B"), (1e6, " M")):
+        if number >= unit:
+            return f"{number / unit:.1f}{letter}"
+    return f"{number:,}"
+
+
+def _first_sentence(message: str) -> str:
+    """A message up to its first full stop; a stop inside a name or a number has no space."""
+    return message.split(". ", 1)[0].rstrip(".")
+
+
+def _marked(verdict: Verdict, words: str) -> Table:
+    mark = VERDICT_MARKS[verdict]
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_row(*(Text(part, style=f"bold {mark.style}") for part in (mark.symbol, shown(words))))
+    return grid

@@ -1,0 +1,46 @@
+"""Every layer of every run: the largest value of the residual stream."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from precheck.render.columns import GAP, Column, table
+from precheck.render.culprit import size_cell
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.table import Table
+
+    from precheck.records.report import Report, Run
+    from precheck.records.traces import Section
+
+
+def layer_tables(report: Report, *, width: int) -> Iterator[Table]:
+    """As many tables, one below the other, as it takes to show all runs at this width."""
+    places = list(
+        dict.fromkeys((layer.section, layer.index) for run in report.runs for layer in run.layers)
+    )
+    if not places:
+        return
+    names = [Text(f"{section} {index}") for section, index in places]
+    first = Column(header="\nlayer", cells=names, justify="left")
+    shown_together: list[Column] = []
+    for run in report.runs:
+        column = _column(run, places=places)
+        taken = sum(each.width + GAP for each in (first, *shown_together, column))
+        if shown_together and taken > width:
+            yield table((first, *shown_together), width=width)
+            shown_together = []
+        shown_together.append(column)
+    yield table((first, *shown_together), width=width)
+
+
+def _column(run: Run, *, places: list[tuple[Section, int]]) -> Column:
+    traces = {(layer.section, layer.index): layer for layer in run.layers}
+    return Column(
+        header=f"{run.dtype}\n{run.attn_implementation}",
+        cells=[size_cell(traces.get(place)) for place in places],
+    )

@@ -1,0 +1,110 @@
+"""One row for every run: its verdict, and the figures behind it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from precheck.records.finding import Verdict
+from precheck.records.precision import Dtype
+from precheck.records.quantities import bits, magnitude, nats, percent
+from precheck.records.tightest import tightest
+from precheck.render.columns import Column, table
+from precheck.render.words import DASH, shown, verdict_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.table import Table
+
+    from precheck.records.report import Report, Run
+
+
+def run_table(report: Report, *, width: int) -> Table:
+    """The table of runs, as many columns as the width has room for."""
+
+    def column(header: str, cell: Callable[[Run], str], *, rank: int) -> Column:
+        cells = [Text(shown(cell(run)), style=_style(run)) for run in report.runs]
+        return Column(header=header, cells=cells, rank=rank)
+
+    def words(header: str, cell: Callable[[Run], str], *, rank: int = 0) -> Column:
+        cells = [Text(shown(cell(run))) for run in report.runs]
+        return Column(header=header, cells=cells, rank=rank, justify="left")
+
+    return table(
+        (
+            words("dtype", lambda run: run.dtype),
+            words("attention", lambda run: run.attn_implementation),
+            Column(
+                header="verdict",
+                cells=[verdict_text(run.verdict) for run in report.runs],
+                justify="left",
+            ),
+            words("where", _where, rank=4),
+            column("max |x|", _largest, rank=6),
+            column("bits left", lambda run: _bits_left(report, run), rank=2),
+            column("KL", _divergence, rank=1),
+            column("top-1", _agreement, rank=3),
+            column("rel. error", _relative_error, rank=7),
+            column("perplexity", _perplexity, rank=8),
+            words("mechanism", _mechanism, rank=9),
+            words("a user sees", _symptom, rank=10),
+        ),
+        width=width,
+    )
+
+
+def _style(run: Run) -> str:
+    """Dim for the reference, whose figures say nothing about a loss."""
+    return "dim" if run.dtype is Dtype.FLOAT32 else ""
+
+
+def _largest(run: Run) -> str:
+    found = [layer.abs_max for layer in run.layers if layer.abs_max is not None]
+    fault = any(layer.num_nan or layer.num_inf for layer in run.layers)
+    return f"{magnitude(max(found)) if found else ''}{' NaN' if fault else ''}" or DASH
+
+
+def _bits_left(report: Report, run: Run) -> str:
+    found = tightest(report.headroom, run.configuration)
+    return bits(found[1]) if found and run.verdict is not Verdict.FAILED else DASH
+
+
+def _where(run: Run) -> str:
+    if run.first_overflow is None:
+        return ""
+    layer = run.first_overflow.layer
+    return str(run.first_overflow.section) if layer is None else f"layer {layer}"
+
+
+def _mechanism(run: Run) -> str:
+    return run.first_overflow.mechanism.replace("_", " ") if run.first_overflow else ""
+
+
+def _divergence(run: Run) -> str:
+    if run.logits is None or run.dtype is Dtype.FLOAT32:
+        return DASH
+    judged_by = run.logits.kl_divergence_mean_same_routing
+    figure = run.logits.kl_divergence_mean if judged_by is None else judged_by
+    return DASH if figure is None else nats(figure)
+
+
+def _agreement(run: Run) -> str:
+    if run.logits is None or run.logits.top1_agreement is None or run.dtype is Dtype.FLOAT32:
+        return DASH
+    return percent(run.logits.top1_agreement)
+
+
+def _relative_error(run: Run) -> str:
+    figure = run.layers[-1].relative_error if run.layers else None
+    return DASH if figure is None or run.dtype is Dtype.FLOAT32 else percent(figure)
+
+
+def _perplexity(run: Run) -> str:
+    figure = run.logits.perplexity if run.logits else None
+    return DASH if figure is None else magnitude(figure)
+
+
+def _symptom(run: Run) -> str:
+    return f'"{run.symptom.greedy[:24]}"' if run.symptom else ""

@@ -1,0 +1,113 @@
+"""Where a scan meets the terminal and the disk: progress on stderr, reports to stdout or files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from precheck.errors import UsageError
+from precheck.records.progress import Announcement, Observer, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@contextlib.contextmanager
+def progress(*, quiet: bool) -> Iterator[Observer]:
+    """An observer that shows a scan on stderr: a bar on a terminal, else the announcements."""
+    console = Console(stderr=True)
+    if quiet:
+        yield _nothing
+    elif not console.is_terminal or console.is_dumb_terminal:
+        yield _plain_line
+    else:
+        with Progress(
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            transient=True,
+            refresh_per_second=4,
+        ) as bar:
+            yield _on(bar)
+
+
+def _on(bar: Progress) -> Observer:
+    tasks: list[TaskID] = []
+
+    def show(event: Announcement | Step) -> None:
+        match event:
+            case Announcement(text=text):
+                bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            case Step():
+                # Not before the first step: a bar of zero steps says nothing during a download.
+                if not tasks:
+                    tasks.append(bar.add_task(event.run, total=event.total))
+                bar.update(
+                    tasks[0],
+                    description=f"{event.run}  {event.unit}",
+                    completed=event.done,
+                    total=event.total,
+                )
+
+    return show
+
+
+def _plain_line(event: Announcement | Step) -> None:
+    if isinstance(event, Announcement):
+        sys.stderr.write(f"{event.text}\n")
+        sys.stderr.flush()
+
+
+def _nothing(_event: Announcement | Step) -> None:
+    """Show nothing."""
+
+
+def has_colour() -> bool:
+    """Whether stdout shows colours and its owner wants them (https://no-color.org)."""
+    return (
+        sys.stdout.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM", "dumb") != "dumb"
+    )
+
+
+def write_stdout(text: str) -> None:
+    """Text on stdout; a reader that went away early (``| head``) is no error."""
+    try:
+        sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes stdout again at exit, and would complain there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace the file by the text, or leave it as it was.
+
+    Raises:
+        UsageError: it could not be written.
+    """
+    path = path.resolve()  # a link stays a link
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write report: {str(path)!r}: {error.strerror}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)

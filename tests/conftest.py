@@ -1,0 +1,73 @@
+"""What holds for every test: no network, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Before anything imports huggingface_hub, which reads it once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+_GRACE_SECONDS = 2.0
+"""How long a thread pool may take to end after the test that used it."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a thread, a dispatch mode, a global hook or a changed setting."""
+    threads = set(threading.enumerate())
+    settings = _torch_settings()
+    yield
+    deadline = time.monotonic() + _GRACE_SECONDS
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    assert set(threading.enumerate()) - threads == set()
+    if settings is not None:  # else torch was not imported yet, so there is nothing to compare
+        assert _torch_settings() == settings
+    assert _watchers() == []
+
+
+def _torch_settings() -> dict[str, object] | None:
+    """The settings of torch that a scan touches; None without torch, so that it is not imported."""
+    if "torch" not in sys.modules:
+        return None
+    import torch  # noqa: PLC0415  only if the test did
+
+    return {
+        "grad enabled": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "matmul TF32": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn TF32": torch.backends.cudnn.allow_tf32,
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def _watchers() -> list[object]:
+    """Everything that would see the operations or modules of the next test."""
+    if "torch" not in sys.modules:
+        return []
+    # Only if the test imported torch.
+    from torch.nn.modules import module  # noqa: PLC0415
+    from torch.overrides import _get_current_function_mode_stack  # noqa: PLC0415
+    from torch.utils._python_dispatch import (  # noqa: PLC0415
+        _get_current_dispatch_mode_stack,
+    )
+
+    return [
+        *_get_current_dispatch_mode_stack(),
+        *_get_current_function_mode_stack(),
+        *module._global_forward_pre_hooks.values(),  # noqa: SLF001  torch has no public list
+        *module._global_forward_hooks.values(),  # noqa: SLF001
+    ]

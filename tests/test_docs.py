@@ -1,0 +1,133 @@
+"""The documentation says what the program does."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+from precheck.errors import ExitCode
+from precheck.judge.rules import RULES
+from precheck.records import finding, report, traces
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+
+NOT_IN_THE_REPORT = {"Measurements", "RunTrace"}
+RECORDS = {
+    name: record
+    for module in (report, traces, finding)
+    for name, record in vars(module).items()
+    if is_dataclass(record) and record.__module__ == module.__name__
+}
+
+
+def help_of(*command: str) -> str:
+    ran = subprocess.run(  # noqa: S603  our own program
+        [sys.executable, "-m", "precheck", *command, "--help"],
+        capture_output=True,
+        check=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "80", "NO_COLOR": "1"},
+    )
+    return ran.stdout.strip()
+
+
+def blocks(text: str, *, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def first_column(text: str) -> list[str]:
+    cells = (line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| "))
+    return [cell.strip("`") for cell in cells]
+
+
+def section(text: str, heading: str) -> str:
+    found = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", text, flags=re.DOTALL | re.MULTILINE)
+    assert found, f"no section {heading!r}"
+    return found[1]
+
+
+def anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+def test_readme_shows_the_help_of_scan() -> None:
+    assert help_of("scan") in README
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/exit-codes.md"])
+def test_exit_codes_are_those_of_the_program(page: str) -> None:
+    rows = first_column((ROOT / page).read_text(encoding="utf-8"))
+    assert [int(cell) for cell in rows if cell.isdigit()] == [code.value for code in ExitCode]
+
+
+def test_every_finding_has_a_section() -> None:
+    page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^#+ (PC\d{3})\b", page, flags=re.MULTILINE)
+    assert sorted(documented) == sorted(rule.code for rule in RULES)
+
+
+@pytest.mark.parametrize("name", sorted(RECORDS.keys() - NOT_IN_THE_REPORT - {"Limits"}))
+def test_every_field_of_the_report_is_documented(name: str) -> None:
+    page = (ROOT / "docs" / "report-schema.md").read_text(encoding="utf-8")
+    documented = first_column(section(page, name))
+    assert documented[0] == "field"
+    assert set(documented[1:]) == {each.name for each in fields(RECORDS[name])}
+
+
+def test_only_real_records_are_documented() -> None:
+    page = (ROOT / "docs" / "report-schema.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (\w+)$", page, flags=re.MULTILINE)
+    assert set(headings) == RECORDS.keys() - NOT_IN_THE_REPORT
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"dead link {link}"
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), f"dead anchor {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for block in blocks(page.read_text(encoding="utf-8"), language="console"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            match words:
+                case ["precheck", command, *rest]:
+                    known = help_of(command)
+                    flags = [each.split("=")[0] for each in rest if each.startswith("-")]
+                    assert [flag for flag in flags if flag not in known] == []
+                case ["make", *targets]:
+                    targets = [each for each in targets if "=" not in each]
+                    assert [each for each in targets if f"\n{each}:" not in makefile] == []
+
+
+def test_python_blocks_compile() -> None:
+    for page in PAGES:
+        for block in blocks(page.read_text(encoding="utf-8"), language="python"):
+            compile(block, page.name, "exec")
+
+
+def test_every_make_target_has_help() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.search(r"^\.PHONY: (.+)$", makefile, flags=re.MULTILINE)
+    assert targets
+    for target in targets[1].split():
+        assert re.search(rf"^{target}:.*## \w", makefile, flags=re.MULTILINE), target
