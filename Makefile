@@ -23,10 +23,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is too old (expected 3.11 or newer)" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@# The pip that comes with Python 3.11 knows no --group.
+# The pip that comes with Python 3.11 knows no --group.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip
 	@echo "installing into $(VENV): the first time takes some minutes" >&2
-	@# --prefer-binary keeps a machine without a compiler out of source builds.
+# --prefer-binary keeps a machine without a compiler out of source builds.
 	@$(BIN)/python -m pip install --quiet --prefer-binary -c constraints.txt -e . --group dev
 	@touch $@
 

@@ -16,8 +16,7 @@ from precheck import __version__, arguments, pipeline, terminal
 from precheck.errors import ExitCode, PrecheckError, ScanInterrupted, UsageError
 from precheck.judge.gate import FailOn, gate
 from precheck.records.report import Report
-from precheck.render import RENDERERS
-from precheck.render.console import console_report
+from precheck.render import RENDERERS, render_console
 
 app = typer.Typer(
     name="precheck",
@@ -27,6 +26,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+# main() reads the flag itself, because it has to know before the arguments are parsed.
+Debug = Annotated[bool, typer.Option("--debug", help="Show the tracebacks of errors.")]
 
 
 class StdoutFormat(StrEnum):
@@ -109,7 +112,10 @@ def scan(
     output: Annotated[
         list[Path] | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Write the report here (.json). Repeatable."
+            "--output",
+            "-o",
+            metavar="FILE",
+            help=f"Write the report here ({' or '.join(RENDERERS)}). Repeatable.",
         ),
     ] = None,
     stdout_format: Annotated[
@@ -121,7 +127,7 @@ def scan(
         typer.Option("--all-layers", help="Show every layer."),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks of errors.")] = False,
+    debug: Debug = False,
     gpu: Annotated[
         list[str] | None,
         typer.Option(
@@ -142,7 +148,7 @@ def scan(
 
     Exit code 0: the gate holds, 1: it does not, 2: usage, 3: not completed.
     """
-    del debug  # main() reads it, because it has to know before the arguments are parsed
+    del debug
     outputs = output or []
     for path in outputs:
         arguments.check_output(path)
@@ -182,7 +188,7 @@ def _on_stdout(report: Report, *, stdout_format: StdoutFormat, all_layers: bool)
         case StdoutFormat.JSON:
             return RENDERERS[".json"].render(report)
         case StdoutFormat.TABLE:
-            return console_report(
+            return render_console(
                 report,
                 width=shutil.get_terminal_size().columns,
                 colour=terminal.has_colour(),
@@ -207,14 +213,16 @@ def _exit_code(report: Report, *, holds: bool) -> ExitCode:
 @app.command()
 def demo(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Built-in model to save.")
+        str | None, typer.Argument(metavar="NAME", help="Built-in model to save.")
     ] = None,
     *,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Save it here.")
     ] = None,
+    debug: Debug = False,
 ) -> None:
     """List the built-in models, or save one as a checkpoint."""
+    del debug
     from precheck.checkpoint.gallery import GALLERY
 
     if name is None:
@@ -235,6 +243,10 @@ def demo(
         raise UsageError(
             f"output folder is not empty: {str(output)!r}", hint="choose a folder that is not there"
         )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot create folder: {str(output)!r}: {error.strerror}") from error
     GALLERY[name].build(output)
     terminal.write_stdout(f"saved; scan it: precheck scan {output}")
 

@@ -83,7 +83,9 @@ def scan(
         measurements = measure(
             subject,
             dtypes=tuple(Dtype) if dtypes is None else tuple(map(dtype_named, dtypes)),
-            attn_implementations=attn_implementations and tuple(attn_implementations),
+            attn_implementations=None
+            if attn_implementations is None
+            else tuple(attn_implementations),
             required=tuple(require),
             prompts=prompts,
             builtin_probes=builtin_probes,

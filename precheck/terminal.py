@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -36,7 +36,7 @@ def progress(*, quiet: bool) -> Iterator[Observer]:
     else:
         with Progress(
             BarColumn(bar_width=20),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.description}", markup=False),
             console=console,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -463,3 +464,42 @@ def test_demo_refuses(shell: Shell, tmp_path: Path, arguments: list[str], said: 
     assert ended.code == ExitCode.USAGE
     assert said in ended.err
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_scans_a_built_in_model_as_a_person_would(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    ran = subprocess.run(  # noqa: S603  our own program
+        [sys.executable, "-m", "precheck", "scan", "demo:qwen2-eager", "--quick", "-o", file],
+        capture_output=True,
+        check=False,
+        text=True,
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+    )
+    assert ran.returncode == ExitCode.GATE_HOLDS, ran.stderr
+    assert "gate holds: bfloat16 + sdpa" in ran.stderr
+    assert "float16 + eager overflows in layer 3" in ran.stdout
+    assert Report.from_dict(json.loads(file.read_text())).complete
+
+
+def test_ctrl_c_in_a_real_scan_leaves_a_whole_partial_report(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    # A shell that runs the tests in the background has Ctrl-C ignored, and children inherit that.
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from precheck.cli import main; main()"
+    )
+    with subprocess.Popen(  # noqa: S603  our own program
+        [sys.executable, "-c", program, "scan", "demo:qwen2-eager", "-o", file],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+    ) as process:
+        assert process.stderr
+        while " runs on " not in (line := process.stderr.readline()):
+            assert line, "the scan ended before it announced what it does"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (ExitCode.INTERRUPTED, "")
+    assert "Traceback" not in err
+    assert not Report.from_dict(json.loads(file.read_text())).complete

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -29,6 +30,7 @@ RECORDS = {
 }
 
 
+@functools.cache
 def help_of(*command: str) -> str:
     ran = subprocess.run(  # noqa: S603  our own program
         [sys.executable, "-m", "precheck", *command, "--help"],
@@ -117,6 +119,8 @@ def test_commands_exist(page: Path) -> None:
                 case ["make", *targets]:
                     targets = [each for each in targets if "=" not in each]
                     assert [each for each in targets if f"\n{each}:" not in makefile] == []
+                case _:
+                    assert words == [], f"unknown command {line}"
 
 
 def test_python_blocks_compile() -> None:

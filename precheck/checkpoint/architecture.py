@@ -48,6 +48,14 @@ class Architecture:
         """The units that are decoder layers (of any section)."""
         return tuple(unit for unit in self.units if unit.is_block)
 
+    @property
+    def is_causal(self) -> bool:
+        """Whether the main stack is a decoder: a position predicts the token after it."""
+        return any(
+            unit.section is Section.DECODER and unit.name.startswith(f"{self.decoder_layers}.")
+            for unit in self.blocks
+        )
+
     def section_of(self, module: str) -> Section:
         """The section a module belongs to; the head is whatever stands outside the stacks."""
         for unit in self.units:

@@ -133,14 +133,15 @@ def _find_folder(model: str) -> Path | None:
         return gallery.saved(model.removeprefix(_DEMO))
     try:
         path = Path(model).expanduser()
-        if path.is_dir():
+        # An empty path would be the current folder.
+        exists = bool(model) and path.exists()
+        if exists and path.is_dir():
             return path
-        is_file = path.exists()
     except (OSError, RuntimeError) as error:
         raise CheckpointAccessError(
             f"cannot look into {model!r}: {error}", hint="check the spelling and the permissions"
         ) from error
-    if is_file:
+    if exists:
         refuse_foreign_format([path.name], where=model)
         raise UnsupportedModelError(
             f"a file: {model!r} (expected a folder with config.json, or a Hub id)",

@@ -110,7 +110,7 @@ class Weights(Mapping[str, torch.Tensor]):
 
     Raises:
         CheckpointCorruptError: a shard that is cut off, empty or of another format; names it.
-        UnsupportedModelError: a ``torch.save`` file that holds more than tensors by name.
+        UnsupportedModelError: a ``torch.save`` file that is not a plain dictionary of tensors.
 
     Example:
         ``with Weights(checkpoint.weight_files) as weights: weights["lm_head.weight"]``
@@ -192,6 +192,8 @@ def _unpickle(file: Path) -> dict[str, torch.Tensor]:
             # Files written before torch 1.6 are no zip archives and cannot be mapped.
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if _is_lfs_pointer(file):
+            raise _unreadable(file, error) from error
         raise _not_only_tensors(file) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise _unreadable(file, error) from error
@@ -205,7 +207,7 @@ def _unpickle(file: Path) -> dict[str, torch.Tensor]:
 
 def _not_only_tensors(file: Path) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"weights file holds more than tensors by name: {str(file)!r}",
+        f"weights file is not a plain dictionary of tensors: {str(file)!r}",
         hint="load it where you trust it and write it anew with save_pretrained, "
         "then scan that folder",
     )

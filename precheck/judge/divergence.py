@@ -13,8 +13,8 @@ from precheck.judge.thresholds import (
     FLUSHED_SHARE,
     SUBNORMAL_SHARE,
 )
-from precheck.judge.verdict import loss
 from precheck.records.finding import Confidence, Finding, Severity, Verdict
+from precheck.records.loss import loss, relative_error
 from precheck.records.precision import Dtype
 from precheck.records.quantities import listed, magnitude, percent
 from precheck.records.tightest import tightest
@@ -69,11 +69,11 @@ def _figures(run: Run) -> str:
 def _where_it_starts(run: Run) -> LayerTrace | None:
     """The layer whose relative error grew most over the layer before it, in its own section."""
     grown = [
-        (after.relative_error - before.relative_error, after)
+        (grown_to - grown_from, after)
         for before, after in pairwise(run.layers)
         if before.section is after.section
-        and before.relative_error is not None
-        and after.relative_error is not None
+        and (grown_from := relative_error(before)) is not None
+        and (grown_to := relative_error(after)) is not None
     ]
     largest = max(grown, key=lambda pair: pair[0], default=None)
     return largest[1] if largest and largest[0] > 0 else None

@@ -30,8 +30,8 @@ from precheck.judge import checkpoint
 from precheck.judge.evidence import USABLE
 from precheck.judge.hardware import Bfloat16, Hardware
 from precheck.judge.thresholds import PREFER_FLOAT16, SAME_KL_DIVERGENCE
-from precheck.judge.verdict import loss
 from precheck.records.finding import Confidence, Verdict
+from precheck.records.loss import loss
 from precheck.records.precision import Configuration, Dtype
 from precheck.records.quantities import bits, listed, magnitude
 from precheck.records.report import Recommendation, Rejected
@@ -41,30 +41,15 @@ if TYPE_CHECKING:
     from precheck.judge.evidence import Evidence
     from precheck.records.report import Run
 
-_GRAVITY = {verdict: gravity for gravity, verdict in enumerate(reversed(Verdict))}
-_ATTENTION_ORDER = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
-
-
-class _Rank(NamedTuple):
-    """How good a usable run is; smaller is better, compared from left to right."""
-
-    num_bytes: int
-    gravity: int
-    dtype_order: int
-    attention_order: int
-    name: str
-    """So that a tie has an order as well."""
-
-
 def recommend(evidence: Evidence, *, device: Hardware) -> Recommendation:
     """What to use on this device, of what was measured."""
-    runs = _gravest_runs(evidence)
+    runs = gravest_runs(evidence)
     broken = _why_nothing(evidence)
-    excluded = {c: why for c, run in runs.items() if (why := _why_not(run, device))}
+    excluded = {c: why for c, run in runs.items() if (why := why_not(run, device))}
     if broken is not None:
         excluded = dict.fromkeys(runs, "the checkpoint itself is broken")
     ranks = {
-        configuration: _rank(evidence, run, device=device, runs=runs)
+        configuration: rank_of(evidence, run, device=device, runs=runs)
         for configuration, run in runs.items()
         if configuration not in excluded
     }
@@ -79,8 +64,8 @@ def recommend(evidence: Evidence, *, device: Hardware) -> Recommendation:
             snippets={},
             confidence=_confidence(evidence, device),
         )
-    worse = {
-        configuration: excluded.get(configuration) or _worse(configuration, chosen, ranks=ranks)
+    others = {
+        configuration: excluded.get(configuration) or worse(configuration, chosen, ranks=ranks)
         for configuration in runs
         if configuration != chosen
     }
@@ -89,9 +74,16 @@ def recommend(evidence: Evidence, *, device: Hardware) -> Recommendation:
         attn_implementation=chosen.attn_implementation,
         target=device.target,
         reasons=_reasons(evidence, runs[chosen], device=device),
-        rejected=_rejected(worse),
+        rejected=_rejected(others),
         snippets=_snippets(evidence, chosen),
         confidence=_confidence(evidence, device),
+    )
+
+
+def _rejected(why: dict[Configuration, str]) -> tuple[Rejected, ...]:
+    return tuple(
+        Rejected(dtype=c.dtype, attn_implementation=c.attn_implementation, why=reason)
+        for c, reason in why.items()
     )
 
 
@@ -108,115 +100,12 @@ def _why_nothing(evidence: Evidence) -> str | None:
     return None
 
 
-def _gravest_runs(evidence: Evidence) -> dict[Configuration, Run]:
-    """One run of each configuration: the gravest, where it was measured in several ways."""
-    gravest: dict[Configuration, Run] = {}
-    for run in evidence.runs:
-        other = gravest.get(run.configuration)
-        if other is None or _GRAVITY[run.verdict] > _GRAVITY[other.verdict]:
-            gravest[run.configuration] = run
-    return gravest
-
-
-def _why_not(run: Run, device: Hardware) -> str | None:
-    """Why this run's configuration cannot be used on the device at all."""
-    if run.verdict not in USABLE:
-        return f"{_VERDICT_WORDS[run.verdict]}; {run.reason}"
-    if run.dtype is Dtype.BFLOAT16 and device.bfloat16 is Bfloat16.EMULATED:
-        kernel = (
-            f", and sdpa uses {device.sdpa_bfloat16}" if run.attn_implementation == "sdpa" else ""
-        )
-        return f"bfloat16 is only emulated on {device.compute_capability}{kernel}"
-    if run.attn_implementation.startswith("flash_attention") and not device.flash_attention_2:
-        return f"FlashAttention is not known to run on {device.compute_capability or device.name}"
-    return None
-
-
-_VERDICT_WORDS = {
-    Verdict.FAILED: "could not be run",
-    Verdict.OVERFLOW: "overflows",
-    Verdict.DEGRADED: "loses accuracy",
-    Verdict.ABSORBED: "absorbs an overflow",
-    Verdict.LOW_HEADROOM: "has little headroom",
-    Verdict.SAFE: "safe",
-}
-
-
-def _rank(
-    evidence: Evidence, run: Run, *, device: Hardware, runs: dict[Configuration, Run]
-) -> _Rank:
-    order = _ATTENTION_ORDER
-    name = run.attn_implementation
-    attention_order = order.index(name) if name in order else len(order) + (name == "eager")
-    return _Rank(
-        num_bytes=run.dtype.limits.num_bytes,
-        gravity=_GRAVITY[run.verdict],
-        dtype_order=_dtype_order(evidence, run, device=device, runs=runs),
-        attention_order=attention_order,
-        name=run.name,
-    )
-
-
-def _dtype_order(
-    evidence: Evidence, run: Run, *, device: Hardware, runs: dict[Configuration, Run]
-) -> int:
-    """0 for float16 that is better than bfloat16 here, 1 for bfloat16, 2 for other float16."""
-    if run.dtype is not Dtype.FLOAT16:
-        return 1
-    other = runs.get(
-        Configuration(dtype=Dtype.BFLOAT16, attn_implementation=run.attn_implementation)
-    )
-    if other is None or _why_not(other, device):
-        return 0
-    tight = tightest(evidence.measurements.headroom, run.configuration)
-    has_range = tight is None or tight[1] >= PREFER_FLOAT16.value
-    return 0 if has_range and _is_closer(run, other) else 2
-
-
-def _is_closer(run: Run, other: Run) -> bool:
-    """Whether a run is measurably closer to float32 than the other."""
-    mine, theirs = loss(run).kl_divergence, loss(other).kl_divergence
-    if mine is None or theirs is None:
-        return False
-    return mine < theirs and theirs > SAME_KL_DIVERGENCE.value
-
-
-def _worse(
-    other: Configuration, chosen: Configuration, *, ranks: dict[Configuration, _Rank]
-) -> str:
-    """The first entry of its rank that is worse than the chosen one's, in words."""
-    rank, best = ranks[other], ranks[chosen]
-    if rank.num_bytes > best.num_bytes:
-        return f"twice the memory of {chosen.dtype}, and not needed"
-    if rank.gravity > best.gravity:
-        verdict = next(each for each, gravity in _GRAVITY.items() if gravity == rank.gravity)
-        return f"{_VERDICT_WORDS[verdict]}; {chosen} does not"
-    if rank.dtype_order > best.dtype_order:
-        return _worse_dtype(other.dtype, chosen.dtype)
-    if other.attn_implementation == "eager":
-        return f"usable, but writes out the scores, which {chosen.attn_implementation} does not"
-    return f"usable, and no better than {chosen.attn_implementation}"
-
-
-def _worse_dtype(other: Dtype, chosen: Dtype) -> str:
-    if other is Dtype.FLOAT16:
-        return f"usable; {chosen} has more range and is not measurably further from float32"
-    return f"usable, but further from float32 than {chosen}"
-
-
-def _rejected(why: dict[Configuration, str]) -> tuple[Rejected, ...]:
-    return tuple(
-        Rejected(dtype=c.dtype, attn_implementation=c.attn_implementation, why=reason)
-        for c, reason in why.items()
-    )
-
-
 def _reasons(evidence: Evidence, run: Run, *, device: Hardware) -> tuple[str, ...]:
     measured = evidence.measurements
     figures = loss(run).sentence
     tight = tightest(measured.headroom, run.configuration)
     longest = measured.coverage.longest_probe_tokens
-    reasons = [f"{_VERDICT_WORDS[run.verdict]}{f': {run.reason}' if run.reason else ''}"]
+    reasons = [f"{VERDICT_WORDS[run.verdict]}{f': {run.reason}' if run.reason else ''}"]
     if run.verdict is not Verdict.ABSORBED and figures and run.dtype is not Dtype.FLOAT32:
         reasons.append(figures)
     if tight is not None and run.verdict is Verdict.SAFE and run.dtype is Dtype.FLOAT16:

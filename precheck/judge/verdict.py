@@ -2,72 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from precheck.judge import thresholds
 from precheck.records.finding import Verdict
+from precheck.records.loss import loss
 from precheck.records.precision import Dtype
-from precheck.records.quantities import bits, magnitude, nats, percent
+from precheck.records.quantities import bits, magnitude
 from precheck.records.report import Run
 from precheck.records.tightest import tightest
-from precheck.records.traces import Section
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from precheck.records.loss import Loss
     from precheck.records.traces import Headroom, Overflow, RunTrace
 
 
-class Loss(NamedTuple):
-    """How far a run is from its reference; None where that was not, or cannot be, measured."""
-
-    kl_divergence: float | None
-    relative_error: float | None
-
-    @property
-    def is_degraded(self) -> bool:
-        """Whether either figure is beyond its threshold."""
-        return (
-            self.kl_divergence is not None
-            and self.kl_divergence > thresholds.DEGRADED_KL_DIVERGENCE.value
-        ) or (
-            self.relative_error is not None
-            and self.relative_error > thresholds.DEGRADED_RELATIVE_ERROR.value
-        )
-
-    @property
-    def sentence(self) -> str:
-        """The figures in words.
-
-        >>> Loss(0.5, 0.25).sentence
-        'mean KL 0.5 nat, relative error 25.0% after the last layer'
-        """
-        parts = []
-        if self.kl_divergence is not None:
-            parts.append(f"mean KL {nats(self.kl_divergence)} nat")
-        if self.relative_error is not None:
-            parts.append(f"relative error {percent(self.relative_error)} after the last layer")
-        return ", ".join(parts)
-
-
-def loss(run: RunTrace) -> Loss:
-    """The figures a run's precision is judged by.
-
-    In a mixture of experts only tokens that went to the reference's experts count: a token sent
-    elsewhere is far from the reference without anything being wrong.
-    """
-    main = [layer for layer in run.layers if layer.section is Section.DECODER] or [
-        layer for layer in run.layers if layer.section is Section.ENCODER
-    ]
-    last = (main or list(run.layers))[-1:]
-    if any(layer.routing_agreement is not None for layer in run.layers):
-        return Loss(
-            run.logits.kl_divergence_mean_same_routing if run.logits else None,
-            last[0].relative_error_same_routing if last else None,
-        )
-    return Loss(
-        run.logits.kl_divergence_mean if run.logits else None,
-        last[0].relative_error if last else None,
+def is_degraded(lost: Loss) -> bool:
+    """Whether either figure of a run's precision is beyond its threshold."""
+    return (
+        lost.kl_divergence is not None
+        and lost.kl_divergence > thresholds.DEGRADED_KL_DIVERGENCE.value
+    ) or (
+        lost.relative_error is not None
+        and lost.relative_error > thresholds.DEGRADED_RELATIVE_ERROR.value
     )
 
 
@@ -109,7 +68,7 @@ def _gravest(
     if broken is not None:
         return broken
     lost = loss(trace)
-    if lost.is_degraded:
+    if is_degraded(lost):
         return Verdict.DEGRADED, lost.sentence
     if trace.overflows:
         return Verdict.ABSORBED, _absorbed_reason(trace, lost=lost)

@@ -50,7 +50,7 @@ class Classifier:
             if node.dtype not in HALF or node.minimum is None:
                 continue
             if node.is_cast:
-                yield from self._cast_peak(node, segment, position)
+                yield from self._cast_peak(node, segment, known, position)
                 continue
             match = known.get(node.key)
             if match is None or match.shape != node.shape or match.abs_max is None:
@@ -60,15 +60,20 @@ class Classifier:
                 yield match, match.abs_max, mechanism
 
     def _cast_peak(
-        self, node: OpNode, segment: Segment, position: Position
+        self,
+        node: OpNode,
+        segment: Segment,
+        known: dict[tuple[str, str, int], OpNode],
+        position: Position,
     ) -> Iterator[tuple[OpNode, float, Mechanism]]:
         origin = node.inputs[0].node
         given = segment.nodes[origin] if origin >= 0 else None
-        if given is None or given.dtype is not torch.float32 or given.abs_max is None:
+        if given is None or given.dtype is not torch.float32:
             return
+        match = known.get(given.key)
         mechanism = self._all(segment, position)[node.index]
-        if mechanism is not None:
-            yield node, given.abs_max, mechanism
+        if match is not None and match.abs_max is not None and mechanism is not None:
+            yield node, match.abs_max, mechanism
 
     def _all(self, segment: Segment, position: Position) -> list[Mechanism | None]:
         """The mechanism of every operation; None for constants."""

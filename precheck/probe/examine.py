@@ -213,7 +213,8 @@ class Examiner:
             return None, None
         if node.is_cast:
             given = tensors[0]
-            return unexpected(output, _as_reference(given)), Snapshot.of(given).abs_max
+            expected = None if self._input_taint else _as_reference(given)
+            return unexpected(output, expected), Snapshot.of(given).abs_max
         snapshot = self._snapshot(node)
         if snapshot is not None:
             return unexpected(output, snapshot.values), snapshot.abs_max

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -76,6 +76,22 @@ class Turns:
             raise Abandoned
 
 
+class Passenger(Protocol):
+    """What rides on a worker: the forward, and what happens around each unit."""
+
+    is_replaying: bool
+    """Units run again to be looked into are no turns."""
+
+    def forward(self) -> None:
+        """The whole forward."""
+
+    def enter_unit(self, unit: Unit, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a unit, with what it is given."""
+
+    def leave_unit(self, unit: Unit, output: Any) -> None:
+        """After a unit, with what it returned."""
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Worker:
     """One run's forward in a thread of its own."""
@@ -83,25 +99,24 @@ class Worker:
     name: str
     model: nn.Module
     units: tuple[Unit, ...]
-    forward: Callable[[], Any]
-    enter_unit: Callable[[Unit, tuple[Any, ...], dict[str, Any]], None]
-    """Called before a unit with what it is given."""
-    leave_unit: Callable[[Unit, Any], None]
-    """Called after a unit with what it returned."""
+    passenger: Passenger | None = None
     standing_at: str = ""
-    output: Any = None
+    is_entering: bool = False
+    """It stands before a unit, not after one."""
     error: BaseException | None = None
     is_finished: bool = False
     turns: Turns = field(default_factory=Turns)
-    is_replaying: bool = False
     _thread: threading.Thread | None = None
     _handles: list[RemovableHandle] = field(default_factory=list)
 
     def start(self) -> None:
         """Hooks the units and starts the thread, which waits for its first turn."""
+        assert self.passenger is not None  # noqa: S101  set right after construction
         for unit in self.units:
-            self._hook(self.model.get_submodule(unit.name), unit)
-        self._thread = threading.Thread(target=self._work, name=f"precheck {self.name}")
+            self._hook(self.model.get_submodule(unit.name), unit, self.passenger)
+        self._thread = threading.Thread(
+            target=self._work, args=(self.passenger,), name=f"precheck {self.name}"
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -113,26 +128,27 @@ class Worker:
             handle.remove()
         self._handles.clear()
 
-    def _hook(self, module: nn.Module, unit: Unit) -> None:
+    def _hook(self, module: nn.Module, unit: Unit, passenger: Passenger) -> None:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not self.is_replaying:
-                self.standing_at = unit.name
+            if not passenger.is_replaying:
+                self.standing_at, self.is_entering = unit.name, True
                 self.turns.pass_on()
-                self.enter_unit(unit, args, kwargs)
+                self.is_entering = False
+                passenger.enter_unit(unit, args, kwargs)
 
         def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            if not self.is_replaying:
-                self.leave_unit(unit, output)
+            if not passenger.is_replaying:
+                passenger.leave_unit(unit, output)
                 self.turns.pass_on()
 
         self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         self._handles.append(module.register_forward_hook(after))
 
-    def _work(self) -> None:
+    def _work(self, passenger: Passenger) -> None:
         try:
             self.turns.take()
             with torch.no_grad():
-                self.output = self.forward()
+                passenger.forward()
         except Abandoned:
             pass
         except BaseException as error:  # noqa: BLE001  handed to the coordinator, which decides

@@ -12,7 +12,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from precheck.probe.ops import FUSED_ATTENTION, HIDDEN, OTHER, WEIGHT, OpNode, Origin
+from precheck.probe.ops import FUSED_ATTENTION, HIDDEN, MOVES, OTHER, WEIGHT, OpNode, Origin
 from precheck.probe.reduce import MASK_SENTINEL
 from precheck.records.traces import Mechanism
 
@@ -90,8 +90,12 @@ ELEMENTWISE = frozenset(
         "aten.sub",
         "aten.tanh",
         "aten.where",
+        *MOVES,
     }
 )
+"""Hand every element on, changed or not: what a value goes through on its way."""
+
+COPIES = frozenset({"aten._to_copy", "aten.clone"})
 REDUCTIONS = frozenset(
     {"aten.mean", "aten.sum", "aten.var", "aten.var_mean", "aten.linalg_vector_norm"}
 )
@@ -247,7 +251,7 @@ class Graph:
         return found
 
     def _is_score(self, node: OpNode) -> bool:
-        return node.index in self._score_steps or FUSED_ATTENTION in node.op
+        return node.index in self._score_steps
 
     def _is_mask(self, node: OpNode) -> bool:
         """A mask is written or added, or the softmax of a fully masked row is taken."""
@@ -279,7 +283,10 @@ class Graph:
                 for each in self._parents(node)
                 if each.op in REDUCTIONS
                 or (each.op in ELEMENTWISE and node.op in REDUCTIONS)
-                or (each.op in {"aten.add", "aten.maximum", "aten.clamp"} and node.op in NORMS)
+                or (
+                    each.op in {"aten.add", "aten.maximum", "aten.clamp"}
+                    and node.op == "aten.rsqrt"
+                )
             )
 
         for core in cores:
@@ -357,7 +364,7 @@ class Graph:
 
     def _bare(self, origin: Origin) -> Origin:
         """The origin behind casts and copies: the same numbers."""
-        while origin.node >= 0 and self.nodes[origin.node].op in {"aten._to_copy", "aten.clone"}:
+        while origin.node >= 0 and self.nodes[origin.node].op in COPIES:
             origin = self.nodes[origin.node].inputs[0]
         return origin
 

@@ -44,7 +44,6 @@ MOVES = frozenset(
     {
         "aten._reshape_copy",
         "aten._unsafe_index",
-        "aten._unsafe_view",
         "aten.arange",
         "aten.cat",
         "aten.clone",
@@ -78,6 +77,9 @@ MOVES = frozenset(
     }
 )
 """Make nothing: they hand elements on, or write constants. Their output is not reduced."""
+
+UNDECLARED_VIEWS = frozenset({"aten._unsafe_view"})
+"""Views whose schema does not say so."""
 
 CASTS = frozenset({"aten._to_copy"})
 
@@ -249,7 +251,9 @@ def op_kind(func: OpOverload) -> OpKind:
         schema = func._schema  # noqa: SLF001  the public spelling of an op is its schema
         name = schema.name.replace("::", ".")
         aliases = [each.alias_info for each in schema.returns]
-        is_view = any(alias is not None and not alias.is_write for alias in aliases)
+        is_view = name in UNDECLARED_VIEWS or any(
+            alias is not None and not alias.is_write for alias in aliases
+        )
         kind = _KINDS[func] = OpKind(name, is_view, name in MOVES, schema.is_mutable)
     return kind
 

@@ -11,7 +11,7 @@ from precheck.records.traces import RunTrace
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from precheck.probe.residency import Skeleton
+    from precheck.probe.skeleton import Skeleton
     from precheck.records.traces import Section, Symptom
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from precheck.probe.classify import Classifier
 from precheck.probe.compare import LogitsTotals, routing_agreement
 from precheck.probe.examine import CLEAN, Examiner, ReferenceOps, unexpected_in
 from precheck.probe.mechanisms import Position
@@ -15,7 +14,14 @@ from precheck.probe.overflows import Found, Place
 from precheck.probe.reduce import tensor_stats
 from precheck.probe.scores import raw_score_abs_max
 from precheck.probe.symptom import symptom_of
-from precheck.probe.unit_call import UnitCall, copied, hidden_states_in, is_odd, routed_nodes
+from precheck.probe.unit_call import (
+    UnitCall,
+    copied,
+    hidden_states_in,
+    is_odd,
+    main_output,
+    routed_nodes,
+)
 from precheck.records.precision import Dtype
 from precheck.records.traces import Mechanism, Section
 
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
 
     from precheck.checkpoint.architecture import Architecture, Unit
     from precheck.probe.batches import Batch
+    from precheck.probe.classify import Classifier
     from precheck.probe.examine import Producer
     from precheck.probe.run_totals import RunTotals
     from precheck.probe.symptom import Decode
@@ -87,8 +94,10 @@ class RunWatch:
         with self._watcher:
             output = self._skeleton.forward(self._batch)
         self._close_between()
-        self.final = next(iter(hidden_states_in(list(tensors_in(output)), num_dims=2)), None)
-        self._finish()
+        logits = getattr(output, "logits", None)
+        outputs = list(tensors_in(dict(output) if isinstance(output, dict) else output))
+        self.final = logits if isinstance(logits, torch.Tensor) else main_output(outputs)
+        self._finish(has_logits=logits is not None)
 
     def detach(self) -> None:
         """Removes the hooks and hands the counts over."""
@@ -196,7 +205,7 @@ class RunWatch:
         args, kwargs = copied(call.args), copied(call.kwargs)
         for each, sources in zip(tensors_in((args, kwargs)), call.sources, strict=True):
             examiner.taint(each, sources)
-        output, segment = self._call_again(call, args, kwargs, examiner)
+        output, segment = self.call_again(call, args, kwargs, examiner)
         for producer in examiner.take_producers():
             self._add_found(
                 producer, segment, None if partner is None else partner.segment, place, position
@@ -208,16 +217,17 @@ class RunWatch:
         if partner.ops is None:
             partner.ops = ReferenceOps()
             args, kwargs = copied(partner.args), copied(partner.kwargs)
-            self._reference._call_again(partner, args, kwargs, partner.ops)
+            self._reference.call_again(partner, args, kwargs, partner.ops)
         return partner.ops
 
-    def _call_again(
+    def call_again(
         self,
         call: UnitCall,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         examination: Examiner | ReferenceOps,
     ) -> tuple[Any, Segment]:
+        """The unit's output and its operations, each shown to ``examination``."""
         watcher = self._new_watcher()
         watcher.examination = examination
         watcher.begin(hidden_states_in(list(tensors_in((args, kwargs)))))
@@ -327,7 +337,7 @@ class RunWatch:
                     )
         segment.scores.clear()
 
-    def _finish(self) -> None:
+    def _finish(self, *, has_logits: bool) -> None:
         """Compares the output, and says which producers reached it."""
         if self.final is None:
             return
@@ -348,7 +358,7 @@ class RunWatch:
             (each, not is_reference and each.producer.identity not in reached)
             for each in self._found
         ]
-        if self._skeleton.has_logits:
+        if has_logits:
             self._add_logits(self.final)
 
     def _add_logits(self, logits: Tensor) -> None:
@@ -357,7 +367,7 @@ class RunWatch:
             logits,
             None if self._baseline is None else self._baseline.final,
             batch=self._batch,
-            is_causal=self._skeleton.is_causal,
+            is_causal=self._layout.is_causal and not self._skeleton.is_encoder_decoder,
             alike=self._alike,
         )
 

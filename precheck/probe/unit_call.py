@@ -32,7 +32,7 @@ class UnitCall:
     sources: list[frozenset[int]]
     """The same, in the order of the copies in ``args`` and ``kwargs``."""
     is_lost: bool
-    """No hidden state it was given is finite: nothing new can be learned in it."""
+    """The hidden states it was given are finite nowhere: nothing new can be learned in it."""
     segment: Segment = field(default_factory=Segment)
     output: Any = None
     ops: ReferenceOps | None = None
@@ -57,7 +57,7 @@ class UnitCall:
             kwargs=copied(kwargs),
             given={id(each): outside.sources(each) for each in given},
             sources=[outside.sources(each) for each in given],
-            is_lost=bool(hidden) and not any(bool(each.isfinite().any()) for each in hidden),
+            is_lost=bool(hidden) and not bool(hidden[0].isfinite().any()),
         )
 
     def position(self, num_blocks: int) -> Position:
@@ -69,13 +69,22 @@ class UnitCall:
 
     @property
     def hidden_states(self) -> Tensor | None:
-        """The first floating-point tensor of two or more dimensions among the outputs."""
-        return next(iter(hidden_states_in(list(tensors_in(self.output)), num_dims=2)), None)
+        """The first output that may be hidden states or scores."""
+        return main_output(list(tensors_in(self.output)))
 
 
-def hidden_states_in(tensors: list[Tensor], *, num_dims: int = 3) -> list[Tensor]:
-    """Those that may carry activations: floating point, ``(batch, seq, hidden)``."""
-    return [each for each in tensors if each.is_floating_point() and each.dim() >= num_dims]
+def hidden_states_in(tensors: list[Tensor]) -> list[Tensor]:
+    """Those that may carry activations: floating point, ``(batch, seq, hidden)``.
+
+    Masks and position biases have four dimensions.
+    """
+    return [each for each in tensors if each.is_floating_point() and each.dim() == 3]  # noqa: PLR2004
+
+
+def main_output(tensors: list[Tensor]) -> Tensor | None:
+    """The first floating-point tensor of two or more dimensions."""
+    found = (each for each in tensors if each.is_floating_point() and each.dim() > 1)
+    return next(found, None)
 
 
 def copied(tree: Any) -> Any:

@@ -19,7 +19,7 @@ def magnitude(value: float) -> str:
         return "0"
     if size >= _LONGEST_PLAIN or size < _SMALLEST_PLAIN:
         return f"{value:.1e}"
-    return f"{value:,.0f}" if size >= 1000 else f"{value:.3g}"  # noqa: PLR2004  three digits
+    return f"{value:,.0f}" if size >= 1000 else f"{value:#.3g}".rstrip(".")  # noqa: PLR2004  three digits
 
 
 def bits(value: float) -> str:

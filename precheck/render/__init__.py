@@ -28,6 +28,6 @@ class Renderer(Protocol):
 
 
 RENDERERS: Mapping[str, Renderer] = MappingProxyType(
-    {"table": ConsoleReport(), "json": JsonReport()}
+    {each.extension: each for each in (ConsoleReport(), JsonReport())}
 )
-"""By the name that ``--format`` takes."""
+"""By the suffix of the file that is written."""

@@ -20,7 +20,7 @@ from precheck.render.run_table import run_table
 from precheck.render.words import SEVERITY_MARKS, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from rich.console import RenderableType
 
@@ -70,56 +70,48 @@ def render_console(report: Report, *, width: int, colour: bool, all_layers: bool
         # The text depends on the arguments alone, not on FORCE_COLOR or COLUMNS.
         _environ={},
     )
-    for renderable in _parts(report, width=width, all_layers=all_layers):
-        console.print(renderable)
+    prose = min(width, _WIDEST_PROSE)
+    for number, section in enumerate(
+        _sections(report, prose=prose, width=width, all_layers=all_layers)
+    ):
+        if number:
+            console.print()
+        for renderable in section:
+            console.print(renderable)
     return "\n".join(line.rstrip() for line in out.getvalue().split("\n"))
 
 
-def _parts(report: Report, *, width: int, all_layers: bool) -> Iterator[RenderableType]:
+def _sections(
+    report: Report, *, prose: int, width: int, all_layers: bool
+) -> Iterator[Sequence[RenderableType]]:
     """Everything there is to print, in the order of its weight."""
-    prose = min(width, _WIDEST_PROSE)
-    yield _within(headline(report), prose=prose, width=width)
-    yield _within(Text(scope(report), style="dim"), prose=prose, width=width, indent=2)
-    yield _within(Text(identity(report), style="dim"), prose=prose, width=width, indent=2)
-    yield Text()
-    yield run_table(report, width=width)
-    panel = culprit_panel(report, width=prose)
-    if panel is not None:
-        yield Text()
-        yield panel
-    around = layers_around(report, width=width)
-    if around is not None and not all_layers:
-        yield Text()
-        yield _layers_title(report)
-        yield around
-    if all_layers:
-        for layers in layer_tables(report, width=width):
-            yield Text()
-            yield Text("Largest value after each layer", style="bold")
-            yield layers
-    if report.findings:
-        yield Text()
-        yield Text("Findings", style="bold")
-        for finding in report.findings:
-            yield Text()
-            yield _within(_finding(finding, report=report), prose=prose, width=width)
-    yield Text()
-    for each in advice(report):
-        yield _within(each, prose=prose, width=width)
 
+    def narrow(renderable: RenderableType, *, indent: int = 0) -> RenderableType:
+        return Padding(renderable, (0, width - prose, 0, indent), expand=False)
 
-def _within(
-    renderable: RenderableType, *, prose: int, width: int, indent: int = 0
-) -> RenderableType:
-    """Kept to a readable width on a wide terminal."""
-    return Padding(renderable, (0, width - prose, 0, indent), expand=False)
-
-
-def _layers_title(report: Report) -> Text:
-    at = focus(report)
-    return Text(
-        "" if at is None else f"Layers around it, {shown(at.run.attn_implementation)}", "bold"
+    yield (
+        narrow(headline(report)),
+        narrow(Text(scope(report), style="dim"), indent=2),
+        narrow(Text(identity(report), style="dim"), indent=2),
     )
+    yield (run_table(report, width=width),)
+    if (panel := culprit_panel(report, width=prose)) is not None:
+        yield (panel,)
+    if all_layers:
+        yield from _all_layers(report, width=width)
+    elif (around := layers_around(report, width=width)) is not None:
+        at = focus(report)
+        name = "" if at is None else f", {shown(at.run.attn_implementation)}"
+        yield (Text(f"Layers around it{name}", style="bold"), around)
+    for finding in report.findings:
+        yield (narrow(_finding(finding, report=report)),)
+    yield tuple(narrow(each) for each in advice(report))
+
+
+def _all_layers(report: Report, *, width: int) -> Iterator[Sequence[RenderableType]]:
+    title = Text("Largest value after each layer", style="bold")
+    for number, layers in enumerate(layer_tables(report, width=width)):
+        yield (layers,) if number else (title, layers)
 
 
 def _finding(finding: Finding, *, report: Report) -> RenderableType:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from precheck.records.finding import Verdict
+from precheck.records.loss import relative_error
 from precheck.records.quantities import counted, listed, magnitude, percent
 from precheck.records.traces import Mechanism, Section
 from precheck.render.columns import Column, table
@@ -186,6 +187,5 @@ def size_cell(trace: LayerTrace | None) -> Text:
 
 
 def _error_cell(trace: LayerTrace | None) -> Text:
-    if trace is None or trace.relative_error is None:
-        return Text(DASH, style="dim")
-    return Text(percent(trace.relative_error))
+    error = None if trace is None else relative_error(trace)
+    return Text(DASH, style="dim") if error is None else Text(percent(error))

@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from precheck.records.report import Report, Run
 
 _SAYS = {
-    Verdict.OVERFLOW: "overflows",
-    Verdict.DEGRADED: "loses accuracy",
-    Verdict.FAILED: "could not be run",
-    Verdict.ABSORBED: "absorbs an overflow",
-    Verdict.LOW_HEADROOM: "has less than one bit of headroom",
+    Verdict.OVERFLOW: ("overflows", "overflow"),
+    Verdict.DEGRADED: ("loses accuracy", "lose accuracy"),
+    Verdict.FAILED: ("could not be run", "could not be run"),
+    Verdict.ABSORBED: ("absorbs an overflow", "absorb an overflow"),
+    Verdict.LOW_HEADROOM: (
+        "has less than one bit of headroom",
+        "have less than one bit of headroom",
+    ),
 }
+"""What one run with the verdict does, and what several do; gravest for a reader first."""
 
 
 def headline(report: Report) -> Table:
@@ -34,13 +38,13 @@ def headline(report: Report) -> Table:
     if not report.runs:
         return _marked(Verdict.FAILED, "NOTHING WAS MEASURED")
     said = [
-        f"{listed(names, most=2)} {words}{_layers(report, verdict)}"
+        f"{listed(names, most=2)} {words[len(names) > 1]}{_layers(report, verdict)}"
         for verdict, words in _SAYS.items()
         if (names := _names(report, verdict))
     ]
     if not said:
         return _marked(Verdict.SAFE, f"SAFE in {_all(len(report.runs))} measured")
-    gravest = min((run.verdict for run in report.runs), key=list(Verdict).index)
+    gravest = next(verdict for verdict in _SAYS if _names(report, verdict))
     return _marked(gravest, "; ".join(said))
 
 

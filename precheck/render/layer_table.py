@@ -8,6 +8,7 @@ from rich.text import Text
 
 from precheck.render.columns import GAP, Column, table
 from precheck.render.culprit import size_cell
+from precheck.render.words import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +42,6 @@ def layer_tables(report: Report, *, width: int) -> Iterator[Table]:
 def _column(run: Run, *, places: list[tuple[Section, int]]) -> Column:
     traces = {(layer.section, layer.index): layer for layer in run.layers}
     return Column(
-        header=f"{run.dtype}\n{run.attn_implementation}",
+        header=f"{run.dtype}\n{shown(run.attn_implementation)}",
         cells=[size_cell(traces.get(place)) for place in places],
     )

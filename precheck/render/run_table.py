@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from precheck.records.finding import Verdict
+from precheck.records.loss import loss
 from precheck.records.precision import Dtype
 from precheck.records.quantities import bits, magnitude, nats, percent
 from precheck.records.tightest import tightest
@@ -83,11 +84,8 @@ def _mechanism(run: Run) -> str:
 
 
 def _divergence(run: Run) -> str:
-    if run.logits is None or run.dtype is Dtype.FLOAT32:
-        return DASH
-    judged_by = run.logits.kl_divergence_mean_same_routing
-    figure = run.logits.kl_divergence_mean if judged_by is None else judged_by
-    return DASH if figure is None else nats(figure)
+    figure = loss(run).kl_divergence
+    return DASH if figure is None or run.dtype is Dtype.FLOAT32 else nats(figure)
 
 
 def _agreement(run: Run) -> str:
@@ -97,7 +95,7 @@ def _agreement(run: Run) -> str:
 
 
 def _relative_error(run: Run) -> str:
-    figure = run.layers[-1].relative_error if run.layers else None
+    figure = loss(run).relative_error
     return DASH if figure is None or run.dtype is Dtype.FLOAT32 else percent(figure)
 
 

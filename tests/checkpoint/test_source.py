@@ -19,10 +19,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils._paths import filter_repo_objects
 from safetensors.torch import save_file
 
 from precheck.checkpoint.formats import FOREIGN_FORMATS, ForeignFormat
-from precheck.checkpoint.hub import Snapshot
+from precheck.checkpoint.hub import Snapshot, fetch_files
 from precheck.checkpoint.source import Checkpoint, open_checkpoint
 from precheck.errors import (
     CheckpointAccessError,
@@ -491,25 +492,18 @@ def test_refuses_a_gguf_repository_before_anything_is_fetched(fake_hub: FakeHub)
     assert fake_hub.fetched == []
 
 
-def test_names_are_fetched_literally() -> None:
+def test_names_are_fetched_literally(monkeypatch: pytest.MonkeyPatch) -> None:
     patterns: list[str] = []
 
     def download(_repo: str, *, allow_patterns: list[str], **_arguments: object) -> str:
         patterns.extend(allow_patterns)
         return ""
 
-    from precheck.checkpoint import hub  # noqa: PLC0415  the seam under test
-
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     snapshot = Snapshot(repo="a/b", revision=None, commit=COMMIT, folder=Path(), sizes={})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(huggingface_hub, "snapshot_download", download)
-        hub.fetch_files(snapshot, ["a[1]*.json"])
-    assert huggingface_hub.utils.filter_repo_objects(["a[1]*.json"], allow_patterns=patterns)
-    assert not list(
-        huggingface_hub.utils.filter_repo_objects(
-            ["a1.json", "a[1]b.json"], allow_patterns=patterns
-        )
-    )
+    fetch_files(snapshot, ["a[1]*.json"])
+    names = ["a[1]*.json", "a1.json", "a[1]b.json"]
+    assert list(filter_repo_objects(names, allow_patterns=patterns)) == ["a[1]*.json"]
 
 
 def hub_error(kind: Callable[..., Exception], *, status: int) -> Exception:

@@ -1,0 +1,127 @@
+"""The machine a scan runs on, and the torch settings it needs while it runs."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+
+from precheck.errors import UsageError
+from precheck.records.report import Device, Environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "tokenizers",
+    "huggingface_hub",
+    "kernels",
+    "flash_attn",
+)
+
+
+def read_environment() -> Environment:
+    """Python, libraries and devices; nothing that names the user or the machine."""
+    return Environment(
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        cpu=_cpu_name(),
+        num_threads=torch.get_num_threads(),
+        memory_bytes=psutil.virtual_memory().total,
+        libraries={name: found for name in LIBRARIES if (found := _version(name)) is not None},
+        devices=(*_accelerators(), _cpu()),
+    )
+
+
+def resolve_device(name: str) -> str:
+    """The torch device to use: ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        UsageError: it is not here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(
+            f"unknown device: {name!r} (expected auto, cpu, cuda, cuda:0 or mps)"
+        ) from error
+    present = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if (device.index or 0) >= present.get(device.type, 0):
+        here = [kind for kind, count in present.items() if count]
+        raise UsageError(
+            f"device not present: {name!r}", hint=f"use one of: {', '.join(['auto', *here])}"
+        )
+    return name
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Makes float32 products on CUDA real float32 (no TF32), and restores the settings."""
+    before = (
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.allow_tf32,
+    )
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def _accelerators() -> tuple[Device, ...]:
+    if torch.cuda.is_available():
+        found = []
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            found.append(
+                Device(
+                    name=properties.name,
+                    kind="cuda",
+                    compute_capability=f"sm_{properties.major}{properties.minor}",
+                    memory_bytes=properties.total_memory,
+                )
+            )
+        return tuple(found)
+    if torch.backends.mps.is_available():
+        return (Device(name="Apple GPU", kind="mps"),)
+    return ()
+
+
+def _cpu() -> Device:
+    return Device(name=_cpu_name(), kind="cpu", memory_bytes=psutil.virtual_memory().total)
+
+
+def _cpu_name() -> str:
+    """The processor's own name where Linux tells it, else the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,91 @@
+"""The built-in probes: what is known to trigger failures, and why.
+
+Token counts are chosen so that one batch without padding holds most of them (a decoder layer's
+weights are used once for it), beside a left-padded batch of unequal lengths and one longer text:
+about 1,024 tokens in all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ROW_TOKENS = 48
+"""Length of every row of the batch without padding; 16 rows."""
+
+PADDED_TOKENS = (7, 11, 16, 21, 29)
+"""Lengths of the left-padded rows; the longest has no padding."""
+
+LONG_TOKENS = 172
+"""Length of the longer text; with the rest 1,024 tokens."""
+
+QUICK_ROWS = 4
+QUICK_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A text and how the tokenizer is to take it."""
+
+    name: str
+    text: str
+    kind: str = "text"
+    """``text`` with the tokenizer's own special tokens, ``bare`` without, ``chat`` by template."""
+
+
+SEED_PROMPT = "上海有个非常出名的地方，"
+"""Printed only `!` in float16 (https://github.com/QwenLM/Qwen3/issues/884)."""
+
+GEMMA_PROMPT = "the self-attention is important for transformer because"
+"""NaN in float16 (https://github.com/google/gemma_pytorch/issues/10)."""
+
+BUILTIN = (
+    Prompt(name="plain", text="The capital of France is Paris, and the river that crosses it is"),
+    # Gemma-3-12b peaks at 471k without BOS and at 778k with it (arXiv 2503.22329)
+    Prompt(name="without_bos", kind="bare", text="The weather in the mountains changed quickly."),
+    Prompt(name="chat", kind="chat", text="Why does my model print only exclamation marks?"),
+    Prompt(name="digits", text="3.14159265358979323846264338327950288419716939937510582097494459"),
+    Prompt(name="self_attention", text=GEMMA_PROMPT),
+    Prompt(name="shanghai", text=SEED_PROMPT),
+    Prompt(
+        name="code", text="def add(a: int, b: int) -> int:\n    return a + b\n\nprint(add(2, 3))"
+    ),
+    Prompt(name="cjk", text="東京は日本の首都です。 서울은 한국의 수도입니다. 北京是中国的首都。"),
+    Prompt(name="emoji", text="🎉🚀🔥😀👩‍👩‍👧‍👦🏳️‍🌈 ✅❌ 🎉🚀🔥"),
+    # attention sinks and massive activations sit on the first token and on repeated ones
+    Prompt(name="repeated", kind="bare", text="the the the the the the the the the the the the"),
+    # massive activations: first "." or newline (arXiv 2402.17762)
+    Prompt(name="newline_first", text="\n\n\nOnce upon a time.\n\nThere was a newline first.\n"),
+    Prompt(name="punctuation", text="...!!!???,,,;;;:::((([[[{{{}}}]]])))---___***///\\\\\\"),
+    Prompt(
+        name="mathematics", text=r"$$\int_0^\infty e^{-x^2}\,dx = \frac{\sqrt{\pi}}{2}$$ so that"
+    ),
+    Prompt(name="scripts", text="Привет, мир! مرحبا بالعالم. नमस्ते दुनिया। שלום עולם. Γειά σου"),
+    Prompt(name="whitespace", text="a    b\t\tc      d          e\t\t\t\tf                g"),
+)
+
+PADDED = tuple(
+    Prompt(name=f"padded_{length}", text=text)
+    for length, text in zip(
+        PADDED_TOKENS,
+        (
+            "Yes.",
+            "What is attention?",
+            SEED_PROMPT,
+            GEMMA_PROMPT,
+            "Write a short letter to a friend about the sea, the wind and the light at night.",
+        ),
+        strict=True,
+    )
+)
+
+LONG = Prompt(
+    name="long",
+    text=(
+        "It was late when the train reached the coast. The passengers had long stopped talking, "
+        "and the lamps along the corridor burned low. A woman by the window counted the stations "
+        "on a folded map: seven behind them, two ahead. She had written the date, 14 March 1998, "
+        "in its margin, beside a telephone number and the words 'ask for the keys'. Outside, the "
+        "fields gave way to dunes, and the dunes to a grey line that might have been water or sky. "
+        "The guard came through, asked for nothing, and closed the door behind him."
+    ),
+)

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from precheck.judge import judge
+from precheck.judge.gate import FailOn, gate
+from precheck.records.precision import Configuration, Dtype
+from precheck.records.report import CheckpointAudit, TensorFault
+from tests import hand_made
+
+if TYPE_CHECKING:
+    from precheck.records.report import Measurements, Report
+
+
+def judged(measurements: Measurements) -> Report:
+    return judge(measurements, version="0.1.0")
+
+
+def configuration(dtype: str, attn_implementation: str) -> Configuration:
+    return Configuration(dtype=Dtype(dtype), attn_implementation=attn_implementation)
+
+
+QWEN2 = judged(hand_made.qwen2_eager())
+
+
+def test_the_declared_dtype_with_the_default_attention_is_gated() -> None:
+    outcome = gate(QWEN2, fail_on=FailOn.ERROR)
+    assert outcome.holds
+    assert outcome.reasons == ("bfloat16 + sdpa: safe.",)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "attn_implementation", "holds"),
+    [
+        ("float16", "sdpa", True),
+        ("float16", "eager", False),
+        ("bfloat16", "eager", False),
+        ("float32", "eager", True),
+    ],
+)
+def test_required_configurations_are_gated_instead(
+    dtype: str, attn_implementation: str, holds: bool
+) -> None:
+    required = (configuration(dtype, attn_implementation),)
+    outcome = gate(QWEN2, require=required, fail_on=FailOn.ERROR)
+    assert outcome.holds is holds
+    assert f"{dtype} + {attn_implementation}" in outcome.reasons[0]
+
+
+def test_one_broken_configuration_is_enough() -> None:
+    required = (configuration("float16", "sdpa"), configuration("float16", "eager"))
+    assert not gate(QWEN2, require=required, fail_on=FailOn.ERROR).holds
+
+
+def test_what_was_not_measured_does_not_pass() -> None:
+    required = (configuration("float16", "flash_attention_2"),)
+    outcome = gate(QWEN2, require=required, fail_on=FailOn.ERROR)
+    assert not outcome.holds
+    assert outcome.reasons == ("float16 + flash_attention_2 was not measured.",)
+
+
+def test_a_requirement_matches_what_was_asked_for_or_what_was_used() -> None:
+    replaced = replace(
+        hand_made.run(Dtype.FLOAT16, "sdpa"), requested_attn_implementation="flash_attention_2"
+    )
+    report = judged(hand_made.measurements(runs=(*hand_made.healthy_runs()[:1], replaced)))
+    for name in ("sdpa", "flash_attention_2"):
+        assert gate(report, require=(configuration("float16", name),), fail_on=FailOn.ERROR).holds
+
+
+@pytest.mark.parametrize("verdict", ["low_headroom", "absorbed"])
+def test_what_may_break_is_rejected_only_on_warning(verdict: str) -> None:
+    scan = hand_made.measurements(headroom=hand_made.headroom_rows(scores=40_000.0))
+    if verdict == "absorbed":
+        half = hand_made.run(
+            Dtype.FLOAT16, "eager", overflows=(hand_made.scores_overflow(absorbed=True),)
+        )
+        scan = hand_made.measurements(runs=(*hand_made.healthy_runs()[:3], half))
+    report = judged(scan)
+    assert report.runs[3].verdict == verdict
+    required = (configuration("float16", "eager"),)
+    assert gate(report, require=required, fail_on=FailOn.ERROR).holds
+    assert not gate(report, require=required, fail_on=FailOn.WARNING).holds
+
+
+@pytest.mark.parametrize(
+    "audit",
+    [
+        CheckpointAudit(missing=("a",)),
+        CheckpointAudit(mismatched=("a",)),
+        CheckpointAudit(nonfinite=(TensorFault(name="a", num_elements=1),)),
+    ],
+)
+def test_a_broken_checkpoint_is_rejected_whatever_runs(audit: CheckpointAudit) -> None:
+    report = judged(hand_made.measurements(checkpoint=audit))
+    outcome = gate(report, fail_on=FailOn.ERROR)
+    assert not outcome.holds
+    assert gate(report, fail_on=FailOn.NEVER).holds
+
+
+def test_weights_outside_float16_do_not_reject_bfloat16() -> None:
+    fault = TensorFault(name="a", num_elements=1, abs_max=70_000.0)
+    scan = replace(
+        hand_made.qwen2_eager(), checkpoint=CheckpointAudit(out_of_float16_range=(fault,))
+    )
+    assert gate(judged(scan), fail_on=FailOn.ERROR).holds
+
+
+def test_a_float32_run_that_is_not_finite_is_rejected() -> None:
+    broken = hand_made.run(Dtype.FLOAT32, "eager", reference_nonfinite=True)
+    report = judged(hand_made.measurements(runs=(*hand_made.healthy_runs(), broken)))
+    outcome = gate(report, fail_on=FailOn.ERROR)
+    assert not outcome.holds
+    assert "float32 + eager is not finite" in outcome.reasons[0]
+
+
+def test_without_a_declared_dtype_the_stored_one_is_gated() -> None:
+    scan = hand_made.qwen2_eager()
+    scan = replace(scan, model=replace(scan.model, declared_dtype=None))
+    assert gate(judged(scan), fail_on=FailOn.ERROR).reasons == ("bfloat16 + sdpa: safe.",)
+
+
+def test_a_dtype_that_is_not_measured_asks_for_a_requirement() -> None:
+    scan = hand_made.measurements()
+    scan = replace(scan, model=replace(scan.model, declared_dtype="float8_e4m3fn"))
+    outcome = gate(judged(scan), fail_on=FailOn.ERROR)
+    assert not outcome.holds
+    assert "--require" in outcome.reasons[0]
+    required = (configuration("float16", "sdpa"),)
+    assert gate(judged(scan), require=required, fail_on=FailOn.ERROR).holds
+
+
+def test_without_a_known_default_every_run_of_the_dtype_is_gated() -> None:
+    scan = hand_made.qwen2_eager()
+    scan = replace(scan, model=replace(scan.model, default_attn_implementation=None))
+    outcome = gate(judged(scan), fail_on=FailOn.ERROR)
+    assert not outcome.holds
+    assert "bfloat16 + eager: degraded" in outcome.reasons[0]
+
+
+def test_never_rejects_nothing() -> None:
+    required = (configuration("float16", "eager"),)
+    assert gate(QWEN2, require=required, fail_on=FailOn.NEVER).holds

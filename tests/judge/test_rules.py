@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from precheck.judge import judge
+from precheck.judge.mechanisms import CURES
+from precheck.judge.rules import RULES
+from precheck.records.finding import Confidence, Finding, Severity
+from precheck.records.precision import Dtype
+from precheck.records.report import CheckpointAudit, Device, TensorFault
+from precheck.records.traces import Mechanism
+from tests import hand_made
+
+if TYPE_CHECKING:
+    from precheck.records.report import Measurements
+
+ROOT = Path(__file__).parents[2]
+
+
+def found(measurements: Measurements, **options: tuple[str, ...]) -> dict[str, Finding]:
+    findings = judge(measurements, version="0.1.0", **options).findings
+    assert len({each.code for each in findings}) == len(findings)
+    return {each.code: each for each in findings}
+
+
+def audited(**faults: object) -> Measurements:
+    healthy = hand_made.measurements()
+    return replace(
+        healthy,
+        checkpoint=replace(healthy.checkpoint, **faults),  # type: ignore[arg-type]
+    )
+
+
+def with_overflow(**changes: object) -> Measurements:
+    half = hand_made.run(
+        Dtype.FLOAT16,
+        "eager",
+        reaches_output=True,
+        overflows=(hand_made.scores_overflow(**changes),),
+    )
+    return hand_made.measurements(runs=(*hand_made.healthy_runs()[:3], half))
+
+
+def test_codes_are_used_once_and_every_mechanism_has_one() -> None:
+    codes = [rule.code for rule in RULES]
+    assert len(codes) == len(set(codes))
+    assert all(re.fullmatch(r"PC[1-59]\d\d", code) for code in codes)
+    assert set(CURES) == set(Mechanism)
+
+
+def test_every_code_has_a_section_with_its_title() -> None:
+    page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (PC.*)$", page, flags=re.MULTILINE)
+    assert headings == [f"{rule.code}: {rule.title}" for rule in sorted(RULES)]
+
+
+def test_a_healthy_scan_finds_nothing() -> None:
+    assert not found(hand_made.measurements())
+
+
+def test_the_story_of_qwen2_is_told_by_two_findings() -> None:
+    findings = found(hand_made.qwen2_eager())
+    assert list(findings) == ["PC301", "PC201"]
+    scores, accuracy = findings.values()
+    assert (scores.runs, scores.layer, scores.module, scores.source) == (
+        (3,),
+        3,
+        "model.layers.3.self_attn",
+        "modeling_qwen2.py:155",
+    )
+    for part in ("aten.bmm", "231,000", "65,504", "float16 + eager"):
+        assert part in scores.message
+    assert "output_attentions=True" in scores.advice
+    assert "float16 + sdpa" in scores.advice
+    for part in ("Temperature", "repetition penalty", "epsilon", "clipping", "before sampling"):
+        assert part in scores.in_vain
+    assert (accuracy.runs, accuracy.layer) == ((5,), 3)
+    for part in ("0.51 nat", "9.02", "7.14", "1,024 apart"):
+        assert part in accuracy.message
+
+
+@pytest.mark.parametrize("mechanism", list(Mechanism))
+def test_every_mechanism_is_found_and_cured(mechanism: Mechanism) -> None:
+    findings = found(with_overflow(mechanism=mechanism))
+    finding = findings[CURES[mechanism].code]
+    assert finding.severity is Severity.ERROR
+    assert finding.confidence is Confidence.MEASURED
+    assert mechanism.phrase in finding.message
+    assert finding.advice.startswith(CURES[mechanism].advice)
+    assert "remove_invalid_values" in finding.in_vain
+
+
+def test_clamping_is_never_advised() -> None:
+    assert all("clamp" not in cure.advice.lower() for cure in CURES.values())
+
+
+def test_one_finding_speaks_for_all_runs_and_modules() -> None:
+    residual = [
+        hand_made.scores_overflow(
+            mechanism=Mechanism.RESIDUAL, module=f"model.layers.{layer}", layer=layer
+        )
+        for layer in (1, 2, 4)
+    ]
+    broken = [
+        hand_made.run(
+            Dtype.FLOAT16, attn_implementation, reaches_output=True, overflows=tuple(residual)
+        )
+        for attn_implementation in ("sdpa", "eager")
+    ]
+    runs = (*hand_made.healthy_runs()[:2], *broken)
+    finding = found(hand_made.measurements(runs=runs))["PC103"]
+    assert finding.runs == (2, 3)
+    assert finding.layer == 1
+    assert "2 further modules" in finding.message
+    assert "No attention implementation helps" in finding.in_vain
+
+
+def test_an_absorbed_overflow_is_a_note_until_accuracy_is_lost() -> None:
+    row = hand_made.scores_overflow(absorbed=True)
+    half = hand_made.run(Dtype.FLOAT16, "eager", overflows=(row,))
+    harmless = hand_made.measurements(runs=(*hand_made.healthy_runs()[:2], half))
+    assert found(harmless)["PC112"].severity is Severity.NOTE
+    half = replace(half, logits=hand_made.logits(kl=0.4))
+    harmful = hand_made.measurements(runs=(*hand_made.healthy_runs()[:2], half))
+    assert found(harmful)["PC112"].severity is Severity.WARNING
+
+
+def test_an_output_that_is_not_finite_is_an_error_without_a_culprit_too() -> None:
+    half = hand_made.run(Dtype.FLOAT16, "eager", reaches_output=True)
+    runs = (*hand_made.healthy_runs()[:2], half)
+    assert found(hand_made.measurements(runs=runs))["PC111"].severity is Severity.ERROR
+
+
+def test_a_model_broken_in_float32_has_no_other_range_finding() -> None:
+    row = hand_made.scores_overflow()
+    runs = tuple(
+        replace(
+            run,
+            overflows=(row,),
+            reaches_output=run.dtype is not Dtype.FLOAT32,
+            reference_nonfinite=run.dtype is Dtype.FLOAT32,
+        )
+        for run in hand_made.healthy_runs()
+    )
+    scan = hand_made.measurements(runs=runs, headroom=hand_made.headroom_rows(scores=231_000.0))
+    findings = found(scan)
+    assert list(findings) == ["PC113"]
+    assert findings["PC113"].runs == (0, 1)
+    assert "aten.bmm" in findings["PC113"].message
+
+
+def test_low_headroom_warns_with_the_tightest_row() -> None:
+    scan = hand_made.measurements(headroom=hand_made.headroom_rows(scores=40_000.0))
+    finding = found(scan)["PC114"]
+    assert finding.severity is Severity.WARNING
+    assert finding.runs == (3,)
+    assert finding.layer == 3
+    assert "40,000" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("scores", "severity"), [(231_000.0, Severity.WARNING), (40_000.0, Severity.NOTE)]
+)
+def test_sdpa_alone_tells_what_eager_would_do(scores: float, severity: Severity) -> None:
+    runs = tuple(run for run in hand_made.healthy_runs() if run.attn_implementation == "sdpa")
+    scan = hand_made.measurements(runs=runs, headroom=hand_made.headroom_rows(scores=scores))
+    finding = found(scan)["PC303"]
+    assert (finding.severity, finding.confidence) == (severity, Confidence.PREDICTED)
+    assert finding.runs == (1,)
+    assert "forces eager" in finding.advice
+
+
+def test_a_replaced_attention_implementation_is_a_note() -> None:
+    runs = [
+        replace(run, requested_attn_implementation="flash_attention_2")
+        for run in hand_made.healthy_runs()
+        if run.attn_implementation == "sdpa"
+    ]
+    finding = found(hand_made.measurements(runs=tuple(runs)))["PC304"]
+    assert finding.severity is Severity.NOTE
+    assert finding.runs == (0, 1, 2)
+
+
+def test_float32_runs_that_disagree_are_a_warning() -> None:
+    sdpa, eager, *others = hand_made.healthy_runs()
+    eager = replace(eager, logits=hand_made.logits(perplexity=7.5))
+    finding = found(hand_made.measurements(runs=(sdpa, eager, *others)))["PC305"]
+    assert finding.severity is Severity.WARNING
+    assert finding.runs == (0, 1)
+
+
+def test_rounding_between_float32_runs_is_no_finding() -> None:
+    sdpa, eager, *others = hand_made.healthy_runs()
+    eager = replace(eager, logits=hand_made.logits(perplexity=7.13781))
+    assert not found(hand_made.measurements(runs=(sdpa, eager, *others)))
+
+
+def test_a_failed_run_is_a_warning_with_its_reason() -> None:
+    failure = "flash_attn is not installed."
+    runs = (
+        *hand_made.healthy_runs(),
+        hand_made.run(Dtype.FLOAT16, "flash_attention_2", failure=failure),
+        hand_made.run(Dtype.BFLOAT16, "flash_attention_2", failure=failure),
+    )
+    finding = found(hand_made.measurements(runs=runs))["PC402"]
+    assert finding.severity is Severity.WARNING
+    assert finding.runs == (6, 7)
+    assert "flash_attn is not installed" in finding.message
+
+
+def test_a_gpu_without_bfloat16_is_noted_when_asked_about() -> None:
+    scan = hand_made.measurements()
+    assert "PC401" not in found(scan)
+    assert "PC401" not in found(scan, gpus=("A100",))
+    assert found(scan, gpus=("T4",))["PC401"].confidence is Confidence.DOCUMENTED
+    t4 = Device(name="Tesla T4", kind="cuda", compute_capability="sm_75")
+    environment = replace(scan.environment, devices=(t4, *scan.environment.devices))
+    assert "PC401" in found(replace(scan, environment=environment))
+
+
+@pytest.mark.parametrize(
+    ("faults", "code", "severity"),
+    [
+        ({"missing": ("a", "b", "c", "d", "e")}, "PC501", Severity.ERROR),
+        ({"mismatched": ("lm_head.weight",)}, "PC502", Severity.ERROR),
+        ({"nonfinite": (TensorFault(name="w", num_elements=2),)}, "PC504", Severity.ERROR),
+        ({"unexpected": ("optimizer.step",)}, "PC505", Severity.NOTE),
+        ({"kept_in_float32": ("wo",)}, "PC507", Severity.NOTE),
+        (
+            {"out_of_float16_range": (TensorFault(name="w", num_elements=3, abs_max=7e4),)},
+            "PC503",
+            Severity.NOTE,
+        ),
+        ({"num_float16_zero": 100_000}, "PC202", Severity.NOTE),
+        ({"num_float16_subnormal": 100_000}, "PC202", Severity.NOTE),
+    ],
+)
+def test_what_the_audit_saw_is_found(
+    faults: dict[str, object], code: str, severity: Severity
+) -> None:
+    findings = found(audited(**faults))
+    assert list(findings) == [code]
+    assert findings[code].severity is severity
+
+
+def test_missing_parameters_are_named_and_counted() -> None:
+    finding = found(audited(missing=("a", "b", "c", "d", "e")))["PC501"]
+    assert "5 parameters (a, b, c and 2 more)" in finding.message
+    assert "random" in finding.message
+
+
+def test_weights_outside_float16_warn_when_float16_breaks() -> None:
+    broken = with_overflow(mechanism=Mechanism.WEIGHTS)
+    fault = TensorFault(name="w", num_elements=3, abs_max=70_000.0)
+    scan = replace(broken, checkpoint=CheckpointAudit(out_of_float16_range=(fault,)))
+    findings = found(scan)
+    assert findings["PC503"].severity is Severity.WARNING
+    assert "PC108" in findings
+
+
+def test_flushed_weights_warn_when_float16_is_degraded() -> None:
+    half = hand_made.run(Dtype.FLOAT16, "sdpa", logits=hand_made.logits(kl=0.2))
+    scan = replace(audited(num_float16_zero=100_000), runs=(*hand_made.healthy_runs()[:2], half))
+    assert found(scan)["PC202"].severity is Severity.WARNING
+
+
+def test_a_config_that_names_another_dtype_is_noted() -> None:
+    scan = hand_made.measurements()
+    scan = replace(scan, model=replace(scan.model, declared_dtype="float32"))
+    assert "bfloat16" in found(scan)["PC506"].message
+
+
+def test_an_incomplete_scan_says_so() -> None:
+    scan = hand_made.measurements(complete=False, incomplete_reason="interrupted in layer 12")
+    report = judge(scan, version="0.1.0")
+    assert not report.complete
+    assert report.incomplete_reason == "interrupted in layer 12"
+    assert [each.code for each in report.findings] == ["PC901"]
+    assert "interrupted in layer 12" in report.findings[0].message
+
+
+def test_probes_that_were_not_run_are_listed() -> None:
+    scan = hand_made.measurements()
+    scan = replace(scan, coverage=replace(scan.coverage, probes_not_run=("chat: no template",)))
+    assert "chat: no template" in found(scan)["PC902"].message
+
+
+def test_the_gravest_finding_comes_first() -> None:
+    scan = replace(
+        hand_made.qwen2_eager(),
+        checkpoint=CheckpointAudit(missing=("a",), unexpected=("b",)),
+        complete=False,
+    )
+    codes = [each.code for each in judge(scan, version="0.1.0").findings]
+    assert codes == ["PC501", "PC301", "PC201", "PC901", "PC505"]
