@@ -251,9 +251,10 @@ def qwen2_eager() -> Measurements:
         overflows=(scores_overflow(),),
         reaches_output=True,
         symptom=Symptom(
-            greedy="!" * 16,
+            greedy="repeats token 0 (every logit is NaN, and argmax of NaN is index 0): !!!!!!!!",
             sampling=(
-                "RuntimeError: probability tensor contains either `inf`, `nan` or element < 0"
+                "raises RuntimeError: probability tensor contains either `inf`, `nan` "
+                "or element < 0"
             ),
         ),
     )

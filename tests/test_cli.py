@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -481,25 +480,35 @@ def test_scans_a_built_in_model_as_a_person_would(tmp_path: Path) -> None:
     assert Report.from_dict(json.loads(file.read_text())).complete
 
 
+PRESSES_CTRL_C = """
+import contextlib, os, signal
+from precheck import cli, terminal
+from precheck.records.progress import Step
+
+# A shell that runs the tests in the background has Ctrl-C ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+pressed = []
+
+def press(event):
+    if isinstance(event, Step) and event.done > 0 and not pressed:
+        pressed.append(event)
+        os.kill(os.getpid(), signal.SIGINT)
+
+terminal.progress = lambda *, quiet: contextlib.nullcontext(press)
+cli.main()
+"""
+
+
 def test_ctrl_c_in_a_real_scan_leaves_a_whole_partial_report(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    # A shell that runs the tests in the background has Ctrl-C ignored, and children inherit that.
-    program = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from precheck.cli import main; main()"
-    )
-    with subprocess.Popen(  # noqa: S603  our own program
-        [sys.executable, "-c", program, "scan", "demo:qwen2-eager", "-o", file],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+    ran = subprocess.run(  # noqa: S603  our own program
+        [sys.executable, "-c", PRESSES_CTRL_C, "scan", "demo:qwen2-eager", "-o", file],
+        capture_output=True,
+        check=False,
         text=True,
+        timeout=60,
         env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
-    ) as process:
-        assert process.stderr
-        while " runs on " not in (line := process.stderr.readline()):
-            assert line, "the scan ended before it announced what it does"
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (ExitCode.INTERRUPTED, "")
-    assert "Traceback" not in err
+    )
+    assert (ran.returncode, ran.stdout) == (ExitCode.INTERRUPTED, "")
+    assert "Traceback" not in ran.stderr
     assert not Report.from_dict(json.loads(file.read_text())).complete

@@ -21,6 +21,16 @@ _GRAVITY = {verdict: gravity for gravity, verdict in enumerate(reversed(Verdict)
 _ATTENTION_ORDER = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 
+VERDICT_WORDS = {
+    Verdict.FAILED: "could not be run",
+    Verdict.OVERFLOW: "overflows",
+    Verdict.DEGRADED: "loses accuracy",
+    Verdict.ABSORBED: "absorbs an overflow",
+    Verdict.LOW_HEADROOM: "has little headroom",
+    Verdict.SAFE: "safe",
+}
+
+
 class Rank(NamedTuple):
     """How good a usable run is; smaller is better, compared from left to right."""
 
@@ -56,19 +66,10 @@ def why_not(run: Run, device: Hardware) -> str | None:
     return None
 
 
-VERDICT_WORDS = {
-    Verdict.FAILED: "could not be run",
-    Verdict.OVERFLOW: "overflows",
-    Verdict.DEGRADED: "loses accuracy",
-    Verdict.ABSORBED: "absorbs an overflow",
-    Verdict.LOW_HEADROOM: "has little headroom",
-    Verdict.SAFE: "safe",
-}
-
-
 def rank_of(
     evidence: Evidence, run: Run, *, device: Hardware, runs: dict[Configuration, Run]
 ) -> Rank:
+    """The rank of a usable run on this device, among all runs by configuration."""
     order = _ATTENTION_ORDER
     name = run.attn_implementation
     attention_order = order.index(name) if name in order else len(order) + (name == "eager")
@@ -105,9 +106,7 @@ def _is_closer(run: Run, other: Run) -> bool:
     return mine < theirs and theirs > SAME_KL_DIVERGENCE.value
 
 
-def worse(
-    other: Configuration, chosen: Configuration, *, ranks: dict[Configuration, Rank]
-) -> str:
+def worse(other: Configuration, chosen: Configuration, *, ranks: dict[Configuration, Rank]) -> str:
     """The first entry of its rank that is worse than the chosen one's, in words."""
     rank, best = ranks[other], ranks[chosen]
     if rank.num_bytes > best.num_bytes:

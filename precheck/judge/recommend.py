@@ -24,12 +24,11 @@ https://github.com/huggingface/transformers/pull/36832).
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from precheck.judge import checkpoint
-from precheck.judge.evidence import USABLE
+from precheck.judge import checkpoint, hardware
 from precheck.judge.hardware import Bfloat16, Hardware
-from precheck.judge.thresholds import PREFER_FLOAT16, SAME_KL_DIVERGENCE
+from precheck.judge.ranking import VERDICT_WORDS, gravest_runs, rank_of, why_not, worse
 from precheck.records.finding import Confidence, Verdict
 from precheck.records.loss import loss
 from precheck.records.precision import Configuration, Dtype
@@ -40,6 +39,7 @@ from precheck.records.tightest import tightest
 if TYPE_CHECKING:
     from precheck.judge.evidence import Evidence
     from precheck.records.report import Run
+
 
 def recommend(evidence: Evidence, *, device: Hardware) -> Recommendation:
     """What to use on this device, of what was measured."""
@@ -126,7 +126,7 @@ def _reasons(evidence: Evidence, run: Run, *, device: Hardware) -> tuple[str, ..
 
 def _why_float32(device: Hardware) -> str:
     if device.bfloat16 is Bfloat16.EMULATED:
-        return f"no 16-bit configuration holds, and {device.compute_capability} has no bfloat16"
+        return f"no float16 configuration holds, and {device.compute_capability} has no bfloat16"
     return "no 16-bit configuration that was measured holds"
 
 
@@ -150,7 +150,7 @@ def _confidence(evidence: Evidence, device: Hardware) -> Confidence:
         return Confidence.MEASURED
     found = [each for each in evidence.measurements.environment.devices if each.kind == kind]
     used = found[int(index or 0)] if int(index or 0) < len(found) else None
-    same = used is not None and used.compute_capability == device.compute_capability
+    same = used is not None and hardware.of(used).compute_capability == device.compute_capability
     return Confidence.MEASURED if same else Confidence.PREDICTED
 
 

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from precheck.probe.batches import Batch
 
-CHUNK_ELEMENTS = 1 << 23
-"""Elements taken to float64 at a time (64 MiB): logits of 512 tokens x 152k would need 622 MB."""
+CHUNK_ELEMENTS = 1 << 20
+"""Elements taken to float64 at a time: 8 MiB stay in the cache, and logits of 512 tokens x 152k
+would need 622 MB."""
 
 
 def token_errors(hidden_states: Tensor, reference: Tensor) -> Tensor:
@@ -174,13 +175,10 @@ class LogitsTotals:
         step = max(1, CHUNK_ELEMENTS // ours.shape[-1])
         for start in range(0, ours.shape[0], step):
             part = slice(start, start + step)
-            run = _float64(ours[part]).log_softmax(dim=-1)
-            ref = _float64(theirs[part]).log_softmax(dim=-1)
-            kl = _kl_divergence(ref, run).cpu()
-            self._add_kl(kl, None if same is None else same[part])
-            finite = run.isnan().any(dim=-1).logical_not_()
-            agrees = run.argmax(dim=-1) == ref.argmax(dim=-1)
-            self.agreement.add(agrees[finite].double())
+            run, ref = Scores.of(ours[part]), Scores.of(theirs[part])
+            self._add_kl(kl_divergence(ref, run).cpu(), None if same is None else same[part])
+            agrees = run.top1 == ref.top1
+            self.agreement.add(agrees[run.normaliser.isfinite()].double())
             self._add_divergence(agrees, probe, start)
             if wanted is not None:
                 self._add_loss(run, ref, wanted[part])
@@ -202,11 +200,9 @@ class LogitsTotals:
         if self.divergence is None or position < self.divergence.position:
             self.divergence = Divergence(probe=probe, position=position)
 
-    def _add_loss(self, run: Tensor, ref: Tensor, wanted: Tensor) -> None:
-        known = wanted >= 0
-        index = wanted[known].unsqueeze(-1)
-        ours = -run[known].gather(-1, index).squeeze(-1)
-        theirs = -ref[known].gather(-1, index).squeeze(-1)
+    def _add_loss(self, run: Scores, ref: Scores, wanted: Tensor) -> None:
+        known = (wanted >= 0).nonzero().squeeze(-1)
+        ours, theirs = run.loss(known, wanted[known]), ref.loss(known, wanted[known])
         both = ours.isfinite() & theirs.isfinite()
         self.loss.add(ours[both])
         self.reference_loss.add(theirs[both])
@@ -228,14 +224,52 @@ class LogitsTotals:
         )
 
 
-def _kl_divergence(reference: Tensor, run: Tensor) -> Tensor:
-    """KL(reference || run) of log probabilities ``(tokens, vocab)`` float64, nats, per token.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scores:
+    """Logits in float64 and what normalises them; NaN in a row makes its normaliser NaN."""
 
-    Never below zero: rounding leaves about 1e-16 of either sign where both are the same.
+    values: Tensor
+    """``(tokens, vocab)`` float64."""
+    weights: Tensor
+    """``exp(values - max)``, the same shape."""
+    normaliser: Tensor
+    """Log of the sum of exponentials, ``(tokens,)``."""
+    top1: Tensor
+    """Index of the largest, ``(tokens,)``."""
+
+    @classmethod
+    def of(cls, logits: Tensor) -> Scores:
+        """Scores of ``(tokens, vocab)`` logits in any dtype."""
+        values = _float64(logits)
+        largest = values.amax(dim=-1, keepdim=True)
+        weights = (values - largest).exp_()
+        return cls(
+            values=values,
+            weights=weights,
+            normaliser=largest.squeeze(-1) + weights.sum(dim=-1).log(),
+            top1=logits.argmax(dim=-1),
+        )
+
+    def loss(self, tokens: Tensor, wanted: Tensor) -> Tensor:
+        """Negative log likelihood of ``wanted`` at ``tokens``, nats."""
+        return self.normaliser[tokens] - self.values[tokens, wanted]
+
+
+def kl_divergence(reference: Scores, run: Scores) -> Tensor:
+    """KL(reference || run) per token, ``(tokens,)`` float64, nats.
+
+    Never below zero: rounding leaves about 1e-16 of either sign where both are the same. The
+    difference of the normalisers is taken off before summing, so that nothing cancels after it.
     """
-    terms = reference.exp() * (reference - run)
-    # a label that the reference gives no chance (log p = -inf) weighs nothing
-    return terms.masked_fill(reference == -math.inf, 0.0).sum(dim=-1).clamp(min=0.0)
+    shift = (reference.normaliser - run.normaliser).unsqueeze(-1)
+    distance = (reference.values - run.values).sub_(shift)
+    total = reference.weights.sum(dim=-1)
+    kl = (reference.weights * distance).sum(dim=-1) / total
+    if not bool(kl.isfinite().all()):
+        # a label that the reference gives no chance (log p = -inf) weighs nothing
+        impossible = reference.weights == 0
+        kl = (reference.weights * distance.masked_fill(impossible, 0.0)).sum(dim=-1) / total
+    return kl.clamp(min=0.0)
 
 
 def _perplexity(loss: Mean) -> float | None:

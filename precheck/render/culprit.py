@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _REACH = 2
 """Layers shown before and after the one that matters."""
-_LONGEST_SYMPTOM = 48
+_LONGEST_SYMPTOM = 160
 
 
 class Focus(NamedTuple):
@@ -85,10 +85,9 @@ def _facts(report: Report, run: Run, overflow: Overflow) -> list[tuple[str, Text
     if run.stopped_after is not None:
         facts.append(("stopped", Text(f"after {shown(run.stopped_after)}: NaN everywhere")))
     if run.symptom is not None:
-        greedy = shown(run.symptom.greedy)
-        dots = " ..." if len(greedy) > _LONGEST_SYMPTOM else ""
-        facts.append(("user sees", Text(f'greedy: "{greedy[:_LONGEST_SYMPTOM]}"{dots}')))
-        facts.append(("", Text(f"sampling: {shown(run.symptom.sampling)}")))
+        greedy, sampling = run.symptom.greedy, run.symptom.sampling
+        facts.append(("user sees", Text(f"greedy: {shown(greedy[:_LONGEST_SYMPTOM])}")))
+        facts.append(("", Text(f"sampling: {shown(sampling[:_LONGEST_SYMPTOM])}")))
     return [(label, value) for label, value in facts if value.plain]
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from precheck.records.report import Report, Run
 
+_LONGEST_SYMPTOM = 80
+
 
 def run_table(report: Report, *, width: int) -> Table:
     """The table of runs, as many columns as the width has room for."""
@@ -49,8 +51,8 @@ def run_table(report: Report, *, width: int) -> Table:
             column("top-1", _agreement, rank=3),
             column("rel. error", _relative_error, rank=7),
             column("perplexity", _perplexity, rank=8),
-            words("mechanism", _mechanism, rank=9),
-            words("a user sees", _symptom, rank=10),
+            words("mechanism", _mechanism, rank=10),
+            words("a user sees", _symptom, rank=9),
         ),
         width=width,
     )
@@ -105,4 +107,4 @@ def _perplexity(run: Run) -> str:
 
 
 def _symptom(run: Run) -> str:
-    return f'"{run.symptom.greedy[:24]}"' if run.symptom else ""
+    return run.symptom.greedy[:_LONGEST_SYMPTOM] if run.symptom else ""

@@ -103,7 +103,7 @@ def test_the_culprit_and_the_symptom_are_told() -> None:
         "aten.bmm at modeling_qwen2.py:155",
         hand_made.CODE,
         "231,000 in float32, the limit of float16 is 65,504",
-        'greedy: "!!!!!!!!!!!!!!!!"',
+        "greedy: repeats token 0 (every logit is NaN, and argmax of NaN is index 0): !!!!!!!!",
         "probability tensor contains either `inf`, `nan` or element < 0",
         "measured on cpu, predicted for sm_75",
         'dtype=torch.float16, attn_implementation="sdpa"',
