@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import torch
@@ -26,6 +26,9 @@ from precheck.probe.run_watch import RunWatch
 from precheck.probe.skeleton import Skeleton, twin
 from precheck.records.precision import Dtype
 from precheck.records.traces import Probe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def main() -> None:

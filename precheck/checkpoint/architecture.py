@@ -78,7 +78,8 @@ def find_architecture(model: nn.Module) -> Architecture:
         )
     units = tuple(_units(model, lists))
     main = _main_list(model, lists)
-    return Architecture(units=units, decoder_layers=main, num_decoder_layers=len(lists[main]))
+    num_layers = sum(1 for _ in lists[main].children())
+    return Architecture(units=units, decoder_layers=main, num_decoder_layers=num_layers)
 
 
 def _block_lists(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
@@ -91,9 +92,11 @@ def _block_lists(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]
 
 
 def _is_block_list(module: nn.Module) -> bool:
-    if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) == 0:
+    if not isinstance(module, nn.ModuleList | nn.Sequential):
         return False
-    members = list(module)
+    members = list(module.children())
+    if not members:
+        return False
     alike = isinstance(module, nn.ModuleList) or len({type(each) for each in members}) == 1
     return alike and all(_is_block(each) for each in members)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from precheck.judge.mechanisms import CURES
 from precheck.judge.thresholds import LOW_HEADROOM, REFERENCE_DISAGREEMENT
 from precheck.records.finding import Confidence, Finding, Severity
+from precheck.records.loss import loss
 from precheck.records.precision import Configuration, Dtype
 from precheck.records.quantities import bits, magnitude, percent
 from precheck.records.tightest import tightest
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from precheck.judge.evidence import Evidence
     from precheck.records.report import Run
-    from precheck.records.traces import RunTrace
 
 
 def eager_would_overflow(evidence: Evidence) -> Iterator[Finding]:
@@ -94,8 +93,8 @@ def references_disagree(evidence: Evidence) -> Iterator[Finding]:
     ]
     for index, run in references[1:]:
         first, reference = references[0]
-        distance = _distance(run, reference)
-        if distance > REFERENCE_DISAGREEMENT.value:
+        distance = loss(run).relative_error
+        if distance is not None and distance > REFERENCE_DISAGREEMENT.value:
             yield _disagreement(run, reference, runs=(first, index), distance=distance)
 
 
@@ -106,23 +105,12 @@ def _disagreement(run: Run, reference: Run, *, runs: tuple[int, int], distance: 
         confidence=Confidence.MEASURED,
         runs=runs,
         message=(
-            f"{run.name} and {reference.name} differ by {percent(distance)}; in float32 two "
-            "attention implementations agree to about one in a million. One of them computes "
-            "something else: another mask, softcap or scale."
+            f"{run.name} and {reference.name} differ by {percent(distance)} after the last layer; "
+            "in float32 two attention implementations agree to about one in a million. One of "
+            "them computes something else: another mask, softcap or scale."
         ),
         advice=(
             "Use the implementation the model was trained or evaluated with, and report the "
             "difference to the model's authors."
         ),
     )
-
-
-def _distance(run: RunTrace, reference: RunTrace) -> float:
-    """The largest relative difference of the perplexities and of the layers' maxima."""
-    pairs: list[tuple[float | None, float | None]] = [
-        (layer.abs_max if layer else None, other.abs_max if other else None)
-        for layer, other in zip_longest(run.layers, reference.layers)
-    ]
-    if run.logits is not None and reference.logits is not None:
-        pairs.append((run.logits.perplexity, reference.logits.perplexity))
-    return max((abs(x - r) / r for x, r in pairs if x is not None and r), default=0.0)

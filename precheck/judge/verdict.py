@@ -68,7 +68,8 @@ def _gravest(
     if broken is not None:
         return broken
     lost = loss(trace)
-    if is_degraded(lost):
+    # A float32 run is only ever compared with another: where they part (PC305), neither is worse.
+    if trace.dtype is not Dtype.FLOAT32 and is_degraded(lost):
         return Verdict.DEGRADED, lost.sentence
     if trace.overflows:
         return Verdict.ABSORBED, _absorbed_reason(trace, lost=lost)

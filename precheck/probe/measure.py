@@ -6,16 +6,24 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from precheck.checkpoint.architecture import Architecture, find_architecture
-from precheck.checkpoint.audit import audit_weights, tensor_dtypes
 from precheck.checkpoint.source import Checkpoint
-from precheck.checkpoint.weights import Weights as StoredWeights
 from precheck.errors import MemoryExhaustedError, ScanInterrupted, UnsupportedModelError
 from precheck.probe.classify import Classifier
 from precheck.probe.configurations import build_groups, check_attention_name
 from precheck.probe.environment import exact_float32, read_environment, resolve_device
+from precheck.probe.estimate import estimate_seconds
+from precheck.probe.facts import (
+    Subject,
+    declared_dtype,
+    decoder_start,
+    main_name,
+    model_facts,
+    read_checkpoint,
+    subject_name,
+    vocab_size,
+)
 from precheck.probe.lockstep import Worker, advance
 from precheck.probe.overflows import Peaks, headroom_rows
 from precheck.probe.residency import (
@@ -24,15 +32,15 @@ from precheck.probe.residency import (
     LiveWeights,
     Weights,
     kept_modules,
-    main_dtype,
 )
 from precheck.probe.run_totals import RunTotals
 from precheck.probe.run_watch import RunWatch
-from precheck.probe.skeleton import first_line
+from precheck.probe.skeleton import Skeleton, first_line
 from precheck.probe.tokens import Plan, Vocabulary, plan_probes, read_vocabulary, with_decoder_input
 from precheck.records.precision import Configuration, Dtype
 from precheck.records.progress import Announcement, Observer, Step
-from precheck.records.report import CheckpointAudit, Measurements, ModelFacts
+from precheck.records.quantities import counted, duration, num_bytes
+from precheck.records.report import Measurements
 from precheck.records.traces import Coverage
 
 if TYPE_CHECKING:
@@ -46,7 +54,7 @@ INSTRUMENTATION = (
 
 
 def measure(
-    subject: Checkpoint | nn.Module,
+    subject: Subject,
     *,
     dtypes: tuple[Dtype, ...],
     attn_implementations: tuple[str, ...] | None,
@@ -80,16 +88,17 @@ def measure(
 class _Scan:
     """One scan, step by step; each method needs the one before it."""
 
-    def __init__(self, subject: Checkpoint | nn.Module, *, device: str, observe: Observer) -> None:
+    def __init__(self, subject: Subject, *, device: str, observe: Observer) -> None:
         self._subject = subject
         self._device = device
         self._observe = observe
-        self._audit, self._tensor_dtypes, num_parameters = _read_checkpoint(subject)
+        self._audit, self._tensor_dtypes, num_parameters = read_checkpoint(subject)
         self._weights: Weights = (
             CheckpointWeights(subject, device=device, num_parameters=num_parameters)
             if isinstance(subject, Checkpoint)
             else LiveWeights(subject, device=device)
         )
+        self._num_batches_run = 0
         self._incomplete_reason: str | None = None
 
     def prepare(
@@ -100,7 +109,8 @@ class _Scan:
         required: tuple[Configuration, ...],
     ) -> None:
         """Loads the model of every configuration."""
-        self._observe(Announcement(text=f"loading {self._id}"))
+        size = f" ({num_bytes(self._audit.size_bytes)})" if self._audit.size_bytes else ""
+        self._observe(Announcement(text=f"loading {subject_name(self._subject)}{size}"))
         default = self._weights.default_attention()
         self._groups, self._failed = build_groups(
             self._weights,
@@ -116,14 +126,20 @@ class _Scan:
             )
         self._model = self._groups[0].reference.model
         self._layout = find_architecture(self._model)
-        self._facts = self._model_facts(default)
+        self._facts = model_facts(
+            self._subject,
+            model=self._model,
+            layout=self._layout,
+            sizes=self._tensor_dtypes,
+            default_attention=default,
+        )
         self._totals = [
             [RunTotals(skeleton) for skeleton in group.skeletons] for group in self._groups
         ]
 
     def _deployed(self, default_attention: str) -> tuple[Configuration, ...]:
         """What ``from_pretrained(dtype="auto")`` would run: the gate's configuration."""
-        dtype = _declared_dtype(self._subject) or _main_name(self._tensor_dtypes)
+        dtype = declared_dtype(self._subject) or main_name(self._tensor_dtypes)
         if dtype not in set(Dtype):
             return ()
         return (Configuration(dtype=Dtype(dtype), attn_implementation=default_attention),)
@@ -133,7 +149,7 @@ class _Scan:
     ) -> None:
         """Makes the batches, and says what the scan will do."""
         checkpoint = self._subject if isinstance(self._subject, Checkpoint) else None
-        self._vocabulary = read_vocabulary(checkpoint, size=_vocab_size(self._model))
+        self._vocabulary = read_vocabulary(checkpoint, size=vocab_size(self._model))
         plan = plan_probes(
             self._vocabulary,
             prompts=prompts,
@@ -142,38 +158,49 @@ class _Scan:
             max_context=self._facts.max_context,
         )
         if self._groups[0].reference.is_encoder_decoder:
-            start = _decoder_start(self._model)
+            start = decoder_start(self._model)
             plan = Plan(
                 batches=tuple(with_decoder_input(each, start_id=start) for each in plan.batches),
                 not_run=plan.not_run,
             )
         self._plan = plan
-        num_runs = sum(len(group.skeletons) for group in self._groups)
-        self._observe(
-            Announcement(
-                text=(
-                    f"{self._facts.num_parameters / 1e6:,.1f} M parameters, "
-                    f"{sum(probe.num_tokens for probe in plan.probes):,} tokens in "
-                    f"{len(plan.probes)} probes, {num_runs} runs on {self._device}"
-                )
-            )
-        )
 
     def run(self) -> None:
-        """All batches through all runs, in lockstep."""
+        """All batches through all runs, in lockstep.
+
+        Raises:
+            ScanInterrupted: Ctrl-C, with what was measured until then.
+        """
         classifier = Classifier()
-        weights = [each.input_ids.numel() for each in self._plan.batches]
-        num_runs = sum(len(group.skeletons) for group in self._groups)
-        total = sum(weights) * num_runs * len(self._layout.units)
-        before = 0
+        skeletons = [each.skeleton for each in self._all_totals]
+        total = len(skeletons) * len(self._layout.units) * self._plan.num_tokens
+        done = 0
         try:
-            for batch, weight in zip(self._plan.batches, weights, strict=True):
-                counter = _Steps(self._observe, weight=weight, before=before, total=total)
+            self._observe(Announcement(text=self._what_comes(skeletons)))
+            for batch in self._plan.batches:
+                counter = _Steps(
+                    self._observe, weight=batch.num_real_tokens, done=done, total=total
+                )
                 self._run_batch(batch.to(self._device), classifier, counter)
-                before += weight * num_runs * len(self._layout.units)
+                done += batch.num_real_tokens * len(skeletons) * len(self._layout.units)
+                self._num_batches_run += 1
         except KeyboardInterrupt as error:
             self._incomplete_reason = "interrupted"
             raise ScanInterrupted(self.measurements()) from error
+
+    def _what_comes(self, skeletons: list[Skeleton]) -> str:
+        facts, plan = self._facts, self._plan
+        seconds = estimate_seconds(
+            num_parameters=facts.num_parameters,
+            num_tokens=plan.num_tokens,
+            dtypes=[each.dtype for each in skeletons],
+            device=self._device,
+        )
+        return (
+            f"{facts.num_parameters / 1e6:,.1f} M parameters, {plan.num_tokens:,} tokens in "
+            f"{counted(len(plan.probes), 'probe')}, {counted(len(skeletons), 'run')} on "
+            f"{self._device}: about {duration(seconds)} of matrix products"
+        )
 
     def _run_batch(self, batch: Batch, classifier: Classifier, counter: _Steps) -> None:
         watches: list[RunWatch] = []
@@ -218,7 +245,9 @@ class _Scan:
     def measurements(self) -> Measurements:
         """What was measured so far."""
         runs = tuple(each.trace(device=self._device) for totals in self._totals for each in totals)
-        plan_tokens = [probe.num_tokens for probe in self._plan.probes]
+        left = self._plan.batches[self._num_batches_run :]
+        not_run = tuple(f"{probe.name} (interrupted)" for batch in left for probe in batch.probes)
+        longest = max((probe.num_tokens for probe in self._plan.probes), default=0)
         loading = self._weights.loading
         return Measurements(
             model=self._facts,
@@ -234,9 +263,9 @@ class _Scan:
             coverage=Coverage(
                 num_ops_watched=sum(each.num_watched for each in self._all_totals),
                 unwatched_ops=_summed(each.unwatched for each in self._all_totals),
-                probes_not_run=self._plan.not_run,
-                longest_probe_tokens=max(plan_tokens, default=0),
-                num_tokens=sum(plan_tokens),
+                probes_not_run=(*self._plan.not_run, *not_run),
+                longest_probe_tokens=longest,
+                num_tokens=self._plan.num_tokens,
                 instrumentation=INSTRUMENTATION,
             ),
             runs=(*runs, *self._failed),
@@ -269,37 +298,14 @@ class _Scan:
                 return kept_modules(each.skeleton.model)
         return ()
 
-    @property
-    def _id(self) -> str:
-        if isinstance(self._subject, Checkpoint):
-            return self._subject.id
-        return type(self._subject).__name__
-
-    def _model_facts(self, default_attention: str) -> ModelFacts:
-        config = getattr(self._model, "config", None)
-        layout: Architecture = self._layout
-        return ModelFacts(
-            id=self._id,
-            revision=self._subject.revision if isinstance(self._subject, Checkpoint) else None,
-            architecture=type(self._model).__name__,
-            model_type=getattr(config, "model_type", "") or type(self._model).__name__,
-            decoder_layers=layout.decoder_layers,
-            num_decoder_layers=layout.num_decoder_layers,
-            num_parameters=sum(each.numel() for each in self._model.parameters()),
-            declared_dtype=_declared_dtype(self._subject),
-            tensor_dtypes=self._tensor_dtypes,
-            default_attn_implementation=default_attention,
-            max_context=_max_context(config),
-        )
-
 
 class _Steps:
     """Counts the steps of one batch for whoever watches the scan."""
 
-    def __init__(self, observe: Observer, *, weight: int, before: int, total: int) -> None:
+    def __init__(self, observe: Observer, *, weight: int, done: int, total: int) -> None:
         self._observe = observe
         self._weight = weight
-        self._done = before
+        self._done = done
         self._total = total
 
     def turn(self, worker: Worker) -> None:
@@ -364,70 +370,6 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-def _read_checkpoint(
-    subject: Checkpoint | nn.Module,
-) -> tuple[CheckpointAudit, dict[str, int], int]:
-    """Audit, elements by dtype and number of parameters, without running anything."""
-    if isinstance(subject, Checkpoint):
-        with StoredWeights(subject.weight_files) as weights:
-            return audit_weights(weights), tensor_dtypes(weights), weights.num_elements
-    sizes: dict[str, int] = {}
-    for parameter in subject.parameters():
-        name = str(parameter.dtype).removeprefix("torch.")
-        sizes[name] = sizes.get(name, 0) + parameter.numel()
-    return CheckpointAudit(), sizes, sum(sizes.values())
-
-
-def _declared_dtype(subject: Checkpoint | nn.Module) -> str | None:
-    if isinstance(subject, nn.Module):
-        return str(main_dtype(subject)).removeprefix("torch.")
-    declared = getattr(subject.config, "dtype", None)
-    return None if declared is None else str(declared).removeprefix("torch.")
-
-
-def _main_name(sizes: dict[str, int]) -> str | None:
-    floating = {name: size for name, size in sizes.items() if "float" in name}
-    return max(floating, key=floating.__getitem__, default=None)
-
-
-def _vocab_size(model: nn.Module) -> int:
-    """Rows of the input embedding.
-
-    Raises:
-        UnsupportedModelError: the model takes no token ids.
-    """
-    getter: Any = getattr(model, "get_input_embeddings", None)
-    embedding: Any = None if getter is None else getter()
-    embedding = embedding or next(
-        (each for each in model.modules() if isinstance(each, nn.Embedding)), None
-    )
-    weight = getattr(embedding, "weight", None)
-    if not isinstance(weight, torch.Tensor) or not isinstance(embedding, nn.Embedding):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} takes no token ids",
-            hint="models of images or sound alone are not scanned yet",
-        )
-    return weight.shape[0]
-
-
-def _max_context(config: Any) -> int | None:
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
-        found = getattr(text, name, None)
-        if isinstance(found, int) and found > 0:
-            return found
-    return None
-
-
-def _decoder_start(model: nn.Module) -> int:
-    for holder in (getattr(model, "generation_config", None), getattr(model, "config", None)):
-        for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):
-            found = getattr(holder, name, None)
-            if isinstance(found, int):
-                return found
-    return 0
 
 
 def _summed(counts: Any) -> dict[str, int]:

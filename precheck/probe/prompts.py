@@ -64,17 +64,13 @@ BUILTIN = (
 )
 
 PADDED = tuple(
-    Prompt(name=f"padded_{length}", text=text)
-    for length, text in zip(
-        PADDED_TOKENS,
-        (
-            "Yes.",
-            "What is attention?",
-            SEED_PROMPT,
-            GEMMA_PROMPT,
-            "Write a short letter to a friend about the sea, the wind and the light at night.",
-        ),
-        strict=True,
+    Prompt(name="padded", text=text)
+    for text in (
+        "Yes.",
+        "What is attention?",
+        SEED_PROMPT,
+        GEMMA_PROMPT,
+        "Write a short letter to a friend about the sea, the wind and the light at night.",
     )
 )
 

@@ -46,7 +46,12 @@ class Vocabulary:
         """Token ids as the tokenizer really makes them; None where it cannot."""
         if self.tokenizer is None:
             return None
-        if prompt.kind == "chat":
+        with quiet_transformers():  # it warns of texts longer than its own idea of the context
+            if prompt.kind != "chat":
+                with_special = prompt.kind != "bare"
+                return list(
+                    self.tokenizer(prompt.text, add_special_tokens=with_special)["input_ids"]
+                )
             if not getattr(self.tokenizer, "chat_template", None):
                 return None
             text = self.tokenizer.apply_chat_template(
@@ -55,8 +60,6 @@ class Vocabulary:
                 add_generation_prompt=True,
             )
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        with_special = prompt.kind != "bare"
-        return list(self.tokenizer(prompt.text, add_special_tokens=with_special)["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str | None:
         """Text of token ids; None without a tokenizer."""
@@ -105,6 +108,11 @@ class Plan:
     not_run: tuple[str, ...]
 
     @property
+    def num_tokens(self) -> int:
+        """Real tokens of all probes."""
+        return sum(batch.num_real_tokens for batch in self.batches)
+
+    @property
     def probes(self) -> tuple[Probe, ...]:
         """Every probe, in order."""
         return tuple(probe for batch in self.batches for probe in batch.probes)
@@ -139,27 +147,46 @@ def _builtin_batches(
 ) -> tuple[list[Batch], list[str]]:
     limit = max_context or LONG_TOKENS
     length = min(QUICK_TOKENS if quick else ROW_TOKENS, limit)
+    long_length = min(LONG_TOKENS, limit)
+    num_rows = QUICK_ROWS if quick else len(BUILTIN) + 1
+    covering = _covering_rows(vocabulary.size, num_rows, length)
     if vocabulary.tokenizer is None:
-        rows = QUICK_ROWS if quick else len(BUILTIN) + 1
-        batches = [_covering_batch(vocabulary.size, rows, length)]
-        return batches, [f"text probes ({vocabulary.problem})"]
+        not_run = [f"text probes ({vocabulary.problem})"]
+        named = [(f"vocabulary_{i}", "token_ids", ids) for i, ids in enumerate(covering)]
+        padded = [row[:count] for row, count in zip(covering, PADDED_TOKENS, strict=False)]
+        last = ("vocabulary_long", "token_ids", _covering_rows(vocabulary.size, 1, long_length)[0])
+    else:
+        named, not_run = _text_rows(vocabulary, length)
+        named.append(("vocabulary", "token_ids", covering[0]))
+        texts = [vocabulary.encode(prompt) or [0] for prompt in PADDED]
+        padded = [
+            _cut_or_filled(ids, min(count, limit))
+            for ids, count in zip(texts, PADDED_TOKENS, strict=True)
+        ]
+        last = (LONG.name, "text", _cut_or_filled(vocabulary.encode(LONG) or [0], long_length))
+    if quick:
+        return [_batch(named[:QUICK_ROWS])], not_run
+    kind = "token_ids" if vocabulary.tokenizer is None else "padded"
+    left_padded = _padded_batch(padded, pad_id=vocabulary.pad_id, kind=kind)
+    return [_batch(named), left_padded, _batch([last])], not_run
+
+
+def _text_rows(
+    vocabulary: Vocabulary, length: int
+) -> tuple[list[tuple[str, str, list[int]]], list[str]]:
+    """The built-in texts as rows of one length, and those the tokenizer cannot make."""
     named: list[tuple[str, str, list[int]]] = []
     not_run: list[str] = []
     for prompt in BUILTIN:
         ids = vocabulary.encode(prompt)
-        if not ids:
-            not_run.append(f"{prompt.name} (no chat template)")
-        else:
+        if ids:
             kind = "chat" if prompt.kind == "chat" else "text"
             named.append((prompt.name, kind, _cut_or_filled(ids, length)))
-    covering = _covering_batch(vocabulary.size, 1, length)
-    if quick:
-        return [_batch(named[:QUICK_ROWS])], not_run
-    named.append(("vocabulary", "token_ids", covering.input_ids[0].tolist()))
-    batches = [_batch(named), _padded_batch(vocabulary, limit)]
-    long_ids = vocabulary.encode(LONG) or []
-    batches.append(_batch([(LONG.name, "text", _cut_or_filled(long_ids, min(LONG_TOKENS, limit)))]))
-    return batches, not_run
+        elif prompt.kind == "chat":
+            not_run.append(f"{prompt.name} (no chat template)")
+        else:
+            not_run.append(f"{prompt.name} (the tokenizer makes no tokens of it)")
+    return named, not_run
 
 
 def _batch(rows: list[tuple[str, str, list[int]]]) -> Batch:
@@ -169,36 +196,25 @@ def _batch(rows: list[tuple[str, str, list[int]]]) -> Batch:
     )
 
 
-def _padded_batch(vocabulary: Vocabulary, limit: int) -> Batch:
-    rows = [
-        _cut_or_filled(vocabulary.encode(prompt) or [0], min(length, limit))
-        for prompt, length in zip(PADDED, PADDED_TOKENS, strict=True)
-    ]
+def _padded_batch(rows: list[list[int]], *, pad_id: int, kind: str) -> Batch:
+    """Rows of unequal lengths, padded on the left."""
     longest = max(map(len, rows))
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    filled = [[vocabulary.pad_id] * (longest - len(row)) + row for row in rows]
     return Batch(
         probes=tuple(
-            Probe(name=prompt.name, kind="padded", num_tokens=len(row))
-            for prompt, row in zip(PADDED, rows, strict=True)
+            Probe(name=f"padded_{length}", kind=kind, num_tokens=len(row))
+            for length, row in zip(PADDED_TOKENS, rows, strict=False)
         ),
-        input_ids=stack_rows(filled),
-        attention_mask=stack_rows(mask),
+        input_ids=stack_rows([[pad_id] * (longest - len(row)) + row for row in rows]),
+        attention_mask=stack_rows([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
     )
 
 
-def _covering_batch(vocab_size: int, num_rows: int, length: int) -> Batch:
+def _covering_rows(vocab_size: int, num_rows: int, length: int) -> list[list[int]]:
     """Token ids spread evenly over the whole vocabulary."""
-    ids = torch.linspace(0, vocab_size - 1, num_rows * length).round().long()
+    ids = torch.linspace(0, vocab_size - 1, num_rows * length, dtype=torch.float64)
     # neighbours in the vocabulary are often alike: a row takes every num_rows-th id
-    rows = ids.reshape(length, num_rows).T.contiguous()
-    return Batch(
-        probes=tuple(
-            Probe(name=f"vocabulary_{index}", kind="token_ids", num_tokens=length)
-            for index in range(num_rows)
-        ),
-        input_ids=rows,
-    )
+    rows: list[list[int]] = ids.round().long().reshape(length, num_rows).T.tolist()
+    return rows
 
 
 def _cut_or_filled(ids: list[int], length: int) -> list[int]:

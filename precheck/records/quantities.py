@@ -77,6 +77,18 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def duration(seconds: float) -> str:
+    """A time to wait, as one would say it.
+
+    >>> duration(0.4), duration(42.3), duration(150.0), duration(7300.0)
+    ('1 second', '42 seconds', '2 minutes', '2 hours')
+    """
+    if seconds < 90:  # noqa: PLR2004  beyond it minutes say it better
+        return counted(max(1, round(seconds)), "second")
+    minutes = round(seconds / 60)
+    return counted(minutes, "minute") if minutes < 90 else counted(round(minutes / 60), "hour")  # noqa: PLR2004
+
+
 def listed(names: tuple[str, ...], *, most: int = 3) -> str:
     """The first few names, and how many more there are.
 

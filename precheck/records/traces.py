@@ -97,7 +97,10 @@ class LayerTrace:
     num_nan: int
     num_inf: int
     relative_error: float | None
-    """Mean over real tokens of ``||x - r|| / ||r||``; None without a finite token."""
+    """Mean over real tokens of ``||x - r|| / ||r||``; None without a finite token.
+
+    ``r`` is the float32 run with the same attention; of a second float32 run it is the first.
+    """
     relative_error_same_routing: float | None = None
     """The same over tokens that every router so far sent to the same experts; None elsewhere."""
     routing_agreement: float | None = None

@@ -188,7 +188,7 @@ def test_a_replaced_attention_implementation_is_a_note() -> None:
 
 def test_float32_runs_that_disagree_are_a_warning() -> None:
     sdpa, eager, *others = hand_made.healthy_runs()
-    eager = replace(eager, logits=hand_made.logits(perplexity=7.5))
+    eager = replace(eager, layers=hand_made.layers(errors=(0.05,) * hand_made.NUM_LAYERS))
     finding = found(hand_made.measurements(runs=(sdpa, eager, *others)))["PC305"]
     assert finding.severity is Severity.WARNING
     assert finding.runs == (0, 1)
@@ -196,7 +196,7 @@ def test_float32_runs_that_disagree_are_a_warning() -> None:
 
 def test_rounding_between_float32_runs_is_no_finding() -> None:
     sdpa, eager, *others = hand_made.healthy_runs()
-    eager = replace(eager, logits=hand_made.logits(perplexity=7.13781))
+    eager = replace(eager, layers=hand_made.layers(errors=(1e-6,) * hand_made.NUM_LAYERS))
     assert not found(hand_made.measurements(runs=(sdpa, eager, *others)))
 
 

@@ -1,0 +1,118 @@
+"""What a subject is before anything runs: its tensors, its config, what it takes in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from precheck.checkpoint.audit import audit_weights, tensor_dtypes
+from precheck.checkpoint.source import Checkpoint
+from precheck.checkpoint.weights import Weights
+from precheck.errors import UnsupportedModelError
+from precheck.probe.residency import main_dtype
+from precheck.records.report import CheckpointAudit, ModelFacts
+
+if TYPE_CHECKING:
+    from precheck.checkpoint.architecture import Architecture
+
+Subject = Checkpoint | nn.Module
+
+
+def subject_name(subject: Subject) -> str:
+    """What the user called it; a live module by its class."""
+    return subject.id if isinstance(subject, Checkpoint) else type(subject).__name__
+
+
+def model_facts(
+    subject: Subject,
+    *,
+    model: nn.Module,
+    layout: Architecture,
+    sizes: dict[str, int],
+    default_attention: str,
+) -> ModelFacts:
+    """The report's block on the model."""
+    config = getattr(model, "config", None)
+    return ModelFacts(
+        id=subject_name(subject),
+        revision=subject.revision if isinstance(subject, Checkpoint) else None,
+        architecture=type(model).__name__,
+        model_type=getattr(config, "model_type", "") or type(model).__name__,
+        decoder_layers=layout.decoder_layers,
+        num_decoder_layers=layout.num_decoder_layers,
+        num_parameters=sum(each.numel() for each in model.parameters()),
+        declared_dtype=declared_dtype(subject),
+        tensor_dtypes=sizes,
+        default_attn_implementation=default_attention,
+        max_context=max_context(config),
+    )
+
+
+def read_checkpoint(
+    subject: Subject,
+) -> tuple[CheckpointAudit, dict[str, int], int]:
+    """Audit, elements by dtype and number of parameters, without running anything."""
+    if isinstance(subject, Checkpoint):
+        with Weights(subject.weight_files) as weights:
+            return audit_weights(weights), tensor_dtypes(weights), weights.num_elements
+    sizes: dict[str, int] = {}
+    for parameter in subject.parameters():
+        name = str(parameter.dtype).removeprefix("torch.")
+        sizes[name] = sizes.get(name, 0) + parameter.numel()
+    return CheckpointAudit(), sizes, sum(sizes.values())
+
+
+def declared_dtype(subject: Subject) -> str | None:
+    """What the config, or a live module's own parameters, say it runs in."""
+    if isinstance(subject, nn.Module):
+        return str(main_dtype(subject)).removeprefix("torch.")
+    declared = getattr(subject.config, "dtype", None)
+    return None if declared is None else str(declared).removeprefix("torch.")
+
+
+def main_name(sizes: dict[str, int]) -> str | None:
+    """The floating-point dtype that most stored elements have."""
+    floating = {name: size for name, size in sizes.items() if "float" in name}
+    return max(floating, key=floating.__getitem__, default=None)
+
+
+def vocab_size(model: nn.Module) -> int:
+    """Rows of the input embedding.
+
+    Raises:
+        UnsupportedModelError: the model takes no token ids.
+    """
+    getter: Any = getattr(model, "get_input_embeddings", None)
+    embedding: Any = None if getter is None else getter()
+    embedding = embedding or next(
+        (each for each in model.modules() if isinstance(each, nn.Embedding)), None
+    )
+    weight = getattr(embedding, "weight", None)
+    if not isinstance(weight, torch.Tensor) or not isinstance(embedding, nn.Embedding):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes no token ids",
+            hint="models of images or sound alone are not scanned yet",
+        )
+    return weight.shape[0]
+
+
+def max_context(config: Any) -> int | None:
+    """The longest input that the config allows; None where it does not say."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+        found = getattr(text, name, None)
+        if isinstance(found, int) and found > 0:
+            return found
+    return None
+
+
+def decoder_start(model: nn.Module) -> int:
+    """The token id a decoder of an encoder-decoder model begins with."""
+    for holder in (getattr(model, "generation_config", None), getattr(model, "config", None)):
+        for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):
+            found = getattr(holder, name, None)
+            if isinstance(found, int):
+                return found
+    return 0
