@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Prompt = str | Sequence[int]
 
+_JSON_PROMPTS = 'write an object a line, like {"text": "Hello"} or {"token_ids": [1, 2]}'
+
 
 def dtypes(text: str) -> tuple[Dtype, ...]:
     """The dtypes of a comma list, each once.
@@ -35,7 +37,10 @@ def names(text: str, *, flag: str) -> tuple[str, ...]:
     """
     found = tuple(dict.fromkeys(each.strip() for each in text.split(",")))
     if "" in found:
-        raise UsageError(f"empty name in {flag}: {text!r} (expected names separated by commas)")
+        raise UsageError(
+            f"empty name in {flag}: {text!r} (expected names separated by commas)",
+            hint=f"leave the empty one out, or {flag} altogether",
+        )
     return found
 
 
@@ -65,21 +70,33 @@ def check_output(path: Path) -> None:
             f"unknown report format: {str(path)!r} (expected {' or '.join(RENDERERS)})",
             hint="the suffix of -o chooses the format",
         )
-    folder = path.resolve().parent
-    if not folder.is_dir():
+    try:
+        folder, exists = path.resolve().parent, path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links
+        raise UsageError(
+            f"cannot write report: {str(path)!r}: {getattr(error, 'strerror', None) or error}",
+            hint="choose another place",
+        ) from error
+    if not folder.exists():
         raise UsageError(
             f"output folder does not exist: {str(folder)!r}", hint=f"mkdir -p {folder}"
         )
-    if path.exists() and not path.is_file():
-        raise UsageError(f"output is not a regular file: {str(path)!r}")
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+    if not folder.is_dir():
+        raise UsageError(f"not a folder: {str(folder)!r}", hint="choose another place")
+    if exists and not path.is_file():
+        raise UsageError(
+            f"output is not a regular file: {str(path)!r}", hint="choose another place"
+        )
+    if not os.access(folder, os.W_OK) or (exists and not os.access(path, os.W_OK)):
         raise UsageError(f"output is not writable: {str(path)!r}", hint="choose another place")
 
 
 def prompts(texts: Sequence[str], file: Path | None) -> tuple[Prompt, ...] | None:
     """The prompts given as text and in a file; None if there are none."""
     if "" in texts:
-        raise UsageError("empty prompt (expected a text)")
+        raise UsageError(
+            "empty prompt (expected a text)", hint="leave --prompt out for the built-in probes"
+        )
     return (*texts, *(read_prompts(file) if file else ())) or None
 
 
@@ -97,7 +114,10 @@ def read_prompts(file: Path) -> tuple[Prompt, ...]:
             hint="convert it to UTF-8",
         ) from error
     except OSError as error:
-        raise UsageError(f"cannot read prompts file: {str(file)!r}: {error.strerror}") from error
+        raise UsageError(
+            f"cannot read prompts file: {str(file)!r}: {error.strerror}",
+            hint="check the spelling and the permissions",
+        ) from error
     # Not splitlines(): a prompt may hold U+2028 and other separators that it breaks at.
     lines = [(i, line) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
@@ -114,8 +134,8 @@ def _json_prompts(lines: Iterable[tuple[int, str]], *, file: Path) -> Iterator[P
         where = f"prompts file {str(file)!r}, line {number}"
         try:
             fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{where}: not JSON: {error.msg}") from error
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{where}: not JSON: {error}", hint=_JSON_PROMPTS) from error
         match fields:
             case {"images": _}:
                 raise UsageError(
@@ -126,9 +146,13 @@ def _json_prompts(lines: Iterable[tuple[int, str]], *, file: Path) -> Iterator[P
             case {"token_ids": [*token_ids], **rest} if token_ids and not rest:
                 # type(), because True is an int too.
                 if not all(type(token) is int and token >= 0 for token in token_ids):
-                    raise UsageError(f'{where}: "token_ids" holds something else than token ids')
+                    raise UsageError(
+                        f'{where}: "token_ids" holds something else than token ids',
+                        hint=_JSON_PROMPTS,
+                    )
                 yield tuple(token_ids)
             case _:
                 raise UsageError(
-                    f'{where}: not a prompt (expected an object with "text" or "token_ids")'
+                    f'{where}: not a prompt (expected an object with "text" or "token_ids")',
+                    hint=_JSON_PROMPTS,
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import traceback
+import warnings
 from enum import StrEnum
 from io import TextIOWrapper
 from pathlib import Path
@@ -158,7 +159,9 @@ def scan(
             report = pipeline.scan(
                 model,
                 dtypes=arguments.dtypes(dtype),
-                attn_implementations=arguments.names(attn, flag="--attn") if attn else None,
+                attn_implementations=arguments.names(attn, flag="--attn")
+                if attn is not None
+                else None,
                 prompts=arguments.prompts(prompt or (), prompts),
                 device=device,
                 revision=revision,
@@ -170,16 +173,23 @@ def scan(
                 quick=quick,
                 observe=observe,
             )
-        except ScanInterrupted as interrupted:
-            _write_partial(interrupted.partial, outputs)
+        except KeyboardInterrupt as interrupted:
+            terminal.say("interrupted")
+            if isinstance(interrupted, ScanInterrupted) and isinstance(interrupted.partial, Report):
+                _write_files(interrupted.partial, outputs)
+                for path in outputs:
+                    terminal.say(f"what was measured until then is in {path}")
             raise typer.Exit(ExitCode.INTERRUPTED) from interrupted
-    terminal.write_stdout(_on_stdout(report, stdout_format=stdout_format, all_layers=all_layers))
-    for path in outputs:
-        terminal.write_whole(path, RENDERERS[path.suffix].render(report))
+    try:
+        terminal.write_stdout(
+            _on_stdout(report, stdout_format=stdout_format, all_layers=all_layers)
+        )
+    finally:
+        _write_files(report, outputs)
     outcome = gate(report, require=required, fail_on=fail_on)
     if not quiet:
         for reason in outcome.reasons:
-            sys.stderr.write(f"gate {'holds' if outcome.holds else 'fails'}: {reason}\n")
+            terminal.say(f"gate {'holds' if outcome.holds else 'fails'}: {reason}")
     raise typer.Exit(_exit_code(report, holds=outcome.holds))
 
 
@@ -196,12 +206,16 @@ def _on_stdout(report: Report, *, stdout_format: StdoutFormat, all_layers: bool)
             )
 
 
-def _write_partial(partial: object, outputs: list[Path]) -> None:
-    sys.stderr.write("interrupted\n")
-    if isinstance(partial, Report):
-        for path in outputs:
-            terminal.write_whole(path, RENDERERS[path.suffix].render(partial))
-            sys.stderr.write(f"what was measured until then is in {path}\n")
+def _write_files(report: Report, outputs: list[Path]) -> None:
+    """Write every file, also those after one that fails: a scan is expensive."""
+    failures: list[UsageError] = []
+    for path in outputs:
+        try:
+            terminal.write_whole(path, RENDERERS[path.suffix].render(report))
+        except UsageError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 def _exit_code(report: Report, *, holds: bool) -> ExitCode:
@@ -258,6 +272,8 @@ def main() -> NoReturn:
         # A report quotes tokens in any script; a terminal without it is no reason to fail.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if not debug and not sys.warnoptions:
+        warnings.simplefilter("ignore")  # what libraries tell their callers is not for this reader
     try:
         app(prog_name="precheck")
     except PrecheckError as error:
@@ -269,8 +285,8 @@ def main() -> NoReturn:
         hint = "please report it, with the output of --debug"
         trace = traceback.format_exc()
     if debug:
-        sys.stderr.write(trace)
-    sys.stderr.write(f"error: {message}\n")
+        terminal.write_stderr(trace)
+    terminal.say(f"error: {message}")
     if hint:
-        sys.stderr.write(f"hint: {hint}\n")
+        terminal.say(f"hint: {hint}")
     sys.exit(code)

@@ -57,12 +57,13 @@ def scan(
         observe: told what happens while it happens.
 
     Raises:
-        UsageError: a name or a device that cannot be used.
+        UsageError: a name, a prompt or a device that cannot be used.
         PrecheckError: the checkpoint or the device does not allow a scan.
         ScanInterrupted: Ctrl-C; ``partial`` is the report on what was measured until then.
     """
     for gpu in gpus:
         target(gpu)  # an unknown name is worth knowing before a long scan
+    _check_text(prompts or ())
     # torch and transformers take seconds to import; precheck --help does not wait for them.
     from precheck.checkpoint.source import open_checkpoint
     from precheck.probe.measure import measure
@@ -117,6 +118,18 @@ def dtype_named(name: str) -> Dtype:
         f"unknown dtype: {name!r} (expected {', '.join(Dtype)})",
         hint="fp16, bf16 and fp32 are understood too",
     )
+
+
+def _check_text(prompts: Sequence[str | Sequence[int]]) -> None:
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            if isinstance(prompt, str):
+                prompt.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"prompt {number} is not Unicode text: {prompt!r} (expected no lone surrogates)",
+                hint="if it was typed in a terminal: is its encoding UTF-8?",
+            ) from error
 
 
 def _ignore(_event: Announcement | Step) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -19,6 +19,7 @@ from rich.progress import (
 
 from precheck.errors import UsageError
 from precheck.records.progress import Announcement, Observer, Step
+from precheck.render.words import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,14 +53,14 @@ def _on(bar: Progress) -> Observer:
     def show(event: Announcement | Step) -> None:
         match event:
             case Announcement(text=text):
-                bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+                bar.console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
             case Step():
                 # Not before the first step: a bar of zero steps says nothing during a download.
                 if not tasks:
                     tasks.append(bar.add_task(event.run, total=event.total))
                 bar.update(
                     tasks[0],
-                    description=f"{event.run}  {event.unit}",
+                    description=f"{shown(event.run)}  {shown(event.unit)}",
                     completed=event.done,
                     total=event.total,
                 )
@@ -69,8 +70,7 @@ def _on(bar: Progress) -> Observer:
 
 def _plain_line(event: Announcement | Step) -> None:
     if isinstance(event, Announcement):
-        sys.stderr.write(f"{event.text}\n")
-        sys.stderr.flush()
+        say(event.text)
 
 
 def _nothing(_event: Announcement | Step) -> None:
@@ -80,20 +80,50 @@ def _nothing(_event: Announcement | Step) -> None:
 def has_colour() -> bool:
     """Whether stdout shows colours and its owner wants them (https://no-color.org)."""
     return (
-        sys.stdout.isatty()
+        sys.stdout is not None  # closed by whoever started the process
+        and sys.stdout.isatty()
         and not os.environ.get("NO_COLOR")
         and os.environ.get("TERM", "dumb") != "dumb"
     )
 
 
+def say(text: str) -> None:
+    """One line on stderr; what a terminal would act on (a name may hold it) is written out."""
+    write_stderr(f"{shown(text)}\n")
+
+
+def write_stderr(text: str) -> None:
+    """Text on stderr as it is; if nobody can read it, nobody is told."""
+    with contextlib.suppress(OSError):
+        _write(sys.stderr, text)
+
+
 def write_stdout(text: str) -> None:
-    """Text on stdout; a reader that went away early (``| head``) is no error."""
+    """Text on stdout; a reader that went away early (``| head``) is no error.
+
+    Raises:
+        UsageError: it could not be written.
+    """
     try:
-        sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
-        sys.stdout.flush()
+        _write(sys.stdout, text if text.endswith("\n") else f"{text}\n")
     except BrokenPipeError:
-        # Python flushes stdout again at exit, and would complain there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to stdout: {error.strerror}", hint="write to a file: -o report.json"
+        ) from error
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    if stream is None:  # closed, as in has_colour()
+        return
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        # Python flushes it again at exit, and would complain there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -103,11 +133,13 @@ def write_whole(path: Path, text: str) -> None:
         UsageError: it could not be written.
     """
     path = path.resolve()  # a link stays a link
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = path.with_name(f".precheck-{os.getpid()}.tmp")
     try:
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(path)
     except OSError as error:
-        raise UsageError(f"cannot write report: {str(path)!r}: {error.strerror}") from error
+        raise UsageError(
+            f"cannot write report: {str(path)!r}: {error.strerror}", hint="choose another place"
+        ) from error
     finally:
         unfinished.unlink(missing_ok=True)

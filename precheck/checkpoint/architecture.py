@@ -108,10 +108,13 @@ def _is_block(module: nn.Module) -> bool:
 
 def _units(model: nn.Module, lists: dict[str, nn.Module]) -> Iterator[Unit]:
     sections = {f"{name}.0": _section(model, name) for name in lists}
+    blocks = [block for block_list in lists.values() for block in block_list.children()]
+    within = {id(part) for block in blocks for part in block.modules()} - set(map(id, blocks))
     seen: set[int] = set()
     before_blocks = True
     for name, module in _pieces(model, "", lists):
-        if id(module) in seen:  # a shared module keeps its first name, as named_modules() has it
+        # a shared module keeps its first name, as named_modules() has it; units do not nest
+        if id(module) in seen | within:
             continue
         seen.add(id(module))
         is_block = name.rsplit(".", 1)[0] in lists

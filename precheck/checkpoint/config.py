@@ -71,10 +71,10 @@ def load_config(
                 folder, trust_remote_code=trust_remote_code
             )
     except Exception as error:  # the values of the file, or its own code, may raise anything
-        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        # The value that it stumbled over stands on the second line.
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointCorruptError(
-            f"transformers {transformers.__version__} cannot use {CONFIG} of {where!r}: "
-            f"{first_line!r}",
+            f"transformers {transformers.__version__} cannot use {CONFIG} of {where!r}: {reason!r}",
             hint="compare the file with the one on the Hub, or: pip install -U transformers",
         ) from error
     return config

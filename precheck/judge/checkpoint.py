@@ -94,7 +94,7 @@ def out_of_float16_range(evidence: Evidence) -> Iterator[Finding]:
         message=(
             f"Outside float16, which ends at {magnitude(Dtype.FLOAT16.limits.max)}: "
             f"{counted(sum(fault.num_elements for fault in faults), 'stored weight')}{reach} "
-            f"({listed(tuple(fault.name for fault in faults))}). Cast to float16 they are infinite."
+            f"({listed(tuple(fault.name for fault in faults))}). In float16 that is infinite."
         ),
         advice="Use bfloat16 or float32, or keep these modules in float32.",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from precheck.records.finding import Confidence, Finding, Severity
-from precheck.records.quantities import counted, listed
+from precheck.records.quantities import listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +38,6 @@ def probes_not_run(evidence: Evidence) -> Iterator[Finding]:
             severity=Severity.NOTE,
             confidence=Confidence.MEASURED,
             probes=names,
-            message=f"Not run: {counted(len(names), 'probe')} ({listed(names)}).",
+            message=f"Not run: {listed(names)}.",
             advice="Give prompts of your own (--prompts) if these matter to you.",
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from precheck.judge.hardware import Bfloat16
 from precheck.records.finding import Confidence, Finding, Severity
 from precheck.records.precision import Dtype
+from precheck.records.quantities import first_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +54,6 @@ def could_not_run(evidence: Evidence) -> Iterator[Finding]:
             severity=Severity.WARNING,
             confidence=Confidence.MEASURED,
             runs=tuple(runs),
-            message=f"{names} could not be run: {failure.rstrip('.')}.",
+            message=f"{names} could not be run: {first_sentence(failure)}.",
             advice="Use a configuration that was measured; nothing is known about this one.",
         )

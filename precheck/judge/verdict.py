@@ -8,7 +8,7 @@ from precheck.judge import thresholds
 from precheck.records.finding import Verdict
 from precheck.records.loss import loss
 from precheck.records.precision import Dtype
-from precheck.records.quantities import bits, magnitude
+from precheck.records.quantities import bits, first_sentence, magnitude
 from precheck.records.report import Run
 from precheck.records.tightest import tightest
 
@@ -83,7 +83,8 @@ def _without_an_answer(trace: RunTrace, *, runs: Sequence[RunTrace]) -> tuple[Ve
     """Verdict and reason of a run whose output says nothing; None where it does."""
     reference = reference_of(trace, runs=runs)
     if trace.failure is not None:
-        return Verdict.FAILED, trace.failure
+        # Libraries go on to what to report where; the whole text stays in ``failure``.
+        return Verdict.FAILED, first_sentence(trace.failure)
     if trace.reference_nonfinite:
         return Verdict.OVERFLOW, f"a real token's output is not finite in {trace.dtype} itself"
     if reference is not None and reference.reference_nonfinite:

@@ -13,7 +13,7 @@ from precheck.records.traces import Mechanism
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from precheck.probe.ops import OpNode, Segment
+    from precheck.probe.nodes import OpNode, Segment
 
 HALF = frozenset({torch.float16, torch.bfloat16})
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
-from precheck.probe.ops import MASK_WRITERS, OpNode
+from precheck.probe.op_kinds import ALLOCATIONS, MASK_WRITERS
 from precheck.probe.reduce import MASK_SENTINEL
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from precheck.probe.batches import RealTokens
+    from precheck.probe.nodes import OpNode
 
 CLEAN: frozenset[int] = frozenset()
 
@@ -114,7 +116,7 @@ class ReferenceOps:
     def ran(self, node: OpNode, tensors: list[Tensor], output: Tensor) -> None:
         """Keeps a snapshot, but of a cast: its reference is the value it was given."""
         del tensors
-        if not node.is_cast:
+        if not node.is_cast and node.op not in ALLOCATIONS:
             self.snapshots[node.key] = Snapshot.of(output)
 
 
@@ -145,7 +147,8 @@ class Examiner:
         self._real_tokens = real_tokens
         self._weight_faults = set(weight_faults)
         self._next_identity = next_identity
-        self._taints: dict[int, frozenset[int]] = {}
+        # by identity, which another tensor may have once this one is gone
+        self._taints = WeakIdKeyDictionary()
         self._storages: dict[int, frozenset[int]] = {}
         self._input_bounds: list[tuple[float, float]] | None = None
         self._input_taint = CLEAN
@@ -163,16 +166,16 @@ class Examiner:
     def taint(self, tensor: Tensor, sources: frozenset[int]) -> None:
         """Marks ``tensor`` as carrying the faults of ``sources``; none cleans it."""
         if sources:
-            self._taints[id(tensor)] = sources
+            self._taints[tensor] = sources
         else:
-            self._taints.pop(id(tensor), None)
+            self._taints.pop(tensor, None)
 
     def sources(self, tensor: Tensor) -> frozenset[int]:
         """The producers whose faults ``tensor`` carries."""
-        own = self._taints.get(id(tensor), CLEAN)
+        own: frozenset[int] = self._taints.get(tensor, CLEAN)
         if not self._storages:
             return own
-        return own | self._storages.get(tensor.untyped_storage()._cdata, CLEAN)  # noqa: SLF001
+        return own | self._storages.get(_storage(tensor), CLEAN)
 
     def before(self, tensors: list[Tensor], *, overwrites: bool) -> None:
         """Remembers what the inputs carry, before the operation may overwrite one of them."""
@@ -189,8 +192,13 @@ class Examiner:
 
     def ran(self, node: OpNode, tensors: list[Tensor], output: Tensor) -> None:
         """Decides whether ``node`` is a producer, a propagator or neither."""
+        is_in_place = any(output is each for each in tensors)
+        if self._storages and (not is_in_place or _is_whole(output)):
+            self._storages.pop(_storage(output), None)  # new memory, or all of it written again
         is_weight = any(id(each) in self._weight_faults for each in tensors)
-        found, reference_abs_max = self._unexpected(node, tensors, output, is_weight=is_weight)
+        found, reference_abs_max = None, None
+        if node.op not in ALLOCATIONS:
+            found, reference_abs_max = self._unexpected(node, tensors, output, is_weight=is_weight)
         if found is None:
             self.taint(output, CLEAN)
             self._weight_faults.discard(id(output))
@@ -201,8 +209,8 @@ class Examiner:
             self._producers.append(producer)
             sources = frozenset({producer.identity})
         self.taint(output, sources)
-        if any(output is each for each in tensors):  # in place: other views see it too
-            storage = output.untyped_storage()._cdata  # noqa: SLF001
+        if is_in_place:  # other views of the storage see it too
+            storage = _storage(output)
             self._storages[storage] = self._storages.get(storage, CLEAN) | sources
 
     def _unexpected(
@@ -260,6 +268,16 @@ class Examiner:
 
 def _bounds_of_number(tensor: Tensor) -> tuple[float, float]:
     return bounds(tensor) if tensor.is_floating_point() else (0.0, 0.0)
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether it covers its storage."""
+    return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def _storage(tensor: Tensor) -> int:
+    """What tells the memory of one tensor from another's."""
+    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001  its only spelling
 
 
 def _as_reference(given: Tensor) -> Tensor:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from precheck.checkpoint.audit import audit_weights, tensor_dtypes
 from precheck.checkpoint.source import Checkpoint
 from precheck.checkpoint.weights import Weights
 from precheck.errors import UnsupportedModelError
-from precheck.probe.residency import main_dtype
+from precheck.probe.loading import main_dtype
 from precheck.records.report import CheckpointAudit, ModelFacts
 
 if TYPE_CHECKING:
@@ -84,18 +83,17 @@ def vocab_size(model: nn.Module) -> int:
     Raises:
         UnsupportedModelError: the model takes no token ids.
     """
+    takes = getattr(model, "main_input_name", "input_ids")
     getter: Any = getattr(model, "get_input_embeddings", None)
-    embedding: Any = None if getter is None else getter()
-    embedding = embedding or next(
-        (each for each in model.modules() if isinstance(each, nn.Embedding)), None
-    )
-    weight = getattr(embedding, "weight", None)
-    if not isinstance(weight, torch.Tensor) or not isinstance(embedding, nn.Embedding):
+    embedding: Any = getter() if getter is not None else None
+    if not isinstance(embedding, nn.Embedding):
+        embedding = next((each for each in model.modules() if isinstance(each, nn.Embedding)), None)
+    if takes != "input_ids" or embedding is None:
         raise UnsupportedModelError(
-            f"{type(model).__name__} takes no token ids",
+            f"{type(model).__name__} takes {takes}, not token ids",
             hint="models of images or sound alone are not scanned yet",
         )
-    return weight.shape[0]
+    return int(embedding.weight.shape[0])
 
 
 def max_context(config: Any) -> int | None:

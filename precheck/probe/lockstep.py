@@ -16,6 +16,7 @@ What it cannot see: races between kernels of several runs on one device (one run
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -121,12 +122,14 @@ class Worker:
 
     def stop(self) -> None:
         """Ends the thread, whatever it is doing, and removes every hook."""
-        if self._thread is not None:
-            self.turns.abandon()
-            self._thread.join()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        try:
+            if self._thread is not None:
+                self.turns.abandon()
+                self._thread.join()
+        finally:
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
 
     def _hook(self, module: nn.Module, unit: Unit, passenger: Passenger) -> None:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -171,5 +174,6 @@ def advance(workers: Sequence[Worker], on_turn: Callable[[Worker], None]) -> Non
                 on_turn(worker)
                 worker.turns.give()
     finally:
-        for worker in workers:
-            worker.stop()
+        with ExitStack() as stack:  # a second Ctrl-C must not keep the others from stopping
+            for worker in workers:
+                stack.callback(worker.stop)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from precheck.checkpoint.architecture import Architecture, find_architecture
+from precheck.checkpoint.architecture import find_architecture
 from precheck.checkpoint.source import Checkpoint
-from precheck.errors import MemoryExhaustedError, ScanInterrupted, UnsupportedModelError
+from precheck.errors import ScanInterrupted, UnsupportedModelError
+from precheck.probe.batch_run import Steps, run_batch
 from precheck.probe.classify import Classifier
 from precheck.probe.configurations import build_groups, check_attention_name
 from precheck.probe.environment import exact_float32, read_environment, resolve_device
@@ -24,21 +23,14 @@ from precheck.probe.facts import (
     subject_name,
     vocab_size,
 )
-from precheck.probe.lockstep import Worker, advance
+from precheck.probe.loading import SEED, kept_modules, quiet_transformers
 from precheck.probe.overflows import Peaks, headroom_rows
-from precheck.probe.residency import (
-    SEED,
-    CheckpointWeights,
-    LiveWeights,
-    Weights,
-    kept_modules,
-)
+from precheck.probe.residency import CheckpointWeights, LiveWeights, Weights
 from precheck.probe.run_totals import RunTotals
-from precheck.probe.run_watch import RunWatch
-from precheck.probe.skeleton import Skeleton, first_line
-from precheck.probe.tokens import Plan, Vocabulary, plan_probes, read_vocabulary, with_decoder_input
+from precheck.probe.tokens import Plan, plan_probes, with_decoder_input
+from precheck.probe.vocabulary import read_vocabulary
 from precheck.records.precision import Configuration, Dtype
-from precheck.records.progress import Announcement, Observer, Step
+from precheck.records.progress import Announcement, Observer
 from precheck.records.quantities import counted, duration, num_bytes
 from precheck.records.report import Measurements
 from precheck.records.traces import Coverage
@@ -46,7 +38,8 @@ from precheck.records.traces import Coverage
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from precheck.probe.batches import Batch
+    from precheck.probe.skeleton import Skeleton
+
 
 INSTRUMENTATION = (
     "a TorchDispatchMode and forward hooks were active: fusions that need neither are switched off"
@@ -77,7 +70,7 @@ def measure(
     for name in (*(attn_implementations or ()), *(each.attn_implementation for each in required)):
         check_attention_name(name, trust_remote_code=is_trusted)
     place = resolve_device(device)
-    with exact_float32():
+    with exact_float32(), quiet_transformers():
         scan = _Scan(subject, device=place, observe=observe)
         scan.prepare(dtypes=dtypes, attn_implementations=attn_implementations, required=required)
         scan.plan(prompts=prompts, builtin_probes=builtin_probes, quick=quick)
@@ -178,14 +171,22 @@ class _Scan:
         try:
             self._observe(Announcement(text=self._what_comes(skeletons)))
             for batch in self._plan.batches:
-                counter = _Steps(
-                    self._observe, weight=batch.num_real_tokens, done=done, total=total
+                steps = Steps(self._observe, weight=batch.num_real_tokens, done=done, total=total)
+                run_batch(
+                    batch.to(self._device),
+                    self._totals,
+                    layout=self._layout,
+                    classifier=classifier,
+                    decode=self._vocabulary.decode,
+                    steps=steps,
                 )
-                self._run_batch(batch.to(self._device), classifier, counter)
                 done += batch.num_real_tokens * len(skeletons) * len(self._layout.units)
                 self._num_batches_run += 1
         except KeyboardInterrupt as error:
             self._incomplete_reason = "interrupted"
+            for each in self._all_totals:
+                if not each.reaches_output:  # what is not broken yet may break in what is left
+                    each.failure = each.failure or "interrupted"
             raise ScanInterrupted(self.measurements()) from error
 
     def _what_comes(self, skeletons: list[Skeleton]) -> str:
@@ -201,46 +202,6 @@ class _Scan:
             f"{counted(len(plan.probes), 'probe')}, {counted(len(skeletons), 'run')} on "
             f"{self._device}: about {duration(seconds)} of matrix products"
         )
-
-    def _run_batch(self, batch: Batch, classifier: Classifier, counter: _Steps) -> None:
-        watches: list[RunWatch] = []
-        workers: list[tuple[RunTotals, Worker]] = []
-        first: RunWatch | None = None
-        for totals in self._totals:
-            reference: RunWatch | None = None
-            for each in totals:
-                if each.failure is not None:
-                    continue
-                watch, worker = _worker(
-                    each,
-                    batch=batch,
-                    layout=self._layout,
-                    reference=reference,
-                    baseline=reference or first,
-                    classifier=classifier,
-                    vocabulary=self._vocabulary,
-                )
-                reference = reference or watch
-                first = first or watch
-                watches.append(watch)
-                workers.append((each, worker))
-        try:
-            advance([worker for _, worker in workers], counter.turn)
-        finally:
-            for watch in watches:
-                watch.detach()
-        for totals_of_run, worker in workers:
-            if worker.error is not None:
-                totals_of_run.failure = _failure(worker.error)
-        self._fail_without_reference()
-
-    def _fail_without_reference(self) -> None:
-        for totals in self._totals:
-            if totals[0].failure is not None:
-                for each in totals[1:]:
-                    each.failure = each.failure or (
-                        f"the float32 reference failed: {totals[0].failure}"
-                    )
 
     def measurements(self) -> Measurements:
         """What was measured so far."""
@@ -297,79 +258,6 @@ class _Scan:
             if each.skeleton.dtype is Dtype.FLOAT16:
                 return kept_modules(each.skeleton.model)
         return ()
-
-
-class _Steps:
-    """Counts the steps of one batch for whoever watches the scan."""
-
-    def __init__(self, observe: Observer, *, weight: int, done: int, total: int) -> None:
-        self._observe = observe
-        self._weight = weight
-        self._done = done
-        self._total = total
-
-    def turn(self, worker: Worker) -> None:
-        """A worker is about to go on."""
-        if worker.is_entering:
-            self._observe(
-                Step(
-                    run=worker.name,
-                    unit=worker.standing_at,
-                    done=min(self._done, self._total),
-                    total=self._total,
-                )
-            )
-            self._done += self._weight
-
-
-def _worker(
-    totals: RunTotals,
-    *,
-    batch: Batch,
-    layout: Architecture,
-    reference: RunWatch | None,
-    baseline: RunWatch | None,
-    classifier: Classifier,
-    vocabulary: Vocabulary,
-) -> tuple[RunWatch, Worker]:
-    skeleton = totals.skeleton
-    worker = Worker(
-        name=f"{skeleton.dtype} + {skeleton.attn_implementation}",
-        model=skeleton.model,
-        units=layout.units,
-    )
-    watch = RunWatch(
-        totals=totals,
-        batch=batch,
-        layout=layout,
-        reference=reference,
-        baseline=baseline,
-        classifier=classifier,
-        decode=vocabulary.decode,
-        check=worker.turns.check,
-    )
-    worker.passenger = watch
-    return watch, worker
-
-
-def _failure(error: BaseException) -> str:
-    """Why a run failed, in a line.
-
-    Raises:
-        MemoryExhaustedError: it ran out of memory, and so would the others.
-    """
-    if _is_out_of_memory(error):
-        raise MemoryExhaustedError(
-            f"out of memory during the scan: {first_line(error)}",
-            hint="use --quick, fewer dtypes (--dtype) or another --device",
-        ) from error
-    return f"{type(error).__name__}: {first_line(error)}"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _summed(counts: Any) -> dict[str, int]:

@@ -12,7 +12,19 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from precheck.probe.ops import FUSED_ATTENTION, HIDDEN, MOVES, OTHER, WEIGHT, OpNode, Origin
+from precheck.probe.nodes import HIDDEN, OTHER, WEIGHT, OpNode, Origin
+from precheck.probe.op_kinds import (
+    ADDS,
+    COPIES,
+    ELEMENTWISE,
+    FUSED_ATTENTION,
+    MASKINGS,
+    MULTIPLIES,
+    NORMS,
+    PRODUCTS,
+    REDUCTIONS,
+    SOFTMAXES,
+)
 from precheck.probe.reduce import MASK_SENTINEL
 from precheck.records.traces import Mechanism
 
@@ -29,76 +41,6 @@ class Position(StrEnum):
     BETWEEN = "between"
     HEAD = "head"
     """After the last decoder layer."""
-
-
-PRODUCTS = frozenset(
-    {
-        "aten._addmm_activation",
-        "aten._grouped_mm",
-        "aten.addbmm",
-        "aten.addmm",
-        "aten.baddbmm",
-        "aten.bmm",
-        "aten.convolution",
-        "aten.dot",
-        "aten.linear",
-        "aten.matmul",
-        "aten.mm",
-        "aten.mv",
-        "transformers.grouped_mm_fallback",
-    }
-)
-NORMS = frozenset(
-    {
-        "aten._fused_rms_norm",
-        "aten.native_batch_norm",
-        "aten.native_group_norm",
-        "aten.native_layer_norm",
-        "aten.rms_norm",
-        "aten.rsqrt",
-    }
-)
-SOFTMAXES = frozenset({"aten._softmax", "aten._safe_softmax", "aten.softmax"})
-ADDS = frozenset({"aten.add", "aten.add_", "aten.index_add", "aten.index_add_", "aten.sum"})
-MULTIPLIES = frozenset({"aten.mul", "aten.mul_"})
-MASKINGS = frozenset({"aten.masked_fill", "aten.masked_fill_", "aten.where"})
-ELEMENTWISE = frozenset(
-    {
-        "aten._to_copy",
-        "aten.abs",
-        "aten.add",
-        "aten.add_",
-        "aten.cat",
-        "aten.clamp",
-        "aten.clone",
-        "aten.div",
-        "aten.div_",
-        "aten.exp",
-        "aten.gelu",
-        "aten.masked_fill",
-        "aten.masked_fill_",
-        "aten.maximum",
-        "aten.minimum",
-        "aten.mul",
-        "aten.mul_",
-        "aten.neg",
-        "aten.pow",
-        "aten.relu",
-        "aten.rsub",
-        "aten.sigmoid",
-        "aten.silu",
-        "aten.sub",
-        "aten.tanh",
-        "aten.where",
-        *MOVES,
-    }
-)
-"""Hand every element on, changed or not: what a value goes through on its way."""
-
-COPIES = frozenset({"aten._to_copy", "aten.clone"})
-REDUCTIONS = frozenset(
-    {"aten.mean", "aten.sum", "aten.var", "aten.var_mean", "aten.linalg_vector_norm"}
-)
 
 
 @dataclass(eq=False, kw_only=True)

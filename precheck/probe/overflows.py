@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from precheck.probe.examine import Producer
-    from precheck.probe.ops import OpNode
+    from precheck.probe.nodes import OpNode
 
 DTYPES = {
     torch.float16: Dtype.FLOAT16,

@@ -8,23 +8,18 @@ float32, and it is what a user will run.
 
 from __future__ import annotations
 
-import re
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import psutil
 import torch
-import transformers
 from torch import nn
-from transformers import PreTrainedModel
 
 from precheck.errors import (
-    CheckpointCorruptError,
     MemoryExhaustedError,
     UnsupportedConfigurationError,
     UnsupportedModelError,
 )
+from precheck.probe.loading import Loading, kept_in_float32, load_model, main_dtype
 from precheck.probe.skeleton import (
     Skeleton,
     attention_of,
@@ -37,31 +32,9 @@ from precheck.probe.skeleton import (
 from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
 
     from precheck.checkpoint.source import Checkpoint
-
-SEED = 0
-"""Seeds what a checkpoint lacks, so that two scans initialise it alike."""
-
-_AUTO_CLASSES = (
-    "AutoModelForCausalLM",
-    "AutoModelForSeq2SeqLM",
-    "AutoModelForImageTextToText",
-    "AutoModelForMaskedLM",
-    "AutoModel",
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loading:
-    """What loading found in the checkpoint, by the names the model uses."""
-
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
-    mismatched: tuple[str, ...] = ()
 
 
 class Weights(Protocol):
@@ -136,25 +109,11 @@ class CheckpointWeights:
             )
 
     def _load(self, dtype: Dtype, *, attn_implementation: str | None = None) -> nn.Module:
-        checkpoint = self._checkpoint
-        loader = model_class(checkpoint.config)
-        torch.manual_seed(SEED)
-        try:
-            with quiet_transformers():
-                model, found = loader.from_pretrained(
-                    checkpoint.folder,
-                    dtype=getattr(torch, dtype),
-                    attn_implementation=attn_implementation,
-                    use_safetensors=None if checkpoint.allow_pickle else True,
-                    trust_remote_code=checkpoint.trust_remote_code,
-                    ignore_mismatched_sizes=True,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
-        except Exception as error:
-            raise _translated(error, attn_implementation, loader) from error
+        model, loading = load_model(
+            self._checkpoint, dtype, attn_implementation=attn_implementation
+        )
         if dtype is Dtype.FLOAT32 and attn_implementation is None:
-            self.loading = _loading(found)
+            self.loading = loading
         placed: nn.Module = model.to(self._device)
         return placed
 
@@ -202,7 +161,7 @@ class LiveWeights:
 
     def _cast(self, dtype: Dtype) -> nn.Module:
         wanted = getattr(torch, dtype)
-        kept = _kept_in_float32(self._module, dtype) if self._main is torch.float32 else frozenset()
+        kept = kept_in_float32(self._module, dtype) if self._main is torch.float32 else frozenset()
         replacements: dict[int, Tensor] = {}
         for name, parameter in self._module.named_parameters():
             is_main = parameter.dtype is self._main and name not in kept
@@ -234,81 +193,6 @@ def faults(found: dict[Dtype, dict[str, int]], dtype: Dtype) -> frozenset[int]:
     )
 
 
-def model_class(config: transformers.PreTrainedConfig) -> Any:
-    """The class that the config's ``architectures`` names, else the auto class that knows it."""
-    for name in config.architectures or ():
-        found = getattr(transformers, name, None)
-        if found is not None:
-            return found
-    remote = getattr(config, "auto_map", None) or {}
-    for name in _AUTO_CLASSES:
-        auto = getattr(transformers, name)
-        if name in remote or type(config) in auto._model_mapping:  # noqa: SLF001  no public look-up
-            return auto
-    raise UnsupportedModelError(
-        f"no model class for model_type {config.model_type!r}",
-        hint="update transformers, or allow the checkpoint's own code with --trust-remote-code",
-    )
-
-
-def main_dtype(module: nn.Module) -> torch.dtype:
-    """The dtype of most of the module's floating-point parameters.
-
-    Raises:
-        UnsupportedModelError: it has none.
-    """
-    sizes: dict[torch.dtype, int] = {}
-    for parameter in module.parameters():
-        if parameter.is_floating_point():
-            sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
-    if not sizes:
-        raise UnsupportedModelError(f"no floating-point parameters in {type(module).__name__}")
-    return max(sizes, key=sizes.__getitem__)
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silences transformers' log and progress bars: precheck reports what loading found."""
-    log = transformers.utils.logging
-    verbosity, had_bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(verbosity)
-        if had_bars:
-            log.enable_progress_bar()
-
-
-def _translated(error: Exception, attn_implementation: str | None, loader: type) -> Exception:
-    if attn_implementation is not None and isinstance(error, ValueError | ImportError):
-        return UnsupportedConfigurationError(first_line(error))
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return MemoryExhaustedError(
-            f"out of memory while loading: {first_line(error)}",
-            hint="leave dtypes out with --dtype, or scan on a machine with more memory",
-        )
-    if isinstance(error, ImportError):
-        return UnsupportedModelError(
-            f"{loader.__name__} needs a package that is not installed: {first_line(error)}",
-            hint="install it and scan again",
-        )
-    return CheckpointCorruptError(
-        f"{loader.__name__} does not load: {type(error).__name__}: {first_line(error)}",
-        hint="load it with transformers alone to see the whole error",
-    )
-
-
-def _loading(found: dict[str, Any]) -> Loading:
-    mismatched = sorted(str(each[0]) for each in found.get("mismatched_keys", ()))
-    return Loading(
-        missing=tuple(sorted(set(found.get("missing_keys", ())) - set(mismatched))),
-        unexpected=tuple(sorted(found.get("unexpected_keys", ()))),
-        mismatched=tuple(mismatched),
-    )
-
-
 def _copy_initialised(model: nn.Module, reference: nn.Module, loading: Loading) -> None:
     """Gives newly initialised parameters the reference's values: the dtype is all that differs."""
     initialised = set(loading.missing) | set(loading.mismatched)
@@ -326,27 +210,3 @@ def _share(model: nn.Module, owner: nn.Module) -> None:
             full = f"{name}.{key}" if name else key
             if module._parameters[key] is not None:  # noqa: SLF001
                 module._parameters[key] = owner.get_parameter(full)  # noqa: SLF001
-
-
-def _kept_in_float32(module: nn.Module, dtype: Dtype) -> frozenset[str]:
-    """Parameters that ``from_pretrained(dtype=...)`` would leave in float32."""
-    if not isinstance(module, PreTrainedModel) or dtype is Dtype.FLOAT32:
-        return frozenset()
-    patterns = set(getattr(module, "_keep_in_fp32_modules_strict", None) or ())
-    if dtype is Dtype.FLOAT16:
-        patterns |= set(getattr(module, "_keep_in_fp32_modules", None) or ())
-    if not patterns:
-        return frozenset()
-    wanted = re.compile("|".join(rf"(^|\.){each}($|\.)" for each in patterns))
-    return frozenset(name for name, _ in module.named_parameters() if wanted.search(name))
-
-
-def kept_modules(model: nn.Module) -> tuple[str, ...]:
-    """Modules with floating-point parameters in float32 inside a 16-bit model."""
-    main = main_dtype(model)
-    names = {
-        name.rpartition(".")[0]
-        for name, parameter in model.named_parameters()
-        if parameter.dtype is torch.float32 and main is not torch.float32
-    }
-    return tuple(sorted(names))

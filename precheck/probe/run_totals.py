@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from precheck.probe.compare import LayerTotals, LogitsTotals
+from precheck.probe.compare import LayerTotals
 from precheck.probe.overflows import Found, Peaks, overflow_rows
 from precheck.records.traces import RunTrace
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from precheck.probe.logits import LogitsTotals
     from precheck.probe.skeleton import Skeleton
     from precheck.records.traces import Section, Symptom
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from precheck.probe.compare import LogitsTotals, routing_agreement
+from precheck.probe.compare import routing_agreement
 from precheck.probe.examine import CLEAN, Examiner, ReferenceOps, unexpected_in
+from precheck.probe.inspection import Inspection
+from precheck.probe.logits import LogitsTotals
 from precheck.probe.mechanisms import Position
-from precheck.probe.ops import ModuleStack, OpNode, OpWatcher, Segment, tensors_in
+from precheck.probe.module_stack import ModuleStack
+from precheck.probe.nodes import Segment
+from precheck.probe.ops import OpWatcher
 from precheck.probe.overflows import Found, Place
 from precheck.probe.reduce import tensor_stats
 from precheck.probe.scores import raw_score_abs_max
 from precheck.probe.symptom import symptom_of
+from precheck.probe.trees import tensors_in
 from precheck.probe.unit_call import (
     UnitCall,
-    copied,
     hidden_states_in,
-    is_odd,
     main_output,
     routed_nodes,
 )
@@ -26,7 +30,7 @@ from precheck.records.precision import Dtype
 from precheck.records.traces import Mechanism, Section
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from precheck.probe.batches import Batch
     from precheck.probe.classify import Classifier
     from precheck.probe.examine import Producer
+    from precheck.probe.inspection import Inspected
     from precheck.probe.run_totals import RunTotals
     from precheck.probe.symptom import Decode
 
@@ -83,6 +88,12 @@ class RunWatch:
         self._stack = ModuleStack(self._skeleton.model)
         self._watcher = self._new_watcher()
         self._outside = self._examiner(None)
+        self.inspection = Inspection(
+            new_watcher=self._new_watcher,
+            new_examiner=self._examiner,
+            replaying=self._replaying,
+            real_tokens=self._real_tokens,
+        )
         self._found: list[Found] = []
         self._order = 0
         self._num_blocks: dict[Section, int] = {}
@@ -125,8 +136,10 @@ class RunWatch:
         place = self._place(unit)
         position = call.position(sum(self._num_blocks.values()))
         outputs = list(tensors_in(output))
-        sources = self._look_into(call, place, position)
-        for each, carried in zip(outputs, sources, strict=True):
+        inspected = self._look_into(call)
+        for producer in inspected.producers:
+            self._add_found(producer, inspected.segment, self._partner(call), place, position)
+        for each, carried in zip(outputs, inspected.sources, strict=True):
             self._outside.taint(each, call.given.get(id(each), CLEAN) | carried)
         self._compare(call, place)
         self._add_peaks(call.segment, self._partner(call), place, position)
@@ -169,81 +182,18 @@ class RunWatch:
             return Position.EMBEDDING
         return Position.HEAD if section is Section.HEAD else Position.BETWEEN
 
-    # Looking into a unit: it is called again, for the reference and for this run.
-
-    def _look_into(self, call: UnitCall, place: Place, position: Position) -> list[frozenset[int]]:
-        """What each output tensor is tainted by."""
-        outputs = list(tensors_in(call.output))
+    def _look_into(self, call: UnitCall) -> Inspected:
         if self._reference is None:
-            self._look_into_reference(call, place, position)
-            return [CLEAN for _ in outputs]
-        partner = self._partner_call(call)
-        incoming = CLEAN.union(*call.sources)
-        if call.is_lost and incoming:
-            return [incoming for _ in outputs]
-        if not is_odd(call.segment, Segment() if partner is None else partner.segment):
-            return [CLEAN for _ in outputs]
-        return self._examine(call, partner, place, position)
+            return self.inspection.look_at_reference(call)
+        return self.inspection.look(call, self._partner_call(call), self._reference.inspection)
 
-    def _look_into_reference(self, call: UnitCall, place: Place, position: Position) -> None:
-        """A float32 run that breaks has no reference: each operation is judged by itself."""
-        hidden = call.hidden_states
-        if hidden is None or call.is_lost or all(node.is_finite for node in call.segment.nodes):
-            return
-        if tensor_stats(self._real_tokens.tokens(hidden)).num_nonfinite:
-            self._examine(call, None, place, position)
-
-    def _examine(
-        self, call: UnitCall, partner: UnitCall | None, place: Place, position: Position
-    ) -> list[frozenset[int]]:
-        examiner = self._examiner(None if partner is None else self._snapshots(partner))
-        if partner is not None and self._routes_differ(call, partner):
-            routed = routed_nodes(call.segment)
-            examiner.is_matchable = lambda node: (
-                node.index not in routed or node.module == call.unit.name
-            )
-        args, kwargs = copied(call.args), copied(call.kwargs)
-        for each, sources in zip(tensors_in((args, kwargs)), call.sources, strict=True):
-            examiner.taint(each, sources)
-        output, segment = self.call_again(call, args, kwargs, examiner)
-        for producer in examiner.take_producers():
-            self._add_found(
-                producer, segment, None if partner is None else partner.segment, place, position
-            )
-        return [examiner.sources(each) for each in tensors_in(output)]
-
-    def _snapshots(self, partner: UnitCall) -> ReferenceOps:
-        assert self._reference is not None  # noqa: S101  it made the partner
-        if partner.ops is None:
-            partner.ops = ReferenceOps()
-            args, kwargs = copied(partner.args), copied(partner.kwargs)
-            self._reference.call_again(partner, args, kwargs, partner.ops)
-        return partner.ops
-
-    def call_again(
-        self,
-        call: UnitCall,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        examination: Examiner | ReferenceOps,
-    ) -> tuple[Any, Segment]:
-        """The unit's output and its operations, each shown to ``examination``."""
-        watcher = self._new_watcher()
-        watcher.examination = examination
-        watcher.begin(hidden_states_in(list(tensors_in((args, kwargs)))))
+    @contextmanager
+    def _replaying(self) -> Iterator[None]:
         self.is_replaying = True
         try:
-            with watcher:
-                output = call.module(*args, **kwargs)
+            yield
         finally:
             self.is_replaying = False
-        return output, watcher.end()
-
-    def _routes_differ(self, call: UnitCall, partner: UnitCall) -> bool:
-        return len(call.segment.routes) != len(partner.segment.routes) or not all(
-            torch.equal(ours, theirs)
-            for ours, theirs in zip(call.segment.routes, partner.segment.routes, strict=True)
-        )
 
     def _add_found(
         self,
@@ -256,15 +206,22 @@ class RunWatch:
         mechanism = Mechanism.WEIGHTS
         if not producer.is_weight:
             mechanism = self._classifier.mechanism(producer.node, segment, reference, position)
-        rows = producer.rows or self._rows_of(segment, producer.node)
-        probes = tuple(self._batch.probes[row].name for row in rows)
+        probes = tuple(self._batch.probes[row].name for row in self._rows(producer, segment))
         self._found.append(
             Found(producer=producer, place=place, mechanism=mechanism, probes=probes)
         )
 
-    def _rows_of(self, segment: Segment, node: OpNode) -> tuple[int, ...]:
-        """Rows of the unit's output that are not finite, where the operation's own do not tell."""
-        del segment, node
+    def _rows(self, producer: Producer, segment: Segment) -> tuple[int, ...]:
+        """Rows of the batch it happened in.
+
+        Where the operation's own do not tell (experts hold tokens in their own order), those of
+        the unit's output that are not finite.
+        """
+        node = producer.node
+        unit = "" if self.call is None else self.call.unit.name
+        is_sorted = node.index in routed_nodes(segment) and node.module != unit
+        if producer.rows and not is_sorted:
+            return producer.rows
         hidden = None if self.call is None else self.call.hidden_states
         return () if hidden is None else self._real_tokens.rows_with(~hidden.isfinite())
 
@@ -286,6 +243,8 @@ class RunWatch:
         base = None if self._baseline is None else self._baseline.call
         if base is not None and base.unit is not call.unit:
             base = None
+        if call.unit.is_block and self._alike is not None:
+            self._alike = self._reached_by(self._alike)
         agrees = None if base is None else self._routing(call.segment, base.segment)
         if agrees is not None:
             self._alike = agrees if self._alike is None else self._alike & agrees
@@ -302,6 +261,15 @@ class RunWatch:
             alike=self._alike,
             agrees=agrees,
         )
+
+    def _reached_by(self, alike: Tensor) -> Tensor:
+        """Without the tokens that attention lets see one that was sent elsewhere before."""
+        if alike.numel() != self._batch.num_real_tokens:
+            return alike
+        rows = alike.split([probe.num_tokens for probe in self._batch.probes])
+        if self._layout.is_causal:
+            return torch.cat([row.long().cummin(dim=0).values.bool() for row in rows])
+        return torch.cat([row.all().expand_as(row) for row in rows])
 
     def _routing(self, segment: Segment, base: Segment) -> Tensor | None:
         """Which real tokens the unit's router sent to the same experts; None without a router."""

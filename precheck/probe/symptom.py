@@ -28,7 +28,9 @@ def symptom_of(logits: Tensor, unexpected: Tensor, *, decode: Decode) -> Symptom
     """
     if logits.dim() != 3:  # noqa: PLR2004
         return None
-    row, position = unexpected.any(dim=-1).nonzero()[-1].tolist()
+    broken = unexpected.any(dim=-1)
+    row = int(broken.any(dim=1).nonzero()[0])
+    position = int(broken[row].nonzero()[-1])
     scores = logits[row, position].float()
     token = int(scores.argmax())
     return Symptom(
@@ -47,7 +49,11 @@ def _greedy(token: int, decode: Decode, *, is_all_nan: bool) -> str:
 def _sampling(scores: Tensor) -> str:
     """The error that sampling raises, or what it would do instead."""
     try:
-        torch.multinomial(scores.softmax(dim=-1), num_samples=1)
+        torch.multinomial(
+            scores.softmax(dim=-1),
+            num_samples=1,
+            generator=torch.Generator(scores.device),  # the caller's own stays where it is
+        )
     except RuntimeError as error:
         return f"raises RuntimeError: {str(error).splitlines()[0]}"
     return "samples from wrong scores without an error"

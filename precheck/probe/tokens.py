@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoTokenizer
 
 from precheck.errors import UsageError
 from precheck.probe.batches import Batch, stack_rows
@@ -21,83 +20,16 @@ from precheck.probe.prompts import (
     ROW_TOKENS,
     Prompt,
 )
-from precheck.probe.residency import quiet_transformers
 from precheck.records.traces import Probe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from precheck.checkpoint.source import Checkpoint
+    from precheck.probe.vocabulary import Vocabulary
+
 
 MAX_BATCH_TOKENS = 1024
 """A user's prompts of one length run together up to here: activations of a batch stay small."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vocabulary:
-    """The tokenizer, if there is one that fits, and what token ids are allowed."""
-
-    size: int
-    tokenizer: Any = None
-    problem: str | None = None
-    """Why there is no tokenizer, in words."""
-
-    def encode(self, prompt: Prompt) -> list[int] | None:
-        """Token ids as the tokenizer really makes them; None where it cannot."""
-        if self.tokenizer is None:
-            return None
-        with quiet_transformers():  # it warns of texts longer than its own idea of the context
-            if prompt.kind != "chat":
-                with_special = prompt.kind != "bare"
-                return list(
-                    self.tokenizer(prompt.text, add_special_tokens=with_special)["input_ids"]
-                )
-            if not getattr(self.tokenizer, "chat_template", None):
-                return None
-            text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt.text}],
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def decode(self, ids: Sequence[int]) -> str | None:
-        """Text of token ids; None without a tokenizer."""
-        if self.tokenizer is None:
-            return None
-        text = self.tokenizer.decode(list(ids))
-        return text if isinstance(text, str) else None
-
-    @property
-    def pad_id(self) -> int:
-        """What fills a padded row; its value is masked, so any id does."""
-        found = getattr(self.tokenizer, "pad_token_id", None)
-        return found if isinstance(found, int) and 0 <= found < self.size else 0
-
-
-def read_vocabulary(checkpoint: Checkpoint | None, *, size: int) -> Vocabulary:
-    """The checkpoint's tokenizer, or why there is none.
-
-    A tokenizer that fails, or that has more tokens than the model's embedding has rows, is left
-    out: token ids that cover the vocabulary take its place.
-    """
-    if checkpoint is None:
-        return Vocabulary(size=size, problem="a live module has no tokenizer")
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(
-                checkpoint.folder,
-                trust_remote_code=checkpoint.trust_remote_code,
-                local_files_only=True,
-            )
-            sample = tokenizer("Hello 1 上海")["input_ids"]
-    except Exception as error:  # noqa: BLE001  a tokenizer may raise anything; the scan goes on
-        return Vocabulary(size=size, problem=f"no tokenizer: {type(error).__name__}")
-    if not sample:
-        return Vocabulary(size=size, problem="no tokenizer: it makes no tokens of text")
-    if max(sample) >= size:
-        return Vocabulary(size=size, problem="the tokenizer has more tokens than the model")
-    return Vocabulary(size=size, tokenizer=tokenizer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,12 +90,12 @@ def _builtin_batches(
     else:
         named, not_run = _text_rows(vocabulary, length)
         named.append(("vocabulary", "token_ids", covering[0]))
-        texts = [vocabulary.encode(prompt) or [0] for prompt in PADDED]
+        texts = [_usable(vocabulary, prompt) or [0] for prompt in PADDED]
         padded = [
             _cut_or_filled(ids, min(count, limit))
             for ids, count in zip(texts, PADDED_TOKENS, strict=True)
         ]
-        last = (LONG.name, "text", _cut_or_filled(vocabulary.encode(LONG) or [0], long_length))
+        last = (LONG.name, "text", _cut_or_filled(_usable(vocabulary, LONG) or [0], long_length))
     if quick:
         return [_batch(named[:QUICK_ROWS])], not_run
     kind = "token_ids" if vocabulary.tokenizer is None else "padded"
@@ -179,7 +111,9 @@ def _text_rows(
     not_run: list[str] = []
     for prompt in BUILTIN:
         ids = vocabulary.encode(prompt)
-        if ids:
+        if ids and not vocabulary.has_all(ids):
+            not_run.append(f"{prompt.name} (it has tokens that the model has no embedding for)")
+        elif ids:
             kind = "chat" if prompt.kind == "chat" else "text"
             named.append((prompt.name, kind, _cut_or_filled(ids, length)))
         elif prompt.kind == "chat":
@@ -187,6 +121,11 @@ def _text_rows(
         else:
             not_run.append(f"{prompt.name} (the tokenizer makes no tokens of it)")
     return named, not_run
+
+
+def _usable(vocabulary: Vocabulary, prompt: Prompt) -> list[int]:
+    """The tokens of a text that the model has embeddings for."""
+    return [each for each in vocabulary.encode(prompt) or () if vocabulary.has_all([each])]
 
 
 def _batch(rows: list[tuple[str, str, list[int]]]) -> Batch:
@@ -257,11 +196,11 @@ def _user_row(
         kind = "text"
     else:
         ids, kind = [int(each) for each in prompt], "token_ids"
-        if any(not 0 <= each < vocabulary.size for each in ids):
-            raise UsageError(
-                f"prompt {index} has token ids outside 0 to {vocabulary.size - 1}",
-                hint="give ids of this model's vocabulary",
-            )
+    if not vocabulary.has_all(ids):
+        raise UsageError(
+            f"prompt {index} has token ids outside 0 to {vocabulary.size - 1}",
+            hint="give text or ids of this model's vocabulary",
+        )
     if not ids:
         raise UsageError(f"prompt {index} is empty", hint="give it some text")
     if max_context is not None and len(ids) > max_context:

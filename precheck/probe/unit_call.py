@@ -6,11 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from precheck.probe.mechanisms import Position
-from precheck.probe.ops import OpNode, Segment, tensors_in
+from precheck.probe.nodes import OpNode, Segment
 from precheck.probe.reduce import MASK_SENTINEL
+from precheck.probe.trees import copied, tensors_in
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -87,17 +86,6 @@ def main_output(tensors: list[Tensor]) -> Tensor | None:
     return next(found, None)
 
 
-def copied(tree: Any) -> Any:
-    """The same tuples, lists and dicts with every tensor cloned; other objects as they are."""
-    if isinstance(tree, torch.Tensor):
-        return tree.detach().clone()
-    if isinstance(tree, dict):
-        return {key: copied(each) for key, each in tree.items()}
-    if type(tree) in {tuple, list}:
-        return type(tree)(copied(each) for each in tree)
-    return tree
-
-
 def is_odd(segment: Segment, reference: Segment) -> bool:
     """Whether a unit has to be looked into: something is not finite, and no mask explains it."""
     known = {node.key: node for node in reference.nodes if not node.is_cast}
@@ -110,19 +98,19 @@ def is_odd(segment: Segment, reference: Segment) -> bool:
 def _is_explained(
     node: OpNode, nodes: list[OpNode], reference: dict[tuple[str, str, int], OpNode]
 ) -> bool:
-    """A minimum of -inf where the reference holds a mask, and nothing else that is not finite."""
-    if node.minimum != -math.inf or not math.isfinite(node.maximum or 0.0):
+    """-inf where the reference holds a mask, and nothing else that is not finite."""
+    if node.minimum != -math.inf or node.maximum is None or not node.maximum < math.inf:
         return False
     if node.is_cast:
         given = nodes[node.inputs[0].node] if node.inputs[0].node >= 0 else None
         return given is not None and given.minimum is not None and given.minimum <= MASK_SENTINEL
     match = reference.get(node.key)
-    return (
-        match is not None
-        and match.shape == node.shape
-        and match.minimum is not None
-        and match.minimum <= MASK_SENTINEL
-        and math.isfinite(match.maximum or 0.0)
+    if match is None or match.shape != node.shape or match.minimum is None:
+        return False
+    is_all_mask = node.maximum == -math.inf
+    theirs = match.maximum if match.maximum is not None else math.nan
+    return match.minimum <= MASK_SENTINEL and (
+        theirs <= MASK_SENTINEL if is_all_mask else math.isfinite(theirs)
     )
 
 

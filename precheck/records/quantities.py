@@ -89,6 +89,15 @@ def duration(seconds: float) -> str:
     return counted(minutes, "minute") if minutes < 90 else counted(round(minutes / 60), "hour")  # noqa: PLR2004
 
 
+def first_sentence(text: str) -> str:
+    """A text up to its first full stop; a stop inside a name or a number has no space after it.
+
+    >>> first_sentence("bloom has no sdpa. Please open an issue.")
+    'bloom has no sdpa'
+    """
+    return text.split(". ", 1)[0].rstrip(".")
+
+
 def listed(names: tuple[str, ...], *, most: int = 3) -> str:
     """The first few names, and how many more there are.
 

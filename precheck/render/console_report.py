@@ -124,7 +124,8 @@ def _finding(finding: Finding, *, report: Report) -> RenderableType:
     grid.add_row(label, Text(shown(_short(finding, report=report))))
     if finding.severity is not Severity.NOTE:
         grid.add_row("", Text(f"→ {shown(finding.advice)}"))
-        grid.add_row("", Text(shown(finding.in_vain), style="dim"))
+        if finding.in_vain:
+            grid.add_row("", Text(shown(finding.in_vain), style="dim"))
     return grid
 
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from precheck.records.finding import Severity, Verdict
-from precheck.records.quantities import counted, listed
+from precheck.records.quantities import counted, first_sentence, listed
 from precheck.render.words import VERDICT_MARKS, shown
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def headline(report: Report) -> Table:
     """One line with the gravest that was found, or that all is well."""
     broken = _broken(report)
     if broken is not None:
-        return _marked(Verdict.OVERFLOW, f"BROKEN: {_first_sentence(broken.message)}")
+        return _marked(Verdict.OVERFLOW, f"BROKEN: {first_sentence(broken.message)}")
     if not report.runs:
         return _marked(Verdict.FAILED, "NOTHING WAS MEASURED")
     said = [
@@ -127,11 +127,6 @@ def _parameters(number: int) -> str:
         if number >= unit:
             return f"{number / unit:.1f}{letter}"
     return f"{number:,}"
-
-
-def _first_sentence(message: str) -> str:
-    """A message up to its first full stop; a stop inside a name or a number has no space."""
-    return message.split(". ", 1)[0].rstrip(".")
 
 
 def _marked(verdict: Verdict, words: str) -> Table:

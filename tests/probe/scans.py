@@ -66,8 +66,8 @@ def passes() -> Iterator[list[Pass]]:
         finish(watch, has_logits=has_logits)
 
     result: list[Pass] = []
-    RunWatch._compare = listening_compare  # type: ignore[method-assign]  # noqa: SLF001
-    RunWatch._finish = listening_finish  # type: ignore[method-assign]  # noqa: SLF001
+    RunWatch._compare = listening_compare  # type: ignore[method-assign,assignment]  # noqa: SLF001
+    RunWatch._finish = listening_finish  # type: ignore[method-assign,assignment]  # noqa: SLF001
     try:
         yield result
     finally:

@@ -79,6 +79,13 @@ def test_a_list_within_a_decoder_layer_is_part_of_it() -> None:
     assert [unit.name for unit in found.units] == ["layers.0", "layers.1"]
 
 
+def test_a_module_that_decoder_layers_call_is_no_unit_of_its_own() -> None:
+    shared = nn.Linear(2, 2)
+    layers = nn.ModuleList(Named(own=block(), norm=shared) for _ in range(2))
+    found = find_architecture(Named(layers=layers, norm=shared))
+    assert [unit.name for unit in found.units] == ["layers.0", "layers.1"]
+
+
 def test_the_larger_of_two_stacks_is_the_main_one() -> None:
     model = Named(
         small=nn.ModuleList(block() for _ in range(2)),

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from precheck.probe.batches import Batch, RealTokens
-from precheck.probe.compare import LayerTotals, LogitsTotals, token_errors
+from precheck.probe.compare import LayerTotals, token_errors
+from precheck.probe.logits import LogitsTotals
 from precheck.probe.reduce import tensor_stats
 from precheck.records.stats import TensorStats
 from precheck.records.traces import Probe, Section
@@ -24,16 +25,16 @@ REAL = RealTokens(num_rows=ROWS, length=LENGTH, mask=MASK)
 def numbered(*shape: int) -> torch.Tensor:
     """Every element says which (row, position) it belongs to: ``100 * row + position``."""
     own = 100.0 * torch.arange(ROWS)[:, None] + torch.arange(LENGTH)
-    match shape:
-        case (3, 5, *rest):
-            return own.reshape(3, 5, *[1] * len(rest)).expand(shape)
-        case (15, *rest):
-            return own.reshape(15, *[1] * len(rest)).expand(shape)
-        case (3, heads, 5, *rest):
-            return own.reshape(3, 1, 5, *[1] * len(rest)).expand(3, heads, 5, *rest)
-        case (6, 5, *rest):
-            return own.repeat_interleave(HEADS, dim=0).reshape(6, 5, *[1] * len(rest)).expand(shape)
-    raise AssertionError(shape)
+    by_head = own.repeat_interleave(HEADS, dim=0)
+    leading = {
+        (ROWS, LENGTH): own,
+        (ROWS * LENGTH,): own.flatten(),
+        (ROWS, HEADS, LENGTH): by_head.reshape(ROWS, HEADS, LENGTH),
+        (ROWS * HEADS, LENGTH): by_head,
+    }
+    depth = next(each for each in (3, 2, 1) if shape[:each] in leading)
+    part = leading[shape[:depth]]
+    return part.reshape(*part.shape, *[1] * (len(shape) - depth)).expand(shape)
 
 
 SHAPES = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -189,7 +190,7 @@ def test_the_probe_that_overflows_is_named_and_no_other(tmp_path: Path) -> None:
         column[torch.arange(len(column)) != 7] = 0.0
 
     report = scan_of(
-        _with_plant(fault, only_token_7),
+        replace(fault, plant=only_token_7),
         tmp_path,
         prompts=[[3, 9, 4, 8], [3, 7, 4, 8], [5, 6, 9, 8], [7, 1]],
     )
@@ -211,7 +212,7 @@ def test_the_probe_that_overflows_in_an_expert_is_named_and_no_other(tmp_path: P
         parameters["model.layers.0.mlp.experts.gate_up_proj"][:, :, 5] = 1000.0
 
     report = scan_of(
-        _with_plant(fault, only_token_7),
+        replace(fault, plant=only_token_7),
         tmp_path,
         prompts=[[3, 9, 4, 8], [3, 7, 4, 8], [10, 11, 12, 13]],
     )
@@ -219,8 +220,3 @@ def test_the_probe_that_overflows_in_an_expert_is_named_and_no_other(tmp_path: P
     assert culprit is not None
     assert (culprit.layer, culprit.mechanism) == (0, Mechanism.GATED_PRODUCT)
     assert culprit.probes == ("prompt_2",)
-
-
-def _with_plant(fault: PlantedFault, plant: Any) -> PlantedFault:
-    values = {each: getattr(fault, each) for each in PlantedFault.__dataclass_fields__}
-    return PlantedFault(**{**values, "plant": plant})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import logging
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -59,13 +60,13 @@ class Traces:
                     each.dtype,
                     each.requires_grad,
                     each.device,
-                    each._version,
+                    each._version,  # noqa: SLF001  counts writes
                     each.grad is None,
                 )
                 for name, each in model.named_parameters(remove_duplicate=False)
             },
             buffers={
-                name: (id(each), each.data_ptr(), each.dtype, each._version)
+                name: (id(each), each.data_ptr(), each.dtype, each._version)  # noqa: SLF001
                 for name, each in model.named_buffers(remove_duplicate=False)
             },
             attention=str(model.config._attn_implementation),  # noqa: SLF001  no public spelling
@@ -138,7 +139,7 @@ def raising(wanted: Callable[[torch.Tensor], bool]) -> Callable[..., torch.Tenso
 
 
 def test_after_a_forward_that_raises(model: PreTrainedModel) -> None:
-    model.model.layers[1].mlp.forward = raising(lambda _: True)  # type: ignore[method-assign]
+    model.model.layers[1].mlp.forward = raising(lambda _: True)
     before = Traces.of(model)
     report = scan(model, quick=True)
     assert Traces.of(model) == before
@@ -148,7 +149,7 @@ def test_after_a_forward_that_raises(model: PreTrainedModel) -> None:
 
 
 def test_after_a_forward_that_raises_in_one_dtype(model: PreTrainedModel) -> None:
-    model.model.layers[1].mlp.forward = raising(  # type: ignore[method-assign]
+    model.model.layers[1].mlp.forward = raising(
         lambda hidden_states: hidden_states.dtype is torch.float16
     )
     before = Traces.of(model)
@@ -251,20 +252,27 @@ def test_after_a_scan_of_a_checkpoint(step: int | None, tmp_path: Path) -> None:
     assert process_settings() == before
 
 
+def show_bars(is_on: bool) -> None:
+    if is_on:
+        transformers.logging.enable_progress_bar()
+    else:
+        transformers.logging.disable_progress_bar()
+
+
 @pytest.mark.parametrize("is_on", [True, False])
 def test_transformers_is_as_talkative_as_before(is_on: bool, tmp_path: Path) -> None:
     save_checkpoint(tiny("qwen2", num_layers=2), tmp_path, tokenizer=True)
     log = transformers.logging
     verbosity, had_bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    (log.set_verbosity_info if is_on else log.set_verbosity_error)()
-    (log.enable_progress_bar if is_on else log.disable_progress_bar)()
+    log.set_verbosity(logging.INFO if is_on else logging.ERROR)
+    show_bars(is_on)
     before = log.get_verbosity(), log.is_progress_bar_enabled()
     try:
         scan(tmp_path, quick=True, dtypes=["float16"])
         assert (log.get_verbosity(), log.is_progress_bar_enabled()) == before
     finally:
         log.set_verbosity(verbosity)
-        (log.enable_progress_bar if had_bars else log.disable_progress_bar)()
+        show_bars(had_bars)
 
 
 def test_an_interrupted_run_is_not_called_safe() -> None:

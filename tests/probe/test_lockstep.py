@@ -92,7 +92,9 @@ def test_runs_stand_at_the_same_unit_reference_first() -> None:
         lambda worker: turns.append((worker.name, worker.standing_at, worker.is_entering)),
     )
     steps = [["begin"], *([f"enter {unit}", f"leave {unit}"] for unit in range(3)), ["end"]]
-    assert journal == [f"{name} {each}" for step in steps for name in ("one", "two") for each in step]
+    assert journal == [
+        f"{name} {each}" for step in steps for name in ("one", "two") for each in step
+    ]
     assert turns[:2] == [("one", "", False), ("two", "", False)]
     assert turns[2:6] == [
         ("one", "0", True),

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+import precheck
 from precheck.pipeline import scan
-from precheck.probe.ops import _OWN, _TORCH, _frame_rank
+from precheck.probe.source_line import _frame_rank
 from precheck.records.finding import Severity, Verdict
 from precheck.records.traces import Mechanism
 from tests.probe.scans import run_of
@@ -196,6 +197,14 @@ def test_the_healthy_model_is_safe() -> None:
     assert [each for each in report.findings if each.severity is not Severity.NOTE] == []
 
 
+def test_a_norm_shared_with_the_decoder_layers_is_no_trouble() -> None:
+    model = herbs()
+    model.b[0].a = model.b[1].a = model.c
+    report = report_of(model)
+    assert {run.failure for run in report.runs} == {None}
+    assert {run.verdict for run in report.runs} == {Verdict.SAFE}
+
+
 @pytest.mark.parametrize(
     ("mechanism", "module", "op", "code", "plant"),
     PLANTS,
@@ -249,12 +258,16 @@ def test_the_source_is_the_line_of_the_operation() -> None:
         ("/x/transformers/models/qwen2/modeling_qwen2.py", 2),
         ("/cache/modeling_remote.py", 2),
         ("/home/someone/my_model.py", 1),
-        (f"{_TORCH}/nn/modules/linear.py", 0),
-        (f"{_OWN}/probe/lockstep.py", 0),
+        ("{torch}/nn/modules/linear.py", 0),
+        ("{precheck}/probe/lockstep.py", 0),
         ("<string>", 0),
-        (f"{_TORCH}vision/models/resnet.py", 1),
-        (f"{_OWN}_models/mine.py", 1),
+        ("{torch}vision/models/resnet.py", 1),
+        ("{precheck}_models/mine.py", 1),
     ],
 )
 def test_frames_of_torch_and_precheck_are_no_source(filename: str, rank: int) -> None:
-    assert _frame_rank(filename) == rank
+    folders = {
+        name: Path(str(module.__file__)).parent
+        for name, module in (("torch", torch), ("precheck", precheck))
+    }
+    assert _frame_rank(filename.format(**folders)) == rank

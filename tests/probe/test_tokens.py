@@ -14,14 +14,8 @@ from precheck.errors import UsageError
 from precheck.pipeline import scan
 from precheck.probe.batches import Batch
 from precheck.probe.prompts import BUILTIN, Prompt
-from precheck.probe.tokens import (
-    Plan,
-    Vocabulary,
-    _cut_or_filled,
-    plan_probes,
-    read_vocabulary,
-    with_decoder_input,
-)
+from precheck.probe.tokens import Plan, _cut_or_filled, plan_probes, with_decoder_input
+from precheck.probe.vocabulary import Vocabulary, read_vocabulary
 from precheck.records.traces import Probe
 from tests.tiny_models import BOS, PAD, TINY, VOCAB_SIZE, save_checkpoint, tiny, tiny_tokenizer
 
@@ -88,7 +82,7 @@ def test_special_tokens_are_those_the_tokenizer_really_adds() -> None:
 
 def test_the_probes_that_broke_real_models_are_there() -> None:
     texts = [prompt.text for prompt in BUILTIN]
-    assert "上海有个非常出名的地方，" in texts
+    assert "上海有个非常出名的地方，" in texts  # noqa: RUF001  as it was typed
     assert "the self-attention is important for transformer because" in texts
     assert any(text.startswith("\n") for text in texts)
 
@@ -101,8 +95,10 @@ def test_quick_is_one_short_batch() -> None:
 
 def test_without_a_tokenizer_token_ids_cover_the_vocabulary() -> None:
     whole = plan(MUTE)
-    (batch,) = whole.batches
+    batch = whole.batches[0]
+    assert [each.is_padded for each in whole.batches] == [False, True, False]
     assert {probe.kind for probe in whole.probes} == {"token_ids"}
+    assert len({probe.name for probe in whole.probes}) == len(whole.probes)
     assert whole.not_run == ("text probes (no tokenizer: none)",)
     assert set(batch.input_ids.flatten().tolist()) == set(range(VOCAB_SIZE))
     for row in batch.input_ids:  # each row reaches from one end to the other

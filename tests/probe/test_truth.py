@@ -13,7 +13,8 @@ import torch
 from precheck.checkpoint.architecture import find_architecture
 from precheck.pipeline import scan
 from precheck.probe.batches import RealTokens
-from precheck.probe.ops import ModuleStack, OpWatcher
+from precheck.probe.module_stack import ModuleStack
+from precheck.probe.ops import OpWatcher
 from precheck.probe.scores import raw_score_abs_max
 from precheck.records.traces import Mechanism
 from tests.planted import planted_checkpoint
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from precheck.probe.batches import Batch
-    from precheck.records.report import Headroom, Report
+    from precheck.records.report import Report
+    from precheck.records.traces import Headroom
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 
@@ -65,7 +67,8 @@ def plain_model(name: str, folder: Path, dtype: str, attn: str) -> PreTrainedMod
 def test_watching_changes_no_bit(name: str, left_padded: bool) -> None:
     inputs = tiny_inputs(name, left_padded=left_padded)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        model = tiny(name, num_layers=2).to(dtype)
+        model: Any = tiny(name, num_layers=2)
+        model = model.to(dtype)
         with torch.no_grad():
             bare = model(**inputs).logits
             stack = ModuleStack(model)
@@ -265,9 +268,7 @@ def test_figures_of_a_broken_run_equal_a_float64_oracle(name: str, tmp_path: Pat
     )
     run = run_of(report, "float16", attn)
     assert run.logits is not None
-    assert run.logits.num_nonfinite == sum(
-        int((~each.isfinite()).sum()) for each in oracle.logits
-    )
+    assert run.logits.num_nonfinite == sum(int((~each.isfinite()).sum()) for each in oracle.logits)
     assert run.logits.num_nonfinite > 0
     assert_layers(report, oracle, "float16", attn)
     assert_divergence(report, oracle, "float16", attn)

@@ -1,0 +1,176 @@
+"""What is known of ATen operations by name: which move data, cast, multiply, normalise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
+
+FUSED_ATTENTION = "scaled_dot_product"
+
+
+MOVES = frozenset(
+    {
+        "aten._reshape_copy",
+        "aten._unsafe_index",
+        "aten.arange",
+        "aten.cat",
+        "aten.clone",
+        "aten.constant_pad_nd",
+        "aten.contiguous",
+        "aten.copy_",
+        "aten.empty",
+        "aten.empty_like",
+        "aten.empty_strided",
+        "aten.expand_copy",
+        "aten.flip",
+        "aten.gather",
+        "aten.index",
+        "aten.index_select",
+        "aten.lift_fresh",
+        "aten.masked_select",
+        "aten.new_empty",
+        "aten.new_ones",
+        "aten.new_zeros",
+        "aten.ones",
+        "aten.ones_like",
+        "aten.repeat",
+        "aten.repeat_interleave",
+        "aten.roll",
+        "aten.scatter",
+        "aten.slice_scatter",
+        "aten.stack",
+        "aten.unfold_copy",
+        "aten.zeros",
+        "aten.zeros_like",
+    }
+)
+"""Make nothing: they hand elements on, or write constants. Their output is not reduced."""
+
+ALLOCATIONS = frozenset(
+    {
+        "aten.empty",
+        "aten.empty_like",
+        "aten.empty_strided",
+        "aten.new_empty",
+        "aten.new_empty_strided",
+    }
+)
+"""Hand out memory as they find it: what it holds means nothing until it is written."""
+
+UNDECLARED_VIEWS = frozenset({"aten._unsafe_view"})
+"""Views whose schema does not say so."""
+
+CASTS = frozenset({"aten._to_copy"})
+
+MASK_WRITERS = frozenset(
+    {
+        "aten.fill",
+        "aten.fill_",
+        "aten.full",
+        "aten.full_like",
+        "aten.masked_fill",
+        "aten.masked_fill_",
+        "aten.new_full",
+        "aten.scalar_tensor",
+        "aten.tril",
+        "aten.triu",
+        "aten.where",
+    }
+)
+
+PRODUCTS = frozenset(
+    {
+        "aten._addmm_activation",
+        "aten._grouped_mm",
+        "aten.addbmm",
+        "aten.addmm",
+        "aten.baddbmm",
+        "aten.bmm",
+        "aten.convolution",
+        "aten.dot",
+        "aten.linear",
+        "aten.matmul",
+        "aten.mm",
+        "aten.mv",
+        "transformers.grouped_mm_fallback",
+    }
+)
+NORMS = frozenset(
+    {
+        "aten._fused_rms_norm",
+        "aten.native_batch_norm",
+        "aten.native_group_norm",
+        "aten.native_layer_norm",
+        "aten.rms_norm",
+        "aten.rsqrt",
+    }
+)
+SOFTMAXES = frozenset({"aten._softmax", "aten._safe_softmax", "aten.softmax"})
+ADDS = frozenset({"aten.add", "aten.add_", "aten.index_add", "aten.index_add_", "aten.sum"})
+MULTIPLIES = frozenset({"aten.mul", "aten.mul_"})
+MASKINGS = frozenset({"aten.masked_fill", "aten.masked_fill_", "aten.where"})
+ELEMENTWISE = frozenset(
+    {
+        "aten._to_copy",
+        "aten.abs",
+        "aten.add",
+        "aten.add_",
+        "aten.cat",
+        "aten.clamp",
+        "aten.clone",
+        "aten.div",
+        "aten.div_",
+        "aten.exp",
+        "aten.gelu",
+        "aten.masked_fill",
+        "aten.masked_fill_",
+        "aten.maximum",
+        "aten.minimum",
+        "aten.mul",
+        "aten.mul_",
+        "aten.neg",
+        "aten.pow",
+        "aten.relu",
+        "aten.rsub",
+        "aten.sigmoid",
+        "aten.silu",
+        "aten.sub",
+        "aten.tanh",
+        "aten.where",
+        *MOVES,
+    }
+)
+"""Hand every element on, changed or not: what a value goes through on its way."""
+
+COPIES = frozenset({"aten._to_copy", "aten.clone"})
+REDUCTIONS = frozenset(
+    {"aten.mean", "aten.sum", "aten.var", "aten.var_mean", "aten.linalg_vector_norm"}
+)
+
+
+class OpKind(NamedTuple):
+    """What the schema of an operation tells; looked up once for each."""
+
+    name: str
+    is_view: bool
+    is_move: bool
+    overwrites: bool
+
+
+_KINDS: dict[OpOverload, OpKind] = {}
+
+
+def op_kind(func: OpOverload) -> OpKind:
+    """Name and nature of an ATen overload, ``aten.bmm`` for ``aten::bmm.out`` too."""
+    kind = _KINDS.get(func)
+    if kind is None:
+        schema = func._schema  # noqa: SLF001  the public spelling of an op is its schema
+        name = schema.name.replace("::", ".")
+        aliases = [each.alias_info for each in schema.returns]
+        is_view = name in UNDECLARED_VIEWS or any(
+            alias is not None and not alias.is_write for alias in aliases
+        )
+        kind = _KINDS[func] = OpKind(name, is_view, name in MOVES, schema.is_mutable)
+    return kind
