@@ -73,27 +73,40 @@ def report(attn: str, models: dict[Dtype, torch.nn.Module], batch: Batch, *, rep
                 skeleton.forward(batch)
 
     def watched() -> None:
-        with mock.patch.object(RunWatch, "_add_logits"):
+        # a plain function: a mock would keep the logits it is called with
+        with mock.patch.object(RunWatch, "_add_logits", _nothing):
             lockstep(skeletons, batch)
 
     def compared() -> None:
         lockstep(skeletons, batch)
 
+    actions = {"bare": bare, "watched": watched, "compared": compared}
     bare()
     watched()
-    times: dict[str, list[float]] = {"bare": [], "watched": [], "compared": []}
-    for _ in range(repeats):
-        for name, action in (("bare", bare), ("watched", watched), ("compared", compared)):
-            times[name].append(timed(action))
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    pairs = [ours / theirs for ours, theirs in zip(times["watched"], times["bare"], strict=True)]
-    whole = [ours / theirs for ours, theirs in zip(times["compared"], times["bare"], strict=True)]
+    wall: dict[str, list[float]] = {name: [] for name in actions}
+    processor: dict[str, list[float]] = {name: [] for name in actions}
+    for turn in range(repeats):
+        # every other turn backwards: what runs first finds other memory than what runs last
+        for name in list(actions)[:: 1 if turn % 2 else -1]:
+            seconds, processor_seconds = timed(actions[name])
+            wall[name].append(seconds)
+            processor[name].append(processor_seconds)
     print(
-        f"{attn:6} {' + '.join(models)}: bare {medians['bare']:.2f} s, "
-        f"watched {medians['watched']:.2f} s, ratio {statistics.median(pairs):.3f} "
-        f"({min(pairs):.3f} to {max(pairs):.3f}); "
-        f"with the logits compared {statistics.median(whole):.3f}"
+        f"{attn:6} {' + '.join(models)}: bare {statistics.median(wall['bare']):.2f} s; "
+        f"watched / bare {ratio(wall, 'watched')}, of processor time "
+        f"{ratio(processor, 'watched')}; with the logits compared {ratio(wall, 'compared')}",
+        flush=True,
     )
+
+
+def _nothing(*_: object) -> None:
+    """Stands in for the comparison of the logits."""
+
+
+def ratio(times: dict[str, list[float]], name: str) -> str:
+    """Median and range of the ratios to the bare pass of the same turn."""
+    ratios = [ours / theirs for ours, theirs in zip(times[name], times["bare"], strict=True)]
+    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
 
 
 def lockstep(skeletons: list[Skeleton], batch: Batch) -> None:
@@ -157,11 +170,11 @@ def one_probe(num_tokens: int, vocab_size: int) -> Batch:
     )
 
 
-def timed(action: Callable[[], None]) -> float:
-    """Seconds that ``action`` takes."""
-    start = time.perf_counter()
+def timed(action: Callable[[], None]) -> tuple[float, float]:
+    """Seconds by the clock, and seconds of processor time of all threads, that it takes."""
+    wall, processor = time.perf_counter(), time.process_time()
     action()
-    return time.perf_counter() - start
+    return time.perf_counter() - wall, time.process_time() - processor
 
 
 if __name__ == "__main__":

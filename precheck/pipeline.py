@@ -66,9 +66,15 @@ def scan(
     _check_text(prompts or ())
     # torch and transformers take seconds to import; precheck --help does not wait for them.
     from precheck.checkpoint.source import open_checkpoint
-    from precheck.probe.measure import measure
+    from precheck.probe.measure import check_request, measure
 
     observe = observe or _ignore
+    check_request(
+        attn_implementations=attn_implementations,
+        required=require,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
     subject = (
         open_checkpoint(
             str(model),

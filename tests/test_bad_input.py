@@ -541,7 +541,6 @@ def test_a_model_that_is_broken_in_float32(shell: Shell, model: Path) -> None:
     assert "gate fails: float32 + sdpa is not finite" in ended.err
 
 
-@pytest.mark.xfail(strict=True, reason="an output of -inf is taken for a mask")
 def test_a_product_that_overflows_float32_is_not_called_a_mask(shell: Shell, model: Path) -> None:
     change_weights(model, scale_gate_and_up)
     overflow = run_of(shell.scans("model", code=ExitCode.GATE_FAILS), "float32", "sdpa")
@@ -654,14 +653,7 @@ TEMPLATES: Mapping[str, str] = {
 
 @pytest.mark.parametrize(
     "template",
-    [
-        pytest.param(
-            name, marks=pytest.mark.xfail(strict=True, reason="a template that fails is a bug: 70")
-        )
-        if name != "empty"
-        else name
-        for name in TEMPLATES
-    ],
+    list(TEMPLATES),
 )
 def test_a_chat_template_that_fails_is_done_without(
     shell: Shell, model: Path, template: str
@@ -714,7 +706,6 @@ def test_a_model_without_token_ids(shell: Shell) -> None:
     shell.refuses("images", code=ExitCode.INCOMPLETE, says="not token ids", hint="images")
 
 
-@pytest.mark.xfail(strict=True, reason="get_input_embeddings raises for two towers: a bug: 70")
 def test_a_model_of_two_towers_is_refused_or_scanned(shell: Shell) -> None:
     tower = {
         "hidden_size": 32,
@@ -766,13 +757,7 @@ def test_out_of_memory_in_a_run(shell: Shell, error: Exception) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [
-        pytest.param(
-            OUT_OF_MEMORY[0],
-            marks=pytest.mark.xfail(strict=True, reason="said to be a corrupt checkpoint"),
-        ),
-        *OUT_OF_MEMORY[1:],
-    ],
+    OUT_OF_MEMORY,
     ids=lambda each: type(each).__name__,
 )
 def test_out_of_memory_while_loading(shell: Shell, error: Exception) -> None:
@@ -785,7 +770,6 @@ def test_out_of_memory_while_loading(shell: Shell, error: Exception) -> None:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="outside loading and running it is a bug: 70")
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda each: type(each).__name__)
 @pytest.mark.parametrize(
     ("owner", "name"),

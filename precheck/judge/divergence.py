@@ -111,6 +111,38 @@ def _better(evidence: Evidence, run: Run) -> str:
     return f"Use {listed(safe)}, measured safe here." if safe else "Use float32."
 
 
+def unjudged(evidence: Evidence) -> Iterator[Finding]:
+    """Mixtures of experts in which no token took the reference's way: nothing to compare."""
+    runs = tuple(
+        index
+        for index, run in evidence.with_verdict(*USABLE)
+        if run.dtype is not Dtype.FLOAT32
+        and any(layer.routing_agreement is not None for layer in run.layers)
+        and loss(run) == (None, None)
+    )
+    if not runs:
+        return
+    lowest = min(
+        layer.routing_agreement
+        for index in runs
+        for layer in evidence.runs[index].layers
+        if layer.routing_agreement is not None
+    )
+    yield Finding(
+        code="PC203",
+        severity=Severity.NOTE,
+        confidence=Confidence.MEASURED,
+        runs=runs,
+        message=(
+            "The precision of a mixture of experts could not be judged: every token, or one it "
+            f"attends to, went to other experts than in float32 in some layer (at worst "
+            f"{percent(lowest)} of the tokens agreed). Rounding near a tie does that, and it is "
+            "no fault by itself."
+        ),
+        advice="Compare the runs on a benchmark of your own; the range was judged as usual.",
+    )
+
+
 def flushed_weights(evidence: Evidence) -> Iterator[Finding]:
     """Stored weights too small for float16: zero, or with few digits left."""
     audit = evidence.measurements.checkpoint

@@ -47,6 +47,7 @@ RULES = (
     Rule("PC112", "an overflow was absorbed", overflow.absorbed),
     Rule("PC503", "weights outside float16", checkpoint.out_of_float16_range),
     Rule("PC202", "weights too small for float16", divergence.flushed_weights),
+    Rule("PC203", "precision not judged, experts differ", divergence.unjudged),
     Rule("PC402", "a configuration could not be run", device.could_not_run),
     Rule("PC901", "the scan is incomplete", coverage.incomplete),
     Rule("PC401", "bfloat16 is only emulated here", device.emulates_bfloat16),

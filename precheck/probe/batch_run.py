@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
-from precheck.errors import MemoryExhaustedError
 from precheck.probe.lockstep import Worker, advance
+from precheck.probe.memory import is_out_of_memory, memory_error
 from precheck.probe.run_watch import RunWatch
 from precheck.probe.skeleton import first_line
 from precheck.records.progress import Observer, Step
@@ -141,15 +139,6 @@ def _failure(error: BaseException) -> str:
     Raises:
         MemoryExhaustedError: it ran out of memory, and so would the others.
     """
-    if _is_out_of_memory(error):
-        raise MemoryExhaustedError(
-            f"out of memory during the scan: {first_line(error)}",
-            hint="use --quick, fewer dtypes (--dtype) or another --device",
-        ) from error
+    if is_out_of_memory(error):
+        raise memory_error(error, doing="during the scan") from error
     return f"{type(error).__name__}: {first_line(error)}"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -32,11 +32,17 @@ def token_errors(hidden_states: Tensor, reference: Tensor) -> Tensor:
     for start in range(0, hidden_states.shape[0], step):
         ours = float64(hidden_states[start : start + step])
         theirs = float64(reference[start : start + step])
-        norm = theirs.norm(dim=-1)
-        distance = (ours - theirs).norm(dim=-1)
+        norm = _norm(theirs)
+        distance = _norm(ours - theirs)
         error = torch.where((norm == 0) & (distance == 0), norm, distance / norm)
         errors.append(error.cpu())
     return torch.cat(errors)
+
+
+def _norm(tokens: Tensor) -> Tensor:
+    """Of each row, ``(tokens,)``; a product, which is several times faster than ``norm``."""
+    squares: Tensor = torch.linalg.vecdot(tokens, tokens)
+    return squares.sqrt_()
 
 
 def float64(tensor: Tensor) -> Tensor:

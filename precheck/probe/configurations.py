@@ -27,6 +27,12 @@ KNOWN_ATTENTION = (
 """
 
 
+UNWATCHABLE = {
+    "flex_attention": "flex_attention runs as one compiled operation, which cannot be watched",
+}
+"""Implementations that a dispatch mode does not see into, and why."""
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Group:
     """The runs of one attention implementation; ``reference`` is their float32 run."""
@@ -82,6 +88,8 @@ def build_groups(
     failed: list[RunTrace] = []
     for name, asked in wanted.items():
         try:
+            if name in UNWATCHABLE:
+                raise UnsupportedConfigurationError(UNWATCHABLE[name])  # noqa: TRY301
             reference = weights.skeleton(Dtype.FLOAT32, name)
         except UnsupportedConfigurationError as error:
             failed += [_failed(dtype, name, device, error.message) for dtype in asked]

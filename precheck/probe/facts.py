@@ -45,22 +45,20 @@ def model_facts(
         declared_dtype=declared_dtype(subject),
         tensor_dtypes=sizes,
         default_attn_implementation=default_attention,
-        max_context=max_context(config),
+        max_context=max_context(model),
     )
 
 
-def read_checkpoint(
-    subject: Subject,
-) -> tuple[CheckpointAudit, dict[str, int], int]:
-    """Audit, elements by dtype and number of parameters, without running anything."""
+def read_checkpoint(subject: Subject) -> tuple[CheckpointAudit, dict[str, int]]:
+    """Audit and elements by dtype, without running anything."""
     if isinstance(subject, Checkpoint):
         with Weights(subject.weight_files) as weights:
-            return audit_weights(weights), tensor_dtypes(weights), weights.num_elements
+            return audit_weights(weights), tensor_dtypes(weights)
     sizes: dict[str, int] = {}
     for parameter in subject.parameters():
         name = str(parameter.dtype).removeprefix("torch.")
         sizes[name] = sizes.get(name, 0) + parameter.numel()
-    return CheckpointAudit(), sizes, sum(sizes.values())
+    return CheckpointAudit(), sizes
 
 
 def declared_dtype(subject: Subject) -> str | None:
@@ -84,8 +82,10 @@ def vocab_size(model: nn.Module) -> int:
         UnsupportedModelError: the model takes no token ids.
     """
     takes = getattr(model, "main_input_name", "input_ids")
-    getter: Any = getattr(model, "get_input_embeddings", None)
-    embedding: Any = getter() if getter is not None else None
+    try:
+        embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):  # no transformers model, or one of two towers
+        embedding = None
     if not isinstance(embedding, nn.Embedding):
         embedding = next((each for each in model.modules() if isinstance(each, nn.Embedding)), None)
     if takes != "input_ids" or embedding is None:
@@ -96,14 +96,23 @@ def vocab_size(model: nn.Module) -> int:
     return int(embedding.weight.shape[0])
 
 
-def max_context(config: Any) -> int | None:
-    """The longest input that the config allows; None where it does not say."""
+def max_context(model: nn.Module) -> int | None:
+    """The longest input that the model allows; None where its config does not say."""
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
         found = getattr(text, name, None)
         if isinstance(found, int) and found > 0:
-            return found
+            return found - _unused_positions(model, found)
     return None
+
+
+def _unused_positions(model: nn.Module, num_positions: int) -> int:
+    """Position embeddings that count from behind a padding index (RoBERTa) lose those before."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.num_embeddings == num_positions:
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0
 
 
 def decoder_start(model: nn.Module) -> int:

@@ -68,7 +68,7 @@ class Inspection:
         """
         outputs = list(tensors_in(call.output))
         incoming = CLEAN.union(*call.sources)
-        if call.is_lost and incoming:
+        if incoming and call.is_lost:
             return Inspected([incoming for _ in outputs], (), call.segment)
         if not is_odd(call.segment, Segment() if partner is None else partner.segment):
             return Inspected([CLEAN for _ in outputs], (), call.segment)
@@ -78,7 +78,7 @@ class Inspection:
         """A float32 run that breaks has no reference: each operation is judged by itself."""
         clean = Inspected([CLEAN for _ in tensors_in(call.output)], (), call.segment)
         hidden = call.hidden_states
-        if hidden is None or call.is_lost or all(node.is_finite for node in call.segment.nodes):
+        if hidden is None or all(node.is_finite for node in call.segment.nodes) or call.is_lost:
             return clean
         if not tensor_stats(self._real_tokens.tokens(hidden)).num_nonfinite:
             return clean

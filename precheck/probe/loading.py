@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 
 from precheck.errors import (
     CheckpointCorruptError,
-    MemoryExhaustedError,
     UnsupportedConfigurationError,
     UnsupportedModelError,
 )
+from precheck.probe.memory import is_out_of_memory, memory_error
 from precheck.probe.skeleton import first_line
 from precheck.records.precision import Dtype
 
@@ -82,7 +82,7 @@ def model_class(config: transformers.PreTrainedConfig) -> Any:
     """The class that the config's ``architectures`` names, else the auto class that knows it."""
     for name in config.architectures or ():
         found = getattr(transformers, name, None)
-        if found is not None:
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
             return found
     remote = getattr(config, "auto_map", None) or {}
     for name in _AUTO_CLASSES:
@@ -93,6 +93,15 @@ def model_class(config: transformers.PreTrainedConfig) -> Any:
         f"no model class for model_type {config.model_type!r}",
         hint="update transformers, or allow the checkpoint's own code with --trust-remote-code",
     )
+
+
+def count_parameters(config: transformers.PreTrainedConfig) -> int:
+    """Parameters of the model that a config describes, without memory for any of them."""
+    loader = model_class(config)
+    build = loader._from_config if issubclass(loader, PreTrainedModel) else loader.from_config  # noqa: SLF001
+    with quiet_transformers(), torch.device("meta"):
+        model: nn.Module = build(config)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def main_dtype(module: nn.Module) -> torch.dtype:
@@ -128,11 +137,8 @@ def quiet_transformers() -> Iterator[None]:
 def _translated(error: Exception, attn_implementation: str | None, loader: type) -> Exception:
     if attn_implementation is not None and isinstance(error, ValueError | ImportError):
         return UnsupportedConfigurationError(first_line(error))
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return MemoryExhaustedError(
-            f"out of memory while loading: {first_line(error)}",
-            hint="leave dtypes out with --dtype, or scan on a machine with more memory",
-        )
+    if is_out_of_memory(error):
+        return memory_error(error, doing="while loading")
     if isinstance(error, ImportError):
         return UnsupportedModelError(
             f"{loader.__name__} needs a package that is not installed: {first_line(error)}",

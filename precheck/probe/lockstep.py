@@ -116,7 +116,10 @@ class Worker:
         for unit in self.units:
             self._hook(self.model.get_submodule(unit.name), unit, self.passenger)
         self._thread = threading.Thread(
-            target=self._work, args=(self.passenger,), name=f"precheck {self.name}"
+            target=self._work,
+            args=(self.passenger,),
+            name=f"precheck {self.name}",
+            daemon=True,  # a second Ctrl-C may leave it inside a long operation
         )
         self._thread.start()
 
@@ -174,6 +177,8 @@ def advance(workers: Sequence[Worker], on_turn: Callable[[Worker], None]) -> Non
                 on_turn(worker)
                 worker.turns.give()
     finally:
+        for worker in workers:
+            worker.turns.abandon()
         with ExitStack() as stack:  # a second Ctrl-C must not keep the others from stopping
             for worker in workers:
                 stack.callback(worker.stop)

@@ -24,6 +24,7 @@ from precheck.probe.facts import (
     vocab_size,
 )
 from precheck.probe.loading import SEED, kept_modules, quiet_transformers
+from precheck.probe.memory import is_out_of_memory, memory_error
 from precheck.probe.overflows import Peaks, headroom_rows
 from precheck.probe.residency import CheckpointWeights, LiveWeights, Weights
 from precheck.probe.run_totals import RunTotals
@@ -66,16 +67,36 @@ def measure(
         PrecheckError: the scan cannot start, or cannot go on.
         ScanInterrupted: Ctrl-C; ``partial`` is what was measured until then.
     """
-    is_trusted = isinstance(subject, Checkpoint) and subject.trust_remote_code
+    try:
+        with exact_float32(), quiet_transformers():
+            scan = _Scan(subject, device=resolve_device(device), observe=observe)
+            scan.prepare(
+                dtypes=dtypes, attn_implementations=attn_implementations, required=required
+            )
+            scan.plan(prompts=prompts, builtin_probes=builtin_probes, quick=quick)
+            scan.run()
+            return scan.measurements()
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise memory_error(error, doing="during the scan") from error
+        raise
+
+
+def check_request(
+    *,
+    attn_implementations: Sequence[str] | None,
+    required: Sequence[Configuration],
+    device: str,
+    trust_remote_code: bool,
+) -> None:
+    """Refuses what no checkpoint could run with, before one is fetched.
+
+    Raises:
+        UsageError: an unknown attention implementation, or a device that is not here.
+    """
     for name in (*(attn_implementations or ()), *(each.attn_implementation for each in required)):
-        check_attention_name(name, trust_remote_code=is_trusted)
-    place = resolve_device(device)
-    with exact_float32(), quiet_transformers():
-        scan = _Scan(subject, device=place, observe=observe)
-        scan.prepare(dtypes=dtypes, attn_implementations=attn_implementations, required=required)
-        scan.plan(prompts=prompts, builtin_probes=builtin_probes, quick=quick)
-        scan.run()
-        return scan.measurements()
+        check_attention_name(name, trust_remote_code=trust_remote_code)
+    resolve_device(device)
 
 
 class _Scan:
@@ -85,9 +106,10 @@ class _Scan:
         self._subject = subject
         self._device = device
         self._observe = observe
-        self._audit, self._tensor_dtypes, num_parameters = read_checkpoint(subject)
+        observe(Announcement(text=f"reading {subject_name(subject)}{_size(subject)}"))
+        self._audit, self._tensor_dtypes = read_checkpoint(subject)
         self._weights: Weights = (
-            CheckpointWeights(subject, device=device, num_parameters=num_parameters)
+            CheckpointWeights(subject, device=device)
             if isinstance(subject, Checkpoint)
             else LiveWeights(subject, device=device)
         )
@@ -102,8 +124,6 @@ class _Scan:
         required: tuple[Configuration, ...],
     ) -> None:
         """Loads the model of every configuration."""
-        size = f" ({num_bytes(self._audit.size_bytes)})" if self._audit.size_bytes else ""
-        self._observe(Announcement(text=f"loading {subject_name(self._subject)}{size}"))
         default = self._weights.default_attention()
         self._groups, self._failed = build_groups(
             self._weights,
@@ -206,9 +226,12 @@ class _Scan:
     def measurements(self) -> Measurements:
         """What was measured so far."""
         runs = tuple(each.trace(device=self._device) for totals in self._totals for each in totals)
-        left = self._plan.batches[self._num_batches_run :]
+        done, left = (
+            self._plan.batches[: self._num_batches_run],
+            self._plan.batches[self._num_batches_run :],
+        )
         not_run = tuple(f"{probe.name} (interrupted)" for batch in left for probe in batch.probes)
-        longest = max((probe.num_tokens for probe in self._plan.probes), default=0)
+        lengths = [probe.num_tokens for batch in done for probe in batch.probes]
         loading = self._weights.loading
         return Measurements(
             model=self._facts,
@@ -225,8 +248,8 @@ class _Scan:
                 num_ops_watched=sum(each.num_watched for each in self._all_totals),
                 unwatched_ops=_summed(each.unwatched for each in self._all_totals),
                 probes_not_run=(*self._plan.not_run, *not_run),
-                longest_probe_tokens=longest,
-                num_tokens=self._plan.num_tokens,
+                longest_probe_tokens=max(lengths, default=0),
+                num_tokens=sum(lengths),
                 instrumentation=INSTRUMENTATION,
             ),
             runs=(*runs, *self._failed),
@@ -258,6 +281,12 @@ class _Scan:
             if each.skeleton.dtype is Dtype.FLOAT16:
                 return kept_modules(each.skeleton.model)
         return ()
+
+
+def _size(subject: Subject) -> str:
+    if not isinstance(subject, Checkpoint):
+        return ""
+    return f" ({num_bytes(sum(file.stat().st_size for file in subject.weight_files))})"
 
 
 def _summed(counts: Any) -> dict[str, int]:

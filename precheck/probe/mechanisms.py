@@ -201,10 +201,14 @@ class Graph:
             return node.index in self._score_steps
         if FUSED_ATTENTION in node.op:
             return any(origin.node == OTHER for origin in node.inputs[3:])
-        if not self.is_activation(node) and self.position is not Position.EMBEDDING:
-            return self._holds_mask(node)
+        from_outside = any(origin.node == OTHER for origin in node.inputs)
         is_sum = node.op in ADDS and node.index in self._score_steps
-        return (is_sum and any(o.node == OTHER for o in node.inputs)) or self._holds_mask(node)
+        if node.has_mask_scalar or (is_sum and from_outside):
+            return True
+        # a minimum at the sentinel is a mask only if one went in: float32 can overflow to -inf
+        return self._holds_mask(node) and (
+            from_outside or any(self._holds_mask(parent) for parent in self._parents(node))
+        )
 
     def _holds_mask(self, node: OpNode) -> bool:
         return node.has_mask_scalar or (node.minimum is not None and node.minimum <= MASK_SENTINEL)

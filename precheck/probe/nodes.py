@@ -100,7 +100,7 @@ class Segment:
 
     def reduce_later(self, node: OpNode, output: Tensor, *, is_real: bool = False) -> None:
         """Reduces on the device, without waiting for the result."""
-        low, high = torch.aminmax(output)
+        low, high = torch.aminmax(_in_memory_order(output))
         self._pending.append((node, low, high, is_real))
 
     def fetch(self) -> None:
@@ -118,3 +118,12 @@ class Segment:
                 else:
                     node.minimum, node.maximum = bounds
         self._pending.clear()
+
+
+def _in_memory_order(tensor: Tensor) -> Tensor:
+    """The same elements as they lie in memory: a reduction would first copy a transposed one."""
+    if tensor.is_contiguous():
+        return tensor
+    strides = tensor.stride()
+    ordered = tensor.permute(sorted(range(tensor.dim()), key=strides.__getitem__, reverse=True))
+    return ordered if ordered.is_contiguous() else tensor

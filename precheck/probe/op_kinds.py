@@ -12,6 +12,7 @@ FUSED_ATTENTION = "scaled_dot_product"
 
 MOVES = frozenset(
     {
+        "aten.abs",
         "aten._reshape_copy",
         "aten._unsafe_index",
         "aten.arange",
@@ -30,6 +31,7 @@ MOVES = frozenset(
         "aten.index_select",
         "aten.lift_fresh",
         "aten.masked_select",
+        "aten.neg",
         "aten.new_empty",
         "aten.new_ones",
         "aten.new_zeros",
@@ -46,7 +48,7 @@ MOVES = frozenset(
         "aten.zeros_like",
     }
 )
-"""Make nothing: they hand elements on, or write constants. Their output is not reduced."""
+"""Hand elements on (at most with another sign), or write constants; their output is not reduced."""
 
 ALLOCATIONS = frozenset(
     {
@@ -114,7 +116,6 @@ MASKINGS = frozenset({"aten.masked_fill", "aten.masked_fill_", "aten.where"})
 ELEMENTWISE = frozenset(
     {
         "aten._to_copy",
-        "aten.abs",
         "aten.add",
         "aten.add_",
         "aten.cat",
@@ -130,7 +131,6 @@ ELEMENTWISE = frozenset(
         "aten.minimum",
         "aten.mul",
         "aten.mul_",
-        "aten.neg",
         "aten.pow",
         "aten.relu",
         "aten.rsub",

@@ -77,6 +77,11 @@ class OpWatcher(TorchDispatchMode):
         self._check = check
         self._origins: dict[int, Origin] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: the wrapper that keeps the compiler out would cost more than the handler itself."""
+        return False
+
     def begin(self, hidden: Iterable[Tensor] = ()) -> None:
         """Opens a segment; ``hidden`` are the tensors it starts from that carry activations."""
         self.segment = Segment()

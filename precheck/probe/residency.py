@@ -19,7 +19,13 @@ from precheck.errors import (
     UnsupportedConfigurationError,
     UnsupportedModelError,
 )
-from precheck.probe.loading import Loading, kept_in_float32, load_model, main_dtype
+from precheck.probe.loading import (
+    Loading,
+    count_parameters,
+    kept_in_float32,
+    load_model,
+    main_dtype,
+)
 from precheck.probe.skeleton import (
     Skeleton,
     attention_of,
@@ -30,6 +36,7 @@ from precheck.probe.skeleton import (
     twin,
 )
 from precheck.records.precision import Dtype
+from precheck.records.quantities import num_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,11 +63,11 @@ class Weights(Protocol):
 class CheckpointWeights:
     """Models of a checkpoint, loaded by ``from_pretrained(dtype=...)``."""
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str, num_parameters: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, device: str) -> None:
         self.loading = Loading()
         self._checkpoint = checkpoint
         self._device = device
-        self._num_parameters = num_parameters
+        self._num_parameters = count_parameters(checkpoint.config)
         self._models: dict[Dtype, nn.Module] = {}
         self._faults: dict[Dtype, dict[str, int]] = {}
 
@@ -103,8 +110,8 @@ class CheckpointWeights:
         available = psutil.virtual_memory().available
         if wanted > available:
             raise MemoryExhaustedError(
-                f"not enough memory for the weights in {dtype}: {wanted / 2**30:.1f} GiB "
-                f"(available {available / 2**30:.1f} GiB)",
+                f"not enough memory for the weights in {dtype}: {num_bytes(wanted)} "
+                f"(available {num_bytes(available)})",
                 hint="leave dtypes out with --dtype, or scan on a machine with more memory",
             )
 

@@ -117,7 +117,7 @@ def _text_rows(
             kind = "chat" if prompt.kind == "chat" else "text"
             named.append((prompt.name, kind, _cut_or_filled(ids, length)))
         elif prompt.kind == "chat":
-            not_run.append(f"{prompt.name} (no chat template)")
+            not_run.append(f"{prompt.name} (the chat template is absent, or fails)")
         else:
             not_run.append(f"{prompt.name} (the tokenizer makes no tokens of it)")
     return named, not_run
@@ -190,7 +190,8 @@ def _user_row(
     if isinstance(prompt, str):
         if vocabulary.tokenizer is None:
             raise UsageError(
-                f"prompt {index} is text, and {vocabulary.problem}", hint="give token ids instead"
+                f"prompt {index} is text, and {vocabulary.problem}",
+                hint='give token ids: --prompts FILE.jsonl with {"token_ids": [...]}',
             )
         ids = vocabulary.encode(Prompt(name=name, text=prompt)) or []
         kind = "text"

@@ -30,8 +30,6 @@ class UnitCall:
     """What each tensor it was given is tainted by, by the tensor's id."""
     sources: list[frozenset[int]]
     """The same, in the order of the copies in ``args`` and ``kwargs``."""
-    is_lost: bool
-    """The hidden states it was given are finite nowhere: nothing new can be learned in it."""
     segment: Segment = field(default_factory=Segment)
     output: Any = None
     ops: ReferenceOps | None = None
@@ -48,7 +46,6 @@ class UnitCall:
     ) -> UnitCall:
         """Keeps copies of the tensors, which the unit may overwrite."""
         given = list(tensors_in((args, kwargs)))
-        hidden = hidden_states_in(given)
         return cls(
             unit=unit,
             module=module,
@@ -56,8 +53,13 @@ class UnitCall:
             kwargs=copied(kwargs),
             given={id(each): outside.sources(each) for each in given},
             sources=[outside.sources(each) for each in given],
-            is_lost=bool(hidden) and not bool(hidden[0].isfinite().any()),
         )
+
+    @property
+    def is_lost(self) -> bool:
+        """The hidden states it was given are finite nowhere: nothing new can be learned in it."""
+        hidden = hidden_states_in(list(tensors_in((self.args, self.kwargs))))
+        return bool(hidden) and not bool(hidden[0].isfinite().any())
 
     def position(self, num_blocks: int) -> Position:
         """Where the unit stands, ``num_blocks`` decoder layers into the forward."""

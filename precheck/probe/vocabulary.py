@@ -32,20 +32,24 @@ class Vocabulary:
         """Token ids as the tokenizer really makes them; None where it cannot."""
         if self.tokenizer is None:
             return None
-        with quiet_transformers():  # it warns of texts longer than its own idea of the context
-            if prompt.kind != "chat":
-                with_special = prompt.kind != "bare"
-                return list(
-                    self.tokenizer(prompt.text, add_special_tokens=with_special)["input_ids"]
-                )
-            if not getattr(self.tokenizer, "chat_template", None):
-                return None
-            text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt.text}],
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        try:
+            with quiet_transformers():  # it warns of texts longer than its own idea of the context
+                return self._encode(prompt)
+        except Exception:  # noqa: BLE001  a tokenizer or a template may raise anything
+            return None
+
+    def _encode(self, prompt: Prompt) -> list[int] | None:
+        if prompt.kind != "chat":
+            with_special = prompt.kind != "bare"
+            return list(self.tokenizer(prompt.text, add_special_tokens=with_special)["input_ids"])
+        if not getattr(self.tokenizer, "chat_template", None):
+            return None
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt.text}],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def has_all(self, ids: Sequence[int]) -> bool:
         """Whether the model has an embedding for every id."""
@@ -85,7 +89,7 @@ def read_vocabulary(checkpoint: Checkpoint | None, *, size: int) -> Vocabulary:
             )
             sample = tokenizer("Hello 1 上海")["input_ids"]
     except Exception as error:  # noqa: BLE001  a tokenizer may raise anything; the scan goes on
-        return Vocabulary(size=size, problem=f"no tokenizer: {type(error).__name__}")
+        return Vocabulary(size=size, problem=f"the tokenizer does not load: {type(error).__name__}")
     if not sample:
         return Vocabulary(size=size, problem="no tokenizer: it makes no tokens of text")
     if max(sample) >= size:

@@ -298,3 +298,16 @@ def test_the_gravest_finding_comes_first() -> None:
     )
     codes = [each.code for each in judge(scan, version="0.1.0").findings]
     assert codes == ["PC501", "PC301", "PC201", "PC901", "PC505"]
+
+
+def test_a_mixture_whose_tokens_all_flipped_is_not_judged_for_precision() -> None:
+    routed = tuple(
+        replace(layer, routing_agreement=0.7, relative_error_same_routing=None)
+        for layer in hand_made.layers(errors=(0.4,) * hand_made.NUM_LAYERS)
+    )
+    sdpa, eager, float16, *others = hand_made.healthy_runs()
+    flipped = replace(float16, layers=routed, logits=hand_made.logits(kl=0.5))
+    measured = hand_made.measurements(runs=(sdpa, eager, flipped, *others))
+    assert set(found(measured)) == {"PC203"}
+    assert found(measured)["PC203"].severity is Severity.NOTE
+    assert "70.0%" in found(measured)["PC203"].message
