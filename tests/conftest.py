@@ -20,6 +20,16 @@ _GRACE_SECONDS = 2.0
 """How long a thread pool may take to end after the test that used it."""
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_progress_bars() -> Iterator[None]:
+    """Saving a model shows one, and its monitor thread would outlive the first test."""
+    from transformers.utils import logging  # noqa: PLC0415  not before the environment is set
+
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
     """Fail a test that leaves a thread, a dispatch mode, a global hook or a changed setting."""

@@ -728,7 +728,7 @@ def test_names_and_prompts_are_shown_as_text(shell: Shell, model: Path, name: st
     ended = shell(name, "--prompt", f"{name}{ESCAPE}", "--dtype", "fp16", "--attn", "eager")
     assert ended.code == ExitCode.GATE_HOLDS
     visible = name if name.isprintable() else ascii(name)[1:-1]
-    assert f"loading {visible} " in ended.err
+    assert f"reading {visible} " in ended.err
     assert visible in ended.out
 
 

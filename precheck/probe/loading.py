@@ -96,11 +96,18 @@ def model_class(config: transformers.PreTrainedConfig) -> Any:
 
 
 def count_parameters(config: transformers.PreTrainedConfig) -> int:
-    """Parameters of the model that a config describes, without memory for any of them."""
+    """Parameters of the model that a config describes, without memory for any of them.
+
+    Raises:
+        CheckpointError: the model class does not take this config.
+    """
     loader = model_class(config)
     build = loader._from_config if issubclass(loader, PreTrainedModel) else loader.from_config  # noqa: SLF001
-    with quiet_transformers(), torch.device("meta"):
-        model: nn.Module = build(config)
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            model: nn.Module = build(config)
+    except Exception as error:
+        raise _translated(error, None, loader) from error
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -177,8 +177,8 @@ def advance(workers: Sequence[Worker], on_turn: Callable[[Worker], None]) -> Non
                 on_turn(worker)
                 worker.turns.give()
     finally:
-        for worker in workers:
-            worker.turns.abandon()
         with ExitStack() as stack:  # a second Ctrl-C must not keep the others from stopping
             for worker in workers:
                 stack.callback(worker.stop)
+            for worker in workers:  # called first, so that all are told before one is waited for
+                stack.callback(worker.turns.abandon)

@@ -210,7 +210,7 @@ def test_steps_are_counted_to_the_end(model: PreTrainedModel) -> None:
     assert steps[-1].done == steps[0].total - steps[0].total // NUM_STEPS
 
 
-@pytest.mark.parametrize("text", ["loading", "parameters"])
+@pytest.mark.parametrize("text", ["reading", "parameters"])
 def test_after_ctrl_c_before_the_first_step(model: PreTrainedModel, text: str) -> None:
     before = Traces.of(model)
 
