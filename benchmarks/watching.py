@@ -1,8 +1,8 @@
 """What watching costs: watched over bare forward passes, in one run, beside each other.
 
-``python -m benchmarks.watching`` builds a random Qwen2 of 1.5 B parameters (the shape of
-Qwen2-1.5B) and times, in turn, the bare forwards of its configurations and the same forwards
-watched in lockstep: every operation reduced, every decoder layer compared with the reference.
+``make bench`` builds a random Qwen2 of 1.08 B parameters (18 layers of the width of Qwen2-1.5B)
+and times, in turn, the bare forwards of its configurations over the scan's largest batch and the
+same forwards watched in lockstep: every operation reduced, every decoder layer compared.
 The comparison of the logits (KL in float64) is timed apart: it is work of its own, once a scan.
 """
 
@@ -21,6 +21,7 @@ from precheck.checkpoint.architecture import find_architecture
 from precheck.probe.batches import Batch
 from precheck.probe.classify import Classifier
 from precheck.probe.lockstep import Worker, advance
+from precheck.probe.prompts import ROW_TOKENS
 from precheck.probe.run_totals import RunTotals
 from precheck.probe.run_watch import RunWatch
 from precheck.probe.skeleton import Skeleton, twin
@@ -34,18 +35,17 @@ if TYPE_CHECKING:
 def main() -> None:
     """Prints a line for each configuration, and the ratio of all together."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=28, help="decoder layers (28: 1.5 B)")
-    parser.add_argument("--tokens", type=int, default=256, help="tokens of the one probe")
-    parser.add_argument("--repeats", type=int, default=5, help="pairs of passes; medians count")
-    parser.add_argument("--attn", default="sdpa,eager", help="attention implementations")
+    parser.add_argument("--layers", type=int, default=18, help="decoder layers (18: 1.08 B)")
+    parser.add_argument("--rows", type=int, default=16, help="probes of 48 tokens, as in a scan")
+    parser.add_argument("--repeats", type=int, default=3, help="pairs of passes; medians count")
+    parser.add_argument("--attn", default="sdpa", help="attention implementations")
     parser.add_argument("--dtype", default="float32,bfloat16", help="float32 and others")
     options = parser.parse_args()
     base = build(options.layers)
     size = sum(parameter.numel() for parameter in base.parameters())
-    batch = one_probe(options.tokens, base.config.vocab_size)
-    print(
-        f"{size / 1e9:.2f} B parameters, {options.tokens} tokens, {torch.get_num_threads()} threads"
-    )
+    batch = random_probes(options.rows, base.config.vocab_size)
+    threads = torch.get_num_threads()
+    print(f"{size / 1e9:.2f} B parameters, {batch.num_real_tokens} tokens, {threads} threads")
     half = {
         Dtype(name): twin(base, replace=lambda each, name=name: cast(each, name))
         for name in options.dtype.split(",")
@@ -141,7 +141,7 @@ def lockstep(skeletons: list[Skeleton], batch: Batch) -> None:
 
 
 def build(num_layers: int) -> transformers.Qwen2ForCausalLM:
-    """A random float32 Qwen2 of the shape of Qwen2-1.5B."""
+    """A random float32 Qwen2 with the widths of Qwen2-1.5B, which has 28 layers."""
     config = transformers.Qwen2Config(
         vocab_size=151_936,
         hidden_size=1536,
@@ -161,13 +161,12 @@ def cast(parameter: torch.Tensor, dtype: str) -> torch.nn.Parameter:
     return torch.nn.Parameter(parameter.detach().to(getattr(torch, dtype)), requires_grad=False)
 
 
-def one_probe(num_tokens: int, vocab_size: int) -> Batch:
-    """A batch of one row of random token ids."""
+def random_probes(num_rows: int, vocab_size: int) -> Batch:
+    """The scan's largest batch, of random token ids: rows of one length, no padding."""
     generator = torch.Generator().manual_seed(0)
-    return Batch(
-        probes=(Probe(name="random", kind="token_ids", num_tokens=num_tokens),),
-        input_ids=torch.randint(vocab_size, (1, num_tokens), generator=generator),
-    )
+    ids = torch.randint(vocab_size, (num_rows, ROW_TOKENS), generator=generator)
+    probe = Probe(name="random", kind="token_ids", num_tokens=ROW_TOKENS)
+    return Batch(probes=(probe,) * num_rows, input_ids=ids)
 
 
 def timed(action: Callable[[], None]) -> tuple[float, float]:
