@@ -159,7 +159,9 @@ def _snippets(evidence: Evidence, configuration: Configuration) -> dict[str, str
     model = evidence.measurements.model
     causal = model.architecture.endswith("ForCausalLM")
     loader = "AutoModelForCausalLM" if causal else model.architecture
-    name = json.dumps(model.id, ensure_ascii=False)
+    # a built-in model is a folder once it is saved: precheck demo NAME -o ./NAME
+    path = model.id.replace("demo:", "./", 1) if model.id.startswith("demo:") else model.id
+    name = json.dumps(path, ensure_ascii=False)
     return {
         "transformers": (
             f"model = {loader}.from_pretrained(\n"
