@@ -65,7 +65,7 @@ def _overflow_finding(
         source=first.source,
         probes=first.probes,
         message=(
-            f"{listed(names)}: overflow of {first.mechanism.phrase} in {where(first)}. "
+            f"{listed(names)}: {first.event} in {where(first)}. "
             f"{needs(first)} {cure.cause}{others} The fault spreads from there, "
             "and the output is not finite."
         ),
@@ -84,6 +84,8 @@ def where(row: Overflow) -> str:
 
 def needs(row: Overflow) -> str:
     """What the operation had to hold, and what its dtype holds."""
+    if row.mechanism is Mechanism.MASK and not row.is_out_of_range:
+        return "No number is too large here."
     if row.reference_abs_max is None:
         return f"The limit is {magnitude(row.limit)}; float32 has nothing finite to compare with."
     only = "" if row.reference_abs_max > row.limit else "only "
@@ -154,7 +156,7 @@ def _absorbed_finding(
         probes=first.probes,
         message=(
             f"{listed(tuple(evidence.runs[index].name for index in runs))}: "
-            f"absorbed overflow of {first.mechanism.phrase} in {where(first)} "
+            f"absorbed {first.event} in {where(first)} "
             f"({counted(len({row.module for row in rows}), 'module')}). {needs(first)} Later "
             f"operations make it finite again. {consequence}"
         ),

@@ -98,12 +98,12 @@ def _without_an_answer(trace: RunTrace, *, runs: Sequence[RunTrace]) -> tuple[Ve
 def _overflow_reason(first: Overflow | None) -> str:
     if first is None:
         return "the output is not finite, and no watched operation made it so"
-    needed = (
-        f" {magnitude(first.reference_abs_max)} in float32,"
-        if first.reference_abs_max is not None
-        else ""
+    if first.reference_abs_max is None or not first.is_out_of_range:
+        return first.event
+    return (
+        f"{first.mechanism.phrase}: {magnitude(first.reference_abs_max)} in float32, "
+        f"the limit is {magnitude(first.limit)}"
     )
-    return f"{first.mechanism.phrase}:{needed} the limit is {magnitude(first.limit)}"
 
 
 def _absorbed_reason(trace: RunTrace, *, lost: Loss) -> str:

@@ -85,6 +85,18 @@ class Overflow:
     absorbed: bool
     """None of the unexpected elements left the decoder layer, or reached a real token's output."""
 
+    @property
+    def is_out_of_range(self) -> bool:
+        """Whether the value itself does not fit: a fully masked row makes NaN of small numbers."""
+        return self.reference_abs_max is not None and self.reference_abs_max > self.limit
+
+    @property
+    def event(self) -> str:
+        """What happened, in words."""
+        if self.mechanism is Mechanism.MASK and not self.is_out_of_range:
+            return "NaN out of a row in which everything is masked"
+        return f"overflow of {self.mechanism.phrase}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerTrace:

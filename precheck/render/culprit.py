@@ -78,7 +78,7 @@ def _facts(report: Report, run: Run, overflow: Overflow) -> list[tuple[str, Text
         ("where", Text(shown(place), style="bold")),
         ("operation", Text(f"{shown(overflow.op)} at {shown(overflow.source)}", style="bold")),
         ("code", Text(shown(overflow.code), style="cyan")),
-        ("what", Text(f"overflow of {overflow.mechanism.phrase}")),
+        ("what", Text(overflow.event)),
         ("size", Text(_size(run, overflow))),
         ("probes", Text(_probes(report, overflow))),
     ]
@@ -92,6 +92,8 @@ def _facts(report: Report, run: Run, overflow: Overflow) -> list[tuple[str, Text
 
 
 def _size(run: Run, overflow: Overflow) -> str:
+    if overflow.mechanism is Mechanism.MASK and not overflow.is_out_of_range:
+        return ""
     limit = f"the limit of {run.dtype} is {magnitude(overflow.limit)}"
     if overflow.reference_abs_max is None:
         return limit
