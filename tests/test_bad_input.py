@@ -137,16 +137,6 @@ def files_in(folder: Path) -> set[tuple[str, int]]:
     }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_progress_bars() -> Iterator[None]:
-    """Saving a model shows one, and its monitor thread would outlive the first test."""
-    was_on = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.disable_progress_bar()
-    yield
-    if was_on:
-        transformers.logging.enable_progress_bar()
-
-
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint without a fault; it is copied before anything is done to it."""

@@ -22,18 +22,7 @@ from tests.tiny_models import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_progress_bars() -> Iterator[None]:
-    """Loading shows one, and its monitor thread would outlive the first test."""
-    was_on = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.disable_progress_bar()
-    yield
-    if was_on:
-        transformers.logging.enable_progress_bar()
 
 
 CONFIGURATIONS = [

@@ -5,21 +5,17 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from precheck.checkpoint import gallery
 from precheck.checkpoint.audit import audit_weights, tensor_dtypes
 from precheck.checkpoint.gallery_qwen2 import PLANTED_BIAS, PLANTED_LAYER, build
 from precheck.checkpoint.weights import Weights
 from precheck.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 NUM_LAYERS = 6
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -43,14 +39,6 @@ class Outcome(NamedTuple):
     def last_layer_error(self, reference: Outcome) -> float:
         difference = self.hidden_states[-2] - reference.hidden_states[-2]
         return float((difference.norm(dim=-1) / reference.hidden_states[-2].norm(dim=-1)).mean())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_progress_bars() -> Iterator[None]:
-    """A progress bar starts a thread that never ends."""
-    disable_progress_bar()
-    yield
-    enable_progress_bar()
 
 
 @pytest.fixture(scope="module")
