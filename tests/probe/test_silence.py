@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
+import transformers
 
 from precheck.pipeline import scan
 from precheck.records.finding import Severity, Verdict
@@ -40,6 +42,34 @@ def test_a_healthy_model_is_safe_in_every_configuration(name: str, tmp_path: Pat
     assert {"text", "chat", "padded", "token_ids"} <= set(kinds)
     assert report.recommendation is not None
     assert report.recommendation.dtype is not None
+
+
+def test_a_mask_written_as_minus_infinity_is_no_fault() -> None:
+    # Latent attention: heads of unequal width take sdpa to the kernel that writes its own mask,
+    # keys are put together in new memory, and the router hides groups behind -inf.
+    config = transformers.DeepseekV3Config(
+        vocab_size=100,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        intermediate_size=64,
+        moe_intermediate_size=16,
+        n_routed_experts=8,
+        n_group=2,
+        topk_group=1,
+        num_experts_per_tok=2,
+        first_k_dense_replace=1,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+    )
+    torch.manual_seed(0)
+    report = scan(transformers.DeepseekV3ForCausalLM(config), quick=True)
+    assert {run.verdict for run in report.runs} == {Verdict.SAFE}
+    assert all(run.overflows == () for run in report.runs)
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gpt2", "mixtral"])

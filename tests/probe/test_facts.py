@@ -1,0 +1,62 @@
+"""What is read off a model before it runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from precheck.errors import UnsupportedModelError
+from precheck.probe.facts import max_context, vocab_size
+from precheck.probe.loading import count_parameters
+from tests.tiny_models import tiny
+
+
+def test_positions_that_count_from_behind_the_padding_shorten_the_context() -> None:
+    config = transformers.RobertaConfig(
+        vocab_size=100,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=20,
+        pad_token_id=1,
+    )
+    model = transformers.RobertaForMaskedLM(config).eval()
+    longest = max_context(model)
+    assert longest == 18
+    with torch.no_grad():
+        model(torch.full((1, longest), 5))
+        with pytest.raises(RuntimeError, match="out of bounds"):
+            model(torch.full((1, longest + 1), 5))
+
+
+def test_rotary_positions_use_the_whole_context() -> None:
+    model = tiny("qwen2")
+    assert max_context(model) == model.config.max_position_embeddings
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gpt2", "t5", "mixtral"])
+def test_parameters_are_counted_without_memory_for_them(name: str) -> None:
+    model = tiny(name)
+    model.config.architectures = [type(model).__name__]
+    assert count_parameters(model.config) == sum(each.numel() for each in model.parameters())
+
+
+def test_a_model_of_sound_is_refused() -> None:
+    config = transformers.WhisperConfig(
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        vocab_size=100,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
+    with pytest.raises(UnsupportedModelError, match="input_features"):
+        vocab_size(transformers.WhisperForConditionalGeneration(config))
