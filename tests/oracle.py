@@ -220,3 +220,24 @@ def _module_stack(model: PreTrainedModel, layers: dict[str, torch.Tensor]) -> It
     finally:
         for handle in handles:
             handle.remove()
+
+
+def modules_with_nonfinite_output(
+    model: torch.nn.Module, inputs: dict[str, torch.Tensor]
+) -> list[str]:
+    """What forward hooks on every module see: those whose output is not finite, as they end."""
+    broken: list[str] = []
+
+    def watch(module_name: str) -> None:
+        def hook(_module: object, _args: object, output: object) -> None:
+            tensor = output[0] if isinstance(output, tuple) else output
+            if isinstance(tensor, torch.Tensor) and not tensor.isfinite().all():
+                broken.append(module_name)
+
+        model.get_submodule(module_name).register_forward_hook(hook)
+
+    for module_name, _ in model.named_modules():
+        watch(module_name)
+    with torch.no_grad():
+        model(**inputs)
+    return broken

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from precheck.records.traces import Mechanism
-from tests.oracle import first_fault, record
+from tests.oracle import first_fault, modules_with_nonfinite_output, record
 from tests.planted import FAULTS, PlantedFault, fault_inputs, loaded, planted_checkpoint
 from tests.tiny_models import (
     TINY,
@@ -133,20 +133,7 @@ def test_the_tokenizer_fits_the_vocabulary_and_survives_saving(tmp_path: Path) -
 def test_module_hooks_alone_would_name_the_victim(name: str, victim: str, tmp_path: Path) -> None:
     fault = next(each for each in FAULTS if each.name == name)
     _, subject = loaded(fault, planted_checkpoint(fault, tmp_path))
-    broken: list[str] = []
-
-    def watch(module_name: str) -> None:
-        def hook(_module: object, _args: object, output: object) -> None:
-            tensor = output[0] if isinstance(output, tuple) else output
-            if isinstance(tensor, torch.Tensor) and not tensor.isfinite().all():
-                broken.append(module_name)
-
-        subject.get_submodule(module_name).register_forward_hook(hook)
-
-    for module_name, _ in subject.named_modules():
-        watch(module_name)
-    with torch.no_grad():
-        subject(**fault_inputs(fault))
+    broken = modules_with_nonfinite_output(subject, fault_inputs(fault))
     assert broken[0] == victim
 
 

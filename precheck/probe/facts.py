@@ -69,12 +69,6 @@ def declared_dtype(subject: Subject) -> str | None:
     return None if declared is None else str(declared).removeprefix("torch.")
 
 
-def main_name(sizes: dict[str, int]) -> str | None:
-    """The floating-point dtype that most stored elements have."""
-    floating = {name: size for name, size in sizes.items() if "float" in name}
-    return max(floating, key=floating.__getitem__, default=None)
-
-
 def vocab_size(model: nn.Module) -> int:
     """Rows of the input embedding.
 

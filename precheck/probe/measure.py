@@ -17,7 +17,6 @@ from precheck.probe.facts import (
     Subject,
     declared_dtype,
     decoder_start,
-    main_name,
     model_facts,
     read_checkpoint,
     subject_name,
@@ -33,7 +32,7 @@ from precheck.probe.vocabulary import read_vocabulary
 from precheck.records.precision import Configuration, Dtype
 from precheck.records.progress import Announcement, Observer
 from precheck.records.quantities import counted, duration, num_bytes
-from precheck.records.report import Measurements
+from precheck.records.report import Measurements, deployed_dtype
 from precheck.records.traces import Coverage
 
 if TYPE_CHECKING:
@@ -152,7 +151,7 @@ class _Scan:
 
     def _deployed(self, default_attention: str) -> tuple[Configuration, ...]:
         """What ``from_pretrained(dtype="auto")`` would run: the gate's configuration."""
-        dtype = declared_dtype(self._subject) or main_name(self._tensor_dtypes)
+        dtype = deployed_dtype(declared_dtype(self._subject), self._tensor_dtypes)
         if dtype not in set(Dtype):
             return ()
         return (Configuration(dtype=Dtype(dtype), attn_implementation=default_attention),)

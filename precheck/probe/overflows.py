@@ -6,8 +6,6 @@ import linecache
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
-
 from precheck.records.precision import Dtype, headroom_bits
 from precheck.records.traces import Headroom, Mechanism, Overflow, Section
 
@@ -16,13 +14,6 @@ if TYPE_CHECKING:
 
     from precheck.probe.examine import Producer
     from precheck.probe.nodes import OpNode
-
-DTYPES = {
-    torch.float16: Dtype.FLOAT16,
-    torch.bfloat16: Dtype.BFLOAT16,
-    torch.float32: Dtype.FLOAT32,
-}
-"""The formats that precheck judges, by torch's object for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

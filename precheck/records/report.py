@@ -14,6 +14,18 @@ from precheck.records.traces import Coverage, Headroom, Overflow, Probe, RunTrac
 SCHEMA = "precheck/1"
 
 
+def deployed_dtype(declared: str | None, tensor_dtypes: dict[str, int]) -> str | None:
+    """The declared dtype, else the floating-point one that most stored elements have.
+
+    >>> deployed_dtype(None, {"bfloat16": 7, "float32": 2, "int64": 9})
+    'bfloat16'
+    """
+    if declared is not None:
+        return declared
+    floating = {name: size for name, size in tensor_dtypes.items() if "float" in name}
+    return max(floating, key=floating.__getitem__, default=None)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
     """What the checkpoint says it is."""
@@ -37,10 +49,7 @@ class ModelFacts:
     @property
     def deploy_dtype(self) -> str | None:
         """What ``from_pretrained(dtype="auto")`` would load: config, else the stored tensors'."""
-        if self.declared_dtype is not None:
-            return self.declared_dtype
-        floating = {name: n for name, n in self.tensor_dtypes.items() if "float" in name}
-        return max(floating, key=floating.__getitem__) if floating else None
+        return deployed_dtype(self.declared_dtype, self.tensor_dtypes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import torch
 from precheck.records.finding import Verdict
 from precheck.records.precision import Dtype
 from precheck.records.traces import Mechanism
-from tests.oracle import first_fault
+from tests.oracle import first_fault, modules_with_nonfinite_output
 from tests.planted import FAULTS, PlantedFault, fault_inputs, loaded, planted_checkpoint
 from tests.probe.scans import fault_named, faulty_run, passes, plain_inputs, run_of, scan_of
 from tests.tiny_models import VOCAB_SIZE
@@ -158,20 +158,7 @@ def test_module_hooks_alone_name_another_module_or_none(
 ) -> None:
     fault = fault_named(name)
     _, subject = loaded(fault, planted_checkpoint(fault, tmp_path))
-    broken: list[str] = []
-
-    def watch(module_name: str) -> None:
-        def hook(_module: object, _args: object, output: object) -> None:
-            tensor = output[0] if isinstance(output, tuple) else output
-            if isinstance(tensor, torch.Tensor) and not tensor.isfinite().all():
-                broken.append(module_name)
-
-        subject.get_submodule(module_name).register_forward_hook(hook)
-
-    for module_name, _ in subject.named_modules():
-        watch(module_name)
-    with torch.no_grad():
-        subject(**fault_inputs(fault))
+    broken = modules_with_nonfinite_output(subject, fault_inputs(fault))
     blamed = broken[0] if broken else None
     culprit = faulty_run(scans[name][0], fault).first_overflow
     assert blamed == victim
