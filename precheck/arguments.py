@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,32 @@ def names(text: str, *, flag: str) -> tuple[str, ...]:
             hint=f"leave the empty one out, or {flag} altogether",
         )
     return found
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])?(i)?B?", re.IGNORECASE | re.ASCII)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def size(text: str | None, *, flag: str) -> int | None:
+    """Bytes: ``4GiB`` and ``4G`` are powers of 1,024, ``4GB`` of 1,000; None stays None.
+
+    >>> size("1.5GiB", flag="--max-memory"), size("2GB", flag="--max-memory")
+    (1610612736, 2000000000)
+
+    Raises:
+        UsageError: it is no size, or none at all.
+    """
+    if text is None:
+        return None
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or not float(match[1]):
+        raise UsageError(
+            f"not a size: {text!r} for {flag} (expected a number and a unit)", hint=f"{flag} 4GiB"
+        )
+    is_decimal = text.strip().upper().endswith("B") and not match[3]
+    return int(
+        float(match[1]) * (1000 if is_decimal else 1024) ** _POWERS[(match[2] or "").upper()]
+    )
 
 
 def configuration(text: str) -> Configuration:

@@ -110,6 +110,16 @@ def scan(
         typer.Option("--builtin-probes", help="Keep the built-in probes too."),
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="One short batch.")] = False,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Memory that the scan may take (4GiB); without it what is free."
+        ),
+    ] = None,
+    resident: Annotated[
+        bool,
+        typer.Option("--resident", help="Keep all weights in memory, once for each dtype."),
+    ] = False,
     output: Annotated[
         list[Path] | None,
         typer.Option(
@@ -171,6 +181,8 @@ def scan(
                 require=required,
                 builtin_probes=builtin_probes,
                 quick=quick,
+                max_memory=arguments.size(max_memory, flag="--max-memory"),
+                resident=resident,
                 observe=observe,
             )
         except KeyboardInterrupt as interrupted:

@@ -62,6 +62,10 @@ class MemoryExhaustedError(PrecheckError):
     """The device or the host has no room for the scan."""
 
 
+class WeightsElsewhereError(PrecheckError):
+    """A model's code uses weights outside the module that owns them: they have to stay."""
+
+
 class ReportError(PrecheckError):
     """A report that cannot be read, or is of another major schema."""
 

@@ -34,6 +34,8 @@ def scan(
     require: Sequence[Configuration] = (),
     builtin_probes: bool = False,
     quick: bool = False,
+    max_memory: int | None = None,
+    resident: bool = False,
     observe: Observer | None = None,
 ) -> Report:
     """The report on a checkpoint or a live model, measured in every configuration asked for.
@@ -54,6 +56,9 @@ def scan(
         require: configurations to measure whatever ``dtypes`` and the defaults say.
         builtin_probes: keep the built-in probes beside ``prompts``.
         quick: one short batch.
+        max_memory: bytes that the scan may take on its device; None takes what is free.
+        resident: keep all weights in memory, once for each dtype, instead of reading them when
+            they are needed. A live module's always are.
         observe: told what happens while it happens.
 
     Raises:
@@ -67,14 +72,21 @@ def scan(
     # torch and transformers take seconds to import; precheck --help does not wait for them.
     from precheck.checkpoint.source import open_checkpoint
     from precheck.probe.measure import check_request, measure
+    from precheck.probe.request import Request
 
     observe = observe or _ignore
-    check_request(
-        attn_implementations=attn_implementations,
-        required=require,
+    request = Request(
+        dtypes=tuple(Dtype) if dtypes is None else tuple(map(dtype_named, dtypes)),
+        attn_implementations=None if attn_implementations is None else tuple(attn_implementations),
+        required=tuple(require),
+        prompts=prompts,
+        builtin_probes=builtin_probes,
+        quick=quick,
         device=device,
-        trust_remote_code=trust_remote_code,
+        max_memory=max_memory,
+        is_resident=resident,
     )
+    check_request(request, trust_remote_code=trust_remote_code)
     subject = (
         open_checkpoint(
             str(model),
@@ -87,19 +99,7 @@ def scan(
         else model
     )
     try:
-        measurements = measure(
-            subject,
-            dtypes=tuple(Dtype) if dtypes is None else tuple(map(dtype_named, dtypes)),
-            attn_implementations=None
-            if attn_implementations is None
-            else tuple(attn_implementations),
-            required=tuple(require),
-            prompts=prompts,
-            builtin_probes=builtin_probes,
-            quick=quick,
-            device=device,
-            observe=observe,
-        )
+        measurements = measure(subject, request, observe=observe)
     except ScanInterrupted as interrupted:
         if not isinstance(interrupted.partial, Measurements):
             raise

@@ -14,11 +14,11 @@ from rich.progress import (
     TaskID,
     TaskProgressColumn,
     TextColumn,
-    TimeRemainingColumn,
 )
 
 from precheck.errors import UsageError
 from precheck.records.progress import Announcement, Observer, Step
+from precheck.records.quantities import duration, num_bytes
 from precheck.render.words import shown
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ def progress(*, quiet: bool) -> Iterator[Observer]:
         with Progress(
             BarColumn(bar_width=20),
             TaskProgressColumn(),
-            TimeRemainingColumn(compact=True),
             TextColumn("{task.description}", markup=False),
             console=console,
             transient=True,
@@ -57,15 +56,18 @@ def _on(bar: Progress) -> Observer:
             case Step():
                 # Not before the first step: a bar of zero steps says nothing during a download.
                 if not tasks:
-                    tasks.append(bar.add_task(event.run, total=event.total))
-                bar.update(
-                    tasks[0],
-                    description=f"{shown(event.run)}  {shown(event.unit)}",
-                    completed=event.done,
-                    total=event.total,
-                )
+                    tasks.append(bar.add_task(event.run, total=1.0))
+                bar.update(tasks[0], description=_described(event), completed=event.share)
 
     return show
+
+
+def _described(step: Step) -> str:
+    left = "" if step.seconds_left is None else f"{duration(step.seconds_left)} left  "
+    read = ""
+    if step.total_bytes:
+        read = f"read {num_bytes(step.bytes_read)} of {num_bytes(step.total_bytes)}  "
+    return f"{left}{read}{shown(step.run)}  {shown(step.unit)}"
 
 
 def _plain_line(event: Announcement | Step) -> None:

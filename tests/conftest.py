@@ -31,6 +31,12 @@ def no_progress_bars() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def native_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are compared bit for bit with plain ones: no processor lacks any arithmetic."""
+    monkeypatch.setattr("precheck.probe.arithmetic.cpu_capabilities", dict)
+
+
+@pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
     """Fail a test that leaves a thread, a dispatch mode, a global hook or a changed setting."""
     threads = set(threading.enumerate())

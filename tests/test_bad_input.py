@@ -872,8 +872,8 @@ MOMENTS: Mapping[str, Callable[[Announcement | Step], bool]] = {
     "the first step": lambda event: isinstance(event, Step),
     "the second run": lambda event: isinstance(event, Step) and event.run != "float32 + sdpa",
     "the first layer": lambda event: isinstance(event, Step) and event.unit.endswith("layers.0"),
-    "half of it": lambda event: isinstance(event, Step) and event.done > event.total / 2,
-    "the end": lambda event: isinstance(event, Step) and event.done > event.total * 0.95,
+    "half of it": lambda event: isinstance(event, Step) and event.share > 0.5,
+    "the end": lambda event: isinstance(event, Step) and event.share > 0.9,
 }
 
 

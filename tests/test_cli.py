@@ -95,6 +95,17 @@ class Ended:
         self.asked = asked
 
 
+def a_step() -> Step:
+    return Step(
+        run="float16 + sdpa",
+        unit="model.layers.0",
+        share=0.25,
+        seconds_left=90.0,
+        bytes_read=1 << 20,
+        total_bytes=4 << 20,
+    )
+
+
 class Shell:
     """Runs the command line with a scan that gives, or raises, what the test says."""
 
@@ -108,7 +119,7 @@ class Shell:
         def scanned(model: str, **options: Any) -> Report:
             asked.update(options, model=model)
             options["observe"](Announcement(text="about to scan 64 tokens"))
-            options["observe"](Step(run="float16 + sdpa", unit="model.layers.0", done=0, total=4))
+            options["observe"](a_step())
             if isinstance(scan, BaseException):
                 raise scan
             return scan
@@ -223,6 +234,7 @@ def test_flags_arrive_at_the_scan(shell: Shell) -> None:
         *("--attn", "sdpa,eager", "--device", "cpu", "--gpu", "T4", "--gpu", "sm_80"),
         *("--prompt", "one", "--prompt", "two", "--builtin-probes", "--quick"),
         *("--require", "bf16+sdpa", "--trust-remote-code", "--allow-pickle"),
+        *("--max-memory", "1.5GiB", "--resident"),
     ).asked
     assert asked.pop("observe")
     assert asked == {
@@ -235,6 +247,8 @@ def test_flags_arrive_at_the_scan(shell: Shell) -> None:
         "prompts": ("one", "two"),
         "builtin_probes": True,
         "quick": True,
+        "max_memory": 3 << 29,
+        "resident": True,
         "require": (Configuration(dtype=Dtype.BFLOAT16, attn_implementation="sdpa"),),
         "trust_remote_code": True,
         "allow_pickle": True,
@@ -248,6 +262,9 @@ def test_flags_arrive_at_the_scan(shell: Shell) -> None:
         (["--dtype", "float16,"], "empty name in --dtype"),
         (["--attn", "sdpa,,eager"], "empty name in --attn"),
         (["--require", "float16"], "configuration not understood: 'float16'"),
+        (["--max-memory", "plenty"], "not a size: 'plenty' for --max-memory"),
+        (["--max-memory", "0"], "not a size: '0' for --max-memory"),
+        (["--max-memory", "-4GiB"], "not a size: '-4GiB' for --max-memory"),
         (["--require", "int8+sdpa"], "unknown dtype: 'int8'"),
         (["--prompt", ""], "empty prompt"),
         (["--prompts", "absent.txt"], "cannot read prompts file: 'absent.txt'"),
@@ -490,7 +507,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 pressed = []
 
 def press(event):
-    if isinstance(event, Step) and event.done > 0 and not pressed:
+    if isinstance(event, Step) and event.share > 0 and not pressed:
         pressed.append(event)
         os.kill(os.getpid(), signal.SIGINT)
 

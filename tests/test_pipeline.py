@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import asdict
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from precheck.records.traces import Coverage, Probe, RunTrace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from precheck.probe.request import Request
 
 MEASURED = Measurements(
     model=ModelFacts(
@@ -63,13 +66,13 @@ def replace_measure(
 ) -> dict[str, Any]:
     asked: dict[str, Any] = {}
 
-    def measured(subject: object, **options: Any) -> Measurements:
-        asked.update(options, subject=subject)
+    def measured(subject: object, request: Request, *, observe: object) -> Measurements:
+        asked.update(asdict(request), subject=subject, observe=observe)
         return measure()
 
     module = ModuleType("precheck.probe.measure")
     module.__dict__["measure"] = measured
-    module.__dict__["check_request"] = lambda **_: None
+    module.__dict__["check_request"] = lambda *_, **__: None
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return asked
 

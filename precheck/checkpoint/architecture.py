@@ -48,6 +48,12 @@ class Architecture:
         """The units that are decoder layers (of any section)."""
         return tuple(unit for unit in self.units if unit.is_block)
 
+    def blocks_after(self, unit: Unit) -> tuple[Unit, ...]:
+        """The blocks of a block's own list that come after it."""
+        stack = unit.name.rpartition(".")[0]
+        alike = [each for each in self.blocks if each.name.rpartition(".")[0] == stack]
+        return tuple(alike[alike.index(unit) + 1 :])
+
     @property
     def is_causal(self) -> bool:
         """Whether the main stack is a decoder: a position predicts the token after it."""
@@ -132,10 +138,15 @@ def _pieces(
         full = f"{name}.{child_name}" if name else child_name
         if full in lists:
             yield from ((f"{full}.{index}", each) for index, each in child.named_children())
-        elif any(each.startswith(f"{full}.") for each in lists):
+        elif any(each.startswith(f"{full}.") for each in lists) or not _is_callable(child):
             yield from _pieces(child, full, lists)
         else:
             yield full, child
+
+
+def _is_callable(module: nn.Module) -> bool:
+    """Whether it has a forward; lists of modules or parameters have none."""
+    return any("forward" in each.__dict__ for each in type(module).__mro__ if each is not nn.Module)
 
 
 def _nearest(module: str, blocks: dict[str, Section]) -> Section:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -44,21 +46,49 @@ _LFS_POINTER = b"version https://git-lfs"
 """**Source**: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md"""
 
 
+READ_AHEAD_BYTES = 1 << 21
+"""The kernel reads ahead at most this much for one request, whatever is asked for.
+
+**Source**: ``force_page_cache_ra`` in https://github.com/torvalds/linux/blob/master/mm/readahead.c
+"""
+
+
+class _Span(NamedTuple):
+    """Where bytes lie in a file."""
+
+    start: int
+    end: int
+
+
 class _Shard(Protocol):
     def names(self) -> Sequence[str]: ...
     def tensor(self, name: str) -> torch.Tensor: ...
     def dtype(self, name: str) -> str: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
+    def read(self, name: str, spans: Sequence[_Span], into: memoryview) -> None: ...
+    def read_ahead(self, names: Iterable[str]) -> None: ...
+    def check_unchanged(self) -> None: ...
     def close(self) -> None: ...
 
 
 class _SafetensorsShard:
     def __init__(self, file: Path) -> None:
+        self._path = file
         try:
             # safetensors' stubs leave the methods of its handle untyped.
             self._file: Any = safe_open(file, framework="pt", device="cpu")
+            self._descriptor = os.open(file, os.O_RDONLY)
         except (SafetensorError, OSError) as error:
             raise _unreadable(file, error) from error
+        self._opened_as = os.fstat(self._descriptor)
+        length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
+        # safe_open has just checked that the spans lie in the file and do not overlap
+        header = json.loads(os.pread(self._descriptor, length, 8))
+        header.pop("__metadata__", None)
+        self._spans = {
+            name: _Span(*(8 + length + offset for offset in entry["data_offsets"]))
+            for name, entry in header.items()
+        }
 
     def names(self) -> Sequence[str]:
         return list(self._file.keys())
@@ -74,8 +104,46 @@ class _SafetensorsShard:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._file.get_slice(name).get_shape())
 
+    def read(self, name: str, spans: Sequence[_Span], into: memoryview) -> None:
+        start = self._spans[name].start
+        filled = 0
+        for span in spans:
+            position, end = start + span.start, start + span.end
+            while position < end:
+                room = into[filled : filled + end - position]
+                try:
+                    count = os.preadv(self._descriptor, [room], position)
+                except OSError as error:
+                    raise _unreadable(self._path, error) from error
+                if not count:
+                    raise _changed(self._path, "it ended while it was read")
+                filled, position = filled + count, position + count
+
+    def read_ahead(self, names: Iterable[str]) -> None:
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for name in names:
+            start, end = self._spans[name]
+            for position in range(start, end, READ_AHEAD_BYTES):
+                size = min(READ_AHEAD_BYTES, end - position)
+                os.posix_fadvise(self._descriptor, position, size, os.POSIX_FADV_WILLNEED)
+
+    def check_unchanged(self) -> None:
+        opened, now = self._opened_as, os.fstat(self._descriptor)
+        if (now.st_size, now.st_mtime_ns) != (opened.st_size, opened.st_mtime_ns):
+            raise _changed(self._path, "it was written to while it was read")
+        try:
+            there = self._path.stat()
+        except FileNotFoundError:
+            return  # deleted: what was opened is still all there
+        except OSError as error:
+            raise _unreadable(self._path, error) from error
+        if (there.st_dev, there.st_ino) != (opened.st_dev, opened.st_ino):
+            raise _changed(self._path, "another file took its place while it was read")
+
     def close(self) -> None:
         self._file.__exit__(None, None, None)
+        os.close(self._descriptor)
 
 
 class _PickleShard:
@@ -94,15 +162,31 @@ class _PickleShard:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensors[name].shape)
 
+    def read(self, name: str, spans: Sequence[_Span], into: memoryview) -> None:
+        content = _bytes_of(self.tensor(name).contiguous())
+        filled = 0
+        for start, end in spans:
+            into[filled : filled + end - start] = content[start:end]
+            filled += end - start
+
+    def read_ahead(self, names: Iterable[str]) -> None:
+        """Nothing: they are mapped, or in memory."""
+
+    def check_unchanged(self) -> None:
+        """Nothing: they are mapped, or in memory."""
+
     def close(self) -> None:
         self._tensors = {}
 
 
 class Weights(Mapping[str, torch.Tensor]):
-    """The tensors of a checkpoint on the CPU, memory-mapped, read when asked for.
+    """The tensors of a checkpoint on the CPU, read when asked for.
 
     Every shard is opened once, when the mapping is made, and its header checked against its
     length. Where two shards hold one name the later file counts, as in ``from_pretrained``.
+    Indexing maps a tensor into memory. ``read_into`` copies it into memory of the caller's, which
+    is no slower, and a file that is cut off meanwhile raises an error instead of killing the
+    process. For one thread at a time.
 
     Args:
         files: the shards, safetensors or ``torch.save`` files (``.bin``, ``.pt``, ``.pth``);
@@ -120,6 +204,7 @@ class Weights(Mapping[str, torch.Tensor]):
         self._shards: list[_Shard] = []
         self._shard_of: dict[str, _Shard] = {}
         self._size_bytes = 0
+        self._bytes_read = 0
         try:
             for file in files:
                 self._open(file)
@@ -173,6 +258,66 @@ class Weights(Mapping[str, torch.Tensor]):
         """A tensor's shape, from the header alone."""
         return self._shard_of[name].shape(name)
 
+    def nbytes(self, name: str) -> int:
+        """Bytes a tensor takes."""
+        dtype: torch.dtype = getattr(torch, self.dtype(name))
+        return math.prod(self.shape(name)) * dtype.itemsize
+
+    def read_into(self, name: str, buffer: torch.Tensor) -> torch.Tensor:
+        """Reads a tensor into a flat uint8 CPU buffer of at least ``nbytes(name)``; a view of it.
+
+        Raises:
+            CheckpointCorruptError: the file ended early or cannot be read any more.
+        """
+        size = self.nbytes(name)
+        self._read(name, [_Span(0, size)], buffer)
+        dtype: torch.dtype = getattr(torch, self.dtype(name))
+        return buffer[:size].view(dtype).view(self.shape(name))
+
+    def read_rows_into(
+        self, name: str, rows: slice | Sequence[int], buffer: torch.Tensor
+    ) -> torch.Tensor:
+        """Reads rows of a tensor's first dimension, in the order given, as ``read_into`` does."""
+        num_rows, *rest = self.shape(name)
+        dtype: torch.dtype = getattr(torch, self.dtype(name))
+        size = math.prod(rest) * dtype.itemsize
+        wanted = range(num_rows)[rows] if isinstance(rows, slice) else rows
+        spans: list[_Span] = []
+        for row in wanted:
+            start, end = row * size, (row + 1) * size
+            if spans and spans[-1].end == start:
+                spans[-1] = _Span(spans[-1].start, end)
+            else:
+                spans.append(_Span(start, end))
+        self._read(name, spans, buffer)
+        return buffer[: size * len(wanted)].view(dtype).view(len(wanted), *rest)
+
+    def _read(self, name: str, spans: Sequence[_Span], buffer: torch.Tensor) -> None:
+        self._shard_of[name].read(name, spans, _bytes_of(buffer))
+        self._bytes_read += sum(end - start for start, end in spans)
+
+    def read_ahead(self, names: Iterable[str]) -> None:
+        """Asks the system to fetch tensors from storage; does not wait for them."""
+        by_shard: dict[_Shard, list[str]] = {}
+        for name in names:
+            by_shard.setdefault(self._shard_of[name], []).append(name)
+        for shard, wanted in by_shard.items():
+            shard.read_ahead(wanted)
+
+    def check_unchanged(self) -> None:
+        """Compares every file with what was opened; a deleted one is still all there.
+
+        Raises:
+            CheckpointCorruptError: one was written to, cut off, or replaced; names it.
+        """
+        for shard in self._shards:
+            shard.check_unchanged()
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that ``read_into`` and ``read_rows_into`` read so far."""
+        return self._bytes_read
+
     @property
     def num_elements(self) -> int:
         """Stored elements of all tensors, from the headers alone."""
@@ -223,6 +368,18 @@ def _unreadable(file: Path, error: Exception) -> CheckpointCorruptError:
         f"weights file cut off or corrupt: {str(file)!r} ({str(error)!r})",
         hint="download or copy this file again",
     )
+
+
+def _changed(file: Path, how: str) -> CheckpointCorruptError:
+    return CheckpointCorruptError(
+        f"weights file changed: {str(file)!r} ({how})",
+        hint="scan again when nothing writes to the checkpoint any more",
+    )
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    content: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(content)
 
 
 def _is_lfs_pointer(file: Path) -> bool:

@@ -1,14 +1,20 @@
-"""One batch through every run, in lockstep."""
+"""Batches through every run, in lockstep: one forward of every run over every batch, at once."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
+from precheck.errors import PrecheckError, WeightsElsewhereError
+from precheck.probe.arithmetic import RoundedProducts
 from precheck.probe.lockstep import Worker, advance
 from precheck.probe.memory import is_out_of_memory, memory_error
+from precheck.probe.run_totals import RunTotals
 from precheck.probe.run_watch import RunWatch
 from precheck.probe.skeleton import first_line
-from precheck.records.progress import Observer, Step
+from precheck.records.precision import Arithmetic, Dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,129 +22,191 @@ if TYPE_CHECKING:
     from precheck.checkpoint.architecture import Architecture
     from precheck.probe.batches import Batch
     from precheck.probe.classify import Classifier
-    from precheck.probe.run_totals import RunTotals
+    from precheck.probe.clock import Clock
+    from precheck.probe.configurations import Group
+    from precheck.probe.residency import SharedModels
+    from precheck.probe.skeleton import Skeleton
     from precheck.probe.symptom import Decode
 
 
-class Steps:
-    """Counts the steps of one batch for whoever watches the scan."""
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Passage:
+    """One run over one batch."""
 
-    def __init__(self, observe: Observer, *, weight: int, done: int, total: int) -> None:
-        self._observe = observe
-        self._weight = weight
-        self._done = done
-        self._total = total
-
-    def turn(self, worker: Worker) -> None:
-        """A worker is about to go on."""
-        if worker.is_entering:
-            self._observe(
-                Step(
-                    run=worker.name,
-                    unit=worker.standing_at,
-                    done=min(self._done, self._total),
-                    total=self._total,
-                )
-            )
-            self._done += self._weight
+    batch: int
+    totals: RunTotals
+    watch: RunWatch
+    worker: Worker
 
 
-def run_batch(
-    batch: Batch,
-    groups: Sequence[Sequence[RunTotals]],
-    *,
-    layout: Architecture,
-    classifier: Classifier,
-    decode: Decode,
-    steps: Steps,
-) -> None:
-    """Adds a batch to the totals of every run that has not failed.
+class BatchRun:
+    """Every run over some batches, all of them together, so that each weight is read once.
 
     Args:
-        batch: the probes, on the runs' device.
+        batches: the probes, on the runs' device.
         groups: runs by attention implementation, the float32 run of each first.
+        weights: give the parameters.
         layout: the model's units.
         classifier: says why operations overflow.
         decode: token ids to text.
-        steps: told before each unit of each run.
-
-    Raises:
-        MemoryExhaustedError: a run found no memory, and neither would the others.
+        clock: told before each unit of each run.
     """
-    watches: list[RunWatch] = []
-    workers: list[tuple[RunTotals, Worker]] = []
-    first: RunWatch | None = None
-    for group in groups:
-        reference: RunWatch | None = None
-        for totals in group:
-            if totals.failure is not None:
-                continue
-            watch, worker = _worker(
-                totals,
-                batch=batch,
-                layout=layout,
-                reference=reference,
-                baseline=reference or first,
-                classifier=classifier,
-                decode=decode,
-            )
-            reference, first = reference or watch, first or watch
-            watches.append(watch)
-            workers.append((totals, worker))
-    try:
-        advance([worker for _, worker in workers], steps.turn)
-    finally:
-        for watch in watches:
-            watch.detach()
-    for totals, worker in workers:
+
+    def __init__(
+        self,
+        batches: Sequence[Batch],
+        groups: Sequence[Group],
+        *,
+        weights: SharedModels,
+        layout: Architecture,
+        classifier: Classifier,
+        decode: Decode,
+        clock: Clock,
+    ) -> None:
+        self._weights = weights
+        self._layout = layout
+        self._classifier = classifier
+        self._decode = decode
+        self._clock = clock
+        self._num_batches = len(batches)
+        self._ended: set[Worker] = set()
+        self._products: dict[Dtype, RoundedProducts] = {}
+        self._passages: list[_Passage] = []
+        # all before the first is hooked: a copy would copy the hooks too
+        copies = [
+            [[_own(each, index) for each in group.skeletons] for group in groups]
+            for index in range(len(batches))
+        ]
+        for index, batch in enumerate(batches):
+            self._board(index, batch, copies[index])
+
+    def go(self) -> None:
+        """All of them to their ends; what they found until then stands also after an error.
+
+        Raises:
+            PrecheckError: the weights cannot be read, or memory ran out: no run can go on.
+        """
+        try:
+            advance([each.worker for each in self._passages], self)
+        finally:
+            for each in self._passages:
+                each.watch.detach()
+            for each in self._passages:
+                if each.worker.error is not None:
+                    each.totals.failure = each.totals.failure or _failure(each.worker.error)
+
+    @property
+    def totals(self) -> list[list[RunTotals]]:
+        """For each batch, its runs' totals, in the order of the groups."""
+        return [[each.totals for each in self._of(index)] for index in range(self._num_batches)]
+
+    @property
+    def num_done(self) -> int:
+        """How many batches, from the first on, every run has come to an end of."""
+        for index in range(self._num_batches):
+            if not all(each.worker in self._ended for each in self._of(index)):
+                return index
+        return self._num_batches
+
+    def _of(self, batch: int) -> list[_Passage]:
+        return [each for each in self._passages if each.batch == batch]
+
+    def _board(self, index: int, batch: Batch, groups: list[list[Skeleton]]) -> None:
+        first: RunWatch | None = None
+        for group in groups:
+            reference: RunWatch | None = None
+            for skeleton in group:
+                passage = self._passage(index, skeleton, batch, reference, reference or first)
+                reference, first = reference or passage.watch, first or passage.watch
+                self._passages.append(passage)
+
+    def _passage(
+        self,
+        index: int,
+        skeleton: Skeleton,
+        batch: Batch,
+        reference: RunWatch | None,
+        baseline: RunWatch | None,
+    ) -> _Passage:
+        totals = RunTotals.of(skeleton)
+        worker = Worker(
+            name=f"{skeleton.dtype} + {skeleton.attn_implementation}",
+            model=skeleton.model,
+            units=self._layout.units,
+            presence=self._weights.presence(skeleton),
+        )
+        watch = worker.passenger = RunWatch(
+            totals=totals,
+            skeleton=skeleton,
+            batch=batch,
+            layout=self._layout,
+            reference=reference,
+            baseline=baseline,
+            classifier=self._classifier,
+            decode=self._decode,
+            check=worker.turns.check,
+            products=self._products_of(skeleton),
+        )
+        return _Passage(batch=index, totals=totals, watch=watch, worker=worker)
+
+    def _products_of(self, skeleton: Skeleton) -> RoundedProducts | None:
+        """One for all runs of a dtype: they share its memory."""
+        if skeleton.arithmetic is Arithmetic.NATIVE:
+            return None
+        dtype: torch.dtype = getattr(torch, skeleton.dtype)
+        return self._products.setdefault(skeleton.dtype, RoundedProducts(dtype))
+
+    # The rounds of the lockstep.
+
+    def order(self, standing: list[Worker]) -> list[Worker]:
+        """Runs of one dtype together, which its weights are cast for; at the end by batch.
+
+        From the last unit on, a batch is finished before the next one begins, and its logits
+        are dropped.
+        """
+        passages = [each for each in self._passages if each.worker in standing]
+        last = self._layout.units[-1].name
+        if not any(each.worker.standing_at == last for each in passages):
+            passages.sort(key=lambda each: each.watch.dtype_rank)
+        return [each.worker for each in passages]
+
+    def before(self, worker: Worker) -> None:
+        """A worker is about to go on."""
+        if worker.is_entering:
+            self._clock.tick(worker.name, worker.standing_at)
+
+    def after(self, worker: Worker) -> None:
+        """Gives up what cannot go on, and frees what nobody compares with any more."""
         if worker.error is not None:
-            totals.failure = _failure(worker.error)
-    for group in groups:
-        _fail_without_reference(group)
+            _raise_if_fatal(worker.error)
+        if worker.is_finished:
+            self._ended.add(worker)
+            passage = next(each for each in self._passages if each.worker is worker)
+            batch = self._of(passage.batch)
+            if self._ended.issuperset(each.worker for each in batch):
+                for each in batch:
+                    each.watch.release()
 
 
-def _fail_without_reference(group: Sequence[RunTotals]) -> None:
-    if group[0].failure is not None:
-        for totals in group[1:]:
-            totals.failure = totals.failure or f"the float32 reference failed: {group[0].failure}"
+def _own(skeleton: Skeleton, batch: int) -> Skeleton:
+    """The skeleton for one batch: every forward has modules and hooks of its own."""
+    return skeleton.another() if batch else skeleton
 
 
-def _worker(
-    totals: RunTotals,
-    *,
-    batch: Batch,
-    layout: Architecture,
-    reference: RunWatch | None,
-    baseline: RunWatch | None,
-    classifier: Classifier,
-    decode: Decode,
-) -> tuple[RunWatch, Worker]:
-    skeleton = totals.skeleton
-    worker = Worker(
-        name=f"{skeleton.dtype} + {skeleton.attn_implementation}",
-        model=skeleton.model,
-        units=layout.units,
-    )
-    watch = RunWatch(
-        totals=totals,
-        batch=batch,
-        layout=layout,
-        reference=reference,
-        baseline=baseline,
-        classifier=classifier,
-        decode=decode,
-        check=worker.turns.check,
-    )
-    worker.passenger = watch
-    return watch, worker
+def _raise_if_fatal(error: BaseException) -> None:
+    if isinstance(error, RuntimeError | NotImplementedError) and "meta" in str(error):
+        raise WeightsElsewhereError(
+            f"weights are used outside the module that owns them: {first_line(error)}",
+            hint="--resident",
+        ) from error
+    if isinstance(error, PrecheckError):
+        raise error
+    if is_out_of_memory(error):
+        raise memory_error(error, doing="during the scan") from error
 
 
 def _failure(error: BaseException) -> str:
-    """Why a run failed, in a line.
-
-    Raises:
-        MemoryExhaustedError: it ran out of memory, and so would the others.
-    """
-    if is_out_of_memory(error):
-        raise memory_error(error, doing="during the scan") from error
+    """Why a run failed, in a line."""
+    if isinstance(error, PrecheckError):
+        return error.message
     return f"{type(error).__name__}: {first_line(error)}"

@@ -63,15 +63,24 @@ class Mean:
         self.total += float(finite.sum())
         self.count += finite.numel()
 
+    def merge(self, other: Mean) -> Mean:
+        """The mean of both sets of values together."""
+        return Mean(total=self.total + other.total, count=self.count + other.count)
+
     @property
     def value(self) -> float | None:
         """None of nothing."""
         return self.total / self.count if self.count else None
 
 
+def merged(ours: Mean | None, theirs: Mean | None) -> Mean | None:
+    """The mean of both where there are both, else the one there is."""
+    return ours.merge(theirs) if ours is not None and theirs is not None else ours or theirs
+
+
 @dataclass(slots=True)
 class LayerTotals:
-    """What the batches so far say of one decoder layer."""
+    """What a batch says of one decoder layer."""
 
     index: int
     section: Section
@@ -100,6 +109,18 @@ class LayerTotals:
         """Takes which tokens this layer's router sent where the reference's did (bool)."""
         self.routing = self.routing or Mean()
         self.routing.add(agrees.double())
+
+    def merge(self, other: LayerTotals) -> LayerTotals:
+        """What both sets of batches say together."""
+        return LayerTotals(
+            index=self.index,
+            section=self.section,
+            module=self.module,
+            stats=self.stats.merge(other.stats),
+            error=self.error.merge(other.error),
+            error_same_routing=merged(self.error_same_routing, other.error_same_routing),
+            routing=merged(self.routing, other.routing),
+        )
 
     @property
     def trace(self) -> LayerTrace:

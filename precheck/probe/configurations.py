@@ -10,7 +10,7 @@ from precheck.records.precision import Configuration, Dtype
 from precheck.records.traces import RunTrace
 
 if TYPE_CHECKING:
-    from precheck.probe.residency import Weights
+    from precheck.probe.residency import SharedModels
     from precheck.probe.skeleton import Skeleton
 
 KNOWN_ATTENTION = (
@@ -66,7 +66,7 @@ def check_attention_name(name: str, *, trust_remote_code: bool) -> None:
 
 
 def build_groups(
-    weights: Weights,
+    weights: SharedModels,
     *,
     dtypes: tuple[Dtype, ...],
     attn_implementations: tuple[str, ...] | None,

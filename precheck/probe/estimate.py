@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from precheck.records.precision import Arithmetic, Dtype
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from precheck.records.precision import Dtype
+    from precheck.probe.skeleton import Skeleton
 
 _ROWS, _SIZE = 256, 1024
 
 
 def estimate_seconds(
-    *, num_parameters: int, num_tokens: int, dtypes: Iterable[Dtype], device: str
+    *, num_parameters: int, num_tokens: int, skeletons: Iterable[Skeleton], device: str
 ) -> float:
     """Seconds of matrix products in all runs: the rest of a forward is small beside them.
 
@@ -26,7 +28,9 @@ def estimate_seconds(
     speeds: dict[Dtype, float] = {}
     operations = 2.0 * num_parameters * num_tokens
     seconds = 0.0
-    for dtype in dtypes:
+    for skeleton in skeletons:
+        is_native = skeleton.arithmetic is Arithmetic.NATIVE
+        dtype = skeleton.dtype if is_native else Dtype.FLOAT32
         if dtype not in speeds:
             speeds[dtype] = _operations_per_second(getattr(torch, dtype), device)
         seconds += operations / speeds[dtype]

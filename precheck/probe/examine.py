@@ -20,6 +20,7 @@ from precheck.probe.reduce import MASK_SENTINEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from collections.abc import Set as AbstractSet
 
     from torch import Tensor
 
@@ -127,7 +128,8 @@ class Examiner:
         reference: snapshots to compare with; None judges every operation by itself (the rule for
             operations without a match).
         real_tokens: tells the rows of a batch apart.
-        weight_faults: ids of parameters that are not finite where the reference's are.
+        weight_faults: ids of parameters that are not finite where the reference's are; it changes
+            as weights come and go.
         next_identity: gives every producer of a run another name.
     """
 
@@ -136,7 +138,7 @@ class Examiner:
         *,
         reference: ReferenceOps | None,
         real_tokens: RealTokens,
-        weight_faults: frozenset[int],
+        weight_faults: AbstractSet[int],
         next_identity: Callable[[], int],
     ) -> None:
         self.is_matchable: Callable[[OpNode], bool] = lambda _: True
@@ -145,7 +147,8 @@ class Examiner:
         self._producers: list[Producer] = []
         self._reference = reference
         self._real_tokens = real_tokens
-        self._weight_faults = set(weight_faults)
+        self._weight_faults = weight_faults
+        self._views_of_faults: set[int] = set()
         self._next_identity = next_identity
         # by identity, which another tensor may have once this one is gone
         self._taints = WeakIdKeyDictionary()
@@ -187,21 +190,21 @@ class Examiner:
         sources = self.sources(base)
         for each in views:
             self.taint(each, sources)
-            if id(base) in self._weight_faults:
-                self._weight_faults.add(id(each))
+            if self._is_faulty_weight(base):
+                self._views_of_faults.add(id(each))
 
     def ran(self, node: OpNode, tensors: list[Tensor], output: Tensor) -> None:
         """Decides whether ``node`` is a producer, a propagator or neither."""
         is_in_place = any(output is each for each in tensors)
         if self._storages and (not is_in_place or _is_whole(output)):
             self._storages.pop(_storage(output), None)  # new memory, or all of it written again
-        is_weight = any(id(each) in self._weight_faults for each in tensors)
+        is_weight = any(map(self._is_faulty_weight, tensors))
         found, reference_abs_max = None, None
         if node.op not in ALLOCATIONS:
             found, reference_abs_max = self._unexpected(node, tensors, output, is_weight=is_weight)
         if found is None:
             self.taint(output, CLEAN)
-            self._weight_faults.discard(id(output))
+            self._views_of_faults.discard(id(output))
             return
         sources = self._input_taint
         if not sources:
@@ -212,6 +215,9 @@ class Examiner:
         if is_in_place:  # other views of the storage see it too
             storage = _storage(output)
             self._storages[storage] = self._storages.get(storage, CLEAN) | sources
+
+    def _is_faulty_weight(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._weight_faults or id(tensor) in self._views_of_faults
 
     def _unexpected(
         self, node: OpNode, tensors: list[Tensor], output: Tensor, *, is_weight: bool

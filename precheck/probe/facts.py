@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from precheck.checkpoint.audit import audit_weights, tensor_dtypes
+from precheck.checkpoint.audit import tensor_dtypes
 from precheck.checkpoint.source import Checkpoint
 from precheck.checkpoint.weights import Weights
 from precheck.errors import UnsupportedModelError
 from precheck.probe.loading import main_dtype
-from precheck.records.report import CheckpointAudit, ModelFacts
+from precheck.records.report import ModelFacts
 
 if TYPE_CHECKING:
     from precheck.checkpoint.architecture import Architecture
@@ -49,16 +49,16 @@ def model_facts(
     )
 
 
-def read_checkpoint(subject: Subject) -> tuple[CheckpointAudit, dict[str, int]]:
-    """Audit and elements by dtype, without running anything."""
+def tensor_sizes(subject: Subject) -> dict[str, int]:
+    """Elements by dtype name, without reading any."""
     if isinstance(subject, Checkpoint):
         with Weights(subject.weight_files) as weights:
-            return audit_weights(weights), tensor_dtypes(weights)
+            return tensor_dtypes(weights)
     sizes: dict[str, int] = {}
     for parameter in subject.parameters():
         name = str(parameter.dtype).removeprefix("torch.")
         sizes[name] = sizes.get(name, 0) + parameter.numel()
-    return CheckpointAudit(), sizes
+    return sizes
 
 
 def declared_dtype(subject: Subject) -> str | None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from precheck.errors import (
     CheckpointCorruptError,
@@ -23,9 +24,10 @@ from precheck.records.precision import Dtype
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from precheck.checkpoint.source import Checkpoint
+    from precheck.checkpoint.weights import Weights
 
 SEED = 0
 """Seeds what a checkpoint lacks, so that two scans initialise it alike."""
@@ -78,6 +80,73 @@ def load_model(
     return model, _loading(found)
 
 
+def empty_model(
+    checkpoint: Checkpoint,
+    stored: Weights,
+    dtype: Dtype,
+    *,
+    attn_implementation: str | None = None,
+) -> tuple[nn.Module, Loading]:
+    """The model in one dtype without the weights, and what is missing: what is stored is ``meta``.
+
+    It is what ``from_pretrained`` makes of stand-ins for the stored tensors: modules, names,
+    dtypes (those kept in float32 too), ties, buffers, and values for what the checkpoint lacks.
+    Buffers that are stored stay ``meta`` too.
+
+    Raises:
+        CheckpointError: it does not load.
+        UnsupportedConfigurationError: the model does not have this attention implementation.
+    """
+    loader = model_class(checkpoint.config)
+    try:
+        if not issubclass(loader, PreTrainedModel):
+            loader = type(_on_meta(loader, checkpoint))
+        with quiet_transformers(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(SEED)
+            model, found = loader.from_pretrained(
+                None,
+                config=checkpoint.config,
+                state_dict={name: _StandIn(stored, name) for name in stored},
+                dtype=getattr(torch, dtype),
+                attn_implementation=attn_implementation,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+            if (checkpoint.folder / GENERATION_CONFIG_NAME).is_file():
+                model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
+    except Exception as error:
+        raise _translated(error, attn_implementation, loader) from error
+    return model, _loading(found)
+
+
+class _StandIn:
+    """A stored tensor as transformers' loader takes it: indexed to be read, then moved and cast."""
+
+    def __init__(self, stored: Weights, name: str) -> None:
+        self.shape = stored.shape(name)
+        self.dtype: torch.dtype = getattr(torch, stored.dtype(name))
+
+    def __getitem__(self, _: object) -> _StandIn:
+        return self
+
+    def to(self, device: object = None, dtype: torch.dtype | None = None) -> Tensor:
+        """Its shape in ``dtype``, and no memory, whatever the device."""
+        del device
+        return torch.empty(self.shape, dtype=dtype or self.dtype, device="meta")
+
+
+def _on_meta(loader: Any, checkpoint: Checkpoint) -> nn.Module:
+    with quiet_transformers(), torch.device("meta"):
+        model: nn.Module
+        if issubclass(loader, PreTrainedModel):
+            model = loader._from_config(checkpoint.config)  # noqa: SLF001  its only spelling
+        else:
+            model = loader.from_config(
+                checkpoint.config, trust_remote_code=checkpoint.trust_remote_code
+            )
+    return model
+
+
 def model_class(config: transformers.PreTrainedConfig) -> Any:
     """The class that the config's ``architectures`` names, else the auto class that knows it."""
     for name in config.architectures or ():
@@ -95,17 +164,15 @@ def model_class(config: transformers.PreTrainedConfig) -> Any:
     )
 
 
-def count_parameters(config: transformers.PreTrainedConfig) -> int:
-    """Parameters of the model that a config describes, without memory for any of them.
+def count_parameters(checkpoint: Checkpoint) -> int:
+    """Parameters of the model that a checkpoint's config describes, without memory for them.
 
     Raises:
         CheckpointError: the model class does not take this config.
     """
-    loader = model_class(config)
-    build = loader._from_config if issubclass(loader, PreTrainedModel) else loader.from_config  # noqa: SLF001
+    loader = model_class(checkpoint.config)
     try:
-        with quiet_transformers(), torch.device("meta"):
-            model: nn.Module = build(config)
+        model = _on_meta(loader, checkpoint)
     except Exception as error:
         raise _translated(error, None, loader) from error
     return sum(parameter.numel() for parameter in model.parameters())

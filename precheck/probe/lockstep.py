@@ -4,7 +4,8 @@ Idea. Every run has a skeleton of its own and calls its ``forward`` in a thread 
 before and after each unit hand a baton back to the coordinator, so that one thread computes at a
 time and every run stands at the same place. Nothing needs to be known of what happens between
 the units, so any architecture works, and at a boundary the outputs of all runs are there to be
-compared. That is also the one place where weights can come and go.
+compared. That is also where weights come and go; where a unit does not fit, the runs wait for
+each other inside it too. After the last unit none waits, so that logits need not all be kept.
 
 Assumptions. Runs of one model pass the same units in the same order; where one does not, its
 operations have no match. Grad mode and dispatch modes belong to a thread, so each worker enters
@@ -23,12 +24,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch import nn
     from torch.utils.hooks import RemovableHandle
 
     from precheck.checkpoint.architecture import Unit
+    from precheck.probe.residency import Presence
 
 
 class Abandoned(BaseException):
@@ -92,6 +94,9 @@ class Passenger(Protocol):
     def leave_unit(self, unit: Unit, output: Any) -> None:
         """After a unit, with what it returned."""
 
+    def skips(self, unit: Unit) -> bool:
+        """Whether a unit is not computed any more, so that it needs no weights."""
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Worker:
@@ -100,6 +105,7 @@ class Worker:
     name: str
     model: nn.Module
     units: tuple[Unit, ...]
+    presence: Presence
     passenger: Passenger | None = None
     standing_at: str = ""
     is_entering: bool = False
@@ -115,6 +121,8 @@ class Worker:
         assert self.passenger is not None  # noqa: S101  set right after construction
         for unit in self.units:
             self._hook(self.model.get_submodule(unit.name), unit, self.passenger)
+        for name in self.presence.stands:
+            self._hook_inside(name, self.passenger)
         self._thread = threading.Thread(
             target=self._work,
             args=(self.passenger,),
@@ -135,20 +143,43 @@ class Worker:
             self._handles.clear()
 
     def _hook(self, module: nn.Module, unit: Unit, passenger: Passenger) -> None:
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if not passenger.is_replaying:
-                self.standing_at, self.is_entering = unit.name, True
-                self.turns.pass_on()
-                self.is_entering = False
+                self._stand(unit.name)
+            changed = None
+            if not passenger.skips(unit):
+                changed = self.presence.enter(unit.name, args, kwargs)
+            if not passenger.is_replaying:
                 passenger.enter_unit(unit, args, kwargs)
+            return changed
 
         def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            self.presence.leave(unit.name, output)
             if not passenger.is_replaying:
                 passenger.leave_unit(unit, output)
-                self.turns.pass_on()
+                if unit is not self.units[-1]:
+                    self.turns.pass_on()
 
         self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         self._handles.append(module.register_forward_hook(after))
+
+    def _hook_inside(self, name: str, passenger: Passenger) -> None:
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if not passenger.is_replaying:
+                self._stand(name)
+            return self.presence.enter(name, args, kwargs)
+
+        def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            self.presence.leave(name, output)
+
+        module = self.model.get_submodule(name)
+        self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        self._handles.append(module.register_forward_hook(after))
+
+    def _stand(self, module: str) -> None:
+        self.standing_at, self.is_entering = module, True
+        self.turns.pass_on()
+        self.is_entering = False
 
     def _work(self, passenger: Passenger) -> None:
         try:
@@ -164,18 +195,32 @@ class Worker:
             self.turns.finish()
 
 
-def advance(workers: Sequence[Worker], on_turn: Callable[[Worker], None]) -> None:
-    """Runs every forward to its end, a turn each, in the given order (references first).
+class Rounds(Protocol):
+    """Says who goes when, and is told."""
 
-    Leaves no thread and no hook, also when ``on_turn`` raises or Ctrl-C arrives.
+    def order(self, standing: list[Worker]) -> list[Worker]:
+        """The workers in the order of their turns: a reference before those it is one for."""
+
+    def before(self, worker: Worker) -> None:
+        """A worker is about to go on."""
+
+    def after(self, worker: Worker) -> None:
+        """It stands again, or is finished; may raise to give all of them up."""
+
+
+def advance(workers: Sequence[Worker], rounds: Rounds) -> None:
+    """Runs every forward to its end, a turn each in every round.
+
+    Leaves no thread and no hook, also when ``rounds`` raises or Ctrl-C arrives.
     """
     try:
         for worker in workers:
             worker.start()
         while standing := [worker for worker in workers if not worker.is_finished]:
-            for worker in standing:
-                on_turn(worker)
+            for worker in rounds.order(standing):
+                rounds.before(worker)
                 worker.turns.give()
+                rounds.after(worker)
     finally:
         with ExitStack() as stack:  # a second Ctrl-C must not keep the others from stopping
             for worker in workers:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from precheck.probe.compare import CHUNK_ELEMENTS, Mean, float64
+from precheck.probe.compare import CHUNK_ELEMENTS, Mean, float64, merged
 from precheck.probe.reduce import tensor_stats
 from precheck.records.stats import TensorStats
 from precheck.records.traces import Divergence, LogitsTrace
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class LogitsTotals:
-    """What the batches so far say of a run's logits against its reference's."""
+    """What a batch says of a run's logits against its reference's."""
 
     stats: TensorStats = field(default_factory=TensorStats)
     kl: Mean = field(default_factory=Mean)
@@ -102,6 +102,21 @@ class LogitsTotals:
         both = ours.isfinite() & theirs.isfinite()
         self.loss.add(ours[both])
         self.reference_loss.add(theirs[both])
+
+    def merge(self, other: LogitsTotals) -> LogitsTotals:
+        """What both sets of batches say together."""
+        maxima = [each for each in (self.kl_max, other.kl_max) if each is not None]
+        parted = [each for each in (self.divergence, other.divergence) if each is not None]
+        return LogitsTotals(
+            stats=self.stats.merge(other.stats),
+            kl=self.kl.merge(other.kl),
+            kl_max=max(maxima, default=None),
+            kl_same_routing=merged(self.kl_same_routing, other.kl_same_routing),
+            agreement=self.agreement.merge(other.agreement),
+            loss=self.loss.merge(other.loss),
+            reference_loss=self.reference_loss.merge(other.reference_loss),
+            divergence=min(parted, key=lambda each: each.position, default=None),
+        )
 
     @property
     def trace(self) -> LogitsTrace:

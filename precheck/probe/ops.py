@@ -17,6 +17,7 @@ computed without a dispatched operation, and what the hooks themselves switch of
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch._ops import OpOverload
 
+    from precheck.probe.arithmetic import RoundedProducts
     from precheck.probe.batches import RealTokens
     from precheck.probe.module_stack import ModuleStack
 
@@ -54,7 +56,8 @@ class OpWatcher(TorchDispatchMode):
     """Records every operation of one run into the current segment.
 
     ``check`` runs before each operation and may raise to leave the forward. While ``examination``
-    is set, every operation is shown to it.
+    is set, every operation is shown to it. ``products`` computes matrix products where the device
+    has no arithmetic for the run's dtype.
     """
 
     def __init__(
@@ -64,17 +67,19 @@ class OpWatcher(TorchDispatchMode):
         weights: dict[int, str],
         real_tokens: RealTokens,
         check: Callable[[], None],
+        products: RoundedProducts | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.segment = Segment()
         self.examination: Examination | None = None
         self.paused = False
         self.num_watched = 0
-        self.unwatched: dict[str, int] = {}
+        self.unwatched: Counter[str] = Counter()
         self._stack = stack
         self._weights = weights
         self._real_tokens = real_tokens
         self._check = check
+        self._products = products
         self._origins: dict[int, Origin] = {}
 
     @classmethod
@@ -102,7 +107,10 @@ class OpWatcher(TorchDispatchMode):
         tensors = list(tensors_in((args, kwargs)))
         if self.examination is not None:
             self.examination.before(tensors, overwrites=op_kind(func).overwrites)
-        output = func(*args, **kwargs)
+        if self._products is not None and self._products.takes(op_kind(func).name, tensors):
+            output = self._products.compute(func, args, kwargs)
+        else:
+            output = func(*args, **kwargs)
         self._record(func, args, tensors, output)
         return output
 
@@ -146,7 +154,7 @@ class OpWatcher(TorchDispatchMode):
             self.segment.reduce_later(node, real, is_real=True)
 
     def _skip(self, name: str) -> None:
-        self.unwatched[name] = self.unwatched.get(name, 0) + 1
+        self.unwatched[name] += 1
 
     def _node(self, kind: OpKind, args: Any, tensors: list[Tensor], output: Tensor) -> OpNode:
         module = self._stack.names[-1]
@@ -169,7 +177,7 @@ class OpWatcher(TorchDispatchMode):
         return node
 
     def _origin(self, tensor: Tensor) -> Origin:
-        found = self._origins.get(id(tensor))
-        if found is not None:
-            return found
-        return Origin(WEIGHT if id(tensor) in self._weights else OTHER, 0)
+        # first: a parameter that has just come may have the identity of an output that is gone
+        if id(tensor) in self._weights:
+            return Origin(WEIGHT, 0)
+        return self._origins.get(id(tensor)) or Origin(OTHER, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import linecache
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from precheck.records.precision import Dtype, headroom_bits
@@ -100,10 +100,19 @@ class Peaks:
 
     def add(self, *, node: OpNode, abs_max: float, mechanism: Mechanism, place: Place) -> None:
         """Keeps the larger."""
-        key = (place.order, mechanism)
+        self._keep((place.order, mechanism), Peak(abs_max=abs_max, node=node, place=place))
+
+    def merge(self, other: Peaks) -> Peaks:
+        """The peaks of both sets of batches together."""
+        both = replace(self, found=dict(self.found))
+        for key, peak in other.found.items():
+            both._keep(key, peak)  # noqa: SLF001  one of us
+        return both
+
+    def _keep(self, key: tuple[int, Mechanism], peak: Peak) -> None:
         known = self.found.get(key)
-        if known is None or abs_max > known.abs_max:
-            self.found[key] = Peak(abs_max=abs_max, node=node, place=place)
+        if known is None or peak.abs_max > known.abs_max:
+            self.found[key] = peak
 
 
 _IMPLEMENTATION_MATTERS = frozenset({Mechanism.ATTENTION_SCORES, Mechanism.MASK})

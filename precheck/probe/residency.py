@@ -1,24 +1,29 @@
-"""Which weights are in memory when: here, all of them, once for each dtype.
+"""Which weights are in memory when: the seam where they come and go, and all of them at once.
 
-The seam where weights come and go. Skeletons of one dtype share their parameters, whatever their
-attention implementation, so that six configurations hold three copies. Every model is loaded by
-transformers itself, with ``dtype=``: only that respects the modules an architecture keeps in
-float32, and it is what a user will run.
+Skeletons of one dtype share their parameters, whatever their attention implementation, so that six
+configurations hold three copies. Every model is made by transformers itself, with ``dtype=``: only
+that respects the modules an architecture keeps in float32, and it is what a user will run.
+``probe/streaming.py`` has the weights that are read when they are needed.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 import torch
 from torch import nn
 
+from precheck.checkpoint.architecture import Architecture, find_architecture
+from precheck.checkpoint.audit import audit_weights
+from precheck.checkpoint.weights import Weights as StoredWeights
 from precheck.errors import (
     MemoryExhaustedError,
     UnsupportedConfigurationError,
     UnsupportedModelError,
 )
+from precheck.probe.arithmetic import arithmetic_of
 from precheck.probe.loading import (
     Loading,
     count_parameters,
@@ -35,8 +40,10 @@ from precheck.probe.skeleton import (
     switch_attention,
     twin,
 )
+from precheck.probe.split_head import split_head
 from precheck.records.precision import Dtype
 from precheck.records.quantities import num_bytes
+from precheck.records.report import CheckpointAudit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,30 +51,39 @@ if TYPE_CHECKING:
     from precheck.checkpoint.source import Checkpoint
 
 
-class Weights(Protocol):
-    """Gives the model of each configuration."""
+class Presence(Protocol):
+    """Sees to it that a model's parameters are there while a module runs."""
 
-    loading: Loading
+    stands: tuple[str, ...]
+    """Modules inside units at which all runs wait for each other: parameters change there."""
 
-    def default_attention(self) -> str:
-        """What the model uses when nothing is asked for."""
+    def enter(
+        self, module: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Before a module; what it is to be called with, or None for what it is given."""
 
-    def skeleton(self, dtype: Dtype, attn_implementation: str) -> Skeleton:
-        """The model of one configuration.
-
-        Raises:
-            UnsupportedConfigurationError: the model does not have this attention implementation.
-        """
+    def leave(self, module: str, output: Any) -> None:
+        """After a module, with what it returned."""
 
 
-class CheckpointWeights:
-    """Models of a checkpoint, loaded by ``from_pretrained(dtype=...)``."""
+class AlwaysThere:
+    """The presence of parameters that stay in memory."""
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str) -> None:
+    stands: tuple[str, ...] = ()
+
+    def enter(self, _module: str, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+        """Nothing to do."""
+
+    def leave(self, _module: str, _output: Any) -> None:
+        """Nothing to do."""
+
+
+class SharedModels(ABC):
+    """One model for each dtype; those of other attention implementations share its parameters."""
+
+    def __init__(self, *, device: str) -> None:
         self.loading = Loading()
-        self._checkpoint = checkpoint
         self._device = device
-        self._num_parameters = count_parameters(checkpoint.config)
         self._models: dict[Dtype, nn.Module] = {}
         self._faults: dict[Dtype, dict[str, int]] = {}
 
@@ -76,32 +92,107 @@ class CheckpointWeights:
         return attention_of(self._model(Dtype.FLOAT32))
 
     def skeleton(self, dtype: Dtype, attn_implementation: str) -> Skeleton:
-        """The model of one configuration, over the weights of its dtype."""
+        """The model of one configuration, over the weights of its dtype.
+
+        Raises:
+            UnsupportedConfigurationError: the model does not have this attention implementation.
+        """
         model = self._model(dtype)
         if attn_implementation != attention_of(model):
             if can_switch_attention(model):
                 model = twin(model)
                 switch_attention(model, attn_implementation)
             else:
-                model = self._load(dtype, attn_implementation=attn_implementation)
-                _share(model, self._model(dtype))
+                model = self._rebuild(dtype, attn_implementation)
         return Skeleton(
             model=model,
             dtype=dtype,
             attn_implementation=attention_of(model),
             requested_attn_implementation=attn_implementation,
+            arithmetic=arithmetic_of(dtype, self._device),
             weight_faults=faults(self._faults, dtype),
         )
 
+    def presence(self, _skeleton: Skeleton) -> Presence:
+        """What sees to the parameters of one skeleton, from now on."""
+        return AlwaysThere()
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of stored weights read so far; 0 where they are in memory."""
+        return 0
+
+    def settle(self, layout: Architecture, *, limit: int, used: int) -> str:
+        """Decides what is in memory at once, when the model of every dtype is made; says so.
+
+        Args:
+            layout: the model's units.
+            limit: bytes that the scan may take on its device.
+            used: bytes of it that are no weights.
+
+        Raises:
+            MemoryExhaustedError: the least that can be done does not fit.
+        """
+        del layout, limit, used
+        return "all weights in memory"
+
+    def audit(self, *, is_complete: bool) -> CheckpointAudit:
+        """What is stored; after a scan that broke off, what is known of it."""
+        del is_complete
+        return CheckpointAudit()
+
+    def close(self) -> None:
+        """Forgets the models."""
+        self._models.clear()
+
     def _model(self, dtype: Dtype) -> nn.Module:
         if dtype not in self._models:
-            self._require_memory(dtype)
-            model = self._load(dtype)
             if dtype is not Dtype.FLOAT32:
-                _copy_initialised(model, self._model(Dtype.FLOAT32), self.loading)
+                self._model(Dtype.FLOAT32)
+            model = self._make(dtype)
+            if dtype is not Dtype.FLOAT32:
+                _copy_initialised(model, self._models[Dtype.FLOAT32], self.loading)
+            _split_heads(model)
             self._models[dtype] = model
             self._faults[dtype] = nonfinite_parameters(model)
         return self._models[dtype]
+
+    @abstractmethod
+    def _make(self, dtype: Dtype) -> nn.Module:
+        """The model in a dtype, with its default attention; the float32 one comes first."""
+
+    @abstractmethod
+    def _rebuild(self, dtype: Dtype, attn_implementation: str) -> nn.Module:
+        """A model that cannot change its attention, made with another one."""
+
+
+class ResidentWeights(SharedModels):
+    """Models of a checkpoint, loaded by ``from_pretrained(dtype=...)``."""
+
+    def __init__(self, checkpoint: Checkpoint, *, device: str) -> None:
+        super().__init__(device=device)
+        self._checkpoint = checkpoint
+        self._num_parameters = count_parameters(checkpoint)
+
+    def audit(self, *, is_complete: bool) -> CheckpointAudit:
+        """What is stored; read once more for it."""
+        del is_complete
+        with StoredWeights(self._checkpoint.weight_files) as stored:
+            return audit_weights(stored)
+
+    def _make(self, dtype: Dtype) -> nn.Module:
+        self._require_memory(dtype)
+        model, loading = load_model(self._checkpoint, dtype)
+        if dtype is Dtype.FLOAT32:
+            self.loading = loading
+        placed: nn.Module = model.to(self._device)
+        return placed
+
+    def _rebuild(self, dtype: Dtype, attn_implementation: str) -> nn.Module:
+        model, _ = load_model(self._checkpoint, dtype, attn_implementation=attn_implementation)
+        _split_heads(model)
+        share_parameters(model, self._model(dtype))
+        return model.to(self._device)
 
     def _require_memory(self, dtype: Dtype) -> None:
         if self._device != "cpu":
@@ -112,20 +203,11 @@ class CheckpointWeights:
             raise MemoryExhaustedError(
                 f"not enough memory for the weights in {dtype}: {num_bytes(wanted)} "
                 f"(available {num_bytes(available)})",
-                hint="leave dtypes out with --dtype, or scan on a machine with more memory",
+                hint="leave --resident out: weights are then read when they are needed",
             )
 
-    def _load(self, dtype: Dtype, *, attn_implementation: str | None = None) -> nn.Module:
-        model, loading = load_model(
-            self._checkpoint, dtype, attn_implementation=attn_implementation
-        )
-        if dtype is Dtype.FLOAT32 and attn_implementation is None:
-            self.loading = loading
-        placed: nn.Module = model.to(self._device)
-        return placed
 
-
-class LiveWeights:
+class LiveWeights(SharedModels):
     """Models made from a live module, which stays as it is.
 
     In its own dtype the module is taken parameter by parameter as it stands. For another dtype
@@ -134,39 +216,16 @@ class LiveWeights:
     """
 
     def __init__(self, module: nn.Module, *, device: str) -> None:
-        self.loading = Loading()
+        super().__init__(device=device)
         self._module = module
-        self._device = device
         self._main = main_dtype(module)
-        self._models: dict[Dtype, nn.Module] = {}
-        self._faults: dict[Dtype, dict[str, int]] = {}
 
-    def default_attention(self) -> str:
-        """What the module uses."""
-        return attention_of(self._module)
-
-    def skeleton(self, dtype: Dtype, attn_implementation: str) -> Skeleton:
-        """The model of one configuration, over the weights of its dtype."""
-        if dtype not in self._models:
-            self._models[dtype] = self._cast(dtype)
-            self._faults[dtype] = nonfinite_parameters(self._models[dtype])
-        model = self._models[dtype]
-        if attn_implementation != attention_of(model):
-            if not can_switch_attention(model):
-                raise UnsupportedConfigurationError(
-                    f"{type(model).__name__} cannot change its attention implementation when live"
-                )
-            model = twin(model)
-            switch_attention(model, attn_implementation)
-        return Skeleton(
-            model=model,
-            dtype=dtype,
-            attn_implementation=attention_of(model),
-            requested_attn_implementation=attn_implementation,
-            weight_faults=faults(self._faults, dtype),
+    def _rebuild(self, _dtype: Dtype, _attn_implementation: str) -> nn.Module:
+        raise UnsupportedConfigurationError(
+            f"{type(self._module).__name__} cannot change its attention implementation when live"
         )
 
-    def _cast(self, dtype: Dtype) -> nn.Module:
+    def _make(self, dtype: Dtype) -> nn.Module:
         wanted = getattr(torch, dtype)
         kept = kept_in_float32(self._module, dtype) if self._main is torch.float32 else frozenset()
         replacements: dict[int, Tensor] = {}
@@ -175,7 +234,7 @@ class LiveWeights:
             widens = dtype is Dtype.FLOAT32 and parameter.is_floating_point()
             target = wanted if is_main or widens else parameter.dtype
             cast = parameter.detach().to(device=self._device, dtype=target)
-            replacements[id(parameter)] = nn.Parameter(cast, requires_grad=False)
+            replacements[id(parameter)] = nn.Parameter(cast, requires_grad=parameter.requires_grad)
         try:
             model = twin(self._module, replace=lambda each: replacements[id(each)])
         except (TypeError, RuntimeError) as error:
@@ -190,14 +249,14 @@ class LiveWeights:
         return model.to(self._device)
 
 
-def faults(found: dict[Dtype, dict[str, int]], dtype: Dtype) -> frozenset[int]:
+def faults(found: dict[Dtype, dict[str, int]], dtype: Dtype) -> set[int]:
     """Ids of parameters of ``dtype`` that are not finite and, but for float32 itself, are there."""
     known = found.get(Dtype.FLOAT32, {})
-    return frozenset(
+    return {
         identity
         for name, identity in found[dtype].items()
         if dtype is Dtype.FLOAT32 or name not in known
-    )
+    }
 
 
 def _copy_initialised(model: nn.Module, reference: nn.Module, loading: Loading) -> None:
@@ -206,11 +265,17 @@ def _copy_initialised(model: nn.Module, reference: nn.Module, loading: Loading) 
     theirs = dict(reference.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name in initialised and name in theirs:
+            if name in initialised and name in theirs and not parameter.is_meta:
                 parameter.copy_(theirs[name])
 
 
-def _share(model: nn.Module, owner: nn.Module) -> None:
+def _split_heads(model: nn.Module) -> None:
+    for unit in find_architecture(model).units:
+        if not unit.is_block:
+            split_head(model, unit.name)
+
+
+def share_parameters(model: nn.Module, owner: nn.Module) -> None:
     """Points every parameter of ``model`` at the owner's of the same name."""
     for name, module in model.named_modules():
         for key in module._parameters:  # noqa: SLF001  setattr would copy the registration order

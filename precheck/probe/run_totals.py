@@ -1,7 +1,9 @@
-"""What one run gathers over all batches."""
+"""What one run gathers, batch by batch."""
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from precheck.probe.compare import LayerTotals
@@ -16,25 +18,66 @@ if TYPE_CHECKING:
     from precheck.records.traces import Section, Symptom
 
 
+@dataclass(slots=True, eq=False)
 class RunTotals:
-    """Statistics of one run, batch after batch."""
+    """Statistics of one run over a batch; plain data, so that it can go to another process."""
 
-    def __init__(self, skeleton: Skeleton) -> None:
-        self.skeleton = skeleton
-        self.layers: dict[tuple[Section, int], LayerTotals] = {}
-        self.logits: LogitsTotals | None = None
-        self.found: list[tuple[Found, bool]] = []
-        """Producers, and whether each is absorbed."""
-        self.reaches_output = False
-        self.reference_nonfinite = False
-        self.symptom: Symptom | None = None
-        self.failure: str | None = None
-        self.num_watched = 0
-        self.unwatched: dict[str, int] = {}
-        self.peaks = Peaks(dtype=skeleton.dtype, attn_implementation=skeleton.attn_implementation)
-        self.fused_scores = Peaks(dtype=skeleton.dtype, attn_implementation="eager")
-        """Raw scores computed from the query and key of fused attention."""
-        self._num_producers = 0
+    peaks: Peaks
+    fused_scores: Peaks
+    """Raw scores computed from the query and key of fused attention."""
+    layers: dict[tuple[Section, int], LayerTotals] = field(default_factory=dict)
+    logits: LogitsTotals | None = None
+    found: list[tuple[Found, bool]] = field(default_factory=list)
+    """Producers, and whether each is absorbed."""
+    reaches_output: bool = False
+    reference_nonfinite: bool = False
+    symptom: Symptom | None = None
+    failure: str | None = None
+    stopped_after: str | None = None
+    """The block from which on the run was NaN everywhere and was not computed."""
+    num_watched: int = 0
+    unwatched: Counter[str] = field(default_factory=Counter)
+    _num_producers: int = 0
+
+    @classmethod
+    def of(cls, skeleton: Skeleton) -> RunTotals:
+        """Of a run that has not begun."""
+        return cls(
+            peaks=Peaks(dtype=skeleton.dtype, attn_implementation=skeleton.attn_implementation),
+            fused_scores=Peaks(dtype=skeleton.dtype, attn_implementation="eager"),
+        )
+
+    def merge(self, other: RunTotals) -> RunTotals:
+        """Both sets of batches together; ``other``'s come after these."""
+        layers = dict(self.layers)
+        for key, layer in other.layers.items():
+            layers[key] = layers[key].merge(layer) if key in layers else layer
+        logits = self.logits or other.logits
+        if self.logits is not None and other.logits is not None:
+            logits = self.logits.merge(other.logits)
+        return RunTotals(
+            peaks=self.peaks.merge(other.peaks),
+            fused_scores=self.fused_scores.merge(other.fused_scores),
+            layers=layers,
+            logits=logits,
+            found=[*self.found, *other.found],
+            reaches_output=self.reaches_output or other.reaches_output,
+            reference_nonfinite=self.reference_nonfinite or other.reference_nonfinite,
+            symptom=self.symptom or other.symptom,
+            failure=self.failure or other.failure,
+            stopped_after=self._stopped_after(other),
+            num_watched=self.num_watched + other.num_watched,
+            unwatched=self.unwatched + other.unwatched,
+        )
+
+    def _stopped_after(self, other: RunTotals) -> str | None:
+        """The later of both blocks; None if one of them never stopped."""
+        both = {self.stopped_after, other.stopped_after}
+        if None in both:
+            return None
+        return next(
+            (each.module for each in reversed(self.layers.values()) if each.module in both), None
+        )
 
     def next_identity(self) -> int:
         """Another name for another producer."""
@@ -60,16 +103,17 @@ class RunTotals:
         if agrees is not None:
             self.layers[key].add_routing(agrees)
 
-    def trace(self, *, device: str) -> RunTrace:
+    def trace(self, skeleton: Skeleton, *, device: str) -> RunTrace:
         """As the report has it."""
-        skeleton = self.skeleton
         return RunTrace(
             dtype=skeleton.dtype,
             attn_implementation=skeleton.attn_implementation,
             requested_attn_implementation=skeleton.requested_attn_implementation,
             device=device,
+            arithmetic=skeleton.arithmetic,
             experts_implementation=skeleton.experts_implementation,
             failure=self.failure,
+            stopped_after=self.stopped_after,
             overflows=overflow_rows(self.found),
             reaches_output=self.reaches_output,
             reference_nonfinite=self.reference_nonfinite,

@@ -35,11 +35,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from precheck.checkpoint.architecture import Architecture, Unit
+    from precheck.probe.arithmetic import RoundedProducts
     from precheck.probe.batches import Batch
     from precheck.probe.classify import Classifier
     from precheck.probe.examine import Producer
     from precheck.probe.inspection import Inspected
     from precheck.probe.run_totals import RunTotals
+    from precheck.probe.skeleton import Skeleton
     from precheck.probe.symptom import Decode
 
 
@@ -48,6 +50,7 @@ class RunWatch:
 
     Args:
         totals: what it adds to.
+        skeleton: the run's model.
         batch: the probes, on the run's device.
         layout: the model's units.
         reference: the float32 run with the same attention, whose operations match; None for such
@@ -56,12 +59,14 @@ class RunWatch:
         classifier: says why operations overflow, shared by all runs.
         decode: token ids to text.
         check: raises to leave the forward.
+        products: computes matrix products where the device has no arithmetic for the dtype.
     """
 
     def __init__(
         self,
         *,
         totals: RunTotals,
+        skeleton: Skeleton,
         batch: Batch,
         layout: Architecture,
         reference: RunWatch | None,
@@ -69,6 +74,7 @@ class RunWatch:
         classifier: Classifier,
         decode: Decode,
         check: Callable[[], None],
+        products: RoundedProducts | None,
     ) -> None:
         self.is_replaying = False
         self.call: UnitCall | None = None
@@ -84,7 +90,8 @@ class RunWatch:
         self._classifier = classifier
         self._decode = decode
         self._check = check
-        self._skeleton = totals.skeleton
+        self._products = products
+        self._skeleton = skeleton
         self._stack = ModuleStack(self._skeleton.model)
         self._watcher = self._new_watcher()
         self._outside = self._examiner(None)
@@ -95,6 +102,8 @@ class RunWatch:
             real_tokens=self._real_tokens,
         )
         self._found: list[Found] = []
+        self._skipped: set[Unit] = set()
+        self._is_finished = False
         self._order = 0
         self._num_blocks: dict[Section, int] = {}
         self._alike: Tensor | None = None
@@ -110,12 +119,32 @@ class RunWatch:
         self.final = logits if isinstance(logits, torch.Tensor) else main_output(outputs)
         self._finish(has_logits=logits is not None)
 
+    @property
+    def dtype_rank(self) -> int:
+        """Float32 first: runs of a dtype go together, each after its reference."""
+        dtype = self._skeleton.dtype
+        return 0 if dtype is Dtype.FLOAT32 else 1 + list(Dtype).index(dtype)
+
+    def skips(self, unit: Unit) -> bool:
+        """Whether a unit hands on what it would make anyway: NaN everywhere."""
+        return unit in self._skipped
+
+    def release(self) -> None:
+        """Drops what was kept to be compared with."""
+        self.final = self.call = None
+        self.between = ReferenceOps()
+
     def detach(self) -> None:
-        """Removes the hooks and hands the counts over."""
+        """Removes the hooks and hands over the counts, and what a forward left behind found."""
         self._stack.detach()
-        self._totals.num_watched += self._watcher.num_watched
-        for name, count in self._watcher.unwatched.items():
-            self._totals.unwatched[name] = self._totals.unwatched.get(name, 0) + count
+        for unit in self._skipped:
+            del self._skeleton.model.get_submodule(unit.name).__dict__["forward"]
+        self._skipped.clear()
+        if not self._is_finished:
+            last = () if self.call is None else tensors_in(self.call.output)
+            self._hand_over(CLEAN.union(*(self._outside.sources(each) for each in last)))
+        self._totals.num_watched = self._watcher.num_watched
+        self._totals.unwatched = self._watcher.unwatched
 
     def enter_unit(self, unit: Unit, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A unit begins."""
@@ -144,10 +173,28 @@ class RunWatch:
         self._compare(call, place)
         self._add_peaks(call.segment, self._partner(call), place, position)
         self._add_fused_scores(call.segment, place)
+        self._stop_if_lost(call, CLEAN.union(*inspected.sources))
         if unit.is_block:
             self._num_blocks[unit.section] = self._num_blocks.get(unit.section, 0) + 1
         self._order += 1
         self._open_between()
+
+    def _stop_if_lost(self, call: UnitCall, carried: frozenset[int]) -> None:
+        """What is NaN everywhere stays so: the blocks that follow hand it on, and cost nothing.
+
+        The head is computed all the same, so that logits and symptom are what they really are.
+        """
+        hidden = call.hidden_states
+        if not carried or self._skipped or not call.unit.is_block or hidden is None:
+            return
+        if not bool(hidden.isnan().all()):
+            return
+        for unit in self._layout.blocks_after(call.unit):
+            module = self._skeleton.model.get_submodule(unit.name)
+            module.forward = _handing_on(call.output)
+            self._skipped.add(unit)
+        if self._skipped:
+            self._totals.stopped_after = call.unit.name
 
     # Between units, every operation is examined as it runs: there are few of them.
 
@@ -321,13 +368,18 @@ class RunWatch:
                 self._totals.symptom = self._totals.symptom or symptom_of(
                     self.final, found, decode=self._decode
                 )
+        self._hand_over(reached)
+        if has_logits:
+            self._add_logits(self.final)
+
+    def _hand_over(self, reached: frozenset[int]) -> None:
+        """The producers; absorbed are those whose elements are not in ``reached``."""
         is_reference = self._reference is None
         self._totals.found += [
             (each, not is_reference and each.producer.identity not in reached)
             for each in self._found
         ]
-        if has_logits:
-            self._add_logits(self.final)
+        self._is_finished = True
 
     def _add_logits(self, logits: Tensor) -> None:
         self._totals.logits = self._totals.logits or LogitsTotals()
@@ -345,6 +397,7 @@ class RunWatch:
             weights=self._skeleton.weights,
             real_tokens=self._real_tokens,
             check=self._check,
+            products=self._products,
         )
 
     def _examiner(self, reference: ReferenceOps | None) -> Examiner:
@@ -354,3 +407,12 @@ class RunWatch:
             weight_faults=self._skeleton.weight_faults,
             next_identity=self._totals.next_identity,
         )
+
+
+def _handing_on(output: Any) -> Callable[..., Any]:
+    """A forward that returns what another block returned."""
+
+    def forward(*_args: Any, **_kwargs: Any) -> Any:
+        return output
+
+    return forward

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
 
 from precheck.errors import UnsupportedConfigurationError
+from precheck.records.precision import Arithmetic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +33,8 @@ class Skeleton:
     dtype: Dtype
     attn_implementation: str
     requested_attn_implementation: str
-    weight_faults: frozenset[int] = frozenset()
+    arithmetic: Arithmetic = Arithmetic.NATIVE
+    weight_faults: set[int] = field(default_factory=set)
     weights: dict[int, str] = field(default_factory=dict)
     _accepts: frozenset[str] = frozenset()
 
@@ -41,6 +43,10 @@ class Skeleton:
         named = (*self.model.named_parameters(), *self.model.named_buffers())
         self.weights = {id(tensor): name for name, tensor in named}
         self._accepts = frozenset(inspect.signature(self.model.forward).parameters)
+
+    def another(self) -> Skeleton:
+        """The same configuration with modules and hooks of its own, over the same parameters."""
+        return replace(self, model=twin(self.model), weight_faults=set(self.weight_faults))
 
     @property
     def experts_implementation(self) -> str | None:
@@ -115,11 +121,12 @@ def first_line(error: BaseException) -> str:
 
 
 def nonfinite_parameters(model: nn.Module) -> dict[str, int]:
-    """Ids of parameters that hold an element that is not finite, by name."""
+    """Ids of parameters that hold an element that is not finite, by name; of those in memory."""
     return {
         name: id(parameter)
         for name, parameter in model.named_parameters()
         if parameter.is_floating_point()
+        and not parameter.is_meta
         and parameter.numel()
         and not bool(torch.stack(torch.aminmax(parameter.detach())).isfinite().all())
     }

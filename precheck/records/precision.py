@@ -33,6 +33,14 @@ class Dtype(StrEnum):
         return {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}[self.value]
 
 
+class Arithmetic(StrEnum):
+    """How the matrix products of a run were computed."""
+
+    NATIVE = "native"
+    FLOAT32_ROUNDED = "float32-rounded"
+    """In float32, of 16-bit operands, and rounded once."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Largest finite value, smallest normal and subnormal value, relative step, and size.

@@ -15,12 +15,18 @@ class Announcement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One run is about to enter one unit; ``done`` of ``total`` steps of the scan are behind."""
+    """One run is about to enter one unit."""
 
     run: str
     unit: str
-    done: int
-    total: int
+    share: float
+    """Of the work of the scan that is behind, 0 to 1."""
+    seconds_left: float | None
+    """None while nothing is known."""
+    bytes_read: int
+    """Bytes of weights read so far."""
+    total_bytes: int
+    """0 if weights are in memory."""
 
 
 Observer = Callable[[Announcement | Step], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from precheck.records.precision import Configuration, Dtype
+from precheck.records.precision import Arithmetic, Configuration, Dtype
 
 
 class Mechanism(StrEnum):
@@ -162,7 +162,7 @@ class RunTrace:
     """The implementation really in use."""
     requested_attn_implementation: str
     device: str
-    arithmetic: str = "native"
+    arithmetic: Arithmetic = Arithmetic.NATIVE
     accumulation: str = "float32"
     experts_implementation: str | None = None
     stopped_after: str | None = None

@@ -1,0 +1,93 @@
+"""Matrix products of 16-bit runs on CPUs that cannot multiply 16-bit numbers.
+
+Such a CPU takes several times longer in float16 than in float32. There the operands, which float32
+holds exactly, are multiplied and summed in float32 and the result is rounded once: what a tensor
+core does too. The rounding belongs to the product, so what overflows in it is the product's.
+Fused attention stays as it is: it is a hundredth of a forward, and its insides are not products of
+the model's own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from precheck.records.precision import Arithmetic, Dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch._ops import OpOverload
+
+_NEEDS_ONE_OF = {
+    Dtype.FLOAT16: ("avx512_fp16", "amx_fp16", "avx10_1", "avx10_2", "fp16_arith"),
+    Dtype.BFLOAT16: ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16"),
+}
+"""Instruction sets that multiply a dtype, as torch names them.
+
+**Source**: https://docs.pytorch.org/docs/stable/cpu.html (``torch.cpu.get_capabilities``);
+Intel's manual has FP16 in AVX10.1, BF16 dot products in AVX512_BF16.
+"""
+
+_PRODUCTS = frozenset(
+    f"aten.{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "_grouped_mm")
+)
+
+
+def arithmetic_of(dtype: Dtype, device: str) -> Arithmetic:
+    """How products of a dtype are computed on a device.
+
+    Decided by what the processor says of itself, never by a timing: two scans on one machine must
+    give the same numbers. A processor that says nothing is taken to have everything.
+    """
+    if device != "cpu" or dtype not in _NEEDS_ONE_OF:
+        return Arithmetic.NATIVE
+    known = cpu_capabilities()
+    has_it = any(known.get(each, False) for each in _NEEDS_ONE_OF[dtype])
+    return Arithmetic.NATIVE if has_it or not known else Arithmetic.FLOAT32_ROUNDED
+
+
+def cpu_capabilities() -> dict[str, Any]:
+    """What torch knows of the processor; empty where it does not ask."""
+    read = getattr(torch.cpu, "get_capabilities", None)  # since torch 2.11
+    return {} if read is None else dict(read())
+
+
+class RoundedProducts:
+    """Computes products of one dtype in float32; for one thread at a time.
+
+    The float32 operands lie in memory that is used again: filling new memory would take longer
+    than the product.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._scratch: list[Tensor] = []
+
+    def takes(self, name: str, tensors: list[Tensor]) -> bool:
+        """Whether an operation is such a product."""
+        return name in _PRODUCTS and tensors[0].dtype is self._dtype
+
+    def compute(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The product, rounded once."""
+        wide = [
+            self._widened(each, position)
+            if isinstance(each, torch.Tensor) and each.dtype is self._dtype
+            else each
+            for position, each in enumerate(args)
+        ]
+        product: Tensor = func(*wide, **kwargs)
+        return product.to(self._dtype)
+
+    def _widened(self, tensor: Tensor, position: int) -> Tensor:
+        """The same numbers in float32, laid out alike, so that the same kernel takes them."""
+        if 0 in tensor.stride() or not tensor.numel():  # an expanded tensor cannot be written to
+            return tensor.float()
+        pairs = zip(tensor.shape, tensor.stride(), strict=True)
+        extent = 1 + sum((size - 1) * stride for size, stride in pairs)
+        while len(self._scratch) <= position:
+            self._scratch.append(torch.empty(0))
+        if self._scratch[position].numel() < extent:
+            self._scratch[position] = torch.empty(extent)
+        wide = self._scratch[position].as_strided(tensor.shape, tensor.stride())
+        return wide.copy_(tensor)

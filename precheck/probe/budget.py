@@ -1,0 +1,100 @@
+"""How much memory a scan may take, and what it takes beside weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from precheck.probe.batches import Batch
+    from precheck.probe.skeleton import Skeleton
+
+FREE_SHARE = 0.8
+"""Of the free memory that a scan takes by itself: the page cache and others need some."""
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_FLOAT32 = 4
+_FLOAT64 = 8
+
+
+def free_bytes(device: str) -> int:
+    """Bytes that this process could still take on a device, a container's limit respected."""
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    free = int(psutil.virtual_memory().available)
+    for limit, anonymous in _cgroup_limits():
+        free = min(free, limit - anonymous)
+    return max(0, free)
+
+
+def used_bytes(device: str) -> int:
+    """Bytes that this process has on a device; on the host, memory that is no file's."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.memory_allocated(device))
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - getattr(memory, "shared", 0))
+
+
+def activation_bytes(batches: Sequence[Batch], skeletons: Sequence[Skeleton]) -> int:
+    """About what hidden states, the insides of one unit and logits take, from widths alone.
+
+    Every run waits with its hidden states and copies of what its unit was given; one run at a
+    time is inside a unit; one batch at a time has logits: its reference's, another's, and a
+    chunk in float64.
+    """
+    model = skeletons[0].model
+    linear = [each for each in model.modules() if isinstance(each, nn.Linear)]
+    widths = [each.in_features for each in linear] or [1]
+    hidden = min(max(widths), getattr(_text_config(model), "hidden_size", max(widths)))
+    inside = max([each.out_features for each in linear[:-1]] or [1])
+    head = linear[-1].out_features if linear else 1
+    tokens = sum(each.input_ids.numel() for each in batches)
+    largest = max(each.input_ids.numel() for each in batches)
+    waiting = 4 * tokens * hidden * sum(each.dtype.limits.num_bytes for each in skeletons)
+    return waiting + largest * (8 * inside * _FLOAT32 + 5 * head * _FLOAT32)
+
+
+def _text_config(model: nn.Module) -> object:
+    config = getattr(model, "config", None)
+    getter = getattr(config, "get_text_config", None)
+    return config if getter is None else getter()
+
+
+def _cgroup_limits() -> list[tuple[int, int]]:
+    """Limit and anonymous memory of every control group this process is in, where there is one."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers in {"", "memory"}:
+            root = _CGROUPS / controllers
+            names = ("memory.max", "anon") if not controllers else ("memory.limit_in_bytes", "rss")
+            folder = root / path.lstrip("/")
+            while True:
+                found += _limit_in(folder, *names)
+                if folder == root or root not in folder.parents:
+                    break
+                folder = folder.parent
+    return found
+
+
+def _limit_in(folder: Path, limit_name: str, anonymous_name: str) -> list[tuple[int, int]]:
+    try:
+        limit = (folder / limit_name).read_text(encoding="utf-8").strip()
+        statistics = (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    if not limit.isdigit():  # "max"
+        return []
+    numbers = dict(line.split() for line in statistics)
+    return [(int(limit), int(numbers.get(anonymous_name, 0)))]

@@ -1,0 +1,79 @@
+"""How far a scan is, and how long the rest will take."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from precheck.records.progress import Observer, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+ROUNDS = 4
+"""How many units back the speed is taken from: runs that stop early make the rest cheaper."""
+
+
+class Clock:
+    """Counts the steps of a scan, and tells whoever watches it.
+
+    A step is one run entering one unit. What it costs is about proportional to the parameters of
+    the unit, so what the first units took says what the rest will take; a unit without
+    parameters (or an embedding, which is a look-up) counts as nothing.
+
+    Args:
+        observe: told before every step.
+        work: cost of every unit, in any unit of cost.
+        num_passes: how often each unit will be entered, if all weights are read once.
+        bytes_read: bytes of weights read so far.
+        total_bytes: bytes of the checkpoint; 0 if weights are in memory.
+    """
+
+    def __init__(
+        self,
+        observe: Observer,
+        *,
+        work: Mapping[str, float],
+        num_passes: int,
+        bytes_read: Callable[[], int],
+        total_bytes: int,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._observe = observe
+        self._work = work
+        self._total = sum(work.values()) * num_passes
+        self._done = 0.0
+        self._standing_at = ""
+        self._marks: deque[tuple[float, float]] = deque(maxlen=ROUNDS + 1)
+        """Time and work done whenever all runs had passed a unit."""
+        self._bytes_read = bytes_read
+        self._total_bytes = total_bytes
+        self._now = now
+
+    def tick(self, run: str, unit: str) -> None:
+        """A run is about to enter a unit, or a module inside one."""
+        work = self._work.get(unit, 0.0)
+        if work and unit != self._standing_at:
+            self._standing_at = unit
+            self._marks.append((self._now(), self._done))
+        self._observe(
+            Step(
+                run=run,
+                unit=unit,
+                share=min(1.0, self._done / self._total) if self._total else 1.0,
+                seconds_left=self._seconds_left(),
+                bytes_read=min(self._bytes_read(), self._total_bytes),
+                total_bytes=self._total_bytes,
+            )
+        )
+        self._done += work
+
+    def _seconds_left(self) -> float | None:
+        """None until every run has passed the first unit that costs something."""
+        first, last = (self._marks[0], self._marks[-1]) if self._marks else (None, None)
+        if first is None or last is None or last[1] <= first[1]:
+            return None
+        rate = (last[0] - first[0]) / (last[1] - first[1])
+        return max(0.0, rate * (self._total - last[1]) - (self._now() - last[0]))

@@ -1,0 +1,26 @@
+"""What a scan is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from precheck.records.precision import Configuration, Dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """The arguments of ``precheck.scan`` that the probe works by."""
+
+    dtypes: tuple[Dtype, ...]
+    attn_implementations: tuple[str, ...] | None
+    required: tuple[Configuration, ...]
+    prompts: Sequence[str | Sequence[int]] | None
+    builtin_probes: bool
+    quick: bool
+    device: str
+    max_memory: int | None
+    is_resident: bool

@@ -1,0 +1,325 @@
+"""One scan, step by step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from functools import reduce
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from precheck.checkpoint.architecture import find_architecture
+from precheck.checkpoint.source import Checkpoint
+from precheck.errors import (
+    PrecheckError,
+    ScanInterrupted,
+    UnsupportedModelError,
+    WeightsElsewhereError,
+)
+from precheck.probe.batch_run import BatchRun
+from precheck.probe.budget import FREE_SHARE, activation_bytes, free_bytes, used_bytes
+from precheck.probe.classify import Classifier
+from precheck.probe.clock import Clock
+from precheck.probe.configurations import build_groups
+from precheck.probe.environment import read_environment, resolve_device
+from precheck.probe.estimate import estimate_seconds
+from precheck.probe.facts import (
+    Subject,
+    declared_dtype,
+    decoder_start,
+    model_facts,
+    subject_name,
+    tensor_sizes,
+    vocab_size,
+)
+from precheck.probe.loading import SEED, kept_modules
+from precheck.probe.overflows import Peaks, headroom_rows
+from precheck.probe.residency import LiveWeights, ResidentWeights, SharedModels
+from precheck.probe.run_totals import RunTotals
+from precheck.probe.streaming import StreamedWeights
+from precheck.probe.tokens import Plan, plan_probes, with_decoder_input
+from precheck.probe.vocabulary import read_vocabulary
+from precheck.records.precision import Configuration, Dtype
+from precheck.records.progress import Announcement, Observer
+from precheck.records.quantities import counted, duration, num_bytes
+from precheck.records.report import Measurements, deployed_dtype
+from precheck.records.traces import Coverage
+
+if TYPE_CHECKING:
+    from precheck.probe.batches import Batch
+    from precheck.probe.request import Request
+    from precheck.probe.skeleton import Skeleton
+
+WAVE_TOKENS = 2048
+"""Batches run together up to here: all runs wait with the hidden states of all of them."""
+
+WAVE_BATCHES = 16
+"""Every run over every batch has a thread and modules of its own."""
+
+INSTRUMENTATION = (
+    "a TorchDispatchMode and forward hooks were active: fusions that need neither are switched off"
+)
+
+
+class Scan:
+    """One scan, step by step; each method needs the one before it."""
+
+    def __init__(self, subject: Subject, request: Request, *, observe: Observer) -> None:
+        self._subject = subject
+        self._request = request
+        self._device = resolve_device(request.device)
+        self._observe = observe
+        observe(Announcement(text=f"scanning {subject_name(subject)}{_size(subject)}"))
+        self._tensor_dtypes = tensor_sizes(subject)
+        self._weights = _weights_of(subject, device=self._device, is_resident=request.is_resident)
+        self._totals: list[list[RunTotals]] = []
+        """For each batch, what each run gathered."""
+        self._batches_done: list[Batch] = []
+        self._incomplete_reason: str | None = None
+
+    def close(self) -> None:
+        """Gives back threads and files."""
+        self._weights.close()
+
+    def prepare(self) -> None:
+        """Makes the model of every configuration."""
+        default = self._weights.default_attention()
+        self._groups, self._failed = build_groups(
+            self._weights,
+            dtypes=self._request.dtypes,
+            attn_implementations=self._request.attn_implementations,
+            required=self._request.required or self._deployed(default),
+            device=self._device,
+        )
+        if not self._groups:
+            raise UnsupportedModelError(
+                f"no run is possible: {self._failed[0].failure}",
+                hint=f"use --attn {default}",
+            )
+        self._model = self._groups[0].reference.model
+        self._layout = find_architecture(self._model)
+        self._facts = model_facts(
+            self._subject,
+            model=self._model,
+            layout=self._layout,
+            sizes=self._tensor_dtypes,
+            default_attention=default,
+        )
+
+    def _deployed(self, default_attention: str) -> tuple[Configuration, ...]:
+        """What ``from_pretrained(dtype="auto")`` would run: the gate's configuration."""
+        dtype = deployed_dtype(declared_dtype(self._subject), self._tensor_dtypes)
+        if dtype not in set(Dtype):
+            return ()
+        return (Configuration(dtype=Dtype(dtype), attn_implementation=default_attention),)
+
+    def plan(self) -> None:
+        """Makes the batches."""
+        checkpoint = self._subject if isinstance(self._subject, Checkpoint) else None
+        self._vocabulary = read_vocabulary(checkpoint, size=vocab_size(self._model))
+        plan = plan_probes(
+            self._vocabulary,
+            prompts=self._request.prompts,
+            builtin_probes=self._request.builtin_probes,
+            quick=self._request.quick,
+            max_context=self._facts.max_context,
+        )
+        if self._groups[0].reference.is_encoder_decoder:
+            start = decoder_start(self._model)
+            plan = Plan(
+                batches=tuple(with_decoder_input(each, start_id=start) for each in plan.batches),
+                not_run=plan.not_run,
+            )
+        self._plan = plan
+
+    def settle(self) -> None:
+        """Decides what is in memory at once, and says what the scan will do."""
+        used = used_bytes(self._device)
+        limit = self._request.max_memory or used + int(FREE_SHARE * free_bytes(self._device))
+        used += activation_bytes(self._waves()[0], self._skeletons)
+        held = self._weights.settle(self._layout, limit=limit, used=used)
+        self._observe(Announcement(text=self._what_comes()))
+        self._observe(Announcement(text=held))
+
+    def run(self) -> None:
+        """All batches through all runs, in lockstep.
+
+        What stops all runs (a checkpoint that changes, memory that runs out) makes the scan
+        incomplete; what was measured until then stays.
+
+        Raises:
+            ScanInterrupted: Ctrl-C, with what was measured until then.
+            WeightsElsewhereError: this model runs with all weights in memory only.
+        """
+        classifier = Classifier()
+        clock = self._clock()
+        try:
+            for wave in self._waves():
+                run = BatchRun(
+                    [batch.to(self._device) for batch in wave],
+                    self._groups,
+                    weights=self._weights,
+                    layout=self._layout,
+                    classifier=classifier,
+                    decode=self._vocabulary.decode,
+                    clock=clock,
+                )
+                try:
+                    run.go()
+                finally:
+                    self._totals += run.totals
+                    self._batches_done += wave[: run.num_done]
+        except KeyboardInterrupt as error:
+            self._break_off("interrupted")
+            raise ScanInterrupted(self.measurements()) from error
+        except WeightsElsewhereError:
+            raise
+        except PrecheckError as error:
+            self._break_off(error.message)
+
+    def _break_off(self, reason: str) -> None:
+        self._incomplete_reason = reason
+        for totals in self._totals:
+            for each in totals:
+                if not each.reaches_output:  # what is not broken yet may break in what is left
+                    each.failure = each.failure or reason
+
+    def _waves(self) -> list[list[Batch]]:
+        """Batches that run at once: as many as keep the hidden states of all runs small."""
+        waves: list[list[Batch]] = [[]]
+        for batch in self._plan.batches:
+            tokens = sum(each.input_ids.numel() for each in waves[-1]) + batch.input_ids.numel()
+            is_full = tokens > WAVE_TOKENS or len(waves[-1]) == WAVE_BATCHES
+            if waves[-1] and is_full:
+                waves.append([])
+            waves[-1].append(batch)
+        return waves
+
+    def _clock(self) -> Clock:
+        is_streamed = isinstance(self._weights, StreamedWeights)
+        return Clock(
+            self._observe,
+            work={unit.name: _work(self._model, unit.name) for unit in self._layout.units},
+            num_passes=len(self._plan.batches) * len(self._skeletons),
+            bytes_read=lambda: self._weights.bytes_read,
+            total_bytes=_num_bytes(self._subject) if is_streamed else 0,
+        )
+
+    def _what_comes(self) -> str:
+        facts, plan, skeletons = self._facts, self._plan, self._skeletons
+        seconds = estimate_seconds(
+            num_parameters=facts.num_parameters,
+            num_tokens=plan.num_tokens,
+            skeletons=skeletons,
+            device=self._device,
+        )
+        return (
+            f"{facts.num_parameters / 1e6:,.1f} M parameters, {plan.num_tokens:,} tokens in "
+            f"{counted(len(plan.probes), 'probe')}, {counted(len(skeletons), 'run')} on "
+            f"{self._device}: about {duration(seconds)} of matrix products"
+        )
+
+    def measurements(self) -> Measurements:
+        """What was measured so far."""
+        totals = self._merged()
+        is_complete = self._incomplete_reason is None
+        left = self._plan.batches[len(self._batches_done) :]
+        lengths = [probe.num_tokens for batch in self._batches_done for probe in batch.probes]
+        loading = self._weights.loading
+        return Measurements(
+            model=self._facts,
+            checkpoint=replace(
+                self._weights.audit(is_complete=is_complete),
+                missing=loading.missing,
+                unexpected=loading.unexpected,
+                mismatched=loading.mismatched,
+                kept_in_float32=self._kept(),
+            ),
+            environment=read_environment(),
+            probes=self._plan.probes,
+            coverage=Coverage(
+                num_ops_watched=sum(each.num_watched for each in totals),
+                unwatched_ops=dict(
+                    sorted(sum((each.unwatched for each in totals), Counter()).items())
+                ),
+                probes_not_run=(
+                    *self._plan.not_run,
+                    *(f"{probe.name} (not finished)" for batch in left for probe in batch.probes),
+                ),
+                longest_probe_tokens=max(lengths, default=0),
+                num_tokens=sum(lengths),
+                instrumentation=INSTRUMENTATION,
+            ),
+            runs=(
+                *(
+                    each.trace(skeleton, device=self._device)
+                    for each, skeleton in zip(totals, self._skeletons, strict=True)
+                ),
+                *self._failed,
+            ),
+            headroom=headroom_rows(self._peaks(totals)),
+            seed=SEED,
+            complete=is_complete,
+            incomplete_reason=self._incomplete_reason,
+        )
+
+    @property
+    def _skeletons(self) -> list[Skeleton]:
+        return [each for group in self._groups for each in group.skeletons]
+
+    def _merged(self) -> list[RunTotals]:
+        """What each run gathered, batch after batch."""
+        if not self._totals:
+            return [RunTotals.of(each) for each in self._skeletons]
+        return [reduce(RunTotals.merge, of_run) for of_run in zip(*self._totals, strict=True)]
+
+    def _peaks(self, totals: list[RunTotals]) -> list[Peaks]:
+        """Peaks of the 16-bit runs; scores that only fused attention saw count for eager."""
+        pairs = list(zip(self._skeletons, totals, strict=True))
+        found = [each.peaks for skeleton, each in pairs if skeleton.dtype is not Dtype.FLOAT32]
+        if any(group.reference.attn_implementation == "eager" for group in self._groups):
+            return found
+        references = {id(group.reference) for group in self._groups}
+        return found + [
+            Peaks(dtype=dtype, attn_implementation="eager", found=each.fused_scores.found)
+            for skeleton, each in pairs
+            if id(skeleton) in references
+            for dtype in {each.dtype for each in found}
+        ]
+
+    def _kept(self) -> tuple[str, ...]:
+        for each in self._skeletons:
+            if each.dtype is Dtype.FLOAT16:
+                return kept_modules(each.model)
+        return ()
+
+
+def _weights_of(subject: Subject, *, device: str, is_resident: bool) -> SharedModels:
+    if not isinstance(subject, Checkpoint):
+        return LiveWeights(subject, device=device)
+    if is_resident:
+        return ResidentWeights(subject, device=device)
+    return StreamedWeights(subject, device=device)
+
+
+def _work(model: nn.Module, unit: str) -> float:
+    """What a unit costs: its parameters but for those that are only looked up."""
+    looked_up = {
+        id(each.weight)
+        for each in model.get_submodule(unit).modules()
+        if isinstance(each, nn.Embedding)
+    }
+    parameters = model.get_submodule(unit).parameters()
+    return float(sum(each.numel() for each in parameters if id(each) not in looked_up))
+
+
+def _num_bytes(subject: Subject) -> int:
+    if not isinstance(subject, Checkpoint):
+        return 0
+    return sum(file.stat().st_size for file in subject.weight_files)
+
+
+def _size(subject: Subject) -> str:
+    size = _num_bytes(subject)
+    return f" ({num_bytes(size)})" if size else ""
