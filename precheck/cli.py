@@ -160,7 +160,9 @@ def scan(
     Exit code 0: the gate holds, 1: it does not, 2: usage, 3: not completed.
     """
     del debug
-    outputs = output or []
+    is_first = terminal.is_first_process()
+    quiet = quiet or not is_first
+    outputs = output if output is not None and is_first else []
     for path in outputs:
         arguments.check_output(path)
     required = tuple(map(arguments.configuration, require or ()))
@@ -192,6 +194,8 @@ def scan(
                 for path in outputs:
                     terminal.say(f"what was measured until then is in {path}")
             raise typer.Exit(ExitCode.INTERRUPTED) from interrupted
+    if not is_first:
+        return  # it has told the first process what it found
     try:
         terminal.write_stdout(
             _on_stdout(report, stdout_format=stdout_format, all_layers=all_layers)

@@ -62,6 +62,10 @@ class MemoryExhaustedError(PrecheckError):
     """The device or the host has no room for the scan."""
 
 
+class WorkerLostError(PrecheckError):
+    """One of several processes ended before the scan did."""
+
+
 class WeightsElsewhereError(PrecheckError):
     """A model's code uses weights outside the module that owns them: they have to stay."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -50,7 +51,8 @@ def resolve_device(name: str) -> str:
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return "cuda"
+            own = os.environ.get("LOCAL_RANK")  # one of several processes, each with its own GPU
+            return "cuda" if own is None else f"cuda:{own}"
         return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)

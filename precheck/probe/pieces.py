@@ -172,7 +172,7 @@ def plan_pieces(
         names = streamed.names_in(unit.name)
         if not names:
             continue
-        manner = _manner(streamed, unit, names, limit - used)
+        manner = _manner(streamed, unit, names)
         if manner is not Manner.WHOLE or _largest(streamed, names) <= limit - used:
             pieces.append(streamed.piece(unit.name, names, manner=manner, is_unit=True))
         else:
@@ -197,21 +197,15 @@ def _manner(
     streamed: Streamed,
     unit: Unit,
     names: tuple[str, ...],
-    budget: int,
 ) -> Manner:
     module = streamed.model.get_submodule(unit.name)
     weight = streamed.names.get(f"{unit.name}.weight")
     if unit.is_block or weight is None or not streamed.is_plain(weight):
         return Manner.WHOLE
     if isinstance(module, SplitLinear):
-        return Manner.WHOLE if _fits(streamed, names, budget) else Manner.PARTS
+        return Manner.PARTS
     is_large = len(parts_of(*module.weight.shape)) > 1 if _looks_up(module, streamed) else False
     return Manner.ROWS if is_large and names == (weight,) else Manner.WHOLE
-
-
-def _fits(streamed: Streamed, names: tuple[str, ...], budget: int) -> bool:
-    """Whether there is room for parameters in every dtype at once."""
-    return streamed.num_bytes(names, streamed.dtypes) <= budget
 
 
 def _looks_up(module: nn.Module, streamed: Streamed) -> TypeGuard[nn.Embedding]:

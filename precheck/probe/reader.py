@@ -14,7 +14,8 @@ from torch import nn
 
 from precheck.checkpoint.audit import CheckpointAuditor
 from precheck.probe.buffers import Buffers
-from precheck.probe.split_head import parts_of
+from precheck.probe.pieces import Manner
+from precheck.probe.split_head import PART_BYTES, parts_of
 from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
@@ -97,8 +98,17 @@ class Reader:
         for recipe in piece.recipes:
             for source in recipe.sources:
                 self._at_hand.stored[source] = self._read(source)
+        self._read_large(piece, self._at_hand)
         if following is not None:
             self._stored.read_ahead(following.sources)
+
+    def _read_large(self, piece: Piece, at_hand: _AtHand) -> None:
+        """What is used in parts is read at once if it fits; it is cast part by part anyway."""
+        if piece.manner is not Manner.PARTS or piece.large is None:
+            return
+        (source,) = piece.large.sources
+        if self._stored.nbytes(source) + 2 * PART_BYTES <= self.budget:
+            at_hand.stored[source] = self._read(source)
 
     def _drop(self) -> None:
         if self._at_hand is not None:
@@ -208,14 +218,18 @@ class Reader:
         """Rows of a parameter, until the next part is asked for, and are they faulty."""
         self._give(*self._passing)
         (source,) = recipe.sources
+        whole = None if self._at_hand is None else self._at_hand.stored.get(source)
+        part = self._part_from_file(source, rows) if whole is None else whole[rows]
+        cast = self._cast(part, streamed.dtype_of(recipe.target, dtype))
+        self._passing = [cast] if whole is not None else [part, cast]
+        return _parameter(cast), _is_faulty(part, cast, dtype)
+
+    def _part_from_file(self, source: str, rows: slice) -> Tensor:
         part = self._read_rows(source, rows)
         if self._audited_rows.get(source, 0) == rows.start:
             self._auditor.add(source, part)
             self._audited_rows[source] = rows.stop
-        moved = self._moved(part)
-        cast = self._cast(moved, streamed.dtype_of(recipe.target, dtype))
-        self._passing = [moved, cast]
-        return _parameter(cast), _is_faulty(moved, cast, dtype)
+        return self._moved(part)
 
     def _read_rows(self, source: str, rows: slice | Sequence[int]) -> Tensor:
         self._stored.check_unchanged()

@@ -12,6 +12,8 @@ from torch import nn
 from precheck.checkpoint.architecture import find_architecture
 from precheck.checkpoint.source import Checkpoint
 from precheck.errors import (
+    CheckpointError,
+    MemoryExhaustedError,
     PrecheckError,
     ScanInterrupted,
     UnsupportedModelError,
@@ -35,6 +37,7 @@ from precheck.probe.facts import (
 )
 from precheck.probe.loading import SEED, kept_modules
 from precheck.probe.overflows import Peaks, headroom_rows
+from precheck.probe.processes import processes
 from precheck.probe.residency import LiveWeights, ResidentWeights, SharedModels
 from precheck.probe.run_totals import RunTotals
 from precheck.probe.streaming import StreamedWeights
@@ -47,7 +50,8 @@ from precheck.records.report import Measurements, deployed_dtype
 from precheck.records.traces import Coverage
 
 if TYPE_CHECKING:
-    from precheck.probe.batches import Batch
+    from collections.abc import Iterable
+
     from precheck.probe.request import Request
     from precheck.probe.skeleton import Skeleton
 
@@ -73,9 +77,10 @@ class Scan:
         observe(Announcement(text=f"scanning {subject_name(subject)}{_size(subject)}"))
         self._tensor_dtypes = tensor_sizes(subject)
         self._weights = _weights_of(subject, device=self._device, is_resident=request.is_resident)
-        self._totals: list[list[RunTotals]] = []
+        self._found: dict[int, list[RunTotals]] = {}
         """For each batch, what each run gathered."""
-        self._batches_done: list[Batch] = []
+        self._done: set[int] = set()
+        """Batches that every run has come to an end of."""
         self._incomplete_reason: str | None = None
 
     def close(self) -> None:
@@ -137,7 +142,8 @@ class Scan:
         """Decides what is in memory at once, and says what the scan will do."""
         used = used_bytes(self._device)
         limit = self._request.max_memory or used + int(FREE_SHARE * free_bytes(self._device))
-        used += activation_bytes(self._waves()[0], self._skeletons)
+        first = self._waves(range(len(self._plan.batches)))[0]
+        used += activation_bytes([self._plan.batches[each] for each in first], self._skeletons)
         held = self._weights.settle(self._layout, limit=limit, used=used)
         self._observe(Announcement(text=self._what_comes()))
         self._observe(Announcement(text=held))
@@ -152,12 +158,30 @@ class Scan:
             ScanInterrupted: Ctrl-C, with what was measured until then.
             WeightsElsewhereError: this model runs with all weights in memory only.
         """
-        classifier = Classifier()
-        clock = self._clock()
         try:
-            for wave in self._waves():
+            with processes(self._device) as everybody:
+                mine = everybody.share([each.num_real_tokens for each in self._plan.batches])
+                self._run_batches(mine)
+                found = (self._found, self._done, self._incomplete_reason)
+                for theirs, done, reason in everybody.exchange(found):
+                    self._found |= theirs
+                    self._done |= done
+                    self._incomplete_reason = self._incomplete_reason or reason
+        except KeyboardInterrupt as error:
+            self._break_off("interrupted")
+            raise ScanInterrupted(self.measurements()) from error
+        except WeightsElsewhereError:
+            raise
+        except PrecheckError as error:
+            self._break_off(error.message)
+
+    def _run_batches(self, mine: list[int]) -> None:
+        classifier = Classifier()
+        clock = self._clock(len(mine))
+        try:
+            for wave in self._waves(mine):
                 run = BatchRun(
-                    [batch.to(self._device) for batch in wave],
+                    [self._plan.batches[index].to(self._device) for index in wave],
                     self._groups,
                     weights=self._weights,
                     layout=self._layout,
@@ -168,40 +192,35 @@ class Scan:
                 try:
                     run.go()
                 finally:
-                    self._totals += run.totals
-                    self._batches_done += wave[: run.num_done]
-        except KeyboardInterrupt as error:
-            self._break_off("interrupted")
-            raise ScanInterrupted(self.measurements()) from error
-        except WeightsElsewhereError:
-            raise
-        except PrecheckError as error:
+                    self._found |= dict(zip(wave, run.totals, strict=True))
+                    self._done |= set(wave[: run.num_done])
+        except (CheckpointError, MemoryExhaustedError) as error:
             self._break_off(error.message)
 
     def _break_off(self, reason: str) -> None:
         self._incomplete_reason = reason
-        for totals in self._totals:
+        for totals in self._found.values():
             for each in totals:
                 if not each.reaches_output:  # what is not broken yet may break in what is left
                     each.failure = each.failure or reason
 
-    def _waves(self) -> list[list[Batch]]:
+    def _waves(self, batches: Iterable[int]) -> list[list[int]]:
         """Batches that run at once: as many as keep the hidden states of all runs small."""
-        waves: list[list[Batch]] = [[]]
-        for batch in self._plan.batches:
-            tokens = sum(each.input_ids.numel() for each in waves[-1]) + batch.input_ids.numel()
-            is_full = tokens > WAVE_TOKENS or len(waves[-1]) == WAVE_BATCHES
-            if waves[-1] and is_full:
+        sizes = [each.input_ids.numel() for each in self._plan.batches]
+        waves: list[list[int]] = []
+        for index in batches:
+            tokens = sizes[index] + sum(sizes[each] for each in (waves[-1] if waves else ()))
+            if not waves or tokens > WAVE_TOKENS or len(waves[-1]) == WAVE_BATCHES:
                 waves.append([])
-            waves[-1].append(batch)
+            waves[-1].append(index)
         return waves
 
-    def _clock(self) -> Clock:
+    def _clock(self, num_batches: int) -> Clock:
         is_streamed = isinstance(self._weights, StreamedWeights)
         return Clock(
             self._observe,
             work={unit.name: _work(self._model, unit.name) for unit in self._layout.units},
-            num_passes=len(self._plan.batches) * len(self._skeletons),
+            num_passes=num_batches * len(self._skeletons),
             bytes_read=lambda: self._weights.bytes_read,
             total_bytes=_num_bytes(self._subject) if is_streamed else 0,
         )
@@ -224,8 +243,9 @@ class Scan:
         """What was measured so far."""
         totals = self._merged()
         is_complete = self._incomplete_reason is None
-        left = self._plan.batches[len(self._batches_done) :]
-        lengths = [probe.num_tokens for batch in self._batches_done for probe in batch.probes]
+        done = [each for index, each in enumerate(self._plan.batches) if index in self._done]
+        left = [each for index, each in enumerate(self._plan.batches) if index not in self._done]
+        lengths = [probe.num_tokens for batch in done for probe in batch.probes]
         loading = self._weights.loading
         return Measurements(
             model=self._facts,
@@ -270,9 +290,9 @@ class Scan:
 
     def _merged(self) -> list[RunTotals]:
         """What each run gathered, batch after batch."""
-        if not self._totals:
-            return [RunTotals.of(each) for each in self._skeletons]
-        return [reduce(RunTotals.merge, of_run) for of_run in zip(*self._totals, strict=True)]
+        nothing = [RunTotals.of(each) for each in self._skeletons]
+        batches = [self._found[index] for index in sorted(self._found)] or [nothing]
+        return [reduce(RunTotals.merge, of_run) for of_run in zip(*batches, strict=True)]
 
     def _peaks(self, totals: list[RunTotals]) -> list[Peaks]:
         """Peaks of the 16-bit runs; scores that only fused attention saw count for eager."""

@@ -23,13 +23,16 @@ from precheck.probe.prompts import (
 from precheck.records.traces import Probe
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from precheck.probe.vocabulary import Vocabulary
 
 
 MAX_BATCH_TOKENS = 1024
-"""A user's prompts of one length run together up to here: activations of a batch stay small."""
+"""Rows of one length run together up to here: activations of a batch stay small."""
+
+MAX_BATCH_ROWS = 8
+"""Half of the built-in rows: two processes have equal shares, and logits of a batch stay small."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +103,7 @@ def _builtin_batches(
         return [_batch(named[:QUICK_ROWS])], not_run
     kind = "token_ids" if vocabulary.tokenizer is None else "padded"
     left_padded = _padded_batch(padded, pad_id=vocabulary.pad_id, kind=kind)
-    return [_batch(named), left_padded, _batch([last])], not_run
+    return [*map(_batch, _in_batches(named)), left_padded, _batch([last])], not_run
 
 
 def _text_rows(
@@ -133,6 +136,15 @@ def _batch(rows: list[tuple[str, str, list[int]]]) -> Batch:
         probes=tuple(Probe(name=name, kind=kind, num_tokens=len(ids)) for name, kind, ids in rows),
         input_ids=stack_rows([ids for _, _, ids in rows]),
     )
+
+
+def _in_batches(
+    rows: list[tuple[str, str, list[int]]],
+) -> Iterator[list[tuple[str, str, list[int]]]]:
+    """Rows of one length, in parts that run together."""
+    step = min(MAX_BATCH_ROWS, max(1, MAX_BATCH_TOKENS // len(rows[0][2])))
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]
 
 
 def _padded_batch(rows: list[list[int]], *, pad_id: int, kind: str) -> Batch:
@@ -176,10 +188,9 @@ def _user_batches(
     by_length: dict[int, list[tuple[str, str, list[int]]]] = {}
     for row in rows:
         by_length.setdefault(len(row[2]), []).append(row)
-    batches = []
-    for length, group in by_length.items():
-        step = max(1, MAX_BATCH_TOKENS // length)
-        batches += [_batch(group[start : start + step]) for start in range(0, len(group), step)]
+    batches: list[Batch] = []
+    for group in by_length.values():
+        batches += map(_batch, _in_batches(group))
     return batches
 
 

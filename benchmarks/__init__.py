@@ -1,0 +1,1 @@
+"""What scans cost, measured; nothing of it runs in the tests."""
