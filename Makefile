@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test install check fix golden bench help
+.PHONY: scan test install check fix golden bench bench-scan bench-memory bench-scaling bench-arithmetic help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
@@ -45,7 +45,19 @@ golden: install ## Rewrite the golden files; read the diff before committing it
 	PRECHECK_UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/render
 
 bench: install ## Measure what watching costs, on a model of a billion parameters
-	$(BIN)/python benchmarks/watching.py $(ARGS)
+	$(BIN)/python -m benchmarks.watching $(ARGS)
+
+bench-scan: install ## Time a scan against loading three times and bare forwards (minutes, 3 GB)
+	$(BIN)/python -m benchmarks.scan_time $(ARGS)
+
+bench-memory: install ## A 7 B scan in 4 GiB, as root: memory and reads (an hour, 15 GB of disk)
+	$(BIN)/python -m benchmarks.scan_memory $(ARGS)
+
+bench-scaling: install ## Cost against layers, tokens and runs, with a picture (needs matplotlib)
+	$(BIN)/python -m benchmarks.scan_scaling $(ARGS)
+
+bench-arithmetic: install ## float32-rounded against native products (minutes)
+	$(BIN)/python -m benchmarks.arithmetic $(ARGS)
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10

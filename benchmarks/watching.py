@@ -22,6 +22,7 @@ from precheck.probe.batches import Batch
 from precheck.probe.classify import Classifier
 from precheck.probe.lockstep import Worker, advance
 from precheck.probe.prompts import ROW_TOKENS
+from precheck.probe.residency import AlwaysThere
 from precheck.probe.run_totals import RunTotals
 from precheck.probe.run_watch import RunWatch
 from precheck.probe.skeleton import Skeleton, twin
@@ -116,10 +117,16 @@ def lockstep(skeletons: list[Skeleton], batch: Batch) -> None:
     workers: list[Worker] = []
     watches: list[RunWatch] = []
     for skeleton in skeletons:
-        worker = Worker(name=skeleton.dtype, model=skeleton.model, units=layout.units)
+        worker = Worker(
+            name=skeleton.dtype,
+            model=skeleton.model,
+            units=layout.units,
+            presence=AlwaysThere(),
+        )
         reference = watches[0] if watches else None
         worker.passenger = RunWatch(
-            totals=RunTotals(skeleton),
+            totals=RunTotals.of(skeleton),
+            skeleton=skeleton,
             batch=batch,
             layout=layout,
             reference=reference,
@@ -127,17 +134,32 @@ def lockstep(skeletons: list[Skeleton], batch: Batch) -> None:
             classifier=classifier,
             decode=lambda _: None,
             check=worker.turns.check,
+            products=None,
         )
         watches.append(worker.passenger)
         workers.append(worker)
     try:
-        advance(workers, lambda _: None)
+        advance(workers, InOrder())
     finally:
         for watch in watches:
             watch.detach()
     for worker in workers:
         if worker.error is not None:
             raise worker.error
+
+
+class InOrder:
+    """Every run in the order given; nobody is told."""
+
+    def order(self, standing: list[Worker]) -> list[Worker]:
+        """As they come."""
+        return standing
+
+    def before(self, _worker: Worker) -> None:
+        """Nothing to do."""
+
+    def after(self, _worker: Worker) -> None:
+        """Nothing to do."""
 
 
 def build(num_layers: int) -> transformers.Qwen2ForCausalLM:
