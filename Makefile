@@ -13,8 +13,9 @@ INSTALLED := $(VENV)/.installed
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
 
+# A file's tests stay in one process: they share models and scans.
 test: install ## Run the tests, offline, on the CPU: make test ARGS="-k planted"
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n logical --dist loadfile $(ARGS)
 
 install: $(INSTALLED) ## Create the environment that the other targets use
 
@@ -53,7 +54,8 @@ bench-scan: install ## Time a scan against loading three times and bare forwards
 bench-memory: install ## A 7 B scan in 4 GiB, as root: memory and reads (an hour, 15 GB of disk)
 	$(BIN)/python -m benchmarks.scan_memory $(ARGS)
 
-bench-scaling: install ## Cost against layers, tokens and runs, with a picture (needs matplotlib)
+bench-scaling: install ## Cost against layers, tokens and runs, with a picture (minutes)
+	@$(BIN)/python -m pip install --quiet --prefer-binary -c constraints.txt --group bench
 	$(BIN)/python -m benchmarks.scan_scaling $(ARGS)
 
 bench-arithmetic: install ## float32-rounded against native products (minutes)

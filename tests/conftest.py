@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 # Before anything imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# Before torch is imported: where tests run side by side, threads of each would get in all others'
+# way, and the models here are too small for them.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 _GRACE_SECONDS = 2.0
 """How long a thread pool may take to end after the test that used it."""
 
@@ -30,10 +34,12 @@ def no_progress_bars() -> Iterator[None]:
     logging.enable_progress_bar()
 
 
-@pytest.fixture(autouse=True)
-def native_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def native_arithmetic() -> Iterator[None]:
     """Runs are compared bit for bit with plain ones: no processor lacks any arithmetic."""
-    monkeypatch.setattr("precheck.probe.arithmetic.cpu_capabilities", dict)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("precheck.probe.arithmetic.cpu_capabilities", dict)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -111,6 +111,8 @@ def test_commands_exist(page: Path) -> None:
     for block in blocks(page.read_text(encoding="utf-8"), language="console"):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line.removeprefix("$ "), comments=True)
+            if words[:2] == ["accelerate", "launch"]:
+                words = [words.pop(words.index("-m") + 1), *words[words.index("-m") + 1 :]]
             match words:
                 case ["precheck", command, *rest]:
                     known = help_of(command)

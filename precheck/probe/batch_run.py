@@ -207,6 +207,8 @@ def _raise_if_fatal(error: BaseException) -> None:
 
 def _failure(error: BaseException) -> str:
     """Why a run failed, in a line."""
+    if is_out_of_memory(error):
+        error = memory_error(error, doing="during the scan")
     if isinstance(error, PrecheckError):
         return error.message
     return f"{type(error).__name__}: {first_line(error)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,19 +20,23 @@ FREE_SHARE = 0.8
 """Of the free memory that a scan takes by itself: the page cache and others need some."""
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
 _FLOAT32 = 4
 _FLOAT64 = 8
 
 
 def free_bytes(device: str) -> int:
-    """Bytes that this process could still take on a device, a container's limit respected."""
+    """Bytes that this process could still take on a device, a container's limit respected.
+
+    Processes that share a scan share the host's memory.
+    """
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
     free = int(psutil.virtual_memory().available)
     for limit, anonymous in _cgroup_limits():
         free = min(free, limit - anonymous)
-    return max(0, free)
+    return max(0, free) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def used_bytes(device: str) -> int:
@@ -70,7 +75,7 @@ def _text_config(model: nn.Module) -> object:
 def _cgroup_limits() -> list[tuple[int, int]]:
     """Limit and anonymous memory of every control group this process is in, where there is one."""
     try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        lines = _MEMBERSHIP.read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
     found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING
 
@@ -25,18 +26,16 @@ def estimate_seconds(
     Every parameter is used once for every token, in a multiplication and an addition. The speed
     of each dtype is measured here, on a product of ``(256, 1024) @ (1024, 1024)``.
     """
-    speeds: dict[Dtype, float] = {}
     operations = 2.0 * num_parameters * num_tokens
     seconds = 0.0
     for skeleton in skeletons:
         is_native = skeleton.arithmetic is Arithmetic.NATIVE
         dtype = skeleton.dtype if is_native else Dtype.FLOAT32
-        if dtype not in speeds:
-            speeds[dtype] = _operations_per_second(getattr(torch, dtype), device)
-        seconds += operations / speeds[dtype]
+        seconds += operations / _operations_per_second(getattr(torch, dtype), device)
     return seconds
 
 
+@functools.cache
 def _operations_per_second(dtype: torch.dtype, device: str) -> float:
     rows = torch.ones(_ROWS, _SIZE, dtype=dtype, device=device)
     weight = torch.ones(_SIZE, _SIZE, dtype=dtype, device=device)

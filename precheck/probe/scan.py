@@ -82,6 +82,8 @@ class Scan:
         self._done: set[int] = set()
         """Batches that every run has come to an end of."""
         self._incomplete_reason: str | None = None
+        self._stopped_by: PrecheckError | None = None
+        """What stopped this process's share."""
 
     def close(self) -> None:
         """Gives back threads and files."""
@@ -155,6 +157,7 @@ class Scan:
         incomplete; what was measured until then stays.
 
         Raises:
+            PrecheckError: all runs were stopped before anything was measured.
             ScanInterrupted: Ctrl-C, with what was measured until then.
             WeightsElsewhereError: this model runs with all weights in memory only.
         """
@@ -173,7 +176,12 @@ class Scan:
         except WeightsElsewhereError:
             raise
         except PrecheckError as error:
-            self._break_off(error.message)
+            self._stop(error)
+        if self._stopped_by is not None and not self._has_layers():
+            raise self._stopped_by
+
+    def _has_layers(self) -> bool:
+        return any(each.layers for totals in self._found.values() for each in totals)
 
     def _run_batches(self, mine: list[int]) -> None:
         classifier = Classifier()
@@ -195,7 +203,11 @@ class Scan:
                     self._found |= dict(zip(wave, run.totals, strict=True))
                     self._done |= set(wave[: run.num_done])
         except (CheckpointError, MemoryExhaustedError) as error:
-            self._break_off(error.message)
+            self._stop(error)
+
+    def _stop(self, error: PrecheckError) -> None:
+        self._stopped_by = error
+        self._break_off(error.message)
 
     def _break_off(self, reason: str) -> None:
         self._incomplete_reason = reason

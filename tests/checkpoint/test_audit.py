@@ -58,6 +58,13 @@ def test_equals_a_float64_oracle(dtype: torch.dtype, values: list[float], chunk:
         assert audit_tensor(tensor) == TensorAudit()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_equals_the_oracle_on_every_pattern_of_16_bits(dtype: torch.dtype) -> None:
+    patterns = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(dtype)
+    for block in patterns.split(16):  # the boundaries of float16 fall inside a block and between
+        assert audit_tensor(block) == oracle(block.double().tolist())
+
+
 @pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_every_edge_value_is_exact_in_float32(edge: float, sign: float) -> None:

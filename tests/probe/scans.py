@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,8 @@ def plain_pass(
     ]
     try:
         with torch.no_grad():
-            is_decoder = "use_cache" in type(model).forward.__code__.co_varnames
+            # the signature, not the code: forwards are decorated
+            is_decoder = "use_cache" in inspect.signature(type(model).forward).parameters
             options = {"use_cache": False} if is_decoder else {}
             logits = model(**plain_inputs(batch), **options).logits
     finally:

@@ -52,16 +52,10 @@ def test_the_instruction_set_decides(
     assert arithmetic_of(Dtype.FLOAT16, "cuda:0") is Arithmetic.NATIVE
 
 
-@pytest.mark.usefixtures("real_capabilities")
 def test_torch_says_what_the_processor_has() -> None:
     # The seam: if torch stops telling, float16 scans on such processors get slow without a word.
     known = cpu_capabilities()
     assert isinstance(known.get("architecture"), str)
-
-
-@pytest.fixture
-def real_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
 
 
 def operands(dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
@@ -124,7 +118,9 @@ def test_a_product_is_the_float64_one_rounded_once(
     assert bool((error <= allowed)[finite].all())
     # and it overflows where the exact one, rounded, does
     assert torch.equal(rounded.isinf(), exact.to(torch.float32).to(dtype).isinf())
-    if left.numel() and native.isfinite().all():
+    # VDPBF16PS, the processor's own product of bfloat16, takes subnormal sums for zero
+    is_tiny = float(scale.max()) < 1e-30 if scale.numel() else True
+    if not is_tiny and native.isfinite().all():
         assert float((rounded == native).double().mean()) > 0.95
 
 

@@ -23,13 +23,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file system of control groups, and this process in one of them."""
-    real_path = budget.Path
-    membership = tmp_path / "cgroup"
-
-    def path(text: str) -> Path:
-        return membership if text == "/proc/self/cgroup" else real_path(text)
-
-    monkeypatch.setattr(budget, "Path", path)
+    monkeypatch.setattr(budget, "_MEMBERSHIP", tmp_path / "cgroup")
     monkeypatch.setattr(budget, "_CGROUPS", tmp_path / "fs")
     return tmp_path
 

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from precheck.records.traces import Headroom
 
 PRECISIONS = ("float32", "float16", "bfloat16")
+NUM_BATCHES = 4
+"""Of the built-in probes."""
 
 
 def same_bits(ours: Tensor, theirs: Tensor) -> bool:
@@ -95,7 +97,7 @@ def test_lockstep_runs_equal_plain_runs_bit_for_bit(name: str, tmp_path: Path) -
     save_checkpoint(tiny(name), tmp_path, tokenizer=True)
     with passes() as found:
         scan(tmp_path)
-    assert len(found) == 3 * 3 * len(attn_implementations(name))
+    assert len(found) == NUM_BATCHES * 3 * len(attn_implementations(name))
     assert any(each.batch.is_padded for each in found)
     for configuration in sorted({each.configuration for each in found}):
         model = plain_model(name, tmp_path, *configuration)
@@ -122,7 +124,7 @@ def test_broken_lockstep_runs_equal_plain_runs_bit_for_bit(name: str, tmp_path: 
     with passes() as found:
         scan(tmp_path, dtypes=["float16", "bfloat16"], attn_implementations=["eager"])
     runs = [each for each in found if each.skeleton.attn_implementation == "eager"]
-    assert len(runs) == 9
+    assert len(runs) == NUM_BATCHES * 3
     for each in runs:
         assert_equals_plain(each, plain_model(fault.architecture, tmp_path, *each.configuration))
 
