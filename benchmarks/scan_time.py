@@ -52,6 +52,9 @@ def compare(model: Path, prompts: Path, report: Path, *, repeats: int) -> None:
                 sys.exit(f"{name} ended with {found.exit_code}: {found.stderr[-2000:]}")
             seconds[name].append(found.seconds)
         bare.append(bare_forwards(model, prompts))
+        print(
+            f"turn {turn + 1}: { {name: round(found[-1], 2) for name, found in seconds.items()} }"
+        )
     runs = json.loads(report.read_text())["runs"]
     arithmetic = {run["dtype"]: run["arithmetic"] for run in runs}
     print("arithmetic of the scan:", arithmetic)

@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -764,7 +765,7 @@ def test_out_of_memory_in_a_later_layer_keeps_those_before(shell: Shell, error: 
     assert str(report.incomplete_reason).startswith("out of memory during the scan")
     assert {len(run.layers) for run in report.runs} == {1}
     assert {run.verdict for run in report.runs} == {Verdict.FAILED}
-    assert {str(report.incomplete_reason).startswith(run.reason) for run in report.runs} == {True}
+    assert all(str(run.reason) in str(report.incomplete_reason) for run in report.runs)
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda each: type(each).__name__)
@@ -1019,8 +1020,9 @@ def test_ctrl_c_from_outside_ends_the_process_with_a_partial_report(shell: Shell
     )
     assert process.stderr
     for line in process.stderr:
-        if "runs on" in line:
+        if line.startswith("weights read"):
             break
+    time.sleep(0.2)  # what comes after it is the first batch
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (ExitCode.INTERRUPTED, "")

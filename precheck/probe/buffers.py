@@ -21,7 +21,10 @@ _SLACK = 1.25
 
 
 class Buffers:
-    """Flat uint8 CPU tensors, handed out and taken back. For one thread."""
+    """Flat uint8 CPU tensors, handed out and taken back.
+
+    For one thread, but for ``forget``, which any thread may call.
+    """
 
     def __init__(self) -> None:
         self._free: list[Tensor] = []

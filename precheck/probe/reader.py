@@ -1,6 +1,7 @@
 """Reads pieces of a checkpoint, casts them to a run's dtype, and audits them on the way.
 
-Everything here runs in one thread, which is not the one that is watched.
+Everything here runs in one thread, which is not the one that is watched: while a layer computes,
+what is stored of the next one is read.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class Reader:
         self._faulty: dict[Dtype, set[str]] = {}
         self._buffers = Buffers()
         self._at_hand: _AtHand | None = None
+        self._ahead: _AtHand | None = None
+        """What is stored of the piece that comes next."""
         self._passing: list[Tensor] = []
 
     # Whole pieces.
@@ -79,6 +82,20 @@ class Reader:
             )
         return at_hand.made[dtype]
 
+    def look_ahead(self, piece: Piece, streamed: Streamed) -> None:
+        """Reads what is stored of the next piece, if there is room for it beside the one at hand.
+
+        What fails here fails again when the piece is asked for, and is reported then.
+        """
+        if self._ahead is not None or self._at_hand is None:
+            return
+        dtypes = streamed.dtypes
+        needed = [streamed.num_bytes(self._at_hand.piece.whole, [dtype]) for dtype in dtypes]
+        if max(needed) + streamed.num_bytes(piece.whole, []) > self.budget:
+            return
+        self._ahead = _AtHand(piece)
+        self._read_whole(self._ahead)
+
     def keep(
         self, recipes: Iterable[Recipe], streamed: Streamed, dtype: Dtype
     ) -> dict[str, nn.Parameter]:
@@ -94,13 +111,21 @@ class Reader:
     def _begin(self, piece: Piece, following: Piece | None) -> None:
         self._drop()
         self._stored.check_unchanged()
-        self._at_hand = _AtHand(piece)
-        for recipe in piece.recipes:
-            for source in recipe.sources:
-                self._at_hand.stored[source] = self._read(source)
+        if self._ahead is None or self._ahead.piece is not piece:
+            self._drop_ahead()
+            self._ahead = _AtHand(piece)
+        self._at_hand, self._ahead = self._ahead, None
+        self._read_whole(self._at_hand)
         self._read_large(piece, self._at_hand)
         if following is not None:
             self._stored.read_ahead(following.sources)
+
+    def _read_whole(self, at_hand: _AtHand) -> None:
+        """What is not yet in memory of the stored tensors that are used from end to end."""
+        for recipe in at_hand.piece.recipes:
+            for source in recipe.sources:
+                if source not in at_hand.stored:
+                    at_hand.stored[source] = self._read(source)
 
     def _read_large(self, piece: Piece, at_hand: _AtHand) -> None:
         """What is used in parts is read at once if it fits; it is cast part by part anyway."""
@@ -117,9 +142,15 @@ class Reader:
                 self._give(*held)
         self._at_hand = None
 
+    def _drop_ahead(self) -> None:
+        if self._ahead is not None:
+            self._give(*self._ahead.stored.values())
+        self._ahead = None
+
     def _make_room(self, at_hand: _AtHand, num_bytes: int) -> None:
         """Drops what was made for other dtypes, first made first, as far as the budget asks."""
-        stored = sum(each.nbytes for each in at_hand.stored.values())
+        ahead = () if self._ahead is None else self._ahead.stored.values()
+        stored = sum(each.nbytes for each in (*at_hand.stored.values(), *ahead))
         for dtype in list(at_hand.made):
             taken = sum(each.nbytes for held in at_hand.buffers.values() for each in held)
             if stored + taken + num_bytes <= self.budget:
@@ -243,6 +274,7 @@ class Reader:
     def audit(self, *, is_complete: bool) -> CheckpointAudit:
         """What is stored: what was read until now, or all of it; the rest is read in parts."""
         self._drop()
+        self._drop_ahead()
         self._give(*self._passing)
         for name in self._stored if is_complete else ():
             start = self._audited_rows.get(name, 0)

@@ -120,9 +120,12 @@ class StreamedWeights(SharedModels):
         return self._pieces.get(module)
 
     def fetch(self, piece: Piece, dtype: Dtype) -> dict[str, nn.Parameter]:
-        """The whole parameters of a piece, by name."""
+        """The whole parameters of a piece, by name; the next piece is read while they are used."""
         following = self._following.get(piece.module)
-        return self._in_thread(self._reader.fetch, piece, self._known, dtype, following)
+        made = self._in_thread(self._reader.fetch, piece, self._known, dtype, following)
+        if following is not None:
+            self._thread.submit(self._reader.look_ahead, following, self._known)
+        return made
 
     def rows(self, recipe: Recipe, dtype: Dtype, ids: Tensor) -> tuple[Tensor, nn.Parameter, bool]:
         """Indices for ``ids``, the rows they index, and whether those are faulty."""
