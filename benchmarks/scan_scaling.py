@@ -1,7 +1,8 @@
 """What a scan costs against decoder layers, tokens and configurations: straight lines.
 
 ``make bench-scaling`` times the measuring itself (models made, not yet run, to the report), on the
-widths of Qwen2-1.5B, prints a table with a least-squares line each, and draws it.
+widths of Qwen2-1.5B, prints a table with a least-squares line each, and draws it. Then it scans
+the whole shape as a user would, and prints how good the time left was.
 """
 
 from __future__ import annotations
@@ -62,6 +63,32 @@ def main() -> None:
         for count, seconds in points:
             print(f"  {count:5} {seconds:7.2f} s   line {start + slope * count:7.2f} s")
     draw(tables, options.picture)
+    show_time_left(checkpoint(options.folder, "1.5b"))
+
+
+def show_time_left(model: Path) -> None:
+    """How the time left that was shown compares with the time it then took."""
+    shown: list[tuple[float, Step]] = []
+
+    def observe(event: Announcement | Step) -> None:
+        if isinstance(event, Step):
+            shown.append((time.perf_counter(), event))
+
+    precheck.scan(model, observe=observe)
+    end = time.perf_counter()
+    taken = end - shown[0][0]
+    ratios = [
+        (now, step.seconds_left / (end - now))
+        for now, step in shown
+        if step.seconds_left is not None and end - now > taken / 20
+    ]
+    first = (ratios[0][0] - shown[0][0]) / taken
+    found = [ratio for _, ratio in ratios]
+    print(
+        f"time left of a scan of {taken:.0f} s, shown from {first:.0%} of it on: "
+        f"{min(found):.2f} to {max(found):.2f} of the time it took, median "
+        f"{statistics.median(found):.2f}; the last twentieth left out"
+    )
 
 
 def median(model: Path, repeats: int, **options: object) -> float:

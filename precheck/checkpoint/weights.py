@@ -66,7 +66,7 @@ class _Shard(Protocol):
     def dtype(self, name: str) -> str: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
     def read(self, name: str, spans: Sequence[_Span], into: memoryview) -> None: ...
-    def read_ahead(self, names: Iterable[str]) -> None: ...
+    def read_ahead(self, names: Iterable[str], *, limit: int) -> None: ...
     def check_unchanged(self) -> None: ...
     def close(self) -> None: ...
 
@@ -119,11 +119,13 @@ class _SafetensorsShard:
                     raise _changed(self._path, "it ended while it was read")
                 filled, position = filled + count, position + count
 
-    def read_ahead(self, names: Iterable[str]) -> None:
+    def read_ahead(self, names: Iterable[str], *, limit: int) -> None:
         if not hasattr(os, "posix_fadvise"):
             return
         for name in names:
             start, end = self._spans[name]
+            end = min(end, start + limit)
+            limit -= end - start
             for position in range(start, end, READ_AHEAD_BYTES):
                 size = min(READ_AHEAD_BYTES, end - position)
                 os.posix_fadvise(self._descriptor, position, size, os.POSIX_FADV_WILLNEED)
@@ -169,7 +171,7 @@ class _PickleShard:
             into[filled : filled + end - start] = content[start:end]
             filled += end - start
 
-    def read_ahead(self, names: Iterable[str]) -> None:
+    def read_ahead(self, names: Iterable[str], *, limit: int) -> None:
         """Nothing: they are mapped, or in memory."""
 
     def check_unchanged(self) -> None:
@@ -296,13 +298,18 @@ class Weights(Mapping[str, torch.Tensor]):
         self._shard_of[name].read(name, spans, _bytes_of(buffer))
         self._bytes_read += sum(end - start for start, end in spans)
 
-    def read_ahead(self, names: Iterable[str]) -> None:
-        """Asks the system to fetch tensors from storage; does not wait for them."""
+    def read_ahead(self, names: Iterable[str], *, limit: int) -> None:
+        """Asks the system to fetch tensors from storage; does not wait for them.
+
+        Args:
+            names: in the order they will be read in.
+            limit: bytes of each file that are asked for, the first ones.
+        """
         by_shard: dict[_Shard, list[str]] = {}
         for name in names:
             by_shard.setdefault(self._shard_of[name], []).append(name)
         for shard, wanted in by_shard.items():
-            shard.read_ahead(wanted)
+            shard.read_ahead(wanted, limit=limit)
 
     def check_unchanged(self) -> None:
         """Compares every file with what was opened; a deleted one is still all there.

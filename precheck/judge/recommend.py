@@ -31,7 +31,7 @@ from precheck.judge.hardware import Bfloat16, Hardware
 from precheck.judge.ranking import VERDICT_WORDS, gravest_runs, rank_of, why_not, worse
 from precheck.records.finding import Confidence, Verdict
 from precheck.records.loss import loss
-from precheck.records.precision import Configuration, Dtype
+from precheck.records.precision import Arithmetic, Configuration, Dtype
 from precheck.records.quantities import bits, listed, magnitude
 from precheck.records.report import Recommendation, Rejected
 from precheck.records.tightest import tightest
@@ -116,12 +116,21 @@ def _reasons(evidence: Evidence, run: Run, *, device: Hardware) -> tuple[str, ..
     if run.dtype is Dtype.FLOAT32:
         reasons.append(_why_float32(device))
     elif device.kind == "cpu":
-        reasons.append("half the memory; float32 may be faster on a CPU without 16-bit arithmetic")
+        reasons.append(_why_half_on_a_cpu(run))
     reasons.append(f"not tested beyond {longest:,} tokens")
     if _confidence(evidence, device) is Confidence.PREDICTED:
         where = device.compute_capability or device.name
         reasons.append(f"measured on {_measured_on(evidence)}, predicted for {where}")
     return tuple(reasons)
+
+
+def _why_half_on_a_cpu(run: Run) -> str:
+    if run.arithmetic is Arithmetic.NATIVE:
+        return "half the memory"
+    return (
+        f"half the memory, but slow here: this CPU has no {run.dtype} arithmetic (the scan's "
+        "products were computed in float32 and rounded)"
+    )
 
 
 def _why_float32(device: Hardware) -> str:

@@ -10,7 +10,7 @@ import torch
 from precheck.errors import PrecheckError, WeightsElsewhereError
 from precheck.probe.arithmetic import RoundedProducts
 from precheck.probe.lockstep import Worker, advance
-from precheck.probe.memory import is_out_of_memory, memory_error
+from precheck.probe.memory import give_back_free_memory, is_out_of_memory, memory_error
 from precheck.probe.run_totals import RunTotals
 from precheck.probe.run_watch import RunWatch
 from precheck.probe.skeleton import first_line
@@ -177,15 +177,20 @@ class BatchRun:
 
     def after(self, worker: Worker) -> None:
         """Gives up what cannot go on, and frees what nobody compares with any more."""
+        give_back_free_memory()
         if worker.error is not None:
             _raise_if_fatal(worker.error)
         if worker.is_finished:
             self._ended.add(worker)
             passage = next(each for each in self._passages if each.worker is worker)
-            batch = self._of(passage.batch)
-            if self._ended.issuperset(each.worker for each in batch):
-                for each in batch:
-                    each.watch.release()
+            self._release(self._of(passage.batch))
+
+    def _release(self, batch: list[_Passage]) -> None:
+        ended = [each.watch for each in batch if each.worker in self._ended]
+        going = [each.watch for each in batch if each.worker not in self._ended]
+        for watch in ended:
+            if not any(each.waits_for(watch) for each in going):
+                watch.release()
 
 
 def _own(skeleton: Skeleton, batch: int) -> Skeleton:

@@ -27,6 +27,8 @@ class Buffers:
     """
 
     def __init__(self) -> None:
+        self.limit = 0
+        """Bytes of all buffers, as far as free ones can be given up for new ones."""
         self._free: list[Tensor] = []
         self._taken: dict[int, Tensor] = {}
 
@@ -42,6 +44,7 @@ class Buffers:
             best = min(fitting, key=torch.Tensor.numel)
             self._free = [each for each in self._free if each is not best]
         else:
+            self._shrink(self.limit - num_bytes)
             best = torch.empty(max(1, num_bytes), dtype=torch.uint8)
         self._taken[best.data_ptr()] = best
         return best
@@ -62,7 +65,7 @@ class Buffers:
         """Leaves the buffer to whoever holds ``tensor``: it is not handed out again."""
         self._taken.pop(tensor.untyped_storage().data_ptr(), None)
 
-    def shrink(self, num_bytes: int) -> None:
+    def _shrink(self, num_bytes: int) -> None:
         """Frees memory that nobody has, largest first, until all together is ``num_bytes``."""
         self._free.sort(key=torch.Tensor.numel)
         while self._free and self.num_bytes > num_bytes:

@@ -1,11 +1,38 @@
-"""Telling that memory ran out, whichever allocator says so."""
+"""Telling that memory ran out, whichever allocator says so, and giving back what is not used."""
 
 from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 
 from precheck.errors import MemoryExhaustedError
 from precheck.probe.skeleton import first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def give_back_free_memory() -> None:
+    """Returns to the system what the C library keeps of freed memory.
+
+    glibc keeps some for each thread, and every run over every batch has a thread: of a 7 B scan's
+    4.3 GiB, 1.3 were kept so. A call takes about a millisecond; other C libraries have none.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # another C library; Windows has no CDLL(None)
+        return None
+    return trim
 
 
 def is_out_of_memory(error: BaseException) -> bool:

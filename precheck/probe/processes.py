@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import FrameType
 
+_MEETING = timedelta(minutes=10)
+"""How long to wait until all are there: they start alike."""
+
 _WAIT = timedelta(days=7)
 """How long to wait for the slowest share; a process that is gone is noticed at once."""
 
@@ -40,13 +43,21 @@ class Together:
 
     Args:
         device: where this process computes.
+
+    Raises:
+        WorkerLostError: the others do not come.
     """
 
     def __init__(self, device: str) -> None:
         # accelerate and torch.distributed take a second to import: only when they are needed
         from accelerate import PartialState  # noqa: PLC0415
+        from torch.distributed import new_group  # noqa: PLC0415
 
-        self._state = PartialState(cpu=device == "cpu", timeout=_WAIT)
+        try:
+            self._state = PartialState(cpu=device == "cpu", timeout=_MEETING)
+            self._group = new_group(timeout=_WAIT)
+        except RuntimeError as error:
+            raise lost_worker() from error
 
     def share(self, sizes: Sequence[int]) -> list[int]:
         """Which of the batches, by number, are this process's own: about the same work for all.
@@ -69,10 +80,11 @@ class Together:
         Raises:
             WorkerLostError: another process is gone.
         """
-        from accelerate.utils import gather_object  # noqa: PLC0415
+        from torch.distributed import all_gather_object  # noqa: PLC0415
 
+        everything: list[Any] = [None] * self._state.num_processes
         try:
-            everything: list[Any] = gather_object([found])
+            all_gather_object(everything, found, group=self._group)
         except RuntimeError as error:  # the connection to it was closed
             raise lost_worker() from error
         return everything

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from precheck.records.report import CheckpointAudit
 
 
+READ_AHEAD_BYTES = 256 << 20
+"""What the system is asked to have ready of a piece that is not read yet: more could push out of
+a small page cache what nobody has used."""
+
+
 @dataclass(slots=True, eq=False)
 class _AtHand:
     """What of a piece is in memory."""
@@ -50,8 +55,6 @@ class Reader:
     """
 
     def __init__(self, stored: Weights, *, device: str) -> None:
-        self.budget = 0
-        """Bytes that weights may take."""
         self._stored = stored
         self._device = device
         self._auditor = CheckpointAuditor(stored)
@@ -65,14 +68,21 @@ class Reader:
         """What is stored of the piece that comes next."""
         self._passing: list[Tensor] = []
 
+    @property
+    def budget(self) -> int:
+        """Bytes that weights may take."""
+        return self._buffers.limit
+
+    @budget.setter
+    def budget(self, num_bytes: int) -> None:
+        self._buffers.limit = num_bytes
+
     # Whole pieces.
 
-    def fetch(
-        self, piece: Piece, streamed: Streamed, dtype: Dtype, following: Piece | None
-    ) -> dict[str, nn.Parameter]:
+    def fetch(self, piece: Piece, streamed: Streamed, dtype: Dtype) -> dict[str, nn.Parameter]:
         """The piece's parameters in a dtype, by name; they stay until another piece's turn."""
         if self._at_hand is None or self._at_hand.piece is not piece:
-            self._begin(piece, following)
+            self._begin(piece)
         at_hand = self._at_hand
         assert at_hand is not None  # noqa: S101  just begun
         if dtype not in at_hand.made:
@@ -83,18 +93,20 @@ class Reader:
         return at_hand.made[dtype]
 
     def look_ahead(self, piece: Piece, streamed: Streamed) -> None:
-        """Reads what is stored of the next piece, if there is room for it beside the one at hand.
+        """Reads what is stored of the next piece while the one at hand is used.
 
-        What fails here fails again when the piece is asked for, and is reported then.
+        Where there is no room for both, the system is asked to have it ready. What fails here
+        fails again when the piece is asked for, and is reported then.
         """
         if self._ahead is not None or self._at_hand is None:
             return
-        dtypes = streamed.dtypes
-        needed = [streamed.num_bytes(self._at_hand.piece.whole, [dtype]) for dtype in dtypes]
-        if max(needed) + streamed.num_bytes(piece.whole, []) > self.budget:
-            return
         self._ahead = _AtHand(piece)
-        self._read_whole(self._ahead)
+        at_hand = self._at_hand.piece.whole
+        needed = max(streamed.num_bytes(at_hand, [dtype]) for dtype in streamed.dtypes)
+        if needed + streamed.num_bytes(piece.whole, []) <= self.budget:
+            self._read_whole(self._ahead)
+        waiting = [each for each in piece.sources if each not in self._ahead.stored]
+        self._stored.read_ahead(waiting, limit=READ_AHEAD_BYTES)
 
     def keep(
         self, recipes: Iterable[Recipe], streamed: Streamed, dtype: Dtype
@@ -108,7 +120,7 @@ class Reader:
             self._give(*held, *stored.values())
         return kept
 
-    def _begin(self, piece: Piece, following: Piece | None) -> None:
+    def _begin(self, piece: Piece) -> None:
         self._drop()
         self._stored.check_unchanged()
         if self._ahead is None or self._ahead.piece is not piece:
@@ -117,8 +129,6 @@ class Reader:
         self._at_hand, self._ahead = self._ahead, None
         self._read_whole(self._at_hand)
         self._read_large(piece, self._at_hand)
-        if following is not None:
-            self._stored.read_ahead(following.sources)
 
     def _read_whole(self, at_hand: _AtHand) -> None:
         """What is not yet in memory of the stored tensors that are used from end to end."""
@@ -157,7 +167,6 @@ class Reader:
                 break
             del at_hand.made[dtype]
             self._give(*at_hand.buffers.pop(dtype))
-        self._buffers.shrink(max(0, self.budget - num_bytes))
 
     def _read(self, source: str) -> Tensor:
         """A stored tensor on the device, read now."""
@@ -252,7 +261,8 @@ class Reader:
         whole = None if self._at_hand is None else self._at_hand.stored.get(source)
         part = self._part_from_file(source, rows) if whole is None else whole[rows]
         cast = self._cast(part, streamed.dtype_of(recipe.target, dtype))
-        self._passing = [cast] if whole is not None else [part, cast]
+        read = [part] if whole is None else []
+        self._passing = [*read, *([] if cast is part else [cast])]  # what is stored stays
         return _parameter(cast), _is_faulty(part, cast, dtype)
 
     def _part_from_file(self, source: str, rows: slice) -> Tensor:

@@ -129,6 +129,10 @@ class RunWatch:
         """Whether a unit hands on what it would make anyway: NaN everywhere."""
         return unit in self._skipped
 
+    def waits_for(self, other: RunWatch) -> bool:
+        """Whether this run will be compared with another one's output."""
+        return not self._is_finished and other in (self._reference, self._baseline)
+
     def release(self) -> None:
         """Drops what was kept to be compared with."""
         self.final = self.call = None

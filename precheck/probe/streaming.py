@@ -121,8 +121,8 @@ class StreamedWeights(SharedModels):
 
     def fetch(self, piece: Piece, dtype: Dtype) -> dict[str, nn.Parameter]:
         """The whole parameters of a piece, by name; the next piece is read while they are used."""
+        made = self._in_thread(self._reader.fetch, piece, self._known, dtype)
         following = self._following.get(piece.module)
-        made = self._in_thread(self._reader.fetch, piece, self._known, dtype, following)
         if following is not None:
             self._thread.submit(self._reader.look_ahead, following, self._known)
         return made

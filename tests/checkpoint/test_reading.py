@@ -112,7 +112,7 @@ def test_of_one_name_in_two_files_the_later_counts(tmp_path: Path) -> None:
 
 def test_reading_ahead_asks_and_does_not_wait(weights: Weights) -> None:
     before = weights.bytes_read
-    weights.read_ahead(list(weights))
+    weights.read_ahead(list(weights), limit=1 << 20)
     assert weights.bytes_read == before
 
 

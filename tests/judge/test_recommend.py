@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from precheck.judge import judge
-from precheck.records.precision import Dtype
+from precheck.records.precision import Arithmetic, Dtype
 from precheck.records.report import CheckpointAudit, Device, TensorFault
 from precheck.records.traces import Mechanism
 from tests import hand_made
@@ -150,6 +150,20 @@ def test_an_interrupted_scan_recommends_nothing() -> None:
     scan = hand_made.measurements(runs=(), headroom=(), complete=False)
     recommendation = recommended(scan)
     assert recommendation.dtype is None
+
+
+def test_a_cpu_without_16_bit_arithmetic_is_told_that_it_is_slow() -> None:
+    scan = hand_made.qwen2_eager()
+    runs = tuple(
+        each
+        if each.dtype is Dtype.FLOAT32
+        else replace(each, arithmetic=Arithmetic.FLOAT32_ROUNDED)
+        for each in scan.runs
+    )
+    assert "half the memory" in recommended(scan).reasons
+    slow = recommended(replace(scan, runs=runs))
+    assert choice(slow) == ("float16", "sdpa")
+    assert any("this CPU has no float16 arithmetic" in each for each in slow.reasons)
 
 
 def test_without_a_gpu_three_rows_are_advised() -> None:

@@ -18,6 +18,7 @@ from precheck.pipeline import scan
 from precheck.probe import pieces, split_head, streaming
 from precheck.probe.conversion import find_recipes
 from precheck.probe.loading import empty_model
+from precheck.probe.reader import Reader
 from precheck.probe.run_watch import RunWatch
 from precheck.probe.streaming import StreamedWeights
 from precheck.records.precision import Dtype
@@ -224,6 +225,27 @@ def test_each_stored_byte_is_read_once_for_all_runs(
     report = scan(folders["qwen2"])
     assert len(report.runs) == 6
     assert read[0][0] == read[0][1]
+
+
+def test_what_is_stored_stays_while_its_parts_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In the dtype it is stored in, a part is not a copy: its memory is not free after it.
+    model: Any = tiny("llama")
+    save_checkpoint(model.to(torch.bfloat16), tmp_path, tokenizer=True)
+    monkeypatch.setattr(split_head, "PART_BYTES", 1 << 13)
+    part, seen = Reader.part, []
+
+    def watched(reader: Any, recipe: Any, *args: Any) -> Any:
+        found = part(reader, recipe, *args)
+        stored = reader._at_hand.stored[recipe.sources[0]]  # noqa: SLF001
+        seen.append(stored.untyped_storage().data_ptr() in reader._buffers._taken)  # noqa: SLF001
+        return found
+
+    monkeypatch.setattr(Reader, "part", watched)
+    scan(tmp_path, quick=True, dtypes=["bfloat16"])
+    assert len(seen) > 8
+    assert all(seen)
 
 
 def test_weights_are_gone_after_their_layer(
