@@ -51,7 +51,7 @@ bench: install ## Measure what watching costs, on a model of a billion parameter
 bench-scan: install ## Time a scan against loading three times and bare forwards (minutes, 3 GB)
 	$(BIN)/python -m benchmarks.scan_time $(ARGS)
 
-bench-memory: install ## A 7 B scan in 4 GiB, as root: memory and reads (an hour, 15 GB of disk)
+bench-memory: install ## A 7 B scan in 4 GiB, as root: memory and reads (10 minutes, 15 GB of disk)
 	$(BIN)/python -m benchmarks.scan_memory $(ARGS)
 
 bench-scaling: install ## Cost against layers, tokens and runs, with a picture (minutes)

@@ -34,6 +34,7 @@ class _Passage:
     """One run over one batch."""
 
     batch: int
+    num_tokens: int
     totals: RunTotals
     watch: RunWatch
     worker: Worker
@@ -147,7 +148,13 @@ class BatchRun:
             check=worker.turns.check,
             products=self._products_of(skeleton),
         )
-        return _Passage(batch=index, totals=totals, watch=watch, worker=worker)
+        return _Passage(
+            batch=index,
+            num_tokens=batch.input_ids.numel(),
+            totals=totals,
+            watch=watch,
+            worker=worker,
+        )
 
     def _products_of(self, skeleton: Skeleton) -> RoundedProducts | None:
         """One for all runs of a dtype: they share its memory."""
@@ -173,7 +180,8 @@ class BatchRun:
     def before(self, worker: Worker) -> None:
         """A worker is about to go on."""
         if worker.is_entering:
-            self._clock.tick(worker.name, worker.standing_at)
+            tokens = next(each.num_tokens for each in self._passages if each.worker is worker)
+            self._clock.tick(worker.name, worker.standing_at, num_tokens=tokens)
 
     def after(self, worker: Worker) -> None:
         """Gives up what cannot go on, and frees what nobody compares with any more."""

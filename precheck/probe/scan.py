@@ -22,7 +22,7 @@ from precheck.errors import (
 from precheck.probe.batch_run import BatchRun
 from precheck.probe.budget import FREE_SHARE, activation_bytes, free_bytes, used_bytes
 from precheck.probe.classify import Classifier
-from precheck.probe.clock import Clock
+from precheck.probe.clock import LOGIT_WORK, Clock
 from precheck.probe.configurations import build_groups
 from precheck.probe.environment import read_environment, resolve_device
 from precheck.probe.estimate import estimate_seconds
@@ -185,7 +185,7 @@ class Scan:
 
     def _run_batches(self, mine: list[int]) -> None:
         classifier = Classifier()
-        clock = self._clock(len(mine))
+        clock = self._clock(mine)
         try:
             for wave in self._waves(mine):
                 run = BatchRun(
@@ -227,12 +227,15 @@ class Scan:
             waves[-1].append(index)
         return waves
 
-    def _clock(self, num_batches: int) -> Clock:
+    def _clock(self, batches: list[int]) -> Clock:
+        num_runs = len(self._skeletons)
         is_streamed = isinstance(self._weights, StreamedWeights)
         return Clock(
             self._observe,
             work={unit.name: _work(self._model, unit.name) for unit in self._layout.units},
-            num_passes=num_batches * len(self._skeletons),
+            num_tokens=num_runs
+            * sum(self._plan.batches[each].input_ids.numel() for each in batches),
+            round_steps=num_runs * max(map(len, self._waves(batches)), default=0),
             bytes_read=lambda: self._weights.bytes_read,
             total_bytes=_num_bytes(self._subject) if is_streamed else 0,
         )
@@ -336,14 +339,17 @@ def _weights_of(subject: Subject, *, device: str, is_resident: bool) -> SharedMo
 
 
 def _work(model: nn.Module, unit: str) -> float:
-    """What a unit costs: its parameters but for those that are only looked up."""
+    """Multiplications for one token: parameters but for those that are only looked up."""
     looked_up = {
         id(each.weight)
         for each in model.get_submodule(unit).modules()
         if isinstance(each, nn.Embedding)
     }
     parameters = model.get_submodule(unit).parameters()
-    return float(sum(each.numel() for each in parameters if id(each) not in looked_up))
+    products = sum(each.numel() for each in parameters if id(each) not in looked_up)
+    module = model.get_submodule(unit)
+    logits = module.out_features if isinstance(module, nn.Linear) else 0
+    return float(products + LOGIT_WORK * logits)
 
 
 def _num_bytes(subject: Subject) -> int:

@@ -9,6 +9,8 @@ import pytest
 from precheck.probe.clock import Clock
 from precheck.records.progress import Announcement, Step
 
+TOKENS = 100
+
 
 class Machine:
     """A scan of units that take as long as they have work, on a clock of its own."""
@@ -28,7 +30,8 @@ class Machine:
         clock = Clock(
             observe,
             work=work,
-            num_passes=self._num_runs,
+            num_tokens=self._num_runs * TOKENS,
+            round_steps=self._num_runs,
             bytes_read=lambda: read,
             total_bytes=100,
             now=lambda: self.now,
@@ -36,7 +39,7 @@ class Machine:
         for unit, seconds in self._seconds.items():
             read += 30
             for run in range(self._num_runs):
-                clock.tick(f"run {run}", unit)
+                clock.tick(f"run {run}", unit, num_tokens=TOKENS)
                 self.now += seconds
 
 
