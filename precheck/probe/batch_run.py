@@ -9,6 +9,7 @@ import torch
 
 from precheck.errors import PrecheckError, WeightsElsewhereError
 from precheck.probe.arithmetic import RoundedProducts
+from precheck.probe.budget import used_bytes
 from precheck.probe.lockstep import Worker, advance
 from precheck.probe.memory import give_back_free_memory, is_out_of_memory, memory_error
 from precheck.probe.run_totals import RunTotals
@@ -51,6 +52,7 @@ class BatchRun:
         classifier: says why operations overflow.
         decode: token ids to text.
         clock: told before each unit of each run.
+        memory_limit: bytes that the scan may take.
     """
 
     def __init__(
@@ -63,12 +65,14 @@ class BatchRun:
         classifier: Classifier,
         decode: Decode,
         clock: Clock,
+        memory_limit: int,
     ) -> None:
         self._weights = weights
         self._layout = layout
         self._classifier = classifier
         self._decode = decode
         self._clock = clock
+        self._memory_limit = memory_limit
         self._num_batches = len(batches)
         self._ended: set[Worker] = set()
         self._products: dict[Dtype, RoundedProducts] = {}
@@ -185,7 +189,8 @@ class BatchRun:
 
     def after(self, worker: Worker) -> None:
         """Gives up what cannot go on, and frees what nobody compares with any more."""
-        give_back_free_memory()
+        if used_bytes("cpu") > self._memory_limit / 2:  # memory that is new again costs time
+            give_back_free_memory()
         if worker.error is not None:
             _raise_if_fatal(worker.error)
         if worker.is_finished:

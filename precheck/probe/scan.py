@@ -147,6 +147,7 @@ class Scan:
         first = self._waves(range(len(self._plan.batches)))[0]
         used += activation_bytes([self._plan.batches[each] for each in first], self._skeletons)
         held = self._weights.settle(self._layout, limit=limit, used=used)
+        self._memory_limit = limit
         self._observe(Announcement(text=self._what_comes()))
         self._observe(Announcement(text=held))
 
@@ -196,6 +197,7 @@ class Scan:
                     classifier=classifier,
                     decode=self._vocabulary.decode,
                     clock=clock,
+                    memory_limit=self._memory_limit,
                 )
                 try:
                     run.go()
