@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 import torch
+from torch import nn
 
 from precheck.probe import budget
 from precheck.probe.batches import Batch
 from precheck.probe.budget import activation_bytes, free_bytes, used_bytes
 from precheck.probe.skeleton import Skeleton
-from precheck.records.precision import Dtype
+from precheck.records.precision import Arithmetic, Dtype
 from precheck.records.traces import Probe
 from tests.tiny_models import tiny
 
@@ -81,8 +83,28 @@ def test_activations_grow_with_tokens_and_runs() -> None:
         probe = Probe(name="x", kind="token_ids", num_tokens=tokens)
         return Batch(probes=(probe,), input_ids=torch.zeros(1, tokens, dtype=torch.long))
 
-    one = activation_bytes([batch(16)], [skeleton])
+    def beyond_what_is_fixed(batches: list[Batch], skeletons: list[Skeleton]) -> int:
+        return activation_bytes(batches, skeletons) - activation_bytes([batch(0)], skeletons)
+
+    one = beyond_what_is_fixed([batch(16)], [skeleton])
     assert one > 0
-    assert activation_bytes([batch(32)], [skeleton]) == 2 * one
-    assert one < activation_bytes([batch(16)], [skeleton] * 2) < 2 * one
-    assert one < activation_bytes([batch(16)] * 2, [skeleton]) < 2 * one
+    assert beyond_what_is_fixed([batch(32)], [skeleton]) == 2 * one
+    assert one < beyond_what_is_fixed([batch(16)], [skeleton] * 2) < 2 * one
+    assert one < beyond_what_is_fixed([batch(16)] * 2, [skeleton]) < 2 * one
+
+
+def test_products_in_float32_take_a_copy_of_their_weights() -> None:
+    skeleton = Skeleton(
+        model=tiny("qwen2"),
+        dtype=Dtype.FLOAT16,
+        attn_implementation="sdpa",
+        requested_attn_implementation="sdpa",
+    )
+    rounded = replace(skeleton, arithmetic=Arithmetic.FLOAT32_ROUNDED)
+    probe = Probe(name="x", kind="token_ids", num_tokens=4)
+    batch = Batch(probes=(probe,), input_ids=torch.zeros(1, 4, dtype=torch.long))
+    widest = max(
+        each.weight.numel() for each in skeleton.model.model.modules() if type(each) is nn.Linear
+    )
+    more = activation_bytes([batch], [rounded]) - activation_bytes([batch], [skeleton])
+    assert more == 4 * widest
