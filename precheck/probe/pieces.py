@@ -177,14 +177,14 @@ def plan_pieces(
             pieces.append(streamed.piece(unit.name, names, manner=manner, is_unit=True))
         else:
             pieces += _modules_of(streamed, unit)
-    for piece in pieces:
-        needed = _largest(streamed, piece.whole)
-        if needed > limit - used:
-            raise MemoryExhaustedError(
-                f"not enough memory: the weights of {piece.module} take {num_bytes(needed)}, "
-                f"everything else {num_bytes(used)} (allowed {num_bytes(limit)})",
-                hint=f"allow {num_bytes(needed + used)} with --max-memory, or use --quick",
-            )
+    needs = {piece.module: _largest(streamed, piece.whole) for piece in pieces}
+    most = max(needs, key=needs.__getitem__, default=None)
+    if most is not None and needs[most] > limit - used:
+        raise MemoryExhaustedError(
+            f"not enough memory: the weights of {most} take {num_bytes(needs[most])}, everything "
+            f"else {num_bytes(used)} (allowed {num_bytes(limit)})",
+            hint=f"allow {num_bytes(needs[most] + used)} with --max-memory, or use --quick",
+        )
     return tuple(pieces)
 
 
