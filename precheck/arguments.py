@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from precheck.errors import UsageError
 from precheck.pipeline import dtype_named
 from precheck.records.precision import Configuration, Dtype
+from precheck.records.prompts import ImagePrompt, Prompt
 from precheck.render import RENDERERS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-Prompt = str | Sequence[int]
-
-_JSON_PROMPTS = 'write an object a line, like {"text": "Hello"} or {"token_ids": [1, 2]}'
+_JSON_PROMPTS = (
+    'write an object a line, like {"text": "Hello"}, {"token_ids": [1, 2]} or '
+    '{"text": "What is this?", "images": ["photo.png"]}'
+)
 
 
 def dtypes(text: str) -> tuple[Dtype, ...]:
@@ -164,10 +166,8 @@ def _json_prompts(lines: Iterable[tuple[int, str]], *, file: Path) -> Iterator[P
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{where}: not JSON: {error}", hint=_JSON_PROMPTS) from error
         match fields:
-            case {"images": _}:
-                raise UsageError(
-                    f"{where}: images cannot be probed yet", hint='keep only the "text"'
-                )
+            case {"text": str(text), "images": [*images], **rest} if text and images and not rest:
+                yield ImagePrompt(text=text, images=_paths(images, file=file, where=where))
             case {"text": str(text), **rest} if text and not rest:
                 yield text
             case {"token_ids": [*token_ids], **rest} if token_ids and not rest:
@@ -183,3 +183,10 @@ def _json_prompts(lines: Iterable[tuple[int, str]], *, file: Path) -> Iterator[P
                     f'{where}: not a prompt (expected an object with "text" or "token_ids")',
                     hint=_JSON_PROMPTS,
                 )
+
+
+def _paths(images: Sequence[object], *, file: Path, where: str) -> tuple[str, ...]:
+    """Paths of images; relative ones are relative to the prompts file."""
+    if not all(isinstance(each, str) and each for each in images):
+        raise UsageError(f'{where}: "images" holds something else than paths', hint=_JSON_PROMPTS)
+    return tuple(str(file.parent / str(each)) for each in images)

@@ -10,6 +10,7 @@ from precheck.errors import ScanInterrupted, UsageError
 from precheck.judge import judge
 from precheck.judge.hardware import target
 from precheck.records.precision import Configuration, Dtype
+from precheck.records.prompts import ImagePrompt
 from precheck.records.report import Measurements, Report
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from precheck.records.progress import Announcement, Observer, Step
+    from precheck.records.prompts import Prompt
 
 
 def scan(
@@ -25,7 +27,7 @@ def scan(
     *,
     dtypes: Sequence[Dtype | str] | None = None,
     attn_implementations: Sequence[str] | None = None,
-    prompts: Sequence[str | Sequence[int]] | None = None,
+    prompts: Sequence[Prompt] | None = None,
     device: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -47,7 +49,8 @@ def scan(
         dtypes: names such as ``float16``; None measures all three.
         attn_implementations: transformers' names; None takes the model's default, and eager
             where that differs.
-        prompts: texts and token-id lists, instead of the built-in probes; None keeps those.
+        prompts: texts, token-id lists and ``ImagePrompt``, instead of the built-in probes; None
+            keeps those.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:0`` or ``mps``.
         revision: branch, tag or commit of a Hub id.
         trust_remote_code: run the code that comes with the checkpoint.
@@ -126,11 +129,12 @@ def dtype_named(name: str) -> Dtype:
     )
 
 
-def _check_text(prompts: Sequence[str | Sequence[int]]) -> None:
+def _check_text(prompts: Sequence[Prompt]) -> None:
     for number, prompt in enumerate(prompts, start=1):
         try:
-            if isinstance(prompt, str):
-                prompt.encode()
+            text = prompt.text if isinstance(prompt, ImagePrompt) else prompt
+            if isinstance(text, str):
+                text.encode()
         except UnicodeEncodeError as error:
             raise UsageError(
                 f"prompt {number} is not Unicode text: {prompt!r} (expected no lone surrogates)",

@@ -429,7 +429,7 @@ def test_reads_a_prompts_file(
         ("p.txt", b" \n\n", "prompts file is empty"),
         ("p.txt", b"ok\n\xff\xfe", "not UTF-8"),
         ("p.jsonl", b'{"text": "ok"}\n{"text": ', "line 2: not JSON"),
-        ("p.jsonl", b'{"text": "ok", "images": ["a.png"]}', "line 1: images"),
+        ("p.jsonl", b'{"text": "ok", "images": []}', "line 1: not a prompt"),
         ("p.jsonl", b'\n"text"', "line 2: not a prompt"),
         ("p.jsonl", b'{"text": ""}', "line 1: not a prompt"),
         ("p.jsonl", b'{"txt": "typo"}', "line 1: not a prompt"),

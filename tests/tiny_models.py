@@ -243,9 +243,9 @@ def tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
     )
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=bpe,
-        pad_token="<|pad|>",  # noqa: S106  a token, not a secret
-        bos_token="<|bos|>",  # noqa: S106
-        eos_token="<|endoftext|>",  # noqa: S106
+        pad_token="<|pad|>",
+        bos_token="<|bos|>",
+        eos_token="<|endoftext|>",
         padding_side="left",
         model_max_length=MAX_POSITIONS,
     )

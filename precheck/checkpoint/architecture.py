@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from precheck.errors import UnsupportedModelError
-from precheck.records.traces import Section
+from precheck.records.traces import TOWERS, Section
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 _TOWERS = {
     "pixel_values": Section.VISION,
     "input_features": Section.AUDIO,
     "input_values": Section.AUDIO,
 }
+_TOWER_SETTINGS = {"patch_size": Section.VISION, "num_mel_bins": Section.AUDIO}
+"""What the config of a tower says that no text model's does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +120,7 @@ def _units(model: nn.Module, lists: dict[str, nn.Module]) -> Iterator[Unit]:
     within = {id(part) for block in blocks for part in block.modules()} - set(map(id, blocks))
     seen: set[int] = set()
     before_blocks = True
+    blocks_seen: set[str] = set()
     for name, module in _pieces(model, "", lists):
         # a shared module keeps its first name, as named_modules() has it; units do not nest
         if id(module) in seen | within:
@@ -126,9 +129,39 @@ def _units(model: nn.Module, lists: dict[str, nn.Module]) -> Iterator[Unit]:
         is_block = name.rsplit(".", 1)[0] in lists
         before_blocks = before_blocks and not is_block
         section = _nearest(name, sections)
-        if before_blocks and section is Section.HEAD:
+        if not is_block and _is_projector(name, module, sections, blocks_seen):
+            section = Section.PROJECTOR
+        elif before_blocks and section is Section.HEAD:
             section = next(iter(sections.values()))
+        if is_block:
+            blocks_seen.add(name.rpartition(".")[0])
         yield Unit(name=name, section=section, is_block=is_block)
+
+
+def _is_projector(
+    name: str, module: nn.Module, blocks: dict[str, Section], lists_before: Collection[str]
+) -> bool:
+    """Whether a module turns what a tower saw into hidden states of the decoder.
+
+    It has matrices and comes after the layers of a tower and before those of the decoder: inside
+    the tower's own module (a merger), or beside it.
+    """
+    towers = {each.rpartition(".")[0] for each, section in blocks.items() if section in TOWERS}
+    others = {each.rpartition(".")[0] for each in blocks} - towers
+    if not others or not towers & set(lists_before) or others & set(lists_before):
+        return False
+    is_others = any(name.startswith(f"{_stem(each, towers)}.") for each in others)
+    return not is_others and any(each.dim() > 1 for each in module.parameters())
+
+
+def _stem(block_list: str, others: Collection[str]) -> str:
+    """The outermost module that holds a stack and none of the others."""
+    parts = block_list.split(".")
+    for depth in range(1, len(parts)):
+        stem = ".".join(parts[:depth])
+        if not any(each.startswith(f"{stem}.") for each in others):
+            return stem
+    return block_list
 
 
 def _pieces(
@@ -169,9 +202,18 @@ def _section(model: nn.Module, block_list: str) -> Section:
     parts = block_list.split(".")
     for depth in range(len(parts) - 1, 0, -1):
         holder = model.get_submodule(".".join(parts[:depth]))
-        tower = _TOWERS.get(getattr(holder, "main_input_name", ""))
-        if tower is not None:
-            return tower
+        takes = getattr(holder, "main_input_name", None)
+        if takes in _TOWERS:
+            return _TOWERS[takes]
+        if takes is not None:  # the innermost model that the stack belongs to decides
+            own = getattr(holder, "config", None)
+            is_part = own is not getattr(model, "config", None)
+            tower = next(
+                (_TOWER_SETTINGS[each] for each in _TOWER_SETTINGS if hasattr(own, each)), None
+            )
+            if is_part and tower is not None:
+                return tower
+            break
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return Section.ENCODER if _is_within(model, block_list, "get_encoder") else Section.DECODER
     stack = model.get_submodule(block_list)

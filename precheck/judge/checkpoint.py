@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from precheck.judge.evidence import Evidence
     from precheck.records.report import CheckpointAudit
+    from precheck.records.traces import Headroom
 
 
 def has_random_parameters(audit: CheckpointAudit) -> bool:
@@ -141,17 +142,43 @@ def declares_another_dtype(evidence: Evidence) -> Iterator[Finding]:
 def kept_in_float32(evidence: Evidence) -> Iterator[Finding]:
     """Modules that stay in float32 when loaded as float16, and only then."""
     names = evidence.measurements.checkpoint.kept_in_float32
-    if names:
-        yield Finding(
-            code="PC507",
-            severity=Severity.NOTE,
-            confidence=Confidence.DOCUMENTED,
-            message=(
-                f"{evidence.measurements.model.architecture} keeps {listed(names)} in float32 when "
-                "it is loaded with dtype=torch.float16; the float16 verdict holds for that only."
-            ),
-            advice="Pass dtype= to from_pretrained; .half() on a loaded model casts these as well.",
-        )
+    if not names:
+        return
+    needed = _needs_float32(evidence)
+    why = (
+        f" With reason: {needed.module} takes {magnitude(needed.abs_max)} in float32, float16 ends "
+        f"at {magnitude(Dtype.FLOAT16.limits.max)}."
+        if needed
+        else ""
+    )
+    yield Finding(
+        code="PC507",
+        severity=Severity.WARNING if needed else Severity.NOTE,
+        confidence=Confidence.PREDICTED if needed else Confidence.DOCUMENTED,
+        layer=needed.layer if needed else None,
+        section=needed.section if needed else None,
+        module=needed.module if needed else None,
+        source=needed.source if needed else None,
+        message=(
+            f"{evidence.measurements.model.architecture} keeps {listed(names)} in float32 when "
+            f"it is loaded with dtype=torch.float16; the float16 verdict holds for that only.{why}"
+        ),
+        advice="Pass dtype= to from_pretrained; .half() on a loaded model casts these as well"
+        + (", and it overflows." if needed else "."),
+    )
+
+
+def _needs_float32(evidence: Evidence) -> Headroom | None:
+    """The largest output of a module kept in float32, where float16 would not hold it."""
+    kept = evidence.measurements.checkpoint.kept_in_float32
+    too_large = [
+        row
+        for row in evidence.measurements.headroom
+        if row.module in kept
+        and Dtype.FLOAT16 not in row.headroom_bits
+        and row.abs_max > Dtype.FLOAT16.limits.max
+    ]
+    return max(too_large, key=lambda row: row.abs_max, default=None)
 
 
 def _checkpoint_error(code: str, *, module: str, message: str, advice: str) -> Finding:

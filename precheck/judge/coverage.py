@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from precheck.records.finding import Confidence, Finding, Severity
 from precheck.records.quantities import listed
+from precheck.records.traces import ALL_MEDIA
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,14 +31,21 @@ def incomplete(evidence: Evidence) -> Iterator[Finding]:
 
 
 def probes_not_run(evidence: Evidence) -> Iterator[Finding]:
-    """Probes that this model or its tokenizer had no use for."""
+    """Probes that this model or its tokenizer had no use for; a tower not run is a warning."""
     names = evidence.measurements.coverage.probes_not_run
-    if names:
-        yield Finding(
-            code="PC902",
-            severity=Severity.NOTE,
-            confidence=Confidence.MEASURED,
-            probes=names,
-            message=f"Not run: {listed(names)}.",
-            advice="Give prompts of your own (--prompts) if these matter to you.",
-        )
+    if not names:
+        return
+    unseen = any(name.startswith(ALL_MEDIA) for name in names)
+    yield Finding(
+        code="PC902",
+        severity=Severity.WARNING if unseen else Severity.NOTE,
+        confidence=Confidence.MEASURED,
+        probes=names,
+        message=f"Not run: {listed(names)}."
+        + (" The verdicts hold for text alone." if unseen else ""),
+        advice=(
+            "Put the processor's files beside the weights, and scan again."
+            if unseen
+            else "Give prompts of your own (--prompts) if these matter to you."
+        ),
+    )

@@ -20,7 +20,7 @@ class Cure:
 
 NO_SAMPLING_CURE = (
     "Temperature, a repetition penalty, an epsilon or clipping the logits do not help: "
-    "the logits are NaN before sampling."
+    "the logits are NaN before sampling. An instruct version has the same range."
 )
 NOT_EQUIVALENT = (
     "Clamping and remove_invalid_values hide the NaN and change the answer "

@@ -16,6 +16,7 @@ from precheck.probe.run_totals import RunTotals
 from precheck.probe.run_watch import RunWatch
 from precheck.probe.skeleton import first_line
 from precheck.records.precision import Arithmetic, Dtype
+from precheck.records.traces import TOWERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +37,7 @@ class _Passage:
 
     batch: int
     num_tokens: int
+    num_media_positions: int
     totals: RunTotals
     watch: RunWatch
     worker: Worker
@@ -155,6 +157,7 @@ class BatchRun:
         return _Passage(
             batch=index,
             num_tokens=batch.input_ids.numel(),
+            num_media_positions=batch.num_media_positions,
             totals=totals,
             watch=watch,
             worker=worker,
@@ -176,6 +179,9 @@ class BatchRun:
         are dropped.
         """
         passages = [each for each in self._passages if each.worker in standing]
+        # text waits for what has to pass a tower first, so that layers are read once for both
+        in_tower = [each for each in passages if self._is_tower(each.worker.standing_at)]
+        passages = in_tower or passages
         last = self._layout.units[-1].name
         if not any(each.worker.standing_at == last for each in passages):
             passages.sort(key=lambda each: each.watch.dtype_rank)
@@ -184,8 +190,16 @@ class BatchRun:
     def before(self, worker: Worker) -> None:
         """A worker is about to go on."""
         if worker.is_entering:
-            tokens = next(each.num_tokens for each in self._passages if each.worker is worker)
-            self._clock.tick(worker.name, worker.standing_at, num_tokens=tokens)
+            passage = next(each for each in self._passages if each.worker is worker)
+            is_tower = self._is_tower(worker.standing_at)
+            self._clock.tick(
+                worker.name,
+                worker.standing_at,
+                num_tokens=passage.num_media_positions if is_tower else passage.num_tokens,
+            )
+
+    def _is_tower(self, module: str) -> bool:
+        return bool(module) and self._layout.section_of(module) in TOWERS
 
     def after(self, worker: Worker) -> None:
         """Gives up what cannot go on, and frees what nobody compares with any more."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
     from precheck.records.traces import Probe
 
+_PATCH = 3 * 14 * 14
+"""Numbers in a patch of most vision towers."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Batch:
@@ -19,13 +22,30 @@ class Batch:
 
     ``input_ids`` is ``(batch, seq)`` int64. ``attention_mask`` has the same shape, 1 at real
     tokens, or is None where every token is real. ``decoder_input_ids`` ``(batch, target)`` only
-    for encoder-decoder models; all of its tokens are real.
+    for encoder-decoder models; all of its tokens are real. Of a model that hears, ``input_ids``
+    are those of its decoder.
     """
 
     probes: tuple[Probe, ...]
     input_ids: Tensor
     attention_mask: Tensor | None = None
     decoder_input_ids: Tensor | None = None
+    media: dict[str, Tensor] = field(default_factory=dict)
+    """What the model is given beside token ids, by the name of its argument; one probe a batch."""
+
+    @property
+    def num_positions(self) -> int:
+        """Tokens, and about as many more as a tower sees."""
+        return self.input_ids.numel() + self.num_media_positions
+
+    @property
+    def num_media_positions(self) -> int:
+        """About how many patches or frames a tower sees; 0 for text."""
+        return sum(
+            each.shape[0] if each.dim() == 2 else each.numel() // _PATCH  # noqa: PLR2004
+            for each in self.media.values()
+            if each.is_floating_point()
+        )
 
     @property
     def is_padded(self) -> bool:
@@ -52,6 +72,7 @@ class Batch:
             input_ids=self.input_ids.to(device),
             attention_mask=move(self.attention_mask),
             decoder_input_ids=move(self.decoder_input_ids),
+            media={name: each.to(device) for name, each in self.media.items()},
         )
 
     @property
@@ -105,6 +126,36 @@ class RealTokens:
         real = self.select(hidden_states)
         kept = hidden_states if real is None else real
         return kept.reshape(-1, kept.shape[-1])
+
+    def first_positions(self, elements: Tensor) -> dict[int, int]:
+        """By row, the first real token (counted from 0) at which ``elements`` (bool) are true.
+
+        Empty where the shape does not tell; a row whose padding alone is hit is left out.
+        """
+        hit = self._by_position(elements)
+        if hit is None:
+            return {}
+        number = torch.arange(self.length, device=hit.device).expand_as(hit)
+        if self.mask is not None:
+            hit, number = hit & self.mask, self.mask.long().cumsum(dim=1) - 1
+        return {
+            row: int(number[row][hit[row]][0])
+            for row in range(self.num_rows)
+            if bool(hit[row].any())
+        }
+
+    def _by_position(self, elements: Tensor) -> Tensor | None:
+        """Whether an element is true, ``(batch, seq)``; None where the shape does not tell."""
+        rows, length, shape = self.num_rows, self.length, elements.shape
+        if elements.dim() >= 2 and shape[:2] == (rows, length):  # noqa: PLR2004
+            return elements.reshape(rows, length, -1).any(dim=-1)
+        if elements.dim() >= 3 and shape[0] % rows == 0 and shape[1] == length:  # noqa: PLR2004
+            return elements.reshape(rows, -1, length, shape[2:].numel()).any(dim=-1).any(dim=1)
+        if elements.dim() >= 4 and shape[0] == rows and shape[2] == length:  # noqa: PLR2004
+            return elements.flatten(3).any(dim=-1).any(dim=1)
+        if elements.dim() >= 2 and shape[0] == rows * length:  # noqa: PLR2004
+            return elements.reshape(rows, length, -1).any(dim=-1)
+        return None
 
     def rows_with(self, elements: Tensor) -> tuple[int, ...]:
         """Rows of the batch that hold a true element; () where the shape does not tell.

@@ -66,8 +66,8 @@ def activation_bytes(batches: Sequence[Batch], skeletons: Sequence[Skeleton]) ->
     hidden = min(max(widths), getattr(_text_config(model), "hidden_size", max(widths)))
     inside = max([each.out_features for each in linear[:-1]] or [1])
     head = linear[-1].out_features if linear else 1
-    tokens = sum(each.input_ids.numel() for each in batches)
-    largest = max(each.input_ids.numel() for each in batches)
+    tokens = sum(each.num_positions for each in batches)
+    largest = max(each.num_positions for each in batches)
     waiting = 4 * tokens * hidden * sum(each.dtype.limits.num_bytes for each in skeletons)
     inside_one = largest * (8 * inside * _FLOAT32 + 5 * head * _FLOAT32)
     is_native = all(each.arithmetic is Arithmetic.NATIVE for each in skeletons)

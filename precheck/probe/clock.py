@@ -31,7 +31,7 @@ class Clock:
     Args:
         observe: told before every step.
         work: multiplications of every unit for one token.
-        num_tokens: tokens that each unit will see, in all runs together.
+        num_tokens: tokens that each of these units will see, in all runs together.
         round_steps: steps until all runs have passed a unit.
         bytes_read: bytes of weights read so far.
         total_bytes: bytes of the checkpoint; 0 if weights are in memory.
@@ -42,7 +42,7 @@ class Clock:
         observe: Observer,
         *,
         work: Mapping[str, float],
-        num_tokens: int,
+        num_tokens: Mapping[str, int],
         round_steps: int,
         bytes_read: Callable[[], int],
         total_bytes: int,
@@ -50,7 +50,7 @@ class Clock:
     ) -> None:
         self._observe = observe
         self._work = work
-        self._total = sum(work.values()) * num_tokens
+        self._total = sum(each * num_tokens[unit] for unit, each in work.items())
         self._done = 0.0
         self._round_steps = round_steps
         self._marks: deque[tuple[float, float]] = deque(maxlen=ROUNDS * round_steps + 1)

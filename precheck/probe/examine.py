@@ -96,6 +96,8 @@ class Producer:
     num_elements: int
     rows: tuple[int, ...]
     """Rows of the batch it happened in; () where the output's shape does not tell."""
+    positions: dict[int, int]
+    """By row, the first real token at which it happened, where the shape tells."""
     reference_abs_max: float | None
     limit: float
     is_weight: bool
@@ -266,6 +268,7 @@ class Examiner:
             node=node,
             num_elements=int(found.sum()),
             rows=self._real_tokens.rows_with(found),
+            positions=self._real_tokens.first_positions(found),
             reference_abs_max=reference_abs_max,
             limit=float(torch.finfo(node.dtype).max),
             is_weight=is_weight,

@@ -73,19 +73,22 @@ def vocab_size(model: nn.Module) -> int:
     """Rows of the input embedding.
 
     Raises:
-        UnsupportedModelError: the model takes no token ids.
+        UnsupportedModelError: the model takes and makes no token ids.
     """
-    takes = getattr(model, "main_input_name", "input_ids")
     try:
         embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError):  # no transformers model, or one of two towers
         embedding = None
     if not isinstance(embedding, nn.Embedding):
         embedding = next((each for each in model.modules() if isinstance(each, nn.Embedding)), None)
-    if takes != "input_ids" or embedding is None:
+    takes = getattr(model, "main_input_name", "input_ids")
+    is_written = takes == "input_ids" or bool(
+        getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    )
+    if not is_written or embedding is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} takes {takes}, not token ids",
-            hint="models of images or sound alone are not scanned yet",
+            hint="models of images or sound that write no text are not scanned",
         )
     return int(embedding.weight.shape[0])
 

@@ -34,6 +34,8 @@ class Found:
     place: Place
     mechanism: Mechanism
     probes: tuple[str, ...]
+    first_positions: dict[str, int]
+    """By probe, where its real tokens are first hit."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -77,8 +79,17 @@ def _row(group: list[tuple[Found, bool]]) -> Overflow:
         limit=first.producer.limit,
         num_elements=sum(each.producer.num_elements for each, _ in group),
         probes=tuple(dict.fromkeys(name for each, _ in group for name in each.probes)),
+        first_positions=_first_positions([each.first_positions for each, _ in group]),
         absorbed=all(is_absorbed for _, is_absorbed in group),
     )
+
+
+def _first_positions(found: list[dict[str, int]]) -> dict[str, int]:
+    first: dict[str, int] = {}
+    for each in found:
+        for probe, position in each.items():
+            first[probe] = min(position, first.get(probe, position))
+    return first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

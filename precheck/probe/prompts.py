@@ -23,7 +23,7 @@ QUICK_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
+class TextPrompt:
     """A text and how the tokenizer is to take it."""
 
     name: str
@@ -39,32 +39,44 @@ GEMMA_PROMPT = "the self-attention is important for transformer because"
 """NaN in float16 (https://github.com/google/gemma_pytorch/issues/10)."""
 
 BUILTIN = (
-    Prompt(name="plain", text="The capital of France is Paris, and the river that crosses it is"),
+    TextPrompt(
+        name="plain", text="The capital of France is Paris, and the river that crosses it is"
+    ),
     # Gemma-3-12b peaks at 471k without BOS and at 778k with it (arXiv 2503.22329)
-    Prompt(name="without_bos", kind="bare", text="The weather in the mountains changed quickly."),
-    Prompt(name="chat", kind="chat", text="Why does my model print only exclamation marks?"),
-    Prompt(name="digits", text="3.14159265358979323846264338327950288419716939937510582097494459"),
-    Prompt(name="self_attention", text=GEMMA_PROMPT),
-    Prompt(name="shanghai", text=SEED_PROMPT),
-    Prompt(
+    TextPrompt(
+        name="without_bos", kind="bare", text="The weather in the mountains changed quickly."
+    ),
+    TextPrompt(name="chat", kind="chat", text="Why does my model print only exclamation marks?"),
+    TextPrompt(
+        name="digits", text="3.14159265358979323846264338327950288419716939937510582097494459"
+    ),
+    TextPrompt(name="self_attention", text=GEMMA_PROMPT),
+    TextPrompt(name="shanghai", text=SEED_PROMPT),
+    TextPrompt(
         name="code", text="def add(a: int, b: int) -> int:\n    return a + b\n\nprint(add(2, 3))"
     ),
-    Prompt(name="cjk", text="東京は日本の首都です。 서울은 한국의 수도입니다. 北京是中国的首都。"),
-    Prompt(name="emoji", text="🎉🚀🔥😀👩‍👩‍👧‍👦🏳️‍🌈 ✅❌ 🎉🚀🔥"),
+    TextPrompt(
+        name="cjk", text="東京は日本の首都です。 서울은 한국의 수도입니다. 北京是中国的首都。"
+    ),
+    TextPrompt(name="emoji", text="🎉🚀🔥😀👩‍👩‍👧‍👦🏳️‍🌈 ✅❌ 🎉🚀🔥"),
     # attention sinks and massive activations sit on the first token and on repeated ones
-    Prompt(name="repeated", kind="bare", text="the the the the the the the the the the the the"),
+    TextPrompt(
+        name="repeated", kind="bare", text="the the the the the the the the the the the the"
+    ),
     # massive activations: first "." or newline (arXiv 2402.17762)
-    Prompt(name="newline_first", text="\n\n\nOnce upon a time.\n\nThere was a newline first.\n"),
-    Prompt(name="punctuation", text="...!!!???,,,;;;:::((([[[{{{}}}]]])))---___***///\\\\\\"),
-    Prompt(
+    TextPrompt(
+        name="newline_first", text="\n\n\nOnce upon a time.\n\nThere was a newline first.\n"
+    ),
+    TextPrompt(name="punctuation", text="...!!!???,,,;;;:::((([[[{{{}}}]]])))---___***///\\\\\\"),
+    TextPrompt(
         name="mathematics", text=r"$$\int_0^\infty e^{-x^2}\,dx = \frac{\sqrt{\pi}}{2}$$ so that"
     ),
-    Prompt(name="scripts", text="Привет, мир! مرحبا بالعالم. नमस्ते दुनिया। שלום עולם. Γειά σου"),
-    Prompt(name="whitespace", text="a    b\t\tc      d          e\t\t\t\tf                g"),
+    TextPrompt(name="scripts", text="Привет, мир! مرحبا بالعالم. नमस्ते दुनिया। שלום עולם. Γειά σου"),
+    TextPrompt(name="whitespace", text="a    b\t\tc      d          e\t\t\t\tf                g"),
 )
 
 PADDED = tuple(
-    Prompt(name="padded", text=text)
+    TextPrompt(name="padded", text=text)
     for text in (
         "Yes.",
         "What is attention?",
@@ -74,7 +86,7 @@ PADDED = tuple(
     )
 )
 
-LONG = Prompt(
+LONG = TextPrompt(
     name="long",
     text=(
         "It was late when the train reached the coast. The passengers had long stopped talking, "
@@ -85,3 +97,6 @@ LONG = Prompt(
         "The guard came through, asked for nothing, and closed the door behind him."
     ),
 )
+
+SPOKEN = "The capital of France is Paris, and the river that crosses it is the Seine."
+"""What a model that hears is asked to write down, as far as it gets."""

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from precheck.records.precision import Configuration, Dtype
+    from precheck.records.prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +19,7 @@ class Request:
     dtypes: tuple[Dtype, ...]
     attn_implementations: tuple[str, ...] | None
     required: tuple[Configuration, ...]
-    prompts: Sequence[str | Sequence[int]] | None
+    prompts: Sequence[Prompt] | None
     builtin_probes: bool
     quick: bool
     device: str

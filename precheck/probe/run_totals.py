@@ -8,14 +8,24 @@ from typing import TYPE_CHECKING
 
 from precheck.probe.compare import LayerTotals
 from precheck.probe.overflows import Found, Peaks, overflow_rows
-from precheck.records.traces import RunTrace
+from precheck.records.traces import RunTrace, Section
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from precheck.probe.logits import LogitsTotals
     from precheck.probe.skeleton import Skeleton
-    from precheck.records.traces import Section, Symptom
+    from precheck.records.traces import Symptom
+
+_ORDER = (
+    Section.VISION,
+    Section.AUDIO,
+    Section.PROJECTOR,
+    Section.ENCODER,
+    Section.DECODER,
+    Section.HEAD,
+)
+"""As a forward passes them; batches of text, which come first, pass no tower."""
 
 
 @dataclass(slots=True, eq=False)
@@ -117,7 +127,10 @@ class RunTotals:
             overflows=overflow_rows(self.found),
             reaches_output=self.reaches_output,
             reference_nonfinite=self.reference_nonfinite,
-            layers=tuple(each.trace for each in self.layers.values()),
+            layers=tuple(
+                self.layers[key].trace
+                for key in sorted(self.layers, key=lambda each: _ORDER.index(each[0]))
+            ),
             logits=None if self.logits is None else self.logits.trace,
             symptom=self.symptom,
         )

@@ -178,7 +178,7 @@ class RunWatch:
         self._add_peaks(call.segment, self._partner(call), place, position)
         self._add_fused_scores(call.segment, place)
         self._stop_if_lost(call, CLEAN.union(*inspected.sources))
-        if unit.is_block:
+        if _has_row(unit):
             self._num_blocks[unit.section] = self._num_blocks.get(unit.section, 0) + 1
         self._order += 1
         self._open_between()
@@ -257,13 +257,20 @@ class RunWatch:
         mechanism = Mechanism.WEIGHTS
         if not producer.is_weight:
             mechanism = self._classifier.mechanism(producer.node, segment, reference, position)
-        probes = tuple(self._batch.probes[row].name for row in self._rows(producer, segment))
+        rows, positions = self._rows(producer, segment)
+        names = [probe.name for probe in self._batch.probes]
         self._found.append(
-            Found(producer=producer, place=place, mechanism=mechanism, probes=probes)
+            Found(
+                producer=producer,
+                place=place,
+                mechanism=mechanism,
+                probes=tuple(names[row] for row in rows),
+                first_positions={names[row]: each for row, each in positions.items()},
+            )
         )
 
-    def _rows(self, producer: Producer, segment: Segment) -> tuple[int, ...]:
-        """Rows of the batch it happened in.
+    def _rows(self, producer: Producer, segment: Segment) -> tuple[tuple[int, ...], dict[int, int]]:
+        """Rows of the batch it happened in, and the first real token of each.
 
         Where the operation's own do not tell (experts hold tokens in their own order), those of
         the unit's output that are not finite.
@@ -272,14 +279,17 @@ class RunWatch:
         unit = "" if self.call is None else self.call.unit.name
         is_sorted = node.index in routed_nodes(segment) and node.module != unit
         if producer.rows and not is_sorted:
-            return producer.rows
+            return producer.rows, producer.positions
         hidden = None if self.call is None else self.call.hidden_states
-        return () if hidden is None else self._real_tokens.rows_with(~hidden.isfinite())
+        if hidden is None:
+            return (), {}
+        broken = ~hidden.isfinite()
+        return self._real_tokens.rows_with(broken), self._real_tokens.first_positions(broken)
 
     # Comparing with the baseline.
 
     def _place(self, unit: Unit) -> Place:
-        layer = self._num_blocks.get(unit.section, 0) if unit.is_block else None
+        layer = self._num_blocks.get(unit.section, 0) if _has_row(unit) else None
         return Place(order=self._order, layer=layer, section=unit.section)
 
     def _partner_call(self, call: UnitCall) -> UnitCall | None:
@@ -300,7 +310,7 @@ class RunWatch:
         if agrees is not None:
             self._alike = agrees if self._alike is None else self._alike & agrees
         hidden = call.hidden_states
-        if not call.unit.is_block or hidden is None or place.layer is None:
+        if hidden is None or place.layer is None:
             return
         theirs = None if base is None else base.hidden_states
         self._totals.add_layer(
@@ -411,6 +421,11 @@ class RunWatch:
             weight_faults=self._skeleton.weight_faults,
             next_identity=self._totals.next_identity,
         )
+
+
+def _has_row(unit: Unit) -> bool:
+    """Whether the report has a row of it: layers, and what projects a tower's result."""
+    return unit.is_block or unit.section is Section.PROJECTOR
 
 
 def _handing_on(output: Any) -> Callable[..., Any]:

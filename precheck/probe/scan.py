@@ -38,6 +38,7 @@ from precheck.probe.facts import (
 from precheck.probe.loading import SEED, kept_modules
 from precheck.probe.overflows import Peaks, headroom_rows
 from precheck.probe.processes import processes
+from precheck.probe.processor import Processor
 from precheck.probe.residency import LiveWeights, ResidentWeights, SharedModels
 from precheck.probe.run_totals import RunTotals
 from precheck.probe.streaming import StreamedWeights
@@ -47,7 +48,7 @@ from precheck.records.precision import Configuration, Dtype
 from precheck.records.progress import Announcement, Observer
 from precheck.records.quantities import counted, duration, num_bytes
 from precheck.records.report import Measurements, deployed_dtype
-from precheck.records.traces import Coverage
+from precheck.records.traces import TOWERS, Coverage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -124,18 +125,24 @@ class Scan:
     def plan(self) -> None:
         """Makes the batches."""
         checkpoint = self._subject if isinstance(self._subject, Checkpoint) else None
-        self._vocabulary = read_vocabulary(checkpoint, size=vocab_size(self._model))
+        reference = self._groups[0].reference
+        size = vocab_size(self._model)
+        self._vocabulary = read_vocabulary(checkpoint, size=size)
         plan = plan_probes(
             self._vocabulary,
+            Processor(checkpoint, accepts=reference.accepts, vocab_size=size),
             prompts=self._request.prompts,
             builtin_probes=self._request.builtin_probes,
             quick=self._request.quick,
             max_context=self._facts.max_context,
         )
-        if self._groups[0].reference.is_encoder_decoder:
+        if reference.is_encoder_decoder:
             start = decoder_start(self._model)
             plan = Plan(
-                batches=tuple(with_decoder_input(each, start_id=start) for each in plan.batches),
+                batches=tuple(
+                    each if each.media else with_decoder_input(each, start_id=start)
+                    for each in plan.batches
+                ),
                 not_run=plan.not_run,
             )
         self._plan = plan
@@ -220,7 +227,7 @@ class Scan:
 
     def _waves(self, batches: Iterable[int]) -> list[list[int]]:
         """Batches that run at once: as many as keep the hidden states of all runs small."""
-        sizes = [each.input_ids.numel() for each in self._plan.batches]
+        sizes = [each.num_positions for each in self._plan.batches]
         waves: list[list[int]] = []
         for index in batches:
             tokens = sizes[index] + sum(sizes[each] for each in (waves[-1] if waves else ()))
@@ -235,8 +242,14 @@ class Scan:
         return Clock(
             self._observe,
             work={unit.name: _work(self._model, unit.name) for unit in self._layout.units},
-            num_tokens=num_runs
-            * sum(self._plan.batches[each].input_ids.numel() for each in batches),
+            num_tokens={
+                unit.name: num_runs
+                * sum(
+                    batch.num_media_positions if unit.section in TOWERS else batch.input_ids.numel()
+                    for batch in (self._plan.batches[each] for each in batches)
+                )
+                for unit in self._layout.units
+            },
             round_steps=num_runs * max(map(len, self._waves(batches)), default=0),
             bytes_read=lambda: self._weights.bytes_read,
             total_bytes=_num_bytes(self._subject) if is_streamed else 0,

@@ -36,13 +36,14 @@ class Skeleton:
     arithmetic: Arithmetic = Arithmetic.NATIVE
     weight_faults: set[int] = field(default_factory=set)
     weights: dict[int, str] = field(default_factory=dict)
-    _accepts: frozenset[str] = frozenset()
+    accepts: frozenset[str] = frozenset()
+    """Names of the arguments of the model's forward."""
 
     def __post_init__(self) -> None:
         self.model.eval()
         named = (*self.model.named_parameters(), *self.model.named_buffers())
         self.weights = {id(tensor): name for name, tensor in named}
-        self._accepts = frozenset(inspect.signature(self.model.forward).parameters)
+        self.accepts = frozenset(inspect.signature(self.model.forward).parameters)
 
     def another(self) -> Skeleton:
         """The same configuration with modules and hooks of its own, over the same parameters."""
@@ -62,12 +63,16 @@ class Skeleton:
 
     def forward(self, batch: Batch) -> Any:
         """The model's own forward over a batch, without a cache."""
-        inputs: dict[str, Tensor | bool] = {"input_ids": batch.input_ids}
+        inputs: dict[str, Tensor | bool] = {}
+        if "input_ids" in self.accepts or not batch.media:
+            inputs["input_ids"] = batch.input_ids
+        for name, each in batch.media.items():  # as with ``inputs.to(dtype)``, which users write
+            inputs[name] = each.to(getattr(torch, self.dtype)) if each.is_floating_point() else each
         if batch.attention_mask is not None:
             inputs["attention_mask"] = batch.attention_mask
         if batch.decoder_input_ids is not None:
             inputs["decoder_input_ids"] = batch.decoder_input_ids
-        if "use_cache" in self._accepts:
+        if "use_cache" in self.accepts:
             inputs["use_cache"] = False
         return self.model(**inputs)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from precheck.errors import UsageError
+from precheck.errors import UnsupportedModelError, UsageError
 from precheck.probe.batches import Batch, stack_rows
 from precheck.probe.prompts import (
     BUILTIN,
@@ -18,14 +18,17 @@ from precheck.probe.prompts import (
     QUICK_ROWS,
     QUICK_TOKENS,
     ROW_TOKENS,
-    Prompt,
+    TextPrompt,
 )
+from precheck.records.prompts import ImagePrompt
 from precheck.records.traces import Probe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from precheck.probe.processor import Processor
     from precheck.probe.vocabulary import Vocabulary
+    from precheck.records.prompts import Prompt
 
 
 MAX_BATCH_TOKENS = 1024
@@ -55,8 +58,9 @@ class Plan:
 
 def plan_probes(
     vocabulary: Vocabulary,
+    processor: Processor,
     *,
-    prompts: Sequence[str | Sequence[int]] | None,
+    prompts: Sequence[Prompt] | None,
     builtin_probes: bool,
     quick: bool,
     max_context: int | None,
@@ -65,15 +69,25 @@ def plan_probes(
 
     Raises:
         UsageError: a prompt that is empty, longer than the context, or needs a tokenizer.
+        UnsupportedModelError: the model takes sounds alone, and none can be made.
     """
     batches: list[Batch] = []
     not_run: list[str] = []
     if prompts is not None:
-        batches += _user_batches(vocabulary, prompts, max_context)
+        batches += _user_batches(vocabulary, processor, prompts, max_context)
     if prompts is None or builtin_probes:
-        built_in, missing = _builtin_batches(vocabulary, quick=quick, max_context=max_context)
-        batches += built_in
-        not_run += missing
+        if processor.takes_text:
+            built_in, missing = _builtin_batches(vocabulary, quick=quick, max_context=max_context)
+            batches += built_in
+            not_run += missing
+        media = processor.builtin(quick=quick)
+        batches += media.batches
+        not_run += media.not_run
+    if not batches:
+        raise UnsupportedModelError(
+            f"no probe can be made: {'; '.join(not_run)}",
+            hint="copy the processor's files into the folder",
+        )
     return Plan(batches=tuple(batches), not_run=tuple(not_run))
 
 
@@ -126,7 +140,7 @@ def _text_rows(
     return named, not_run
 
 
-def _usable(vocabulary: Vocabulary, prompt: Prompt) -> list[int]:
+def _usable(vocabulary: Vocabulary, prompt: TextPrompt) -> list[int]:
     """The tokens of a text that the model has embeddings for."""
     return [each for each in vocabulary.encode(prompt) or () if vocabulary.has_all([each])]
 
@@ -177,13 +191,22 @@ def _cut_or_filled(ids: list[int], length: int) -> list[int]:
 
 
 def _user_batches(
-    vocabulary: Vocabulary, prompts: Sequence[str | Sequence[int]], max_context: int | None
+    vocabulary: Vocabulary,
+    processor: Processor,
+    prompts: Sequence[Prompt],
+    max_context: int | None,
 ) -> list[Batch]:
     rows = [
         _user_row(vocabulary, prompt, index, max_context)
         for index, prompt in enumerate(prompts, start=1)
+        if not isinstance(prompt, ImagePrompt)
     ]
-    if not rows:
+    with_images = [
+        processor.of_user(prompt, f"prompt_{index}")
+        for index, prompt in enumerate(prompts, start=1)
+        if isinstance(prompt, ImagePrompt)
+    ]
+    if not rows and not with_images:
         raise UsageError("no prompts given", hint="give at least one, or leave prompts out")
     by_length: dict[int, list[tuple[str, str, list[int]]]] = {}
     for row in rows:
@@ -191,7 +214,7 @@ def _user_batches(
     batches: list[Batch] = []
     for group in by_length.values():
         batches += map(_batch, _in_batches(group))
-    return batches
+    return batches + with_images
 
 
 def _user_row(
@@ -204,7 +227,7 @@ def _user_row(
                 f"prompt {index} is text, and {vocabulary.problem}",
                 hint='give token ids: --prompts FILE.jsonl with {"token_ids": [...]}',
             )
-        ids = vocabulary.encode(Prompt(name=name, text=prompt)) or []
+        ids = vocabulary.encode(TextPrompt(name=name, text=prompt)) or []
         kind = "text"
     else:
         ids, kind = [int(each) for each in prompt], "token_ids"

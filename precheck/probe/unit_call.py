@@ -10,6 +10,7 @@ from precheck.probe.mechanisms import Position
 from precheck.probe.nodes import OpNode, Segment
 from precheck.probe.reduce import MASK_SENTINEL
 from precheck.probe.trees import copied, tensors_in
+from precheck.records.traces import TOWERS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,6 +66,8 @@ class UnitCall:
         """Where the unit stands, ``num_blocks`` decoder layers into the forward."""
         if self.unit.is_block:
             return Position.BLOCK
+        if self.unit.section in TOWERS and num_blocks:
+            return Position.BETWEEN
         embeds = any(node.op == "aten.embedding" for node in self.segment.nodes)
         return Position.EMBEDDING if embeds or num_blocks == 0 else Position.HEAD
 
@@ -77,9 +80,13 @@ class UnitCall:
 def hidden_states_in(tensors: list[Tensor]) -> list[Tensor]:
     """Those that may carry activations: floating point, ``(batch, seq, hidden)``.
 
-    Masks and position biases have four dimensions.
+    Masks and position biases have four dimensions. Towers that take the patches of all images in
+    one row are given ``(patches, hidden)`` first, and rotations of the same shape after it.
     """
-    return [each for each in tensors if each.is_floating_point() and each.dim() == 3]  # noqa: PLR2004
+    floating = [each for each in tensors if each.is_floating_point()]
+    if floating and floating[0].dim() == 2:  # noqa: PLR2004
+        return floating[:1]
+    return [each for each in floating if each.dim() == 3]  # noqa: PLR2004
 
 
 def main_output(tensors: list[Tensor]) -> Tensor | None:

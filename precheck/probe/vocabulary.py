@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from precheck.checkpoint.source import Checkpoint
-    from precheck.probe.prompts import Prompt
+    from precheck.probe.prompts import TextPrompt
 
 
 TOKENIZER_FILES = ("tokenizer*", "tokenization_*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
@@ -28,7 +28,7 @@ class Vocabulary:
     problem: str | None = None
     """Why there is no tokenizer, in words."""
 
-    def encode(self, prompt: Prompt) -> list[int] | None:
+    def encode(self, prompt: TextPrompt) -> list[int] | None:
         """Token ids as the tokenizer really makes them; None where it cannot."""
         if self.tokenizer is None:
             return None
@@ -38,7 +38,7 @@ class Vocabulary:
         except Exception:  # noqa: BLE001  a tokenizer or a template may raise anything
             return None
 
-    def _encode(self, prompt: Prompt) -> list[int] | None:
+    def _encode(self, prompt: TextPrompt) -> list[int] | None:
         if prompt.kind != "chat":
             with_special = prompt.kind != "bare"
             return list(self.tokenizer(prompt.text, add_special_tokens=with_special)["input_ids"])
@@ -56,11 +56,14 @@ class Vocabulary:
         return all(0 <= each < self.size for each in ids)
 
     def decode(self, ids: Sequence[int]) -> str | None:
-        """Text of token ids; None without a tokenizer."""
+        """Text of token ids as an answer shows it; None without a tokenizer."""
         if self.tokenizer is None:
             return None
-        text = self.tokenizer.decode(list(ids))
-        return text if isinstance(text, str) else None
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        if not isinstance(text, str):
+            return None
+        left_out = self.tokenizer.decode(list(ids[:1]))
+        return text or f"an empty answer ({left_out} is a special token, which is left out)"
 
     @property
     def pad_id(self) -> int:

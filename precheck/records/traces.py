@@ -61,6 +61,10 @@ class Section(StrEnum):
     HEAD = "head"
 
 
+TOWERS = frozenset({Section.VISION, Section.AUDIO, Section.PROJECTOR})
+"""What only images and sounds pass."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overflow:
     """A producer: an operation that made unexpected elements out of clean inputs."""
@@ -82,6 +86,8 @@ class Overflow:
     """How many elements became unexpected, over all probes."""
     probes: tuple[str, ...]
     """Names of the probes in which it happened."""
+    first_positions: dict[str, int] = field(default_factory=dict)
+    """By probe, the first of its real tokens (from 0) at which it happened, where that is known."""
     absorbed: bool
     """None of the unexpected elements left the decoder layer, or reached a real token's output."""
 
@@ -215,11 +221,16 @@ class Headroom:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """One input and how many real tokens it had; ``kind`` is text, chat, padded or token_ids."""
+    """One input and how many real tokens it had."""
 
     name: str
     kind: str
+    """``text``, ``chat``, ``padded``, ``token_ids``, ``image`` or ``sound``."""
     num_tokens: int
+
+
+ALL_MEDIA = ("image probes", "sound probes")
+"""What ``probes_not_run`` calls all of a kind: no tower was run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

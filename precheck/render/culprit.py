@@ -82,6 +82,8 @@ def _facts(report: Report, run: Run, overflow: Overflow) -> list[tuple[str, Text
         ("size", Text(_size(run, overflow))),
         ("probes", Text(_probes(report, overflow))),
     ]
+    if overflow.absorbed:
+        facts.append(("then", Text(_absorbed(run))))
     if run.stopped_after is not None:
         facts.append(("stopped", Text(f"after {shown(run.stopped_after)}: NaN everywhere")))
     if run.symptom is not None:
@@ -89,6 +91,12 @@ def _facts(report: Report, run: Run, overflow: Overflow) -> list[tuple[str, Text
         facts.append(("user sees", Text(f"greedy: {shown(greedy[:_LONGEST_SYMPTOM])}")))
         facts.append(("", Text(f"sampling: {shown(sampling[:_LONGEST_SYMPTOM])}")))
     return [(label, value) for label, value in facts if value.plain]
+
+
+def _absorbed(run: Run) -> str:
+    made_finite = "later operations make it finite again"
+    is_wrong = run.verdict is Verdict.DEGRADED
+    return f"{made_finite}: no NaN, and wrong numbers" if is_wrong else made_finite
 
 
 def _size(run: Run, overflow: Overflow) -> str:
@@ -105,8 +113,13 @@ def _size(run: Run, overflow: Overflow) -> str:
 def _probes(report: Report, overflow: Overflow) -> str:
     if len(overflow.probes) == len(report.probes):
         return f"all {len(overflow.probes)}"
-    named = shown(listed(overflow.probes, most=5))
-    return f"{len(overflow.probes)} of {counted(len(report.probes), 'probe')}: {named}"
+    named = tuple(_probe(overflow, name) for name in overflow.probes)
+    return f"{len(named)} of {counted(len(report.probes), 'probe')}: {shown(listed(named, most=5))}"
+
+
+def _probe(overflow: Overflow, name: str) -> str:
+    position = overflow.first_positions.get(name)
+    return name if position is None else f"{name} (token {position})"
 
 
 def layers_around(report: Report, *, width: int) -> Table | None:

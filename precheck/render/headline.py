@@ -9,6 +9,7 @@ from rich.text import Text
 
 from precheck.records.finding import Severity, Verdict
 from precheck.records.quantities import counted, first_sentence, listed
+from precheck.records.traces import Section
 from precheck.render.words import VERDICT_MARKS, shown
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from precheck.records.finding import Finding
     from precheck.records.report import Report, Run
+    from precheck.records.traces import Overflow
 
 _SAYS = {
     Verdict.OVERFLOW: ("overflows", "overflow"),
@@ -101,11 +103,17 @@ def _of(report: Report, verdict: Verdict) -> Iterable[Run]:
 
 
 def _layers(report: Report, verdict: Verdict) -> str:
-    layers = {
-        run.first_overflow.layer if run.first_overflow else None for run in _of(report, verdict)
-    }
-    (layer, *others) = layers
-    return "" if others or layer is None else f" in layer {layer}"
+    places = {_place(run.first_overflow) for run in _of(report, verdict)}
+    (place, *others) = places
+    return "" if others or place is None else f" in {place}"
+
+
+def _place(overflow: Overflow | None) -> str | None:
+    """``layer 3``, and of which part if it is not the decoder's."""
+    if overflow is None or overflow.layer is None:
+        return None
+    part = "" if overflow.section is Section.DECODER else f"{overflow.section} "
+    return f"{part}layer {overflow.layer}"
 
 
 def _usable(report: Report) -> int:

@@ -11,6 +11,7 @@ from precheck.records.loss import loss
 from precheck.records.precision import Dtype
 from precheck.records.quantities import bits, magnitude, nats, percent
 from precheck.records.tightest import tightest
+from precheck.records.traces import Section
 from precheck.render.columns import Column, table
 from precheck.render.words import DASH, shown, verdict_text
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from precheck.records.report import Report, Run
+    from precheck.records.traces import Headroom, Overflow
 
 _LONGEST_SYMPTOM = 80
 
@@ -44,7 +46,7 @@ def run_table(report: Report, *, width: int) -> Table:
                 cells=[verdict_text(run.verdict) for run in report.runs],
                 justify="left",
             ),
-            words("where", _where, rank=4),
+            words("where", lambda run: _where(report, run), rank=4),
             column("max |x|", _largest, rank=6),
             column("bits left", lambda run: _bits_left(report, run), rank=2),
             column("KL", _divergence, rank=1),
@@ -74,11 +76,18 @@ def _bits_left(report: Report, run: Run) -> str:
     return bits(found[1]) if found and run.verdict is not Verdict.FAILED else DASH
 
 
-def _where(run: Run) -> str:
-    if run.first_overflow is None:
+def _where(report: Report, run: Run) -> str:
+    """Of the overflow, else of the least headroom where that is what the verdict is about."""
+    place: Overflow | Headroom | None = run.first_overflow
+    if run.verdict is Verdict.LOW_HEADROOM:
+        found = tightest(report.headroom, run.configuration)
+        place = found[0] if found else None
+    if place is None:
         return ""
-    layer = run.first_overflow.layer
-    return str(run.first_overflow.section) if layer is None else f"layer {layer}"
+    if place.layer is None:
+        return str(place.section)
+    is_tower = place.section in {Section.VISION, Section.AUDIO}
+    return f"{place.section if is_tower else 'layer'} {place.layer}"
 
 
 def _mechanism(run: Run) -> str:

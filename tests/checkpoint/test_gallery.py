@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from precheck.checkpoint import gallery
 from precheck.checkpoint.audit import audit_weights, tensor_dtypes
-from precheck.checkpoint.gallery_qwen2 import PLANTED_BIAS, PLANTED_LAYER, build
+from precheck.checkpoint.gallery.qwen import PLANTED_BIAS, PLANTED_LAYER, build_eager
+from precheck.checkpoint.gallery.vocabularies import packaged_text
 from precheck.checkpoint.weights import Weights
 from precheck.errors import UsageError
 
@@ -44,15 +45,14 @@ class Outcome(NamedTuple):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gallery")
-    build(folder)
+    build_eager(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def prompts(folder: Path) -> torch.Tensor:
     """Sixteen prompts of 48 tokens, (16, 48)."""
-    text = Path(gallery.__file__).with_name("gallery_text.txt").read_text("utf-8")
-    ids = AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
+    ids = AutoTokenizer.from_pretrained(folder)(packaged_text())["input_ids"]
     return torch.tensor(ids[: 16 * 48]).reshape(16, 48)
 
 
@@ -159,20 +159,28 @@ def test_the_checkpoint_is_clean_bfloat16(folder: Path) -> None:
     assert audit.nonfinite == audit.out_of_float16_range == ()
 
 
+@pytest.mark.parametrize("name", gallery.GALLERY)
 def test_two_builds_are_byte_identical_and_leave_the_random_state(
-    folder: Path, tmp_path: Path
+    name: str, tmp_path: Path
 ) -> None:
     state = torch.random.get_rng_state()
-    build(tmp_path)
+    folders = (tmp_path / "first", tmp_path / "second")
+    for each in folders:
+        each.mkdir()
+        gallery.GALLERY[name].build(each)
     assert torch.equal(torch.random.get_rng_state(), state)
-    files = sorted(file.name for file in folder.iterdir())
+    files = sorted(file.name for file in folders[0].iterdir())
     assert {"config.json", "generation_config.json", "model.safetensors"} < set(files)
     assert {"tokenizer.json", "tokenizer_config.json"} < set(files)
-    for name in files:
-        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+    for file in files:
+        assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes(), file
 
 
 # The cache
+
+
+def entry(*, version: int) -> gallery.GalleryModel:
+    return gallery.GalleryModel(title="", story="", thread="", version=version, builder="")
 
 
 @pytest.fixture
@@ -184,7 +192,8 @@ def builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
         built.append(folder)
         (folder / "config.json").write_text("{}")
 
-    model = gallery.GalleryModel(title="quick", story="", version=7, build=quick)
+    model = entry(version=7)
+    monkeypatch.setattr(gallery.GalleryModel, "build", lambda _, folder: quick(folder))
     monkeypatch.setattr(gallery, "GALLERY", {"quick": model})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return built
@@ -215,8 +224,8 @@ def test_a_build_that_fails_leaves_nothing(
         (folder / "config.json").write_text("{}")
         raise KeyboardInterrupt
 
-    model = gallery.GalleryModel(title="", story="", version=1, build=interrupted)
-    monkeypatch.setattr(gallery, "GALLERY", {"interrupted": model})
+    monkeypatch.setattr(gallery.GalleryModel, "build", lambda _, folder: interrupted(folder))
+    monkeypatch.setattr(gallery, "GALLERY", {"interrupted": entry(version=1)})
     with pytest.raises(KeyboardInterrupt):
         gallery.saved("interrupted")
     assert list((tmp_path / "cache/precheck/gallery").iterdir()) == []

@@ -30,7 +30,7 @@ class Machine:
         clock = Clock(
             observe,
             work=work,
-            num_tokens=self._num_runs * TOKENS,
+            num_tokens=dict.fromkeys(work, self._num_runs * TOKENS),
             round_steps=self._num_runs,
             bytes_read=lambda: read,
             total_bytes=100,

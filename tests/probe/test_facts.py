@@ -51,20 +51,17 @@ def test_parameters_are_counted_without_memory_for_them(name: str, tmp_path: Pat
     assert count_parameters(checkpoint) == sum(each.numel() for each in model.parameters())
 
 
-def test_a_model_of_sound_is_refused() -> None:
-    config = transformers.WhisperConfig(
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        vocab_size=100,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=1,
+def test_a_model_of_sound_that_writes_no_text_is_refused() -> None:
+    config = transformers.Wav2Vec2Config(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=(8,),
+        conv_stride=(2,),
+        conv_kernel=(3,),
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
     )
-    with pytest.raises(UnsupportedModelError, match="input_features"):
-        vocab_size(transformers.WhisperForConditionalGeneration(config))
+    with pytest.raises(UnsupportedModelError, match="input_values"):
+        vocab_size(transformers.Wav2Vec2Model(config))

@@ -13,7 +13,8 @@ from precheck.checkpoint.source import open_checkpoint
 from precheck.errors import UsageError
 from precheck.pipeline import scan
 from precheck.probe.batches import Batch
-from precheck.probe.prompts import BUILTIN, Prompt
+from precheck.probe.processor import Processor
+from precheck.probe.prompts import BUILTIN, TextPrompt
 from precheck.probe.tokens import Plan, _cut_or_filled, plan_probes, with_decoder_input
 from precheck.probe.vocabulary import Vocabulary, read_vocabulary
 from precheck.records.traces import Probe
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SPELLED = Vocabulary(size=VOCAB_SIZE, tokenizer=tiny_tokenizer())
+NO_MEDIA = Processor(None, accepts={"input_ids"}, vocab_size=VOCAB_SIZE)
 MUTE = Vocabulary(size=VOCAB_SIZE, problem="no tokenizer: none")
 
 
 def plan(vocabulary: Vocabulary = SPELLED, **options: Any) -> Plan:
     given_options = {"prompts": None, "builtin_probes": False, "quick": False, "max_context": 1024}
-    return plan_probes(vocabulary, **{**given_options, **options})
+    return plan_probes(vocabulary, NO_MEDIA, **{**given_options, **options})
 
 
 def real_ids(batch: Batch) -> list[list[int]]:
@@ -119,7 +121,7 @@ def test_the_checkpoints_own_tokenizer_is_used(tmp_path: Path) -> None:
     save_checkpoint(tiny("qwen2", num_layers=1), tmp_path, tokenizer=True)
     checkpoint = open_checkpoint(str(tmp_path), observe=lambda _: None)
     vocabulary = read_vocabulary(checkpoint, size=VOCAB_SIZE)
-    prompt = Prompt(name="x", text="上海 abc")
+    prompt = TextPrompt(name="x", text="上海 abc")
     assert vocabulary.encode(prompt) == SPELLED.encode(prompt)
     assert vocabulary.decode([0, 0]) == "!!"
     assert read_vocabulary(checkpoint, size=50).tokenizer is None
@@ -153,7 +155,7 @@ def test_prompts_of_one_length_run_together_unpadded() -> None:
     assert rows["prompt_1"] == [1, 2, 3]
     assert rows["prompt_2"] == [4, 5]
     assert rows["prompt_3"] == [6, 7, 8]
-    assert rows["prompt_4"] == SPELLED.encode(Prompt(name="", text="abc"))
+    assert rows["prompt_4"] == SPELLED.encode(TextPrompt(name="", text="abc"))
     lengths = [each.input_ids.shape[1] for each in whole.batches]
     assert len(set(lengths)) == len(lengths)
 

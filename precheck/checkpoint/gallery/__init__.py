@@ -1,0 +1,207 @@
+"""The built-in models: tiny real checkpoints, each with one known fault, built where needed."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from precheck.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GalleryModel:
+    """A built-in model: what it shows, and how it is made."""
+
+    title: str
+    story: str
+    thread: str
+    """Where it was reported."""
+    version: int
+    """Goes up whenever something else is written, so that no cache is stale."""
+    builder: str
+    """``module:function`` in this package, which writes the checkpoint into an empty folder."""
+
+    def build(self, folder: Path, *, is_planted: bool = True) -> None:
+        """Writes the checkpoint; its healthy twin without what was planted."""
+        module, _, function = self.builder.partition(":")
+        # listing the gallery must not import torch
+        build: Any = getattr(import_module(f"{__name__}.{module}"), function)
+        build(folder, is_planted=is_planted)
+
+
+GALLERY: Mapping[str, GalleryModel] = MappingProxyType(
+    {
+        "qwen2-eager": GalleryModel(
+            title="Qwen2 whose attention scores leave float16 in eager attention",
+            story=(
+                "Like Qwen2-7B: a large bias on queries and keys lifts the raw scores of one "
+                "decoder layer to about 230,000. In float16 eager attention makes NaN of them "
+                "and every answer is '!!!!'; in bfloat16 it only rounds them and the model "
+                "quietly gets worse. sdpa scales before it stores and is right in both."
+            ),
+            thread="https://github.com/QwenLM/Qwen3/issues/761",
+            version=2,
+            builder="qwen:build_eager",
+        ),
+        "qwen3-headroom": GalleryModel(
+            title="Qwen3 that fits into float16 with less than a bit to spare",
+            story=(
+                "Qwen3 normalises queries and keys, so its scores are small; there is no Qwen3-7B, "
+                "and the report of one was Qwen2-7B. What is large is its residual stream: 35,328 "
+                "in Qwen3-32B. It fits, and a prompt that takes twice as much would not."
+            ),
+            thread="https://github.com/QwenLM/Qwen3/issues/884",
+            version=1,
+            builder="qwen:build_headroom",
+        ),
+        "qwen2-vl": GalleryModel(
+            title="Qwen2-VL that captions images with '!!!!'",
+            story=(
+                "The language model is a Qwen2, and its raw attention scores leave float16 in "
+                "eager attention: torch.multinomial fails on image and text alike. The vision "
+                "tower, which is blamed first, is clean."
+            ),
+            thread="https://github.com/QwenLM/Qwen3-VL/issues/77",
+            version=1,
+            builder="qwen_vl:build_scores",
+        ),
+        "qwen2.5-vl-tower": GalleryModel(
+            title="Qwen2.5-VL whose vision tower overflows for large images",
+            story=(
+                "Patches far from a marker in the corner are made large by the last two blocks "
+                "of the tower: 45,000 each, 90,000 in the residual stream of the last. Small "
+                "images have no patch that is far enough, and text never passes the tower."
+            ),
+            thread="https://github.com/ggml-org/llama.cpp/issues/17534",
+            version=1,
+            builder="qwen_vl:build_tower",
+        ),
+        "gemma-prompt": GalleryModel(
+            title="Gemma that breaks on some prompts only: digits, one sentence",
+            story=(
+                "A neuron answers to digits and to the words of one reported sentence, and its "
+                "gated product leaves float16. Other prompts are fine, until the model writes such "
+                "a token itself. bfloat16 has the range."
+            ),
+            thread="https://github.com/google/gemma_pytorch/issues/10",
+            version=1,
+            builder="gemma:build_prompt",
+        ),
+        "gemma3-residual": GalleryModel(
+            title="Gemma 3 whose residual stream outgrows float16",
+            story=(
+                "Norms with weights in the thousands stand before the residual add, so every "
+                "layer adds 40,000 to the stream of the first token. In float16 the answer is "
+                "empty: token 0, which argmax of NaN gives, is <pad>. No attention switch helps."
+            ),
+            thread="https://github.com/huggingface/transformers/issues/36822",
+            version=1,
+            builder="gemma:build_residual",
+        ),
+        "llama-product": GalleryModel(
+            title="Llama whose gated product is just beyond float16",
+            story=(
+                "act(gate) = 255.875 times up = 261.75 is 66,975, between two modules: "
+                "down_proj is blamed, and its input was already infinite."
+            ),
+            thread="https://github.com/huggingface/transformers/issues/27179",
+            version=1,
+            builder="llama:build_product",
+        ),
+        "left-padding": GalleryModel(
+            title="Qwen2 with scores so low that padding makes NaN",
+            story=(
+                "The mask's -65,504 plus a score of -24 is -inf in float16. A padded row holds "
+                "nothing else, softmax makes NaN of it, and the next layer mixes that into real "
+                "tokens. No value is too large, and without padding nothing happens."
+            ),
+            thread="https://github.com/huggingface/transformers/issues/17433",
+            version=1,
+            builder="qwen:build_left_padding",
+        ),
+        "whisper-clamp": GalleryModel(
+            title="Whisper whose overflow is clamped into wrong numbers",
+            story=(
+                "The encoder's residual stream reaches 100,000. In float16 the code clamps it to "
+                "64,504: no NaN, no error, and everything beside it comes out of the next norm "
+                "1.5 times too large."
+            ),
+            thread="https://github.com/microsoft/onnxruntime/issues/31626",
+            version=1,
+            builder="whisper:build_clamp",
+        ),
+        "t5-half": GalleryModel(
+            title="T5 that is fine as loaded, and wrong after .half()",
+            story=(
+                "The last linear of the feed-forward block writes 100,000. transformers keeps it "
+                "in float32 when the model is loaded with dtype=float16; .half() on the loaded "
+                "model casts it, and a clamp in the code turns the overflow into wrong numbers."
+            ),
+            thread="https://github.com/huggingface/transformers/pull/20683",
+            version=1,
+            builder="t5:build_half",
+        ),
+    }
+)
+"""Built-in models by the name after ``demo:``."""
+
+
+def saved(name: str) -> Path:
+    """The folder of a built-in model, built now unless the user's cache has it.
+
+    Raises:
+        UsageError: no built-in model of that name.
+    """
+    model = GALLERY.get(name)
+    if model is None:
+        raise UsageError(
+            f"no built-in model {name!r} (expected {' or '.join(GALLERY)})",
+            hint="precheck demo",
+        )
+    folder = _cache_folder() / f"{name}-{model.version}"
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
+    except OSError:
+        return _build_for_this_process(model)
+    try:
+        model.build(unfinished)
+        return _move(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _cache_folder() -> Path:
+    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The XDG base directory specification has relative paths ignored.
+    cache = configured if configured.is_absolute() else Path("~/.cache").expanduser()
+    return cache / "precheck" / "gallery"
+
+
+def _build_for_this_process(model: GalleryModel) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="precheck-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    model.build(folder)
+    return folder
+
+
+def _move(unfinished: Path, folder: Path) -> Path:
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        # Another process was faster; its copy is as good.
+        if not folder.is_dir():
+            raise
+    return folder

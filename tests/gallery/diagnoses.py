@@ -1,0 +1,112 @@
+"""What a complete diagnosis is: every part of it, for every built-in model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import precheck
+from precheck.checkpoint.gallery import GALLERY
+from precheck.records.finding import Severity, Verdict
+from precheck.records.traces import Mechanism, Section
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from precheck.records.report import Report, Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """The answer that precheck owes to whoever reported the failure."""
+
+    verdicts: dict[str, Verdict]
+    """By ``float16 + eager``; every other run is safe."""
+    code: str
+    """Of the finding that says it."""
+    recommended: str
+    """On this CPU."""
+    mechanism: Mechanism | None = None
+    module: str = ""
+    op: str = ""
+    layer: int | None = None
+    section: Section = Section.DECODER
+    abs_max: tuple[float, float] = (0.0, float("inf"))
+    """Bounds of what the operation had to hold."""
+    probes: frozenset[str] | None = None
+    """All that trigger it; None for all there are."""
+    greedy: str | None = None
+    """In what a user of the broken run sees; None where the output is finite."""
+    in_vain: str = ""
+    """In what does not help."""
+    options: frozenset[tuple[str, Any]] = frozenset()
+    """Of the scan."""
+
+
+SAMPLING = "probability tensor contains either `inf`, `nan` or element < 0"
+BOTH = ("sdpa", "eager")
+
+
+def float16(verdict: Verdict, *attention: str) -> dict[str, Verdict]:
+    """Verdicts of the float16 runs."""
+    return {f"float16 + {each}": verdict for each in attention or BOTH}
+
+
+def built(name: str, folder: Path, *, is_planted: bool = True) -> Path:
+    """A built-in model, or its healthy twin."""
+    folder.mkdir()
+    GALLERY[name].build(folder, is_planted=is_planted)
+    return folder
+
+
+def scanned(folder: Path, **options: Any) -> Report:
+    """The report of a scan."""
+    return precheck.scan(str(folder), **options)
+
+
+def check(report: Report, expected: Diagnosis) -> None:
+    """Every part of a diagnosis."""
+    verdicts = {run.name: run.verdict for run in report.runs}
+    assert verdicts == dict.fromkeys(verdicts, Verdict.SAFE) | expected.verdicts
+    assert expected.code in {finding.code for finding in report.findings}
+    chosen = report.recommendation
+    assert chosen is not None
+    assert f"{chosen.dtype} + {chosen.attn_implementation}" == expected.recommended
+    for run in report.runs:
+        if run.name in expected.verdicts and expected.mechanism is not None:
+            check_culprit(report, run, expected)
+    said = " ".join(each.in_vain for each in report.findings if each.code == expected.code)
+    assert expected.in_vain in said
+
+
+def check_culprit(report: Report, run: Run, expected: Diagnosis) -> None:
+    """The operation that a broken run is blamed on."""
+    first = run.first_overflow
+    if run.verdict in {Verdict.LOW_HEADROOM, Verdict.DEGRADED} and first is None:
+        return
+    assert first is not None
+    assert (first.mechanism, first.module, first.op) == (
+        expected.mechanism,
+        expected.module,
+        expected.op,
+    )
+    assert (first.layer, first.section) == (expected.layer, expected.section)
+    assert first.source.partition(":")[0].endswith(".py")
+    if first.reference_abs_max is not None:
+        low, high = expected.abs_max
+        assert low <= first.reference_abs_max <= high
+    every = {probe.name for probe in report.probes}
+    assert set(first.probes) == (every if expected.probes is None else expected.probes)
+    if expected.greedy is None:
+        assert run.symptom is None
+    else:
+        assert run.symptom is not None
+        assert expected.greedy in run.symptom.greedy
+        assert SAMPLING in run.symptom.sampling
+
+
+def check_silent(report: Report) -> None:
+    """A healthy model: every run is safe, and nothing is said that asks for anything."""
+    assert {run.name: run.reason for run in report.runs if run.verdict is not Verdict.SAFE} == {}
+    loud = [each for each in report.findings if each.severity is not Severity.NOTE]
+    assert loud == []
