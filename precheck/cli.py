@@ -105,7 +105,8 @@ def scan(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help='Probe with this file: a text a line, or .jsonl with "text" or "token_ids".',
+            help='Probe with this file: a text a line, or .jsonl with "text", "token_ids" or'
+            ' "text" and "images".',
         ),
     ] = None,
     builtin_probes: Annotated[
@@ -123,6 +124,14 @@ def scan(
         bool,
         typer.Option("--resident", help="Keep all weights in memory, once for each dtype."),
     ] = False,
+    accumulation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="What kernels add up in: float16 shows what a kernel with float16 sums does;"
+            " without it both for GPTQ and AWQ.",
+        ),
+    ] = None,
     output: Annotated[
         list[Path] | None,
         typer.Option(
@@ -189,6 +198,9 @@ def scan(
                 quick=quick,
                 max_memory=arguments.size(max_memory, flag="--max-memory"),
                 resident=resident,
+                accumulations=arguments.names(accumulation, flag="--accumulation")
+                if accumulation is not None
+                else None,
                 observe=observe,
             )
             _import_torch()

@@ -9,7 +9,7 @@ from precheck import __version__
 from precheck.errors import ScanInterrupted, UsageError
 from precheck.judge import judge
 from precheck.judge.hardware import target
-from precheck.records.precision import Configuration, Dtype
+from precheck.records.precision import Accumulation, Configuration, Dtype
 from precheck.records.prompts import ImagePrompt
 from precheck.records.report import Measurements, Report
 
@@ -38,6 +38,7 @@ def scan(
     quick: bool = False,
     max_memory: int | None = None,
     resident: bool = False,
+    accumulations: Sequence[Accumulation | str] | None = None,
     observe: Observer | None = None,
 ) -> Report:
     """The report on a checkpoint or a live model, measured in every configuration asked for.
@@ -62,6 +63,8 @@ def scan(
         max_memory: bytes that the scan may take on its device; None takes what is free.
         resident: keep all weights in memory, once for each dtype, instead of reading them when
             they are needed. A live module's always are.
+        accumulations: what kernels add matrix products up in; ``float16`` adds a run that shows
+            what a kernel with float16 sums would do. None: both for GPTQ and AWQ, else float32.
         observe: told what happens while it happens.
 
     Raises:
@@ -88,6 +91,9 @@ def scan(
         device=device,
         max_memory=max_memory,
         is_resident=resident,
+        accumulations=None
+        if accumulations is None
+        else tuple(map(accumulation_named, accumulations)),
     )
     check_request(request, trust_remote_code=trust_remote_code)
     subject = (
@@ -126,6 +132,24 @@ def dtype_named(name: str) -> Dtype:
     raise UsageError(
         f"unknown dtype: {name!r} (expected {', '.join(Dtype)})",
         hint="fp16, bf16 and fp32 are understood too",
+    )
+
+
+def accumulation_named(name: str) -> Accumulation:
+    """What a kernel adds up in, by its name.
+
+    >>> accumulation_named("fp16")
+    <Accumulation.FLOAT16: 'float16'>
+
+    Raises:
+        UsageError: no kernel adds up in that.
+    """
+    for each in Accumulation:
+        if name in {each, Dtype(each).short}:
+            return each
+    raise UsageError(
+        f"unknown accumulation: {name!r} (expected {' or '.join(Accumulation)})",
+        hint="--accumulation float16",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import transformers
@@ -58,11 +59,10 @@ def load_config(
         where: how the folder is called in messages.
 
     Raises:
-        UnsupportedModelError: quantised weights, an unknown model type, or code of the
-            checkpoint's own that it cannot do without and may not run.
+        UnsupportedModelError: an unknown model type, or code of the checkpoint's own that it
+            cannot do without and may not run.
         CheckpointCorruptError: values that the config class does not take.
     """
-    _refuse_quantised(content, where=where)
     if not trust_remote_code:
         _refuse_code(content, where=where)
     try:
@@ -78,6 +78,15 @@ def load_config(
             hint="compare the file with the one on the Hub, or: pip install -U transformers",
         ) from error
     return config
+
+
+def without_quantization(config: transformers.PreTrainedConfig) -> transformers.PreTrainedConfig:
+    """The config of the same model with plain weights."""
+    plain = deepcopy(config)
+    for each in (plain, plain.get_text_config()):
+        if hasattr(each, "quantization_config"):
+            del each.quantization_config
+    return plain
 
 
 def _refuse_code(content: Mapping[str, Any], *, where: str) -> None:
@@ -106,20 +115,6 @@ def _refuse_code(content: Mapping[str, Any], *, where: str) -> None:
 def _class_names(content: Mapping[str, Any]) -> list[str]:
     names = content.get("architectures")
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-
-
-def _refuse_quantised(content: Mapping[str, Any], *, where: str) -> None:
-    parts = [content, *(part for part in content.values() if isinstance(part, dict))]
-    found = [part["quantization_config"] for part in parts if part.get("quantization_config")]
-    if content.get("quantization"):
-        found.append({"quant_method": "mlx"})  # MLX alone leaves the "_config" out
-    if found:
-        method = found[0].get("quant_method") if isinstance(found[0], dict) else None
-        raise UnsupportedModelError(
-            f"quantised checkpoints are not scanned yet: {where!r} is quantised "
-            f"with {method or 'an unnamed method'!r}",
-            hint="scan the unquantised base model that it was made from",
-        )
 
 
 @contextmanager

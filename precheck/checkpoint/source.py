@@ -9,8 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from precheck.checkpoint import gallery, hub
-from precheck.checkpoint.config import CONFIG, load_config, read_json_object
+from precheck.checkpoint.config import (
+    CONFIG,
+    load_config,
+    read_json_object,
+    without_quantization,
+)
+from precheck.checkpoint.decoded import DecodedWeights
 from precheck.checkpoint.formats import find_weight_files, refuse_foreign_format
+from precheck.checkpoint.quantization import Quantization, read_quantization
 from precheck.checkpoint.weights import Weights
 from precheck.errors import (
     CheckpointAccessError,
@@ -40,9 +47,22 @@ class Checkpoint:
     revision: str | None
     """Commit on the Hub; None for a local folder."""
     config: transformers.PreTrainedConfig
+    """Without its ``quantization_config`` where tensors are decoded here."""
     trust_remote_code: bool
     allow_pickle: bool
     weight_files: tuple[Path, ...]
+    quantization: Quantization | None = None
+
+    def open_weights(self) -> Weights:
+        """Its tensors by the names the model takes, decoded where they are quantised.
+
+        Raises:
+            CheckpointCorruptError: a shard that is broken, or quantised otherwise than the config
+                says.
+        """
+        if self.quantization is not None and self.quantization.is_decoded_here:
+            return DecodedWeights(self.weight_files, self.quantization)
+        return Weights(self.weight_files)
 
 
 def open_checkpoint(
@@ -65,12 +85,13 @@ def open_checkpoint(
     Raises:
         CheckpointAccessError: not there, not complete, or not handed out.
         CheckpointCorruptError: a config, an index or a shard that is broken; names the file.
-        UnsupportedModelError: another format, an unknown architecture, quantised weights,
-            code or pickles without permission.
+        UnsupportedModelError: another format, an unknown architecture or quantisation, code or
+            pickles without permission.
         UsageError: an unknown demo, or a revision of something that has none.
     """
     place = _locate(model, revision=revision, with_code=trust_remote_code)
     content = _read_config(place, where=model)
+    quantization = read_quantization(content, where=model)
     config = load_config(
         place.folder, content=content, trust_remote_code=trust_remote_code, where=model
     )
@@ -84,9 +105,9 @@ def open_checkpoint(
     if place.snapshot is not None:
         _download(place.snapshot, names=weight_names, observe=observe)
     weight_files = tuple(place.folder / name for name in weight_names)
-    # Opening checks every header against the length of its file.
-    Weights(weight_files).close()
-    return Checkpoint(
+    if quantization is not None and quantization.is_decoded_here:
+        config = without_quantization(config)
+    checkpoint = Checkpoint(
         id=model,
         folder=place.folder,
         revision=None if place.snapshot is None else place.snapshot.commit,
@@ -94,7 +115,11 @@ def open_checkpoint(
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
         weight_files=weight_files,
+        quantization=quantization,
     )
+    # Opening checks every header against the length of its file, and shapes against the config.
+    checkpoint.open_weights().close()
+    return checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,7 @@ READ_AHEAD_BYTES = 1 << 21
 """
 
 
-class _Span(NamedTuple):
+class Span(NamedTuple):
     """Where bytes lie in a file."""
 
     start: int
@@ -65,7 +65,7 @@ class _Shard(Protocol):
     def tensor(self, name: str) -> torch.Tensor: ...
     def dtype(self, name: str) -> str: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
-    def read(self, name: str, spans: Sequence[_Span], into: memoryview) -> None: ...
+    def read(self, name: str, spans: Sequence[Span], into: memoryview) -> None: ...
     def read_ahead(self, names: Iterable[str], *, limit: int) -> None: ...
     def check_unchanged(self) -> None: ...
     def close(self) -> None: ...
@@ -86,7 +86,7 @@ class _SafetensorsShard:
         header = json.loads(os.pread(self._descriptor, length, 8))
         header.pop("__metadata__", None)
         self._spans = {
-            name: _Span(*(8 + length + offset for offset in entry["data_offsets"]))
+            name: Span(*(8 + length + offset for offset in entry["data_offsets"]))
             for name, entry in header.items()
         }
 
@@ -104,7 +104,7 @@ class _SafetensorsShard:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._file.get_slice(name).get_shape())
 
-    def read(self, name: str, spans: Sequence[_Span], into: memoryview) -> None:
+    def read(self, name: str, spans: Sequence[Span], into: memoryview) -> None:
         start = self._spans[name].start
         filled = 0
         for span in spans:
@@ -164,7 +164,7 @@ class _PickleShard:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensors[name].shape)
 
-    def read(self, name: str, spans: Sequence[_Span], into: memoryview) -> None:
+    def read(self, name: str, spans: Sequence[Span], into: memoryview) -> None:
         content = _bytes_of(self.tensor(name).contiguous())
         filled = 0
         for start, end in spans:
@@ -272,7 +272,7 @@ class Weights(Mapping[str, torch.Tensor]):
             CheckpointCorruptError: the file ended early or cannot be read any more.
         """
         size = self.nbytes(name)
-        self._read(name, [_Span(0, size)], buffer)
+        self._read(name, [Span(0, size)], buffer)
         dtype: torch.dtype = getattr(torch, self.dtype(name))
         return buffer[:size].view(dtype).view(self.shape(name))
 
@@ -284,17 +284,17 @@ class Weights(Mapping[str, torch.Tensor]):
         dtype: torch.dtype = getattr(torch, self.dtype(name))
         size = math.prod(rest) * dtype.itemsize
         wanted = range(num_rows)[rows] if isinstance(rows, slice) else rows
-        spans: list[_Span] = []
+        spans: list[Span] = []
         for row in wanted:
             start, end = row * size, (row + 1) * size
             if spans and spans[-1].end == start:
-                spans[-1] = _Span(spans[-1].start, end)
+                spans[-1] = Span(spans[-1].start, end)
             else:
-                spans.append(_Span(start, end))
+                spans.append(Span(start, end))
         self._read(name, spans, buffer)
         return buffer[: size * len(wanted)].view(dtype).view(len(wanted), *rest)
 
-    def _read(self, name: str, spans: Sequence[_Span], buffer: torch.Tensor) -> None:
+    def _read(self, name: str, spans: Sequence[Span], buffer: torch.Tensor) -> None:
         self._shard_of[name].read(name, spans, _bytes_of(buffer))
         self._bytes_read += sum(end - start for start, end in spans)
 

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from precheck.records.traces import Headroom
 
 
+_OLD_OPTIMUM = (
+    " Biases that a GPTQ checkpoint does not have are what optimum up to 1.20.0 creates, whatever "
+    "the config says (https://github.com/huggingface/optimum/pull/1827)."
+)
+
+
 def has_random_parameters(audit: CheckpointAudit) -> bool:
     """Whether some of the model's parameters did not come from the checkpoint."""
     return bool(audit.missing or audit.mismatched)
@@ -26,6 +32,8 @@ def missing(evidence: Evidence) -> Iterator[Finding]:
     """Parameters that the model has and the checkpoint lacks."""
     names = evidence.measurements.checkpoint.missing
     if names:
+        are_biases = all(name.endswith(".bias") for name in names)
+        is_gptq = (evidence.measurements.model.quantization or {}).get("quant_method") == "gptq"
         yield _checkpoint_error(
             "PC501",
             module=names[0],
@@ -33,10 +41,13 @@ def missing(evidence: Evidence) -> Iterator[Finding]:
                 f"Missing from the checkpoint, so newly initialised: "
                 f"{counted(len(names), 'parameter')} ({listed(names)}). The outputs are random, in "
                 "every configuration, whatever the runs look like."
+                + (_OLD_OPTIMUM if are_biases and is_gptq else "")
             ),
             advice=(
                 "Download the checkpoint again, or load it with the class and the library version "
                 "it was saved for."
+                if not (are_biases and is_gptq)
+                else "Load with optimum 1.20.1 or newer, or with a config that has no biases."
             ),
         )
 

@@ -98,6 +98,7 @@ def _matching(report: Report, configuration: Configuration) -> tuple[Run, ...]:
         run
         for run in report.runs
         if run.dtype is configuration.dtype
+        and run.accumulation is configuration.accumulation
         and wanted in {"", run.requested_attn_implementation, run.attn_implementation}
     )
 

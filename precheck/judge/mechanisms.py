@@ -115,9 +115,12 @@ CURES = {
     Mechanism.ACCUMULATION: Cure(
         code="PC109",
         title="a kernel's partial sums overflow",
-        cause="The kernel adds up in float16; inputs and result would fit.",
-        advice="Use a kernel that accumulates in float32, or bfloat16.",
-        in_vain="",
+        cause="A kernel that adds up in float16 is infinite half-way; inputs and result fit.",
+        advice=(
+            "Use a kernel that adds up in float32 (Marlin or Triton in gptqmodel and vLLM, not "
+            "exllama v2 of auto_gptq; not torch.backends.cuda.matmul.allow_fp16_accumulation)."
+        ),
+        in_vain="Hooks on modules see a sound input and an infinite output; the weights are fine.",
     ),
     Mechanism.OTHER: Cure(
         code="PC110",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from precheck.judge.mechanisms import CURES, NO_SAMPLING_CURE, NOT_EQUIVALENT
 from precheck.records.finding import Confidence, Finding, Severity, Verdict
-from precheck.records.precision import Dtype
+from precheck.records.precision import Accumulation, Dtype
 from precheck.records.quantities import counted, listed, magnitude
 from precheck.records.traces import Mechanism
 
@@ -56,7 +56,7 @@ def _overflow_finding(
     measured = f" Measured safe here: {listed(safe)}." if safe else ""
     return Finding(
         code=cure.code,
-        severity=Severity.ERROR,
+        severity=_severity(evidence, runs),
         confidence=Confidence.MEASURED,
         runs=runs,
         layer=first.layer,
@@ -74,6 +74,34 @@ def _overflow_finding(
     )
 
 
+def _severity(evidence: Evidence, runs: tuple[int, ...]) -> Severity:
+    """A warning where only a kernel that adds up in float16 breaks: few do."""
+    added_up = {evidence.runs[index].accumulation for index in runs}
+    return Severity.WARNING if added_up == {Accumulation.FLOAT16} else Severity.ERROR
+
+
+def sums_that_fit(evidence: Evidence) -> Iterator[Finding]:
+    """Runs in which no sum inside a product can leave float16, whatever the kernel."""
+    for index, run in enumerate(evidence.runs):
+        sums = run.partial_sums
+        if sums is None or sums.num_beyond_float16 or run.verdict is Verdict.FAILED:
+            continue
+        yield Finding(
+            code="PC115",
+            severity=Severity.NOTE,
+            confidence=Confidence.MEASURED,
+            runs=(index,),
+            module=sums.module,
+            message=(
+                f"No sum inside a matrix product can leave float16: |x| @ |w| is at most "
+                f"{magnitude(sums.largest_bound)} ({sums.module}), over "
+                f"{sums.num_products:,} products. A kernel that adds up in float16 cannot "
+                "overflow here, in whatever order."
+            ),
+            advice="Nothing to do; it holds for the prompts that were run.",
+        )
+
+
 def where(row: Overflow) -> str:
     """Layer, module, operation and source line of an overflow."""
     layer = (
@@ -88,6 +116,11 @@ def needs(row: Overflow) -> str:
         return "No number is too large here."
     if row.reference_abs_max is None:
         return f"The limit is {magnitude(row.limit)}; float32 has nothing finite to compare with."
+    if row.partial_sum is not None:
+        return (
+            f"The result is {magnitude(row.reference_abs_max)}; sums on the way to it can reach "
+            f"{magnitude(row.partial_sum)}, the limit is {magnitude(row.limit)}."
+        )
     only = "" if row.reference_abs_max > row.limit else "only "
     needed = magnitude(row.reference_abs_max)
     return f"It takes {only}{needed} in float32, the limit is {magnitude(row.limit)}."

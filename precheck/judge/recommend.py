@@ -31,7 +31,7 @@ from precheck.judge.hardware import Bfloat16, Hardware
 from precheck.judge.ranking import VERDICT_WORDS, gravest_runs, rank_of, why_not, worse
 from precheck.records.finding import Confidence, Verdict
 from precheck.records.loss import loss
-from precheck.records.precision import Arithmetic, Configuration, Dtype
+from precheck.records.precision import Accumulation, Arithmetic, Configuration, Dtype
 from precheck.records.quantities import bits, listed, magnitude
 from precheck.records.report import Recommendation, Rejected
 from precheck.records.tightest import tightest
@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 
 def recommend(evidence: Evidence, *, device: Hardware) -> Recommendation:
     """What to use on this device, of what was measured."""
-    runs = gravest_runs(evidence)
+    every = gravest_runs(evidence)
+    # sums in float16 are a property of a kernel that nobody chooses: a warning (PC109), no choice
+    runs = {c: run for c, run in every.items() if c.accumulation is Accumulation.FLOAT32}
     broken = _why_nothing(evidence)
     excluded = {c: why for c, run in runs.items() if (why := why_not(run, device))}
     if broken is not None:

@@ -11,6 +11,7 @@ from precheck.judge import (
     device,
     divergence,
     headroom,
+    libraries,
     overflow,
 )
 from precheck.judge.mechanisms import CURES
@@ -33,6 +34,7 @@ class Rule(NamedTuple):
 RULES = (
     Rule("PC501", "parameters are missing", checkpoint.missing),
     Rule("PC502", "parameters have another shape", checkpoint.mismatched),
+    Rule("PC508", "a library is known to break this", libraries.known_faults),
     Rule("PC504", "weights are not finite", checkpoint.nonfinite),
     Rule("PC113", "the model is broken in float32", overflow.broken_in_float32),
     *(
@@ -44,6 +46,7 @@ RULES = (
     Rule("PC305", "float32 runs disagree", attention.references_disagree),
     Rule("PC303", "eager attention would overflow", attention.eager_would_overflow),
     Rule("PC114", "less than one bit of headroom is left", headroom.low_headroom),
+    Rule("PC115", "no sum inside a product can leave float16", overflow.sums_that_fit),
     Rule("PC112", "an overflow was absorbed", overflow.absorbed),
     Rule("PC503", "weights outside float16", checkpoint.out_of_float16_range),
     Rule("PC202", "weights too small for float16", divergence.flushed_weights),

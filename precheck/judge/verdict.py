@@ -98,6 +98,8 @@ def _without_an_answer(trace: RunTrace, *, runs: Sequence[RunTrace]) -> tuple[Ve
 def _overflow_reason(first: Overflow | None) -> str:
     if first is None:
         return "the output is not finite, and no watched operation made it so"
+    if first.partial_sum is not None:
+        return f"{first.mechanism.phrase}: up to {magnitude(first.partial_sum)}"
     if first.reference_abs_max is None or not first.is_out_of_range:
         return first.event
     return (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from precheck.errors import PrecheckError, WeightsElsewhereError
+from precheck.probe.accumulation import Float16Sums
 from precheck.probe.arithmetic import RoundedProducts
 from precheck.probe.budget import used_bytes
 from precheck.probe.lockstep import Worker, advance
@@ -15,7 +16,7 @@ from precheck.probe.memory import give_back_free_memory, is_out_of_memory, memor
 from precheck.probe.run_totals import RunTotals
 from precheck.probe.run_watch import RunWatch
 from precheck.probe.skeleton import first_line
-from precheck.records.precision import Arithmetic, Dtype
+from precheck.records.precision import Accumulation, Arithmetic, Dtype
 from precheck.records.traces import TOWERS
 
 if TYPE_CHECKING:
@@ -163,8 +164,10 @@ class BatchRun:
             worker=worker,
         )
 
-    def _products_of(self, skeleton: Skeleton) -> RoundedProducts | None:
+    def _products_of(self, skeleton: Skeleton) -> RoundedProducts | Float16Sums | None:
         """One for all runs of a dtype: they share its memory."""
+        if skeleton.accumulation is Accumulation.FLOAT16:
+            return Float16Sums()
         if skeleton.arithmetic is Arithmetic.NATIVE:
             return None
         dtype: torch.dtype = getattr(torch, skeleton.dtype)

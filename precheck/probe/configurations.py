@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from precheck.errors import UnsupportedConfigurationError, UsageError
-from precheck.records.precision import Configuration, Dtype
+from precheck.records.precision import Accumulation, Configuration, Dtype
 from precheck.records.traces import RunTrace
 
 if TYPE_CHECKING:
@@ -72,10 +72,12 @@ def build_groups(
     attn_implementations: tuple[str, ...] | None,
     required: tuple[Configuration, ...],
     device: str,
+    accumulations: frozenset[Accumulation],
 ) -> tuple[list[Group], list[RunTrace]]:
     """Skeletons by attention implementation, and a trace for each run that cannot be.
 
-    Requests that turn out to be one implementation are run once.
+    Requests that turn out to be one implementation are run once. Sums in float16 are measured for
+    float16 with the default attention.
     """
     default = weights.default_attention()
     names = attn_implementations or tuple(dict.fromkeys((default, "eager")))
@@ -102,6 +104,11 @@ def build_groups(
             weights.skeleton(dtype, name)
             for dtype in Dtype
             if dtype in asked and dtype not in present
+        ]
+    if Accumulation.FLOAT16 in accumulations and default in groups:
+        group = groups[default]
+        group.others += [
+            each.adding_up_in_float16() for each in group.others if each.dtype is Dtype.FLOAT16
         ]
     return list(groups.values()), failed
 

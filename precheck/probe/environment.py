@@ -27,6 +27,14 @@ LIBRARIES = (
     "huggingface_hub",
     "kernels",
     "flash_attn",
+    "optimum",
+    "gptqmodel",
+    "auto_gptq",
+    "autoawq",
+    "bitsandbytes",
+    "compressed_tensors",
+    "vllm",
+    "sglang",
 )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from precheck.checkpoint.audit import tensor_dtypes
+from precheck.checkpoint.quantization import DECODED_BY_TRANSFORMERS
 from precheck.checkpoint.source import Checkpoint
 from precheck.checkpoint.weights import Weights
 from precheck.errors import UnsupportedModelError
@@ -46,7 +47,34 @@ def model_facts(
         tensor_dtypes=sizes,
         default_attn_implementation=default_attention,
         max_context=max_context(model),
+        quantization=_quantization(subject),
     )
+
+
+def _quantization(subject: Subject) -> dict[str, Any] | None:
+    """The settings of the config, plain values alone, and who decoded it."""
+    if not isinstance(subject, Checkpoint) or subject.quantization is None:
+        return None
+    found = subject.quantization
+    plain = {
+        name: value
+        for name, value in found.settings.items()
+        if value is None or isinstance(value, str | int | float | bool)
+    }
+    decoder = "precheck" if found.is_decoded_here else DECODED_BY_TRANSFORMERS[found.method]
+    return {
+        **plain,
+        "quant_method": found.method,
+        "decoded_by": decoder,
+        "num_linears_without_bias": _num_without_bias(subject),
+    }
+
+
+def _num_without_bias(checkpoint: Checkpoint) -> int:
+    """Packed linears that no bias is stored for."""
+    with Weights(checkpoint.weight_files) as stored:
+        linears = [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]
+        return sum(f"{name}.bias" not in stored for name in linears)
 
 
 def tensor_sizes(subject: Subject) -> dict[str, int]:

@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import (
+    CompressedTensorsConfig,
+    GenerationConfig,
+    PreTrainedModel,
+)
 from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils.quantization_config import Mxfp4Config
 
 from precheck.errors import (
     CheckpointCorruptError,
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from precheck.checkpoint.quantization import Quantization
     from precheck.checkpoint.source import Checkpoint
     from precheck.checkpoint.weights import Weights
 
@@ -65,19 +71,57 @@ def load_model(
         # what a checkpoint lacks is drawn at random; the caller's generator stays where it is
         with quiet_transformers(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(SEED)
-            model, found = loader.from_pretrained(
-                checkpoint.folder,
+            model, found = _loaded(
+                loader,
+                checkpoint,
                 dtype=getattr(torch, dtype),
                 attn_implementation=attn_implementation,
-                use_safetensors=None if checkpoint.allow_pickle else True,
-                trust_remote_code=checkpoint.trust_remote_code,
                 ignore_mismatched_sizes=True,
-                local_files_only=True,
                 output_loading_info=True,
             )
     except Exception as error:
         raise _translated(error, attn_implementation, loader) from error
     return model, _loading(found)
+
+
+def _loaded(
+    loader: Any, checkpoint: Checkpoint, **settings: Any
+) -> tuple[nn.Module, dict[str, Any]]:
+    """What ``from_pretrained`` makes of the checkpoint, with plain weights."""
+    quantization = checkpoint.quantization
+    if quantization is not None and quantization.is_decoded_here:
+        with checkpoint.open_weights() as stored:
+            decoded = {name: stored[name] for name in stored}
+            loaded = loader.from_pretrained(
+                None, config=checkpoint.config, state_dict=decoded, **settings
+            )
+        if (checkpoint.folder / GENERATION_CONFIG_NAME).is_file():
+            loaded[0].generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
+    else:
+        loaded = loader.from_pretrained(
+            checkpoint.folder,
+            use_safetensors=None if checkpoint.allow_pickle else True,
+            trust_remote_code=checkpoint.trust_remote_code,
+            local_files_only=True,
+            **({} if quantization is None else _decoding(quantization)),
+            **settings,
+        )
+    model, found = loaded
+    if quantization is not None and quantization.method == "bitsandbytes":
+        model = model.dequantize(settings["dtype"])
+    return model, found
+
+
+def _decoding(quantization: Quantization) -> dict[str, Any]:
+    """How transformers is told to decode while it loads."""
+    match quantization.method:
+        case "mxfp4":
+            return {"quantization_config": Mxfp4Config(dequantize=True)}
+        case "compressed-tensors":
+            settings = {**quantization.settings, "run_compressed": False}
+            return {"quantization_config": CompressedTensorsConfig(**settings)}
+        case _:
+            return {}
 
 
 def empty_model(

@@ -41,6 +41,10 @@ class OpNode:
     has_mask_scalar: bool
     filename: str
     line: int
+    sum_bound: float | None = None
+    """Of a product that adds up in float16: the largest ``|x| @ |w|``."""
+    overflowed_inside: bool = False
+    """Its accumulator overflowed, and its exact result would not have."""
     minimum: float | None = None
     maximum: float | None = None
     is_all_real: bool = False

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from precheck.probe.accumulation import Float16Sums
 from precheck.probe.nodes import HIDDEN, OTHER, WEIGHT, OpNode, Origin, Segment
 from precheck.probe.op_kinds import CASTS, FUSED_ATTENTION, OpKind, op_kind
 from precheck.probe.reduce import MASK_SENTINEL
@@ -67,7 +68,7 @@ class OpWatcher(TorchDispatchMode):
         weights: dict[int, str],
         real_tokens: RealTokens,
         check: Callable[[], None],
-        products: RoundedProducts | None = None,
+        products: RoundedProducts | Float16Sums | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.segment = Segment()
@@ -107,8 +108,9 @@ class OpWatcher(TorchDispatchMode):
         tensors = list(tensors_in((args, kwargs)))
         if self.examination is not None:
             self.examination.before(tensors, overwrites=op_kind(func).overwrites)
-        if self._products is not None and self._products.takes(op_kind(func).name, tensors):
-            output = self._products.compute(func, args, kwargs)
+        products = self._products
+        if products is not None and products.takes(op_kind(func).name, tensors):
+            output = products.compute(func, args, kwargs)
         else:
             output = func(*args, **kwargs)
         self._record(func, args, tensors, output)
@@ -173,6 +175,9 @@ class OpWatcher(TorchDispatchMode):
             filename=filename,
             line=line,
         )
+        if isinstance(self._products, Float16Sums):
+            node.sum_bound = self._products.bound
+            node.overflowed_inside = self._products.is_inside
         self.segment.nodes.append(node)
         return node
 

@@ -79,6 +79,7 @@ def _row(group: list[tuple[Found, bool]]) -> Overflow:
         limit=first.producer.limit,
         num_elements=sum(each.producer.num_elements for each, _ in group),
         probes=tuple(dict.fromkeys(name for each, _ in group for name in each.probes)),
+        partial_sum=node.sum_bound if first.mechanism is Mechanism.ACCUMULATION else None,
         first_positions=_first_positions([each.first_positions for each, _ in group]),
         absorbed=all(is_absorbed for _, is_absorbed in group),
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from precheck.records.precision import Configuration, Dtype
+    from precheck.records.precision import Accumulation, Configuration, Dtype
     from precheck.records.prompts import Prompt
 
 
@@ -25,3 +25,5 @@ class Request:
     device: str
     max_memory: int | None
     is_resident: bool
+    accumulations: tuple[Accumulation, ...] | None = None
+    """What kernels add up in; None decides by the checkpoint."""

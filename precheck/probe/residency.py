@@ -17,7 +17,6 @@ from torch import nn
 
 from precheck.checkpoint.architecture import Architecture, find_architecture
 from precheck.checkpoint.audit import audit_weights
-from precheck.checkpoint.weights import Weights as StoredWeights
 from precheck.errors import (
     MemoryExhaustedError,
     UnsupportedConfigurationError,
@@ -177,7 +176,7 @@ class ResidentWeights(SharedModels):
     def audit(self, *, is_complete: bool) -> CheckpointAudit:
         """What is stored; read once more for it."""
         del is_complete
-        with StoredWeights(self._checkpoint.weight_files) as stored:
+        with self._checkpoint.open_weights() as stored:
             return audit_weights(stored)
 
     def _make(self, dtype: Dtype) -> nn.Module:

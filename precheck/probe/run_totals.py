@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from precheck.probe.accumulation import SumsTotals
 from precheck.probe.compare import LayerTotals
 from precheck.probe.overflows import Found, Peaks, overflow_rows
 from precheck.records.traces import RunTrace, Section
@@ -45,6 +46,7 @@ class RunTotals:
     failure: str | None = None
     stopped_after: str | None = None
     """The block from which on the run was NaN everywhere and was not computed."""
+    sums: SumsTotals = field(default_factory=SumsTotals)
     num_watched: int = 0
     unwatched: Counter[str] = field(default_factory=Counter)
     _num_producers: int = 0
@@ -76,6 +78,7 @@ class RunTotals:
             symptom=self.symptom or other.symptom,
             failure=self.failure or other.failure,
             stopped_after=self._stopped_after(other),
+            sums=self.sums.merge(other.sums),
             num_watched=self.num_watched + other.num_watched,
             unwatched=self.unwatched + other.unwatched,
         )
@@ -121,6 +124,8 @@ class RunTotals:
             requested_attn_implementation=skeleton.requested_attn_implementation,
             device=device,
             arithmetic=skeleton.arithmetic,
+            accumulation=skeleton.accumulation,
+            partial_sums=self.sums.record,
             experts_implementation=skeleton.experts_implementation,
             failure=self.failure,
             stopped_after=self.stopped_after,

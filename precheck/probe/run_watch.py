@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from precheck.checkpoint.architecture import Architecture, Unit
+    from precheck.probe.accumulation import Float16Sums
     from precheck.probe.arithmetic import RoundedProducts
     from precheck.probe.batches import Batch
     from precheck.probe.classify import Classifier
@@ -74,7 +75,7 @@ class RunWatch:
         classifier: Classifier,
         decode: Decode,
         check: Callable[[], None],
-        products: RoundedProducts | None,
+        products: RoundedProducts | Float16Sums | None,
     ) -> None:
         self.is_replaying = False
         self.call: UnitCall | None = None
@@ -255,7 +256,9 @@ class RunWatch:
         position: Position,
     ) -> None:
         mechanism = Mechanism.WEIGHTS
-        if not producer.is_weight:
+        if producer.node.overflowed_inside:
+            mechanism = Mechanism.ACCUMULATION
+        elif not producer.is_weight:
             mechanism = self._classifier.mechanism(producer.node, segment, reference, position)
         rows, positions = self._rows(producer, segment)
         names = [probe.name for probe in self._batch.probes]
@@ -347,6 +350,8 @@ class RunWatch:
     def _add_peaks(
         self, segment: Segment, reference: Segment | None, place: Place, position: Position
     ) -> None:
+        for each in segment.nodes:
+            self._totals.sums.add(each)
         if reference is None:
             return
         for node, abs_max, mechanism in self._classifier.peaks(segment, reference, position):

@@ -44,7 +44,7 @@ from precheck.probe.run_totals import RunTotals
 from precheck.probe.streaming import StreamedWeights
 from precheck.probe.tokens import Plan, plan_probes, with_decoder_input
 from precheck.probe.vocabulary import read_vocabulary
-from precheck.records.precision import Configuration, Dtype
+from precheck.records.precision import Accumulation, Configuration, Dtype
 from precheck.records.progress import Announcement, Observer
 from precheck.records.quantities import counted, duration, num_bytes
 from precheck.records.report import Measurements, deployed_dtype
@@ -55,6 +55,10 @@ if TYPE_CHECKING:
 
     from precheck.probe.request import Request
     from precheck.probe.skeleton import Skeleton
+
+KERNELS_ADD_UP_IN_FLOAT16 = frozenset({"gptq", "awq"})
+"""Quantisations whose kernels may: exllama v2 (https://github.com/QwenLM/Qwen3/issues/951) and
+AutoAWQ's (https://github.com/casper-hansen/AutoAWQ/issues/458)."""
 
 WAVE_TOKENS = 2048
 """Batches run together up to here: all runs wait with the hidden states of all of them."""
@@ -99,6 +103,7 @@ class Scan:
             attn_implementations=self._request.attn_implementations,
             required=self._request.required or self._deployed(default),
             device=self._device,
+            accumulations=self._accumulations(),
         )
         if not self._groups:
             raise UnsupportedModelError(
@@ -114,6 +119,15 @@ class Scan:
             sizes=self._tensor_dtypes,
             default_attention=default,
         )
+
+    def _accumulations(self) -> frozenset[Accumulation]:
+        """Both by default where kernels for packed weights are used; some add up in float16."""
+        asked = self._request.accumulations
+        if asked is not None:
+            return frozenset(asked)
+        quantization = self._subject.quantization if isinstance(self._subject, Checkpoint) else None
+        is_packed = quantization is not None and quantization.method in KERNELS_ADD_UP_IN_FLOAT16
+        return frozenset(Accumulation) if is_packed else frozenset({Accumulation.FLOAT32})
 
     def _deployed(self, default_attention: str) -> tuple[Configuration, ...]:
         """What ``from_pretrained(dtype="auto")`` would run: the gate's configuration."""
@@ -348,7 +362,8 @@ class Scan:
 def _weights_of(subject: Subject, *, device: str, is_resident: bool) -> SharedModels:
     if not isinstance(subject, Checkpoint):
         return LiveWeights(subject, device=device)
-    if is_resident:
+    is_opaque = subject.quantization is not None and not subject.quantization.is_decoded_here
+    if is_resident or is_opaque:
         return ResidentWeights(subject, device=device)
     return StreamedWeights(subject, device=device)
 

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from precheck.errors import UnsupportedConfigurationError
-from precheck.records.precision import Arithmetic
+from precheck.records.precision import Accumulation, Arithmetic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +34,7 @@ class Skeleton:
     attn_implementation: str
     requested_attn_implementation: str
     arithmetic: Arithmetic = Arithmetic.NATIVE
+    accumulation: Accumulation = Accumulation.FLOAT32
     weight_faults: set[int] = field(default_factory=set)
     weights: dict[int, str] = field(default_factory=dict)
     accepts: frozenset[str] = frozenset()
@@ -48,6 +49,14 @@ class Skeleton:
     def another(self) -> Skeleton:
         """The same configuration with modules and hooks of its own, over the same parameters."""
         return replace(self, model=twin(self.model), weight_faults=set(self.weight_faults))
+
+    def adding_up_in_float16(self) -> Skeleton:
+        """The same model with products as some kernels compute them."""
+        return replace(
+            self.another(),
+            arithmetic=Arithmetic.FLOAT32_ROUNDED,
+            accumulation=Accumulation.FLOAT16,
+        )
 
     @property
     def experts_implementation(self) -> str | None:

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from precheck.checkpoint.weights import Weights as StoredWeights
 from precheck.probe.conversion import Recipe, find_recipes
 from precheck.probe.loading import empty_model
 from precheck.probe.pieces import Manner, Piece, Streamed, plan_pieces
@@ -54,7 +53,7 @@ class StreamedWeights(SharedModels):
     def __init__(self, checkpoint: Checkpoint, *, device: str) -> None:
         super().__init__(device=device)
         self._checkpoint = checkpoint
-        self._stored = StoredWeights(checkpoint.weight_files)
+        self._stored = checkpoint.open_weights()
         self._reader = Reader(self._stored, device=device)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="precheck weights")
         self._recipes: tuple[Recipe, ...] = ()

@@ -33,6 +33,14 @@ class Dtype(StrEnum):
         return {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}[self.value]
 
 
+class Accumulation(StrEnum):
+    """What a kernel adds the products of a matrix product up in."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    """Some kernels for quantised weights, and ``allow_fp16_accumulation``; float16 runs only."""
+
+
 class Arithmetic(StrEnum):
     """How the matrix products of a run were computed."""
 
@@ -98,6 +106,8 @@ class Configuration:
 
     dtype: Dtype
     attn_implementation: str
+    accumulation: Accumulation = Accumulation.FLOAT32
 
     def __str__(self) -> str:
-        return f"{self.dtype} + {self.attn_implementation}"
+        sums = " (float16 sums)" if self.accumulation is Accumulation.FLOAT16 else ""
+        return f"{self.dtype} + {self.attn_implementation}{sums}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from precheck.records.precision import Arithmetic, Configuration, Dtype
+from precheck.records.precision import Accumulation, Arithmetic, Configuration, Dtype
 
 
 class Mechanism(StrEnum):
@@ -88,6 +88,8 @@ class Overflow:
     """Names of the probes in which it happened."""
     first_positions: dict[str, int] = field(default_factory=dict)
     """By probe, the first of its real tokens (from 0) at which it happened, where that is known."""
+    partial_sum: float | None = None
+    """Of an overflow inside a product: how large its partial sums can become, ``|x| @ |w|``."""
     absorbed: bool
     """None of the unexpected elements left the decoder layer, or reached a real token's output."""
 
@@ -160,6 +162,21 @@ class Symptom:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartialSums:
+    """How large sums inside products could become, in any order of summation.
+
+    Where ``num_beyond_float16`` is 0, no kernel can overflow inside a product.
+    """
+
+    num_products: int
+    num_beyond_float16: int
+    """Products of which some ``|x| @ |w|`` is beyond the range of float16."""
+    largest_bound: float
+    module: str
+    """Where the largest is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunTrace:
     """Everything measured of one configuration; ``failure`` says why nothing was."""
 
@@ -169,7 +186,9 @@ class RunTrace:
     requested_attn_implementation: str
     device: str
     arithmetic: Arithmetic = Arithmetic.NATIVE
-    accumulation: str = "float32"
+    accumulation: Accumulation = Accumulation.FLOAT32
+    partial_sums: PartialSums | None = None
+    """Of a run that adds up in float16."""
     experts_implementation: str | None = None
     stopped_after: str | None = None
     """Module after which the run was NaN everywhere and stopped."""
@@ -186,8 +205,12 @@ class RunTrace:
 
     @property
     def configuration(self) -> Configuration:
-        """The dtype and the attention implementation really in use."""
-        return Configuration(dtype=self.dtype, attn_implementation=self.attn_implementation)
+        """What is really in use."""
+        return Configuration(
+            dtype=self.dtype,
+            attn_implementation=self.attn_implementation,
+            accumulation=self.accumulation,
+        )
 
     @property
     def name(self) -> str:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from precheck.records.finding import Verdict
 from precheck.records.loss import relative_error
+from precheck.records.precision import Accumulation
 from precheck.records.quantities import counted, listed, magnitude, percent
 from precheck.records.traces import Mechanism, Section
 from precheck.render.columns import Column, table
@@ -105,6 +106,9 @@ def _size(run: Run, overflow: Overflow) -> str:
     limit = f"the limit of {run.dtype} is {magnitude(overflow.limit)}"
     if overflow.reference_abs_max is None:
         return limit
+    if overflow.partial_sum is not None:
+        sums = magnitude(overflow.partial_sum)
+        return f"{magnitude(overflow.reference_abs_max)}, from sums of up to {sums}; {limit}"
     times = overflow.reference_abs_max / overflow.limit
     beyond = f" (x {times:.1f})" if times > 1 else ""
     return f"{magnitude(overflow.reference_abs_max)} in float32, {limit}{beyond}"
@@ -140,7 +144,7 @@ def layers_around(report: Report, *, width: int) -> Table | None:
         _mechanism_column(report, at, near=near),
         *(
             Column(
-                header=f"{run.dtype.short}\nmax |x|",
+                header=f"{_short(run)}\nmax |x|",
                 cells=[size_cell(_same(run, trace)) for trace in near],
                 rank=rank if run is not at.run else 0,
             )
@@ -148,7 +152,7 @@ def layers_around(report: Report, *, width: int) -> Table | None:
         ),
         *(
             Column(
-                header=f"{run.dtype.short}\nrel. error",
+                header=f"{_short(run)}\nrel. error",
                 cells=[_error_cell(_same(run, trace)) for trace in near],
                 rank=1 if run is at.run else 2,
             )
@@ -157,6 +161,11 @@ def layers_around(report: Report, *, width: int) -> Table | None:
         ),
     ]
     return table(columns, width=width)
+
+
+def _short(run: Run) -> str:
+    sums = " sums" if run.accumulation is Accumulation.FLOAT16 else ""
+    return f"{run.dtype.short}{sums}"
 
 
 def _mechanism_column(report: Report, at: Focus, *, near: list[LayerTrace]) -> Column:

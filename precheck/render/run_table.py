@@ -8,7 +8,7 @@ from rich.text import Text
 
 from precheck.records.finding import Verdict
 from precheck.records.loss import loss
-from precheck.records.precision import Dtype
+from precheck.records.precision import Accumulation, Dtype
 from precheck.records.quantities import bits, magnitude, nats, percent
 from precheck.records.tightest import tightest
 from precheck.records.traces import Section
@@ -40,7 +40,7 @@ def run_table(report: Report, *, width: int) -> Table:
     return table(
         (
             words("dtype", lambda run: run.dtype),
-            words("attention", lambda run: run.attn_implementation),
+            words("attention", _attention),
             Column(
                 header="verdict",
                 cells=[verdict_text(run.verdict) for run in report.runs],
@@ -58,6 +58,11 @@ def run_table(report: Report, *, width: int) -> Table:
         ),
         width=width,
     )
+
+
+def _attention(run: Run) -> str:
+    sums = " (fp16 sums)" if run.accumulation is Accumulation.FLOAT16 else ""
+    return f"{run.attn_implementation}{sums}"
 
 
 def _style(run: Run) -> str:

@@ -205,17 +205,17 @@ def test_text_from_the_checkpoint_is_shown_as_data(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "method"),
     [
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ({"quantization_config": {"quant_method": "hqq", "bits": 4}}, "hqq"),
         ({"quantization_config": {"bits": 4}}, "unnamed"),
         ({"quantization": {"group_size": 64, "bits": 4}}, "mlx"),
-        ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, "awq"),
+        ({"text_config": {"quantization_config": {"quant_method": "quark"}}}, "quark"),
     ],
 )
 def test_a_quantised_checkpoint_is_refused_by_name(
     folder: Path, changes: dict[str, Any], method: str
 ) -> None:
     write_config(folder, **changes)
-    error = refused(folder, kind=UnsupportedModelError, says=["quantised", method])
+    error = refused(folder, kind=UnsupportedModelError, says=["quantis", method])
     assert "unquantised base model" in str(error.hint)
 
 
@@ -481,7 +481,7 @@ def test_announces_nothing_when_the_cache_has_it(fake_hub: FakeHub) -> None:
 
 
 def test_refuses_before_the_weights_are_fetched(fake_hub: FakeHub) -> None:
-    write_config(fake_hub.remote, quantization_config={"quant_method": "gptq"})
+    write_config(fake_hub.remote, quantization_config={"quant_method": "hqq"})
     refused("owner/name", kind=UnsupportedModelError, says=["quantised"])
     assert "model.safetensors" not in fake_hub.fetched
 

@@ -108,6 +108,27 @@ GALLERY: Mapping[str, GalleryModel] = MappingProxyType(
             version=1,
             builder="gemma:build_residual",
         ),
+        "qwen2.5-gptq": GalleryModel(
+            title="Qwen2.5 in GPTQ, for a kernel that adds up in float16",
+            story=(
+                "Half of the terms of one sum add up to 90,000 and the other half takes it back. "
+                "Added up in float32 nothing happens; a kernel that accumulates in float16, as "
+                "auto_gptq's exllama v2 does, is infinite half-way, and sampling fails."
+            ),
+            thread="https://github.com/QwenLM/Qwen3/issues/951",
+            version=1,
+            builder="gptq:build_accumulation",
+        ),
+        "gptq-random-bias": GalleryModel(
+            title="Qwen2.5 in GPTQ, with biases that nobody stored",
+            story=(
+                "The checkpoint has no biases, and optimum up to 1.20.0 created them and drew "
+                "them at random. The symptom is that of an overflow; no dtype cures it."
+            ),
+            thread="https://github.com/QwenLM/Qwen3/issues/930",
+            version=1,
+            builder="gptq:build_random_bias",
+        ),
         "llama-product": GalleryModel(
             title="Llama whose gated product is just beyond float16",
             story=(

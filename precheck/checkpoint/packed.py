@@ -1,0 +1,204 @@
+"""Decodes quantised linears to float32, where every product of a scale and an integer is exact.
+
+A scale has 11 significant bits and an integer at most 9, so float32 holds their product, and what
+a run casts it to is what a kernel of that dtype would round it to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from precheck.errors import CheckpointCorruptError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from precheck.checkpoint.quantization import Quantization
+
+_WORD = 32
+"""Bits of a stored integer."""
+_BLOCK = 512
+"""Output channels that are unpacked at a time: integers take eight bytes each meanwhile."""
+_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+"""Where in a word each of eight output channels stands.
+
+**Source**: ``AWQ_REVERSE_ORDER`` in
+https://github.com/casper-hansen/AutoAWQ/blob/main/awq/utils/packing_utils.py
+"""
+
+
+class PackedLinear(Protocol):
+    """A weight ``(out, in)`` in the form it is stored in."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the stored tensors it is made from."""
+
+    def decode(self, tensors: Mapping[str, Tensor], rows: slice, into: Tensor) -> None:
+        """Writes output channels ``rows`` into ``into``, ``(rows, in)`` float32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GptqLinear:
+    """GPTQ: integers packed along the input, a scale and a zero point for each group of it.
+
+    ``qweight`` is ``(in * bits / 32, out)`` int32, ``qzeros`` ``(groups, out * bits / 32)`` int32,
+    ``scales`` ``(groups, out)`` float16, ``g_idx`` ``(in,)`` int32.
+
+    **Source**: ``pack`` in
+    https://github.com/AutoGPTQ/AutoGPTQ/blob/main/auto_gptq/nn_modules/qlinear/qlinear_cuda.py
+    """
+
+    name: str
+    shape: tuple[int, int]
+    quantization: Quantization
+    has_groups: bool
+    """Whether ``g_idx`` is stored."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the stored tensors."""
+        parts = ("qweight", "qzeros", "scales", *(("g_idx",) if self.has_groups else ()))
+        return tuple(f"{self.name}.{part}" for part in parts)
+
+    def decode(self, tensors: Mapping[str, Tensor], rows: slice, into: Tensor) -> None:
+        """Writes output channels ``rows`` into ``into``, ``(rows, in)`` float32."""
+        qweight, qzeros, scales = (
+            tensors[f"{self.name}.{each}"] for each in ("qweight", "qzeros", "scales")
+        )
+        bits = self.quantization.bits or 0
+        groups = self._groups(tensors.get(f"{self.name}.g_idx"), num_groups=scales.shape[0])
+        zeros = unpacked(qzeros.T, bits, count=self.shape[0]).T
+        # the field is as wide as a weight: kernels let it wrap too
+        zeros = (zeros + self.quantization.zero_offset) & (2**bits - 1)
+        for start in range(rows.start, rows.stop, _BLOCK):
+            part = slice(start, min(start + _BLOCK, rows.stop))
+            integers = unpacked(qweight[:, part], bits, count=self.shape[1])
+            shifted = (integers - zeros[:, part][groups]).to(torch.float32)
+            decoded = shifted.mul_(scales[:, part].float()[groups])
+            into[part.start - rows.start : part.stop - rows.start] = decoded.T
+
+    def _groups(self, stored: Tensor | None, *, num_groups: int) -> Tensor:
+        """The group of every input channel, ``(in,)`` int64.
+
+        Raises:
+            CheckpointCorruptError: stored ones that do not exist, or are in another order than
+                the config says.
+        """
+        num_inputs = self.shape[1]
+        plain = torch.arange(num_inputs) // (num_inputs // num_groups)
+        if stored is None:
+            return plain
+        groups = stored.long()
+        if int(groups.min()) < 0 or int(groups.max()) >= num_groups:
+            raise contradiction(
+                f"{self.name}.g_idx names group {int(groups.max())} of {num_groups}"
+            )
+        if not self.quantization.desc_act and not torch.equal(groups, plain):
+            raise contradiction(f"{self.name}.g_idx is in an order of its own, desc_act is false")
+        return groups
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AwqLinear:
+    """AWQ: integers packed along the output, eight to a word in an order of their own.
+
+    ``qweight`` is ``(in, out / 8)`` int32, ``qzeros`` ``(groups, out / 8)`` int32, ``scales``
+    ``(groups, out)`` float16.
+    """
+
+    name: str
+    shape: tuple[int, int]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the stored tensors."""
+        return tuple(f"{self.name}.{each}" for each in ("qweight", "qzeros", "scales"))
+
+    def decode(self, tensors: Mapping[str, Tensor], rows: slice, into: Tensor) -> None:
+        """Writes output channels ``rows`` into ``into``, ``(rows, in)`` float32."""
+        qweight, qzeros, scales = (tensors[each] for each in self.sources)
+        zeros = self._in_order(qzeros)
+        group_size = self.shape[1] // scales.shape[0]
+        step = _BLOCK  # a multiple of the eight in a word
+        for start in range(rows.start - rows.start % 8, rows.stop, step):
+            stop = min(start + step, self.shape[0])
+            integers = self._in_order(qweight[:, start // 8 : -(-stop // 8)])
+            part = slice(start, start + integers.shape[1])
+            shifted = integers - zeros[:, part].repeat_interleave(group_size, dim=0)
+            factor = scales[:, part].float().repeat_interleave(group_size, dim=0)
+            decoded = (shifted.float() * factor).T
+            first, last = max(start, rows.start), min(part.stop, rows.stop)
+            into[first - rows.start : last - rows.start] = decoded[first - start : last - start]
+
+    @staticmethod
+    def _in_order(packed: Tensor) -> Tensor:
+        """``(n, words)`` int32 as ``(n, 8 * words)`` int64 in the order of the channels."""
+        shifts = torch.tensor(_AWQ_ORDER) * 4
+        words = packed.long().unsqueeze(-1) & 0xFFFFFFFF
+        return torch.bitwise_and(words >> shifts, 0xF).reshape(packed.shape[0], -1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fp8Linear:
+    """Fine-grained FP8: ``weight`` float8 ``(out, in)``, and a factor for each block of it.
+
+    **Source**: ``weight_scale_inv`` in
+    https://huggingface.co/deepseek-ai/DeepSeek-V3/blob/main/README_WEIGHTS.md
+    """
+
+    name: str
+    shape: tuple[int, int]
+    block_size: tuple[int, int]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the stored tensors."""
+        return (f"{self.name}.weight", f"{self.name}.weight_scale_inv")
+
+    def decode(self, tensors: Mapping[str, Tensor], rows: slice, into: Tensor) -> None:
+        """Writes output channels ``rows`` into ``into``, ``(rows, in)`` float32."""
+        weight, factors = (tensors[each] for each in self.sources)
+        height, width = self.block_size
+        chosen = torch.arange(rows.start, rows.stop) // height
+        by_block = factors.float().reshape(-(-self.shape[0] // height), -1)
+        wide = by_block[chosen].repeat_interleave(width, dim=1)[:, : self.shape[1]]
+        torch.mul(weight[rows].float(), wide, out=into)
+
+
+def unpacked(packed: Tensor, bits: int, *, count: int) -> Tensor:
+    """Integers of ``bits`` each out of 32-bit words along the first dimension, lowest bits first.
+
+    Args:
+        packed: ``(words, n)`` int32.
+        bits: 2, 3, 4 or 8; with 3, some lie across two words.
+        count: how many integers a column holds.
+
+    Returns:
+        ``(count, n)`` int64.
+    """
+    words = packed.long() & 0xFFFFFFFF
+    first_bit = torch.arange(count) * bits
+    word, offset = first_bit // _WORD, (first_bit % _WORD).unsqueeze(1)
+    found = words[word] >> offset
+    if _WORD % bits:
+        following = words[(word + 1).clamp(max=words.shape[0] - 1)]
+        found = found | (following << (_WORD - offset))
+    return found & (2**bits - 1)
+
+
+def contradiction(what: str) -> CheckpointCorruptError:
+    """The error for tensors that are not what the config says."""
+    return CheckpointCorruptError(
+        f"quantisation contradicts the tensors: {what}",
+        hint="use the config.json that belongs to these weights, or quantise the model again",
+    )

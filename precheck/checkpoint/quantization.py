@@ -1,0 +1,151 @@
+"""What a checkpoint says of its quantisation, and who can decode it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from precheck.errors import CheckpointCorruptError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DECODED_HERE = ("gptq", "awq", "fp8")
+"""Decoded tensor by tensor, so streamed like any other."""
+
+DECODED_BY_TRANSFORMERS = {
+    "mxfp4": "transformers",
+    "compressed-tensors": "compressed-tensors",
+    "bitsandbytes": "bitsandbytes",
+}
+"""Decoded while transformers loads the whole model, and the package that does it."""
+
+GPTQ_BITS = (2, 3, 4, 8)
+_GPTQ_FORMATS = {"gptq": 1, "gptq_v2": 0}
+"""Layouts by name, and what is added to a stored zero point.
+
+**Source**: ``convert_gptq_v1_to_v2_format`` in
+https://github.com/ModelCloud/GPTQModel/blob/main/gptqmodel/utils/model.py
+"""
+_AWQ_VERSIONS = ("gemm",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantization:
+    """How weights are packed; names are those of ``quantization_config``."""
+
+    method: str
+    bits: int | None = None
+    group_size: int | None = None
+    """Input channels that share a scale; -1 for all of them."""
+    desc_act: bool = False
+    """Channels were quantised in the order of their activations: ``g_idx`` says which group."""
+    zero_offset: int = 0
+    """Added to a stored zero point."""
+    block_size: tuple[int, int] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    """All of it, as it stands in the config."""
+
+    @property
+    def is_decoded_here(self) -> bool:
+        """Whether each tensor can be decoded by itself."""
+        return self.method in DECODED_HERE
+
+
+def read_quantization(content: Mapping[str, Any], *, where: str) -> Quantization | None:
+    """The quantisation that a config names; None if the weights are plain.
+
+    Args:
+        content: of ``config.json``.
+        where: how the folder is called in messages.
+
+    Raises:
+        UnsupportedModelError: a method or a layout that nothing here decodes; names it.
+        CheckpointCorruptError: settings that are missing or make no sense.
+    """
+    parts = [content, *(part for part in content.values() if isinstance(part, dict))]
+    found = [part["quantization_config"] for part in parts if part.get("quantization_config")]
+    if content.get("quantization"):
+        found.append({"quant_method": "mlx"})  # MLX alone leaves the "_config" out
+    if not found:
+        return None
+    settings = found[0] if isinstance(found[0], dict) else {}
+    method = settings.get("quant_method")
+    if method is None and ("load_in_4bit" in settings or "load_in_8bit" in settings):
+        method = "bitsandbytes"
+    match method:
+        case "gptq":
+            return _gptq(settings, where=where)
+        case "awq":
+            return _awq(settings, where=where)
+        case "fp8":
+            return _fp8(settings, where=where)
+        case str() if method in DECODED_BY_TRANSFORMERS:
+            return Quantization(method=method, settings=settings)
+    known = ", ".join((*DECODED_HERE, *DECODED_BY_TRANSFORMERS))
+    raise UnsupportedModelError(
+        f"unknown quantisation: {where!r} is quantised with {method or 'an unnamed method'!r} "
+        f"(expected {known})",
+        hint="scan the unquantised base model that it was made from",
+    )
+
+
+def _gptq(settings: dict[str, Any], *, where: str) -> Quantization:
+    bits = _number(settings, "bits", where=where)
+    if bits not in GPTQ_BITS:
+        raise UnsupportedModelError(
+            f"GPTQ with {bits} bits: {where!r} (expected {', '.join(map(str, GPTQ_BITS))})",
+            hint="scan the unquantised base model that it was made from",
+        )
+    layout = settings.get("checkpoint_format") or "gptq"
+    if layout not in _GPTQ_FORMATS:
+        raise UnsupportedModelError(
+            f"GPTQ in the layout {layout!r}: {where!r} (expected {' or '.join(_GPTQ_FORMATS)})",
+            hint="scan a copy in the layout that GPTQ tools exchange",
+        )
+    return Quantization(
+        method="gptq",
+        bits=bits,
+        group_size=_number(settings, "group_size", where=where),
+        desc_act=bool(settings.get("desc_act", False)),
+        zero_offset=_GPTQ_FORMATS[layout],
+        settings=settings,
+    )
+
+
+def _awq(settings: dict[str, Any], *, where: str) -> Quantization:
+    bits = _number({"bits": settings.get("w_bit"), **settings}, "bits", where=where)
+    version = str(settings.get("version", "gemm")).lower()
+    if bits != 4 or version not in _AWQ_VERSIONS:  # noqa: PLR2004  AWQ is 4 bits
+        raise UnsupportedModelError(
+            f"AWQ with {bits} bits in the layout {version!r}: {where!r} (expected 4 bits, gemm)",
+            hint="scan the unquantised base model that it was made from",
+        )
+    sized = {"group_size": settings.get("q_group_size"), **settings}
+    group_size = _number(sized, "group_size", where=where)
+    return Quantization(method="awq", bits=4, group_size=group_size, settings=settings)
+
+
+def _fp8(settings: dict[str, Any], *, where: str) -> Quantization:
+    match settings.get("weight_block_size"):
+        case None:
+            block_size = None
+        case [int(rows), int(columns)] if rows > 0 and columns > 0:
+            block_size = (rows, columns)
+        case other:
+            raise CheckpointCorruptError(
+                f"quantization_config of {where!r}: weight_block_size is {other!r} "
+                "(expected two positive numbers)",
+                hint="download config.json again",
+            )
+    return Quantization(method="fp8", bits=8, block_size=block_size, settings=settings)
+
+
+def _number(settings: Mapping[str, Any], name: str, *, where: str) -> int:
+    value = settings.get(name)
+    if type(value) is not int:  # True is an int too
+        raise CheckpointCorruptError(
+            f"quantization_config of {where!r}: {name} is {value!r} (expected a number)",
+            hint="download config.json again",
+        )
+    return value
