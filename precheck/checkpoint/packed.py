@@ -79,7 +79,7 @@ class GptqLinear:
         groups = self._groups(tensors.get(f"{self.name}.g_idx"), num_groups=scales.shape[0])
         zeros = unpacked(qzeros.T, bits, count=self.shape[0]).T
         # the field is as wide as a weight: kernels let it wrap too
-        zeros = (zeros + self.quantization.zero_offset) & (2**bits - 1)
+        zeros = (zeros + self.quantization.zero_offset) & ((1 << bits) - 1)
         for start in range(rows.start, rows.stop, _BLOCK):
             part = slice(start, min(start + _BLOCK, rows.stop))
             integers = unpacked(qweight[:, part], bits, count=self.shape[1])
@@ -127,25 +127,18 @@ class AwqLinear:
     def decode(self, tensors: Mapping[str, Tensor], rows: slice, into: Tensor) -> None:
         """Writes output channels ``rows`` into ``into``, ``(rows, in)`` float32."""
         qweight, qzeros, scales = (tensors[each] for each in self.sources)
-        zeros = self._in_order(qzeros)
+        zeros = _in_order(qzeros)
         group_size = self.shape[1] // scales.shape[0]
         step = _BLOCK  # a multiple of the eight in a word
         for start in range(rows.start - rows.start % 8, rows.stop, step):
             stop = min(start + step, self.shape[0])
-            integers = self._in_order(qweight[:, start // 8 : -(-stop // 8)])
+            integers = _in_order(qweight[:, start // 8 : -(-stop // 8)])
             part = slice(start, start + integers.shape[1])
             shifted = integers - zeros[:, part].repeat_interleave(group_size, dim=0)
             factor = scales[:, part].float().repeat_interleave(group_size, dim=0)
             decoded = (shifted.float() * factor).T
             first, last = max(start, rows.start), min(part.stop, rows.stop)
             into[first - rows.start : last - rows.start] = decoded[first - start : last - start]
-
-    @staticmethod
-    def _in_order(packed: Tensor) -> Tensor:
-        """``(n, words)`` int32 as ``(n, 8 * words)`` int64 in the order of the channels."""
-        shifts = torch.tensor(_AWQ_ORDER) * 4
-        words = packed.long().unsqueeze(-1) & 0xFFFFFFFF
-        return torch.bitwise_and(words >> shifts, 0xF).reshape(packed.shape[0], -1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +168,13 @@ class Fp8Linear:
         torch.mul(weight[rows].float(), wide, out=into)
 
 
+def _in_order(packed: Tensor) -> Tensor:
+    """``(n, words)`` int32 of AWQ as ``(n, 8 * words)`` int64 in the order of the channels."""
+    shifts = torch.tensor(_AWQ_ORDER) * 4
+    fields = (packed.long() & 0xFFFFFFFF).unsqueeze(-1) >> shifts
+    return fields.flatten(1) & 0xF
+
+
 def unpacked(packed: Tensor, bits: int, *, count: int) -> Tensor:
     """Integers of ``bits`` each out of 32-bit words along the first dimension, lowest bits first.
 
@@ -193,7 +193,7 @@ def unpacked(packed: Tensor, bits: int, *, count: int) -> Tensor:
     if _WORD % bits:
         following = words[(word + 1).clamp(max=words.shape[0] - 1)]
         found = found | (following << (_WORD - offset))
-    return found & (2**bits - 1)
+    return found & ((1 << bits) - 1)
 
 
 def contradiction(what: str) -> CheckpointCorruptError:
