@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test install check fix golden bench bench-scan bench-memory bench-scaling bench-arithmetic help
+.PHONY: scan test install check fix golden bench bench-scan bench-memory bench-scaling bench-arithmetic bench-live help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
@@ -60,6 +60,9 @@ bench-scaling: install ## Cost against layers, tokens and runs, with a picture (
 
 bench-arithmetic: install ## float32-rounded against native products (minutes)
 	$(BIN)/python -m benchmarks.arithmetic $(ARGS)
+
+bench-live: install ## What precheck.watch costs a model of a billion parameters (minutes)
+	$(BIN)/python -m benchmarks.live $(ARGS)
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10

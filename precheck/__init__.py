@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from precheck.pipeline import scan
+    from precheck.pipeline import scan, watch
     from precheck.records.report import Report
 
 __version__ = "0.1.0"
-__all__ = ["Report", "__version__", "scan"]
+__all__ = ["Report", "__version__", "scan", "watch"]
 
 
 def __getattr__(name: str) -> object:
@@ -20,6 +20,10 @@ def __getattr__(name: str) -> object:
             from precheck.pipeline import scan  # noqa: PLC0415
 
             return scan
+        case "watch":
+            from precheck.pipeline import watch  # noqa: PLC0415
+
+            return watch
         case "Report":
             from precheck.records.report import Report  # noqa: PLC0415
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from precheck.probe.live import Watch
     from precheck.records.progress import Announcement, Observer, Step
     from precheck.records.prompts import Prompt
 
@@ -115,6 +116,26 @@ def scan(
         partial = judge(interrupted.partial, gpus=tuple(gpus), version=__version__)
         raise ScanInterrupted(partial) from interrupted
     return judge(measurements, gpus=tuple(gpus), version=__version__)
+
+
+def watch(model: nn.Module, *, sample_every: int = 1) -> Watch:
+    """Watches a live model inside a ``with`` block, and names the first operation that breaks.
+
+    Args:
+        model: a transformers model, or any module whose layers stand in one list.
+        sample_every: watch one forward of so many, for serving.
+
+    Raises:
+        UsageError: ``sample_every`` is not positive.
+        UnsupportedModelError: no decoder layers were found.
+
+    Example:
+        ``with precheck.watch(model) as watch: model.generate(**inputs)``, then
+        ``watch.first_overflow`` and ``watch.broken_forward``
+    """
+    from precheck.probe.live import Watch
+
+    return Watch(model, sample_every=sample_every)
 
 
 def dtype_named(name: str) -> Dtype:

@@ -64,7 +64,7 @@ class OpWatcher(TorchDispatchMode):
     def __init__(
         self,
         *,
-        stack: ModuleStack,
+        stack: ModuleStack | None,
         weights: dict[int, str],
         real_tokens: RealTokens,
         check: Callable[[], None],
@@ -82,6 +82,8 @@ class OpWatcher(TorchDispatchMode):
         self._check = check
         self._products = products
         self._origins: dict[int, Origin] = {}
+        self._ran_at: tuple[str, tuple[str, int]] | None = None
+        """Module and source line of an operation that ran before; None of one that runs."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -115,6 +117,26 @@ class OpWatcher(TorchDispatchMode):
             output = func(*args, **kwargs)
         self._record(func, args, tensors, output)
         return output
+
+    def replay(
+        self,
+        func: OpOverload,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+        *,
+        module: str,
+        source: tuple[str, int],
+    ) -> None:
+        """Records an operation that ran before, in ``module``, at file and line ``source``."""
+        tensors = list(tensors_in((args, kwargs)))
+        if self.examination is not None:
+            self.examination.before(tensors, overwrites=False)
+        self._ran_at = (module, source)
+        try:
+            self._record(func, args, tensors, output)
+        finally:
+            self._ran_at = None
 
     def _record(self, func: OpOverload, args: Any, tensors: list[Tensor], output: Any) -> None:
         kind = op_kind(func)
@@ -159,9 +181,13 @@ class OpWatcher(TorchDispatchMode):
         self.unwatched[name] += 1
 
     def _node(self, kind: OpKind, args: Any, tensors: list[Tensor], output: Tensor) -> OpNode:
-        module = self._stack.names[-1]
         is_cast = kind.name in CASTS
-        filename, line = source_line(sys._getframe(2))  # noqa: SLF001  inspect.stack reads files
+        if self._ran_at is None:
+            assert self._stack is not None  # noqa: S101  only replays have none
+            module = self._stack.names[-1]
+            filename, line = source_line(sys._getframe(2))  # noqa: SLF001  inspect.stack reads files
+        else:
+            module, (filename, line) = self._ran_at
         node = OpNode(
             index=len(self.segment.nodes),
             module=module,
