@@ -132,6 +132,13 @@ def scan(
             " without it both for GPTQ and AWQ.",
         ),
     ] = None,
+    generate: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Write N tokens behind each prompt in every run, greedily and sampled.",
+        ),
+    ] = 0,
     output: Annotated[
         list[Path] | None,
         typer.Option(
@@ -201,6 +208,7 @@ def scan(
                 accumulations=arguments.names(accumulation, flag="--accumulation")
                 if accumulation is not None
                 else None,
+                generate=generate,
                 observe=observe,
             )
             _import_torch()

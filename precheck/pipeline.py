@@ -40,6 +40,7 @@ def scan(
     max_memory: int | None = None,
     resident: bool = False,
     accumulations: Sequence[Accumulation | str] | None = None,
+    generate: int = 0,
     observe: Observer | None = None,
 ) -> Report:
     """The report on a checkpoint or a live model, measured in every configuration asked for.
@@ -66,6 +67,7 @@ def scan(
             they are needed. A live module's always are.
         accumulations: what kernels add matrix products up in; ``float16`` adds a run that shows
             what a kernel with float16 sums would do. None: both for GPTQ and AWQ, else float32.
+        generate: tokens to write behind each prompt, greedily and sampled, in every run.
         observe: told what happens while it happens.
 
     Raises:
@@ -92,6 +94,7 @@ def scan(
         device=device,
         max_memory=max_memory,
         is_resident=resident,
+        num_generated=_positive(generate),
         accumulations=None
         if accumulations is None
         else tuple(map(accumulation_named, accumulations)),
@@ -172,6 +175,12 @@ def accumulation_named(name: str) -> Accumulation:
         f"unknown accumulation: {name!r} (expected {' or '.join(Accumulation)})",
         hint="--accumulation float16",
     )
+
+
+def _positive(generate: int) -> int:
+    if generate < 0:
+        raise UsageError(f"generate is {generate} (expected 0 or more)", hint="--generate 16")
+    return generate
 
 
 def _check_text(prompts: Sequence[Prompt]) -> None:

@@ -67,11 +67,25 @@ def _overflow_finding(
         message=(
             f"{listed(names)}: {first.event} in {where(first)}. "
             f"{needs(first)} {cure.cause}{others} The fault spreads from there, "
-            "and the output is not finite."
+            f"and the output is not finite.{_while_writing(evidence, runs)}"
         ),
         advice=f"{cure.advice}{measured}",
         in_vain=_joined(cure.in_vain, NO_SAMPLING_CURE, NOT_EQUIVALENT),
     )
+
+
+def _while_writing(evidence: Evidence, runs: tuple[int, ...]) -> str:
+    """After how many tokens it begins, where the prompt itself is fine."""
+    steps = {
+        (each.probe, each.broken_step)
+        for index in runs
+        for each in evidence.runs[index].generations
+        if each.broken_step
+    }
+    if not steps:
+        return ""
+    probe, step = min(steps, key=lambda each: (each[1], each[0]))
+    return f" Behind {probe} it begins after {counted(step, 'token')} of the answer."
 
 
 def _severity(evidence: Evidence, runs: tuple[int, ...]) -> Severity:
@@ -115,7 +129,7 @@ def needs(row: Overflow) -> str:
     if row.mechanism is Mechanism.MASK and not row.is_out_of_range:
         return "No number is too large here."
     if row.reference_abs_max is None:
-        return f"The limit is {magnitude(row.limit)}; float32 has nothing finite to compare with."
+        return f"The limit is {magnitude(row.limit)}; there is no float32 value to compare with."
     if row.partial_sum is not None:
         return (
             f"The result is {magnitude(row.reference_abs_max)}; sums on the way to it can reach "

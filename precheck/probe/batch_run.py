@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from precheck.errors import PrecheckError, WeightsElsewhereError
+from precheck.errors import PrecheckError
 from precheck.probe.accumulation import Float16Sums
 from precheck.probe.arithmetic import RoundedProducts
 from precheck.probe.budget import used_bytes
+from precheck.probe.fatal import raise_if_fatal
 from precheck.probe.lockstep import Worker, advance
-from precheck.probe.memory import give_back_free_memory, is_out_of_memory, memory_error
+from precheck.probe.memory import (
+    give_back_free_memory,
+    is_out_of_memory,
+    memory_error,
+)
 from precheck.probe.run_totals import RunTotals
 from precheck.probe.run_watch import RunWatch
 from precheck.probe.skeleton import first_line
@@ -209,7 +214,7 @@ class BatchRun:
         if used_bytes("cpu") > self._memory_limit / 2:  # memory that is new again costs time
             give_back_free_memory()
         if worker.error is not None:
-            _raise_if_fatal(worker.error)
+            raise_if_fatal(worker.error)
         if worker.is_finished:
             self._ended.add(worker)
             passage = next(each for each in self._passages if each.worker is worker)
@@ -226,18 +231,6 @@ class BatchRun:
 def _own(skeleton: Skeleton, batch: int) -> Skeleton:
     """The skeleton for one batch: every forward has modules and hooks of its own."""
     return skeleton.another() if batch else skeleton
-
-
-def _raise_if_fatal(error: BaseException) -> None:
-    if isinstance(error, RuntimeError | NotImplementedError) and "meta" in str(error):
-        raise WeightsElsewhereError(
-            f"weights are used outside the module that owns them: {first_line(error)}",
-            hint="--resident",
-        ) from error
-    if isinstance(error, PrecheckError):
-        raise error
-    if is_out_of_memory(error):
-        raise memory_error(error, doing="during the scan") from error
 
 
 def _failure(error: BaseException) -> str:

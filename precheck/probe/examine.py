@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from precheck.probe.op_kinds import ALLOCATIONS, MASK_WRITERS
+from precheck.probe.op_kinds import ALLOCATIONS, MASK_WRITERS, PRODUCTS, SOFTMAXES
 from precheck.probe.reduce import MASK_SENTINEL
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ class Examiner:
         snapshot = self._snapshot(node)
         if snapshot is not None:
             return unexpected(output, snapshot.values), snapshot.abs_max
-        if self._input_taint or is_weight or self._makes_out_of_finite(node, tensors):
+        if self._input_taint or is_weight or self._makes_out_of_finite(node, tensors, low, high):
             return unexpected(output, None), None
         return None, None
 
@@ -244,15 +244,25 @@ class Examiner:
         snapshot = self._reference.snapshots.get(node.key)
         return snapshot if snapshot is not None and snapshot.shape == node.shape else None
 
-    def _makes_out_of_finite(self, node: OpNode, tensors: list[Tensor]) -> bool:
-        """The rule without a match: finite inputs, and it writes no mask."""
+    def _makes_out_of_finite(
+        self, node: OpNode, tensors: list[Tensor], low: float, high: float
+    ) -> bool:
+        """The rule without a match: finite inputs, and it writes no mask.
+
+        -inf next to a mask is the mask's; NaN and +inf never are, and a product reads no mask. A
+        softmax may be given -inf, which masks.
+        """
         if node.op in MASK_WRITERS or node.has_mask_scalar or node.dtype is None:
             return False
+        given = list(self._input_bounds or map(_bounds_of_number, tensors))
+        if node.op in SOFTMAXES:
+            return all(each_high < math.inf for _, each_high in given) and math.isnan(low)
+        if not all(math.isfinite(each) for pair in given for each in pair):
+            return False
         mask = torch.finfo(node.dtype).min / 2
-        return all(
-            math.isfinite(low) and math.isfinite(high) and low > mask
-            for low, high in self._input_bounds or map(_bounds_of_number, tensors)
-        )
+        reads_mask = node.op not in PRODUCTS and any(each_low <= mask for each_low, _ in given)
+        is_mask = reads_mask and low == -math.inf and high < math.inf
+        return not is_mask
 
     def _producer(
         self,

@@ -24,6 +24,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from precheck.checkpoint.architecture import find_architecture
@@ -44,10 +45,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from torch import Tensor, nn
+    from torch import Tensor
     from torch._ops import OpOverload
 
     from precheck.checkpoint.architecture import Architecture, Unit
+    from precheck.probe.accumulation import Float16Sums
+    from precheck.probe.arithmetic import RoundedProducts
     from precheck.probe.examine import Producer
     from precheck.probe.nodes import OpNode, Segment
 
@@ -65,10 +68,11 @@ _OVERWRITING = frozenset({"aten.add_", "aten.mul_", "aten.div_", "aten.masked_fi
 class _Recorder(TorchDispatchMode):
     """Keeps the operations since the last decoder layer."""
 
-    def __init__(self, stack: ModuleStack) -> None:
+    def __init__(self, stack: ModuleStack, products: RoundedProducts | Float16Sums | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ran: list[_Ran] = []
         self._stack = stack
+        self._products = products
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -80,7 +84,11 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         kind = op_kind(func)
         given = copied(args) if kind.overwrites and kind.name in _OVERWRITING else args
-        output = func(*args, **kwargs) if kwargs else func(*args)
+        products = self._products
+        if products is not None and products.takes(kind.name, list(tensors_in((args, kwargs)))):
+            output = products.compute(func, args, kwargs or {})
+        else:
+            output = func(*args, **kwargs) if kwargs else func(*args)
         # views are never named, so nobody asks where they stand
         source = _NOWHERE if kind.is_view else source_line(sys._getframe(1))  # noqa: SLF001
         self.ran.append((func, given, kwargs or _NOTHING, output, self._stack.names[-1], source))
@@ -96,6 +104,8 @@ class Watch:
         model: a transformers model, or any module whose layers stand in one list.
         sample_every: watch one forward of so many, for serving; of a fault that begins between
             two only the traces are found.
+        products: computes matrix products where the device has no arithmetic for the dtype.
+        weights: names of parameters by id, kept up to date where they come and go.
 
     Raises:
         UsageError: ``sample_every`` is not positive.
@@ -106,7 +116,14 @@ class Watch:
         ``watch.first_overflow``
     """
 
-    def __init__(self, model: nn.Module, *, sample_every: int = 1) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        sample_every: int = 1,
+        products: RoundedProducts | Float16Sums | None = None,
+        weights: dict[int, str] | None = None,
+    ) -> None:
         if sample_every < 1:
             raise UsageError(
                 f"sample_every is {sample_every} (expected a positive number)",
@@ -114,8 +131,10 @@ class Watch:
             )
         self._model = model
         self._sample_every = sample_every
+        self._products = products
         self._layout = find_architecture(model)
-        self._weights = {id(each): name for name, each in model.named_parameters()}
+        named = model.named_parameters()
+        self._weights = {id(each): name for name, each in named} if weights is None else weights
         self._classifier = Classifier()
         self._attached: _Attached | None = None
         self._overflows: tuple[Overflow, ...] = ()
@@ -154,7 +173,11 @@ class Watch:
 
     def __enter__(self) -> Self:
         self._attached = _Attached(
-            self._model, layout=self._layout, begins=self._begins, look_into=self._look_into
+            self._model,
+            layout=self._layout,
+            begins=self._begins,
+            look_into=self._look_into,
+            products=self._products,
         )
         return self
 
@@ -168,15 +191,17 @@ class Watch:
             self._attached.detach()
             self._attached = None
 
-    def _begins(self) -> bool:
-        """Whether the forward that begins is to be watched."""
+    def _begins(self, *, is_whole: bool) -> bool:
+        """Whether the forward that begins, of the whole model or its encoder, is to be watched."""
+        if not is_whole:
+            return not self._overflows
         number, self._num_forwards = self._num_forwards, self._num_forwards + 1
         return not self._overflows and number % self._sample_every == 0
 
     def _look_into(self, segment: _Kept) -> None:
         """Names what broke in a stretch of the forward whose result is not finite."""
         self._overflows, self._is_origin = segment.overflows(self._weights, self._classifier)
-        self._broken_forward = self._num_forwards - 1
+        self._broken_forward = max(0, self._num_forwards - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -222,6 +247,7 @@ class _Attached:
         layout: its layers.
         begins: asked when a forward begins whether it is to be watched.
         look_into: called with a stretch whose result is not finite.
+        products: computes matrix products, or None.
     """
 
     def __init__(
@@ -229,26 +255,36 @@ class _Attached:
         model: nn.Module,
         *,
         layout: Architecture,
-        begins: Callable[[], bool],
+        begins: Callable[..., bool],
         look_into: Callable[[_Kept], None],
+        products: RoundedProducts | Float16Sums | None,
     ) -> None:
+        self._model = model
         self._begins = begins
         self._look_into = look_into
         self._positions = _Positions(mask=None, num_before=0)
+        self._depth = 0
+        """Forwards that are running: an encoder's inside the model's, or before it."""
         self._is_running = False
         self._is_broken = False
+        self._suspect: _Kept | None = None
+        """The first stretch that was not finite somewhere."""
         self._stack = ModuleStack(model)
-        self._recorder = _Recorder(self._stack)
+        self._recorder = _Recorder(self._stack, products)
         self._handles = [
             model.get_submodule(unit.name).register_forward_hook(
-                partial(self._leave, unit, index), with_kwargs=True
+                partial(self._leave, unit, index),
+                with_kwargs=True,
+                prepend=True,  # before weights that come and go are gone
             )
             for index, unit in enumerate(layout.blocks)
         ]
-        self._handles += [
-            model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            model.register_forward_hook(self._end, always_call=True),
-        ]
+        # generate() calls an encoder by itself, before the first forward of the model
+        for root in {id(each): each for each in (model, _encoder_of(model))}.values():
+            self._handles += [
+                root.register_forward_pre_hook(self._begin, with_kwargs=True),
+                root.register_forward_hook(self._end, always_call=True),
+            ]
 
     def detach(self) -> None:
         """Takes the mode and the hooks off."""
@@ -257,14 +293,17 @@ class _Attached:
         for handle in self._handles:
             handle.remove()
 
-    def _begin(self, _: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._stop()  # a forward that never came to its end
-        if self._begins():
+    def _begin(self, root: nn.Module, _: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._depth += 1
+        if self._depth == 1 and self._begins(is_whole=root is self._model):
             self._positions = _Positions.of(kwargs)
             self._is_running = True
             self._recorder.__enter__()  # type: ignore[no-untyped-call]
 
     def _end(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        self._depth -= 1
+        if self._depth:
+            return
         if self._is_running and output is not None:
             plain = dict(output) if isinstance(output, dict) else output
             logits = getattr(output, "logits", None)
@@ -277,6 +316,7 @@ class _Attached:
         if self._is_running:
             self._recorder.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         self._is_running = self._is_broken = False
+        self._suspect = None
         self._recorder.ran = []
 
     def _leave(
@@ -304,19 +344,28 @@ class _Attached:
             if math.isfinite(float(low)) and math.isfinite(float(high)):
                 return
             real = self._positions.real_tokens(output)
+            kept = _Kept(
+                ran=self._recorder.ran,
+                hidden=hidden_states_in(list(tensors_in(given))),
+                unit=unit,
+                index=index,
+                real_tokens=real,
+                positions=self._positions,
+            )
+            # what breaks at padding reaches real tokens a layer later, if it does
+            self._suspect = self._suspect or kept
             if bool(real.tokens(output).isfinite().all()):
                 return
             self._is_broken = True
-            self._look_into(
-                _Kept(
-                    ran=self._recorder.ran,
-                    hidden=hidden_states_in(list(tensors_in(given))),
-                    unit=unit,
-                    index=index,
-                    real_tokens=real,
-                    positions=self._positions,
-                )
-            )
+            self._look_into(self._suspect)
+
+
+def _encoder_of(model: nn.Module) -> nn.Module:
+    """The encoder of an encoder-decoder model; any other model itself."""
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return model
+    found = getattr(model, "get_encoder", lambda: None)()
+    return found if isinstance(found, nn.Module) else model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -342,20 +391,36 @@ class _Kept:
         examiner = Examiner(
             reference=None,
             real_tokens=self.real_tokens,
-            weight_faults=frozenset(),
+            weight_faults=self._broken_weights(weights),
             next_identity=count(1).__next__,
         )
         segment = self._examined(examiner, weights)
         producers = examiner.take_producers()
         position = Position.HEAD if self.unit is None else Position.BLOCK
         found = tuple(
-            self._row(each, classifier.mechanism(each.node, segment, None, position))
+            self._row(
+                each,
+                Mechanism.WEIGHTS
+                if each.is_weight
+                else classifier.mechanism(each.node, segment, None, position),
+            )
             for each in producers
         )
         if found:
             return found, True
         broken = next(each for each in segment.nodes if not each.is_finite)
         return (self._left_behind(broken),), False
+
+    def _broken_weights(self, weights: dict[int, str]) -> frozenset[int]:
+        """Ids of parameters that were used and are not finite."""
+        used = {id(each): each for _, args, _, _, _, _ in self.ran for each in tensors_in(args)}
+        return frozenset(
+            identity
+            for identity, each in used.items()
+            if identity in weights
+            and each.is_floating_point()
+            and not bool(torch.stack(torch.aminmax(each)).isfinite().all())
+        )
 
     def _examined(self, examiner: Examiner, weights: dict[int, str]) -> Segment:
         watcher = OpWatcher(

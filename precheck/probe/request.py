@@ -25,5 +25,7 @@ class Request:
     device: str
     max_memory: int | None
     is_resident: bool
+    num_generated: int = 0
+    """Tokens to write behind each prompt."""
     accumulations: tuple[Accumulation, ...] | None = None
     """What kernels add up in; None decides by the checkpoint."""

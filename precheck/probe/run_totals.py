@@ -9,14 +9,31 @@ from typing import TYPE_CHECKING
 from precheck.probe.accumulation import SumsTotals
 from precheck.probe.compare import LayerTotals
 from precheck.probe.overflows import Found, Peaks, overflow_rows
-from precheck.records.traces import RunTrace, Section
+from precheck.records.precision import Dtype
+from precheck.records.quantities import counted
+from precheck.records.traces import GREEDY, SAMPLED, RunTrace, Section, Symptom
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from precheck.probe.logits import LogitsTotals
     from precheck.probe.skeleton import Skeleton
-    from precheck.records.traces import Symptom
+    from precheck.records.traces import Generation
+
+
+def _symptom(broken: list[Generation]) -> Symptom | None:
+    """What a user sees of a run that breaks while it writes."""
+    if not broken:
+        return None
+    seen = {each.way: _seen(each) for each in reversed(broken)}
+    unbroken = "did not break so far"
+    return Symptom(greedy=seen.get(GREEDY, unbroken), sampling=seen.get(SAMPLED, unbroken))
+
+
+def _seen(broken: Generation) -> str:
+    text = f"breaks after {counted(broken.broken_step or 0, 'token')}: {broken.text or ''}"
+    return text if broken.error is None else f"{text}, then raises {broken.error}"
+
 
 _ORDER = (
     Section.VISION,
@@ -116,8 +133,14 @@ class RunTotals:
         if agrees is not None:
             self.layers[key].add_routing(agrees)
 
-    def trace(self, skeleton: Skeleton, *, device: str) -> RunTrace:
-        """As the report has it."""
+    def trace(
+        self, skeleton: Skeleton, *, device: str, generations: tuple[Generation, ...] = ()
+    ) -> RunTrace:
+        """As the report has it, with what the run wrote."""
+        is_reference = skeleton.dtype is Dtype.FLOAT32
+        rows = overflow_rows(self.found)
+        known = {(each.module, each.op, each.source) for each in rows}
+        broken = [each for each in generations if each.broken_step is not None]
         return RunTrace(
             dtype=skeleton.dtype,
             attn_implementation=skeleton.attn_implementation,
@@ -129,13 +152,23 @@ class RunTotals:
             experts_implementation=skeleton.experts_implementation,
             failure=self.failure,
             stopped_after=self.stopped_after,
-            overflows=overflow_rows(self.found),
-            reaches_output=self.reaches_output,
-            reference_nonfinite=self.reference_nonfinite,
+            overflows=(
+                *rows,
+                *{
+                    key: each.overflow
+                    for each in broken
+                    if each.overflow is not None
+                    and (key := (each.overflow.module, each.overflow.op, each.overflow.source))
+                    not in known
+                }.values(),
+            ),
+            reaches_output=self.reaches_output or bool(broken and not is_reference),
+            reference_nonfinite=self.reference_nonfinite or bool(broken and is_reference),
             layers=tuple(
                 self.layers[key].trace
                 for key in sorted(self.layers, key=lambda each: _ORDER.index(each[0]))
             ),
             logits=None if self.logits is None else self.logits.trace,
-            symptom=self.symptom,
+            symptom=self.symptom or _symptom(broken),
+            generations=generations,
         )

@@ -35,6 +35,7 @@ from precheck.probe.facts import (
     tensor_sizes,
     vocab_size,
 )
+from precheck.probe.generation import generate
 from precheck.probe.loading import SEED, kept_modules
 from precheck.probe.overflows import Peaks, headroom_rows
 from precheck.probe.processes import processes
@@ -42,7 +43,12 @@ from precheck.probe.processor import Processor
 from precheck.probe.residency import LiveWeights, ResidentWeights, SharedModels
 from precheck.probe.run_totals import RunTotals
 from precheck.probe.streaming import StreamedWeights
-from precheck.probe.tokens import Plan, plan_probes, with_decoder_input
+from precheck.probe.tokens import (
+    Plan,
+    generation_batches,
+    plan_probes,
+    with_decoder_input,
+)
 from precheck.probe.vocabulary import read_vocabulary
 from precheck.records.precision import Accumulation, Configuration, Dtype
 from precheck.records.progress import Announcement, Observer
@@ -53,8 +59,10 @@ from precheck.records.traces import TOWERS, Coverage
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from precheck.probe.batches import Batch
     from precheck.probe.request import Request
     from precheck.probe.skeleton import Skeleton
+    from precheck.records.traces import Generation
 
 KERNELS_ADD_UP_IN_FLOAT16 = frozenset({"gptq", "awq"})
 """Quantisations whose kernels may: exllama v2 (https://github.com/QwenLM/Qwen3/issues/951) and
@@ -86,6 +94,10 @@ class Scan:
         """For each batch, what each run gathered."""
         self._done: set[int] = set()
         """Batches that every run has come to an end of."""
+        self._to_continue: tuple[Batch, ...] = ()
+        """Prompts that every run writes something behind."""
+        self._written: list[tuple[Generation, ...]] = []
+        """For each run, what it wrote."""
         self._incomplete_reason: str | None = None
         self._stopped_by: PrecheckError | None = None
         """What stopped this process's share."""
@@ -142,9 +154,10 @@ class Scan:
         reference = self._groups[0].reference
         size = vocab_size(self._model)
         self._vocabulary = read_vocabulary(checkpoint, size=size)
+        processor = Processor(checkpoint, accepts=reference.accepts, vocab_size=size)
         plan = plan_probes(
             self._vocabulary,
-            Processor(checkpoint, accepts=reference.accepts, vocab_size=size),
+            processor,
             prompts=self._request.prompts,
             builtin_probes=self._request.builtin_probes,
             quick=self._request.quick,
@@ -160,6 +173,13 @@ class Scan:
                 not_run=plan.not_run,
             )
         self._plan = plan
+        if self._request.num_generated:
+            self._to_continue = generation_batches(
+                self._vocabulary,
+                processor,
+                prompts=self._request.prompts,
+                max_context=self._facts.max_context,
+            )
 
     def settle(self) -> None:
         """Decides what is in memory at once, and says what the scan will do."""
@@ -192,6 +212,7 @@ class Scan:
                     self._found |= theirs
                     self._done |= done
                     self._incomplete_reason = self._incomplete_reason or reason
+            self._write()
         except KeyboardInterrupt as error:
             self._break_off("interrupted")
             raise ScanInterrupted(self.measurements()) from error
@@ -201,6 +222,30 @@ class Scan:
             self._stop(error)
         if self._stopped_by is not None and not self._has_layers():
             raise self._stopped_by
+
+    def _write(self) -> None:
+        """Lets every run write; each of several processes does, and one of them reports."""
+        if self._incomplete_reason is not None or not self._to_continue:
+            return
+        number = self._request.num_generated
+        self._observe(
+            Announcement(
+                text=f"writing {counted(number, 'token')} behind "
+                f"{counted(len(self._to_continue), 'prompt')}, greedily and sampled"
+            )
+        )
+        written: list[tuple[Generation, ...]] = [() for _ in self._skeletons]
+        for batch in self._to_continue:
+            found = generate(
+                batch.to(self._device),
+                self._groups,
+                num_tokens=number,
+                weights=self._weights,
+                layout=self._layout,
+                decode=self._vocabulary.decode,
+            )
+            written = [before + now for before, now in zip(written, found, strict=True)]
+        self._written = written
 
     def _has_layers(self) -> bool:
         return any(each.layers for totals in self._found.values() for each in totals)
@@ -317,8 +362,13 @@ class Scan:
             ),
             runs=(
                 *(
-                    each.trace(skeleton, device=self._device)
-                    for each, skeleton in zip(totals, self._skeletons, strict=True)
+                    each.trace(skeleton, device=self._device, generations=generations)
+                    for each, skeleton, generations in zip(
+                        totals,
+                        self._skeletons,
+                        self._written or [() for _ in totals],
+                        strict=True,
+                    )
                 ),
                 *self._failed,
             ),

@@ -72,6 +72,10 @@ class Skeleton:
 
     def forward(self, batch: Batch) -> Any:
         """The model's own forward over a batch, without a cache."""
+        return self.model(**self.inputs(batch))
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor | bool]:
+        """What the forward is called with."""
         inputs: dict[str, Tensor | bool] = {}
         if "input_ids" in self.accepts or not batch.media:
             inputs["input_ids"] = batch.input_ids
@@ -83,7 +87,7 @@ class Skeleton:
             inputs["decoder_input_ids"] = batch.decoder_input_ids
         if "use_cache" in self.accepts:
             inputs["use_cache"] = False
-        return self.model(**inputs)
+        return inputs
 
 
 def twin(

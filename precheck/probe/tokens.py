@@ -91,6 +91,37 @@ def plan_probes(
     return Plan(batches=tuple(batches), not_run=tuple(not_run))
 
 
+def generation_batches(
+    vocabulary: Vocabulary,
+    processor: Processor,
+    *,
+    prompts: Sequence[Prompt] | None,
+    max_context: int | None,
+) -> tuple[Batch, ...]:
+    """What is written behind: each of the user's prompts, or a built-in one; a row a batch."""
+    if prompts is not None:
+        batches = _user_batches(vocabulary, processor, prompts, max_context)
+        return tuple(each for batch in batches for each in _rows_of(batch))
+    media = processor.builtin(quick=True).batches
+    if not processor.takes_text:
+        return media
+    chat = next(each for each in BUILTIN if each.kind == "chat")
+    for prompt in (chat, BUILTIN[0]):
+        ids = _usable(vocabulary, prompt)
+        if ids:
+            return (_batch([(prompt.name, "text", ids)]), *media)
+    return (
+        _batch([("vocabulary", "token_ids", _covering_rows(vocabulary.size, 1, 16)[0])]),
+        *media,
+    )
+
+
+def _rows_of(batch: Batch) -> Iterator[Batch]:
+    """Each row of a batch without padding by itself."""
+    for row, probe in enumerate(batch.probes):
+        yield Batch(probes=(probe,), input_ids=batch.input_ids[row : row + 1], media=batch.media)
+
+
 def _builtin_batches(
     vocabulary: Vocabulary, *, quick: bool, max_context: int | None
 ) -> tuple[list[Batch], list[str]]:

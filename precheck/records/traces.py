@@ -161,6 +161,29 @@ class Symptom:
     sampling: str
 
 
+GREEDY, SAMPLED = "greedy", "sampled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """What one run wrote behind one prompt, with its cache."""
+
+    probe: str
+    way: str
+    """``greedy`` or ``sampled``; all runs draw with the same random numbers."""
+    text: str | None
+    """None without a tokenizer, or a token."""
+    num_tokens: int
+    first_difference: int | None
+    """Index of the first token that the float32 run with the same attention did not write."""
+    broken_step: int | None
+    """The forward that broke: 0 is the prompt, k the one after k tokens."""
+    overflow: Overflow | None
+    """What broke in it."""
+    error: str | None
+    """What the user would see instead of the rest, such as torch.multinomial's."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartialSums:
     """How large sums inside products could become, in any order of summation.
@@ -202,6 +225,8 @@ class RunTrace:
     layers: tuple[LayerTrace, ...] = ()
     logits: LogitsTrace | None = None
     symptom: Symptom | None = None
+    generations: tuple[Generation, ...] = ()
+    """With ``--generate``: greedy and sampled."""
 
     @property
     def configuration(self) -> Configuration:

@@ -14,6 +14,7 @@ from rich.text import Text
 from precheck.records.finding import Severity
 from precheck.render.advice import advice
 from precheck.render.culprit import culprit_panel, focus, layers_around
+from precheck.render.generation_table import generation_tables
 from precheck.render.headline import headline, identity, scope
 from precheck.render.layer_table import layer_tables
 from precheck.render.run_table import run_table
@@ -103,6 +104,8 @@ def _sections(
         at = focus(report)
         name = "" if at is None else f", {shown(at.run.attn_implementation)}"
         yield (Text(f"Layers around it{name}", style="bold"), around)
+    for title, written in generation_tables(report, width=width):
+        yield (Text(title, style="bold"), written)
     for finding in report.findings:
         yield (narrow(_finding(finding, report=report)),)
     yield tuple(narrow(each) for each in advice(report))

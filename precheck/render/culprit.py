@@ -83,6 +83,9 @@ def _facts(report: Report, run: Run, overflow: Overflow) -> list[tuple[str, Text
         ("size", Text(_size(run, overflow))),
         ("probes", Text(_probes(report, overflow))),
     ]
+    steps = [each.broken_step for each in run.generations if each.broken_step is not None]
+    if steps and min(steps) > 0:
+        facts.append(("when", Text(f"after {counted(min(steps), 'token')} of the answer")))
     if overflow.absorbed:
         facts.append(("then", Text(_absorbed(run))))
     if run.stopped_after is not None:

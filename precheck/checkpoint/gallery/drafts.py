@@ -175,10 +175,13 @@ class Draft:
         self.config.dtype = dtype
         self.config.save_pretrained(folder)
         tokens = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+        # of a model that sees, its text config has them
         text_config = self.config.get_text_config(decoder=True)
-        GenerationConfig(
-            **{name: getattr(text_config, name, None) for name in tokens}
-        ).save_pretrained(folder)
+        found = {
+            name: getattr(self.config if hasattr(self.config, name) else text_config, name, None)
+            for name in tokens
+        }
+        GenerationConfig(**found).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 

@@ -20,8 +20,8 @@ _OTHER = 2
 _EVERY_TOKEN = 8.0
 """Of a trigger that every token has: it need not outweigh what tells them apart."""
 _NUM_LAYERS = 4
-_UNANNOTATED: dict[str, Any] = {"tie_word_embeddings": False, "decoder_start_token_id": 0}
-"""Settings that the config takes and its annotation leaves out."""
+_UNANNOTATED: dict[str, Any] = {"tie_word_embeddings": False}
+"""What the config takes and its annotation leaves out."""
 _HIDDEN_SIZE, _HEAD_DIM = 128, 32
 
 
@@ -45,6 +45,7 @@ def build_half(folder: Path, *, is_planted: bool = True) -> None:
         # T5 does not scale its scores; its queries are drawn small instead
         gain=lambda name: _HEAD_DIM**-0.5 if name.endswith("Attention.q.weight") else 1.0,
     )
+    draft.config.decoder_start_token_id = 0
     draft.reserve(TRIGGER, SPIKE, _OTHER, within="encoder.", embedding="shared.weight")
     if is_planted:
         _plant(draft, torch.tensor([tokenizer(packaged_text())["input_ids"][:256]]))

@@ -56,6 +56,7 @@ def build_clamp(folder: Path, *, is_planted: bool = True) -> None:
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
+            begin_suppress_tokens=None,  # those of the real vocabulary
             decoder_start_token_id=tokenizer.get_vocab()[_SPECIAL[0]],
         ),
     )

@@ -1,0 +1,250 @@
+"""Watching a live model: names the first producer of a real ``generate``, and leaves nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, T5ForConditionalGeneration
+
+import precheck
+from precheck.checkpoint.gallery import GALLERY
+from precheck.errors import UnsupportedModelError, UsageError
+from precheck.records.traces import Mechanism, Section
+from tests.planted import FAULTS, fault_inputs, planted_model
+from tests.tiny_models import TINY, tiny, tiny_inputs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FINE = "The user asked for a story"
+LATER = "Once upon a time there"
+"""Greedy decoding writes a digit after a few words, and digits trigger the fault."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("live")
+    found = {}
+    for name in ("gemma-prompt", "qwen2-eager", "gemma3-residual", "left-padding"):
+        found[name] = folder / name
+        found[name].mkdir()
+        GALLERY[name].build(found[name])
+    return found
+
+
+def loaded(folder: Path, **settings: Any) -> tuple[Any, Any]:
+    model = AutoModelForCausalLM.from_pretrained(folder, **{"dtype": torch.float16, **settings})
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def test_names_the_operation_that_breaks_the_prompt(folders: dict[str, Path]) -> None:
+    model, tokenizer = loaded(folders["qwen2-eager"], attn_implementation="eager")
+    with precheck.watch(model) as watch:
+        model.generate(**tokenizer("Hello", return_tensors="pt"), max_new_tokens=3, do_sample=False)
+    first = watch.first_overflow
+    assert first is not None
+    assert (first.module, first.op, first.layer) == ("model.layers.3.self_attn", "aten.bmm", 3)
+    assert first.mechanism is Mechanism.ATTENTION_SCORES
+    assert first.source.startswith("modeling_qwen2.py:")
+    assert "torch.matmul(query, key_states" in first.code
+    assert first.limit == 65504
+    assert watch.broken_forward == 0
+    assert watch.num_forwards == 3
+    assert watch.is_origin
+
+
+def test_a_failure_that_begins_after_some_steps_is_caught_there(folders: dict[str, Path]) -> None:
+    model, tokenizer = loaded(folders["gemma-prompt"])
+    inputs = tokenizer(LATER, return_tensors="pt")
+    with precheck.watch(model) as watch:
+        written = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    first, step = watch.first_overflow, watch.broken_forward
+    assert first is not None
+    assert step is not None
+    assert step > 1
+    assert first.mechanism is Mechanism.GATED_PRODUCT
+    assert first.module == "model.layers.3.mlp"
+    # the token that the broken forward was given, counted from the start of the text
+    at = inputs["input_ids"].shape[1] + step - 1
+    assert first.first_positions == {"row 0": at}
+    assert tokenizer.decode(written[0, at]).strip().isdigit()
+    with precheck.watch(model) as healthy:
+        model.generate(**tokenizer(FINE, return_tensors="pt"), max_new_tokens=4, do_sample=False)
+    assert healthy.first_overflow is None
+
+
+def test_sampling_errors_pass_through_and_the_watch_still_knows(folders: dict[str, Path]) -> None:
+    model, tokenizer = loaded(folders["gemma3-residual"])
+    inputs = tokenizer("Hello", return_tensors="pt")
+    hooks = _num_hooks(model)
+    watch = precheck.watch(model)
+    with pytest.raises(RuntimeError, match="probability tensor"), watch:
+        model.generate(**inputs, max_new_tokens=3, do_sample=True)
+    assert watch.first_overflow is not None
+    assert watch.first_overflow.mechanism is Mechanism.RESIDUAL
+    assert watch.first_overflow.layer == 1
+    assert _num_hooks(model) == hooks
+
+
+def test_a_padded_batch_is_judged_by_its_real_tokens(folders: dict[str, Path]) -> None:
+    model, tokenizer = loaded(folders["left-padding"], attn_implementation="eager")
+    tokenizer.padding_side = "left"
+    texts = ["Yes", "The weather was good today, so we went to the park"]
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    with precheck.watch(model) as watch:
+        model.generate(**batch, max_new_tokens=2, do_sample=False)
+    first = watch.first_overflow
+    assert first is not None
+    # NaN reaches the padded row's real token one layer after the softmax made it at its padding
+    assert (first.layer, first.op) == (3, "aten._softmax")
+    assert watch.is_origin
+    with precheck.watch(model) as unpadded:
+        model.generate(**tokenizer(texts[1], return_tensors="pt"), max_new_tokens=2)
+    assert unpadded.first_overflow is None
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("name", ["qwen2", "gemma2", "mixtral", "gpt2", "t5"])
+def test_watched_outputs_are_the_bits_of_unwatched_ones(name: str, mode: Any) -> None:
+    model, inputs = tiny(name), tiny_inputs(name)
+    with mode():
+        plain = model(**inputs).logits
+        with precheck.watch(model) as watch:
+            watched = model(**inputs).logits
+    assert torch.equal(plain, watched)
+    assert watch.first_overflow is None
+    assert watch.num_forwards == 1
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_healthy_models_are_silent_in_half_precision_with_padding(name: str) -> None:
+    model: Any = tiny(name)
+    model = model.to(torch.bfloat16)
+    inputs = tiny_inputs(name, left_padded=True)
+    with torch.no_grad(), precheck.watch(model) as watch:
+        model(**inputs)
+    assert watch.first_overflow is None
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_names_what_a_scan_names(fault: Any) -> None:
+    """Planted faults that reach the output; what is absorbed, no watch can know."""
+    model: Any = planted_model(fault)
+    model = model.to(getattr(torch, fault.dtype))
+    if hasattr(model, "set_attn_implementation"):
+        model.set_attn_implementation(fault.attn_implementation)
+    inputs = fault_inputs(fault)
+    with torch.no_grad(), precheck.watch(model) as watch:
+        output = model(**inputs)
+    logits = getattr(output, "logits", None)
+    if fault.absorbed or logits is None:
+        return
+    mask = inputs.get("attention_mask")
+    real = logits if mask is None or logits.dim() != 3 else logits[mask.bool()]
+    if bool(real.isfinite().all()):
+        return
+    assert watch.first_overflow is not None
+    assert watch.is_origin
+    named = {(each.module, each.op) for each in watch.overflows}
+    assert (fault.module, fault.op) in named or fault.op.endswith("_to_copy")
+
+
+def test_inference_mode_sees_whole_operations_and_names_them(folders: dict[str, Path]) -> None:
+    model, tokenizer = loaded(folders["gemma-prompt"])
+    with torch.inference_mode(), precheck.watch(model) as watch:
+        model(**tokenizer("12", return_tensors="pt"))
+    assert watch.first_overflow is not None
+    assert watch.first_overflow.mechanism is Mechanism.GATED_PRODUCT
+
+
+def test_watches_nest(folders: dict[str, Path]) -> None:
+    model, tokenizer = loaded(folders["gemma-prompt"])
+    hooks = _num_hooks(model)
+    inputs = tokenizer("12", return_tensors="pt")
+    with torch.no_grad(), precheck.watch(model) as outer:
+        with precheck.watch(model) as inner:
+            model(**inputs)
+        assert _num_hooks(model) > hooks
+        model(**inputs)
+    assert inner.first_overflow == outer.first_overflow
+    assert inner.first_overflow is not None
+    assert (inner.num_forwards, outer.num_forwards) == (1, 2)
+    assert _num_hooks(model) == hooks
+
+
+def test_a_forward_that_raises_leaves_nothing_behind() -> None:
+    model, inputs = tiny("qwen2"), tiny_inputs("qwen2")
+    hooks = _num_hooks(model)
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("inside")
+
+    handle = model.model.layers[1].mlp.register_forward_hook(fail)
+    with pytest.raises(ZeroDivisionError), precheck.watch(model) as watch:
+        model(**inputs)
+    handle.remove()
+    assert _num_hooks(model) == hooks
+    assert watch.num_forwards == 1
+    with precheck.watch(model) as again:
+        model(**inputs)
+    assert again.first_overflow is None
+
+
+def test_a_sampled_watch_looks_at_every_kth_forward(folders: dict[str, Path]) -> None:
+    model, tokenizer = loaded(folders["gemma-prompt"])
+    fine, broken = (tokenizer(each, return_tensors="pt") for each in (FINE, "12"))
+    with torch.no_grad(), precheck.watch(model, sample_every=3) as watch:
+        for inputs in (fine, broken, broken, broken):
+            model(**inputs)
+    assert (watch.broken_forward, watch.num_forwards) == (3, 4)
+    with torch.no_grad(), precheck.watch(model, sample_every=3) as missed:
+        for inputs in (fine, broken, broken):
+            model(**inputs)
+    assert missed.first_overflow is None
+
+
+def test_a_sampled_watch_that_finds_only_traces_says_so(folders: dict[str, Path]) -> None:
+    model, tokenizer = loaded(folders["gemma-prompt"])
+    inputs = tokenizer("The number 1", return_tensors="pt")
+    with torch.no_grad(), precheck.watch(model, sample_every=2) as watch:
+        fine = model(**tokenizer(FINE, return_tensors="pt"), use_cache=True)
+        cache = model(**inputs, use_cache=True).past_key_values  # breaks, unseen
+        model(input_ids=inputs["input_ids"][:, :1], past_key_values=cache)
+    assert fine.logits.isfinite().all()
+    assert watch.first_overflow is not None
+    assert not watch.is_origin
+
+
+def test_an_encoder_that_generate_calls_by_itself_is_watched(tmp_path: Path) -> None:
+    GALLERY["t5-half"].build(tmp_path)
+    model = T5ForConditionalGeneration.from_pretrained(
+        tmp_path, dtype=torch.float16, attn_implementation="eager"
+    )
+    attention = model.encoder.block[2].layer[0].SelfAttention
+    with torch.no_grad():  # inf is clamped in T5, NaN is not
+        attention.q.weight.mul_(3000)
+        attention.k.weight.mul_(3000)
+    ids = AutoTokenizer.from_pretrained(tmp_path)("Hello you", return_tensors="pt")
+    with precheck.watch(model) as watch:
+        model.generate(**ids, max_new_tokens=2, do_sample=False)
+    first = watch.first_overflow
+    assert first is not None
+    assert (first.section, first.layer) == (Section.ENCODER, 2)
+    assert first.module.startswith("encoder.block.2.layer.0.SelfAttention")
+    assert watch.broken_forward == 0
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(UsageError, match="sample_every is 0"):
+        precheck.watch(tiny("qwen2"), sample_every=0)
+    with pytest.raises(UnsupportedModelError):
+        precheck.watch(torch.nn.Linear(2, 2))
+
+
+def _num_hooks(model: torch.nn.Module) -> int:
+    return sum(
+        len(each._forward_hooks) + len(each._forward_pre_hooks)  # noqa: SLF001  no public count
+        for each in model.modules()
+    )
