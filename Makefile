@@ -8,10 +8,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test install check fix golden bench bench-scan bench-memory bench-scaling bench-arithmetic bench-live help
+.PHONY: scan test install check fix golden bench bench-scan bench-memory bench-scaling bench-arithmetic bench-live gallery help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
+
+gallery: install ## Scan every built-in model: a table that fits on a screen (a minute)
+	@$(BIN)/precheck demo --scan
 
 # A file's tests stay in one process: they share models and scans.
 test: install ## Run the tests, offline, on the CPU: make test ARGS="-k planted"

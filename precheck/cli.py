@@ -275,15 +275,23 @@ def demo(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Save it here.")
     ] = None,
+    scan_all: Annotated[
+        bool, typer.Option("--scan", help="Scan all of them, a line each (a minute).")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """List the built-in models, or save one as a checkpoint."""
+    """List the built-in models, save one as a checkpoint, or scan them all."""
     del debug
     from precheck.checkpoint.gallery import GALLERY
 
+    if scan_all:
+        _scan_gallery(list(GALLERY))
+        return
     if name is None:
-        titles = (f"demo:{each}  {entry.title}" for each, entry in GALLERY.items())
-        terminal.write_stdout("\n".join((*titles, "", "scan one: precheck scan demo:NAME")))
+        longest = max(map(len, GALLERY))
+        titles = (f"demo:{each:{longest}}  {entry.title}" for each, entry in GALLERY.items())
+        hint = "scan one: precheck scan demo:NAME; all of them: precheck demo --scan"
+        terminal.write_stdout("\n".join((*titles, "", hint)))
         return
     name = name.removeprefix("demo:")
     if name not in GALLERY:
@@ -305,6 +313,23 @@ def demo(
         raise UsageError(f"cannot create folder: {str(output)!r}: {error.strerror}") from error
     GALLERY[name].build(output)
     terminal.write_stdout(f"saved; scan it: precheck scan {output}")
+
+
+def _scan_gallery(names: list[str]) -> None:
+    from precheck.render.gallery_table import render_gallery
+
+    _import_torch()
+    reports: dict[str, Report] = {}
+    with terminal.progress(quiet=False) as observe:
+        for name in names:
+            reports[name] = pipeline.scan(f"demo:{name}", observe=observe)
+    terminal.write_stdout(
+        render_gallery(
+            reports,
+            width=shutil.get_terminal_size().columns,
+            colour=terminal.has_colour(),
+        )
+    )
 
 
 def _import_torch() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from precheck.checkpoint.gallery import GALLERY
 from precheck.errors import ExitCode
 from precheck.judge.rules import RULES
 from precheck.records import finding, report, traces
@@ -137,3 +138,16 @@ def test_every_make_target_has_help() -> None:
     assert targets
     for target in targets[1].split():
         assert re.search(rf"^{target}:.*## \w", makefile, flags=re.MULTILINE), target
+
+
+@pytest.mark.parametrize("name", GALLERY)
+def test_every_built_in_model_has_its_story(name: str) -> None:
+    """With the thread it was reported in, the scan's output, a cure and what does not help."""
+    page = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    _, _, rest = page.partition(f"\n## {name}: ")
+    story = rest.partition("\n## ")[0]
+    assert "https://github.com/" in story.partition("```")[0]
+    assert f"  demo:{name} · " in story
+    assert "**Cure.**" in story
+    assert "**In vain.**" in story
+    assert GALLERY[name].thread.rpartition("/")[2] in story

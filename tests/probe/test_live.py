@@ -219,7 +219,7 @@ def test_a_sampled_watch_that_finds_only_traces_says_so(folders: dict[str, Path]
 
 def test_an_encoder_that_generate_calls_by_itself_is_watched(tmp_path: Path) -> None:
     GALLERY["t5-half"].build(tmp_path)
-    model = T5ForConditionalGeneration.from_pretrained(
+    model: Any = T5ForConditionalGeneration.from_pretrained(
         tmp_path, dtype=torch.float16, attn_implementation="eager"
     )
     attention = model.encoder.block[2].layer[0].SelfAttention
