@@ -234,7 +234,7 @@ def test_flags_arrive_at_the_scan(shell: Shell) -> None:
         *("--attn", "sdpa,eager", "--device", "cpu", "--gpu", "T4", "--gpu", "sm_80"),
         *("--prompt", "one", "--prompt", "two", "--builtin-probes", "--quick"),
         *("--require", "bf16+sdpa", "--trust-remote-code", "--allow-pickle"),
-        *("--max-memory", "1.5GiB", "--resident", "--accumulation", "float16"),
+        *("--max-memory", "1.5GiB", "--resident", "--accumulation", "float16", "--generate", "5"),
     ).asked
     assert asked.pop("observe")
     assert asked == {
@@ -250,6 +250,7 @@ def test_flags_arrive_at_the_scan(shell: Shell) -> None:
         "max_memory": 3 << 29,
         "resident": True,
         "accumulations": ("float16",),
+        "generate": 5,
         "require": (Configuration(dtype=Dtype.BFLOAT16, attn_implementation="sdpa"),),
         "trust_remote_code": True,
         "allow_pickle": True,
