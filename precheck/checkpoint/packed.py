@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from precheck.checkpoint.quantization import Quantization
 
-_WORD = 32
-"""Bits of a stored integer."""
+_WORD, _BYTE = 32, 8
+"""Bits of a stored integer, and of its parts."""
 _BLOCK = 512
-"""Output channels that are unpacked at a time: integers take eight bytes each meanwhile."""
+"""Output channels that are unpacked at a time, so that what is made of them stays small."""
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where in a word each of eight output channels stands.
 
@@ -77,18 +77,22 @@ class GptqLinear:
         )
         bits = self.quantization.bits or 0
         groups = self._groups(tensors.get(f"{self.name}.g_idx"), num_groups=scales.shape[0])
-        zeros = unpacked(qzeros.T, bits, count=self.shape[0]).T
+        stored = unpacked(qzeros.T, bits, count=self.shape[0]).T.int()
         # the field is as wide as a weight: kernels let it wrap too
-        zeros = (zeros + self.quantization.zero_offset) & ((1 << bits) - 1)
+        zeros = ((stored + self.quantization.zero_offset) & ((1 << bits) - 1)).float()
+        factors = scales.float()
         for start in range(rows.start, rows.stop, _BLOCK):
             part = slice(start, min(start + _BLOCK, rows.stop))
-            integers = unpacked(qweight[:, part], bits, count=self.shape[1])
-            shifted = (integers - zeros[:, part][groups]).to(torch.float32)
-            decoded = shifted.mul_(scales[:, part].float()[groups])
+            decoded = unpacked(qweight[:, part], bits, count=self.shape[1]).float()
+            if groups is None:
+                grouped = decoded.unflatten(0, (scales.shape[0], -1))
+                grouped.sub_(zeros[:, None, part]).mul_(factors[:, None, part])
+            else:
+                decoded.sub_(zeros[:, part][groups]).mul_(factors[:, part][groups])
             into[part.start - rows.start : part.stop - rows.start] = decoded.T
 
-    def _groups(self, stored: Tensor | None, *, num_groups: int) -> Tensor:
-        """The group of every input channel, ``(in,)`` int64.
+    def _groups(self, stored: Tensor | None, *, num_groups: int) -> Tensor | None:
+        """The group of every input channel, ``(in,)`` int64; None where they follow each other.
 
         Raises:
             CheckpointCorruptError: stored ones that do not exist, or are in another order than
@@ -97,7 +101,7 @@ class GptqLinear:
         num_inputs = self.shape[1]
         plain = torch.arange(num_inputs) // (num_inputs // num_groups)
         if stored is None:
-            return plain
+            return None
         groups = stored.long()
         if int(groups.min()) < 0 or int(groups.max()) >= num_groups:
             raise contradiction(
@@ -105,7 +109,7 @@ class GptqLinear:
             )
         if not self.quantization.desc_act and not torch.equal(groups, plain):
             raise contradiction(f"{self.name}.g_idx is in an order of its own, desc_act is false")
-        return groups
+        return groups if self.quantization.desc_act else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,16 +188,24 @@ def unpacked(packed: Tensor, bits: int, *, count: int) -> Tensor:
         count: how many integers a column holds.
 
     Returns:
-        ``(count, n)`` int64.
+        ``(count, n)`` uint8.
     """
+    if _BYTE % bits:
+        return _unpacked_across(packed, bits, count=count)
+    # the lowest byte of a word comes first, as torch has it on the machines it is built for
+    in_bytes = packed.contiguous().view(torch.uint8).unflatten(1, (-1, 4)).movedim(2, 1)
+    fields = [(in_bytes >> shift) & ((1 << bits) - 1) for shift in range(0, _BYTE, bits)]
+    return torch.stack(fields, dim=2).flatten(0, 2)[:count]
+
+
+def _unpacked_across(packed: Tensor, bits: int, *, count: int) -> Tensor:
+    """The same where integers lie across the ends of bytes and words."""
     words = packed.long() & 0xFFFFFFFF
     first_bit = torch.arange(count) * bits
     word, offset = first_bit // _WORD, (first_bit % _WORD).unsqueeze(1)
-    found = words[word] >> offset
-    if _WORD % bits:
-        following = words[(word + 1).clamp(max=words.shape[0] - 1)]
-        found = found | (following << (_WORD - offset))
-    return found & ((1 << bits) - 1)
+    following = words[(word + 1).clamp(max=words.shape[0] - 1)]
+    found = (words[word] >> offset) | (following << (_WORD - offset))
+    return torch.bitwise_and(found, (1 << bits) - 1).to(torch.uint8)
 
 
 def contradiction(what: str) -> CheckpointCorruptError:

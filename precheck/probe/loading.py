@@ -107,9 +107,20 @@ def _loaded(
             **settings,
         )
     model, found = loaded
-    if quantization is not None and quantization.method == "bitsandbytes":
-        model = model.dequantize(settings["dtype"])
+    if quantization is not None and not quantization.is_decoded_here:
+        if quantization.method == "bitsandbytes":
+            decoder: Any = model
+            model = decoder.dequantize(settings["dtype"])
+        _cast_decoded(model, settings["dtype"])
     return model, found
+
+
+def _cast_decoded(model: nn.Module, dtype: torch.dtype) -> None:
+    """Some formats decode to a dtype of their own, whatever the model is loaded in."""
+    kept = kept_in_float32(model, Dtype(str(dtype).removeprefix("torch.")))
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.float32 if name in kept else dtype)
 
 
 def _decoding(quantization: Quantization) -> dict[str, Any]:

@@ -98,7 +98,9 @@ def test_unpacking_undoes_packing(drawn: tuple[int, list[int]]) -> None:
     num_words = -(-len(integers) * bits // 32)
     words = [(number >> (32 * index)) & 0xFFFFFFFF for index in range(num_words)]
     packed = torch.tensor(words).to(torch.int32).unsqueeze(1)
-    assert unpacked(packed, bits, count=len(integers))[:, 0].tolist() == integers
+    found = unpacked(packed, bits, count=len(integers))
+    assert found.dtype is torch.uint8
+    assert found[:, 0].tolist() == integers
 
 
 @pytest.mark.parametrize("shape", [(64, 96), (40, 72)])

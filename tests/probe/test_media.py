@@ -118,6 +118,43 @@ def qwen2_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _qwen2_audio(folder: Path) -> None:
+    tokenizer = _tokenizer(
+        audio_token="<|AUDIO|>", audio_bos_token="<|audio_bos|>", audio_eos_token="<|audio_eos|>"
+    )
+    config = transformers.Qwen2AudioConfig(
+        text_config=transformers.Qwen2Config(vocab_size=VOCAB_SIZE + 8, **TEXT),
+        audio_config={
+            "model_type": "qwen2_audio_encoder",
+            "d_model": 32,
+            "encoder_layers": 2,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 48,
+            "num_mel_bins": 80,
+        },
+        audio_token_index=tokenizer.audio_token_id,
+    )
+    processor = transformers.Qwen2AudioProcessor(
+        transformers.WhisperFeatureExtractor(feature_size=80), tokenizer
+    )
+    _save(transformers.Qwen2AudioForConditionalGeneration(config), processor, folder)
+
+
+def test_a_model_that_hears_and_reads_is_scanned_with_both(tmp_path: Path) -> None:
+    _qwen2_audio(tmp_path)
+    report = precheck.scan(str(tmp_path), dtypes=["float16"], attn_implementations=["sdpa"])
+    check_silent(report)
+    kinds = [probe.kind for probe in report.probes]
+    assert kinds.count("sound") == 3
+    assert "text" in kinds
+    rows = [(each.section, each.module) for each in report.runs[0].layers]
+    assert rows[:3] == [
+        (Section.AUDIO, "model.audio_tower.layers.0"),
+        (Section.AUDIO, "model.audio_tower.layers.1"),
+        (Section.PROJECTOR, "model.multi_modal_projector"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("build", "projector"),
     [
