@@ -139,6 +139,12 @@ def scan(
             help="Write N tokens behind each prompt in every run, greedily and sampled.",
         ),
     ] = 0,
+    static: Annotated[
+        bool,
+        typer.Option(
+            "--static", help="Run nothing: config, headers, weights, and what is documented."
+        ),
+    ] = False,
     output: Annotated[
         list[Path] | None,
         typer.Option(
@@ -209,6 +215,7 @@ def scan(
                 if accumulation is not None
                 else None,
                 generate=generate,
+                static=static,
                 observe=observe,
             )
             _import_torch()
@@ -330,6 +337,49 @@ def _scan_gallery(names: list[str]) -> None:
             colour=terminal.has_colour(),
         )
     )
+
+
+@app.command()
+def gpus(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="All that is known of this one: T4, sm_75, gfx942."),
+    ] = None,
+    *,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Measure what float16 products are added up in here (seconds)."
+        ),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """List the devices here and those that are known, with what they compute natively."""
+    del debug
+    from precheck.facts.devices import find
+    from precheck.render.device_table import render_device, render_devices
+
+    width, colour = shutil.get_terminal_size().columns, terminal.has_colour()
+    if name is not None:
+        terminal.write_stdout(render_device(find(name), width=width, colour=colour))
+        return
+    from precheck.probe.devices import find_devices
+
+    found = find_devices()
+    terminal.write_stdout(render_devices(found, width=width, colour=colour))
+    if check:
+        terminal.write_stdout(f"\n{_checked()}")
+
+
+def _checked() -> str:
+    """What was measured of the device that a scan would use."""
+    from precheck.probe.device_check import float16_sums
+    from precheck.probe.environment import resolve_device
+
+    device = resolve_device("auto")
+    found = float16_sums(device)
+    said = "float16: partial sums overflow" if found is None else found.replace("_", " ")
+    return f"measured on {device}: float16 products are added up in {said}"
 
 
 def _import_torch() -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from precheck import __version__
 from precheck.errors import ScanInterrupted, UsageError
+from precheck.facts import devices
 from precheck.judge import judge
-from precheck.judge.hardware import target
 from precheck.records.precision import Accumulation, Configuration, Dtype
 from precheck.records.prompts import ImagePrompt
 from precheck.records.report import Measurements, Report
@@ -41,6 +41,7 @@ def scan(
     resident: bool = False,
     accumulations: Sequence[Accumulation | str] | None = None,
     generate: int = 0,
+    static: bool = False,
     observe: Observer | None = None,
 ) -> Report:
     """The report on a checkpoint or a live model, measured in every configuration asked for.
@@ -68,6 +69,7 @@ def scan(
         accumulations: what kernels add matrix products up in; ``float16`` adds a run that shows
             what a kernel with float16 sums would do. None: both for GPTQ and AWQ, else float32.
         generate: tokens to write behind each prompt, greedily and sampled, in every run.
+        static: run nothing; read config, headers and weights, and say what is documented.
         observe: told what happens while it happens.
 
     Raises:
@@ -76,12 +78,13 @@ def scan(
         ScanInterrupted: Ctrl-C; ``partial`` is the report on what was measured until then.
     """
     for gpu in gpus:
-        target(gpu)  # an unknown name is worth knowing before a long scan
+        devices.find(gpu)  # an unknown name is worth knowing before a long scan
     _check_text(prompts or ())
     # torch and transformers take seconds to import; precheck --help does not wait for them.
     from precheck.checkpoint.source import open_checkpoint
     from precheck.probe.measure import check_request, measure
     from precheck.probe.request import Request
+    from precheck.probe.static import describe
 
     observe = observe or _ignore
     request = Request(
@@ -99,6 +102,11 @@ def scan(
         if accumulations is None
         else tuple(map(accumulation_named, accumulations)),
     )
+    if static and (prompts is not None or generate):
+        raise UsageError(
+            "prompts or tokens to generate, and nothing to be run (static)",
+            hint="leave --static out to run them",
+        )
     check_request(request, trust_remote_code=trust_remote_code)
     subject = (
         open_checkpoint(
@@ -112,7 +120,11 @@ def scan(
         else model
     )
     try:
-        measurements = measure(subject, request, observe=observe)
+        measurements = (
+            describe(subject, observe=observe)
+            if static
+            else measure(subject, request, observe=observe)
+        )
     except ScanInterrupted as interrupted:
         if not isinstance(interrupted.partial, Measurements):
             raise

@@ -13,6 +13,7 @@ from precheck.records.report import (
     ModelFacts,
     TensorFault,
 )
+from precheck.records.sizes import AttentionFacts, CacheSize, Widths
 from precheck.records.traces import (
     Coverage,
     Divergence,
@@ -28,6 +29,14 @@ from precheck.records.traces import (
 )
 
 NUM_LAYERS = 6
+FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+ATTENTION = AttentionFacts(
+    supported=("eager", "sdpa", *FLASH, "flex_attention"),
+    num_heads=8,
+    num_key_value_heads=2,
+    head_dim=32,
+    value_head_dim=32,
+)
 RESIDUAL = (1.21, 2.4, 4.75, 9.88, 12.3, 17.6)
 PROBES = (
     Probe(name="plain", kind="text", num_tokens=64),
@@ -197,6 +206,9 @@ def measurements(**changes: object) -> Measurements:
             tensor_dtypes={"bfloat16": 1_214_080},
             default_attn_implementation="sdpa",
             max_context=2048,
+            attention=ATTENTION,
+            cache=CacheSize(elements_per_token=768),
+            widths=Widths(hidden=256, widest=512, vocabulary=320),
         ),
         checkpoint=CheckpointAudit(num_elements=1_214_080, size_bytes=2_428_160),
         environment=Environment(

@@ -16,7 +16,7 @@ import pytest
 from precheck.checkpoint.gallery import GALLERY
 from precheck.errors import ExitCode
 from precheck.judge.rules import RULES
-from precheck.records import finding, report, traces
+from precheck.records import advice, finding, report, sizes, traces
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,7 +25,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 NOT_IN_THE_REPORT = {"Measurements", "RunTrace"}
 RECORDS = {
     name: record
-    for module in (report, traces, finding)
+    for module in (report, advice, sizes, traces, finding)
     for name, record in vars(module).items()
     if is_dataclass(record) and record.__module__ == module.__name__
 }

@@ -179,6 +179,27 @@ def kept_in_float32(evidence: Evidence) -> Iterator[Finding]:
     )
 
 
+def clamps(evidence: Evidence) -> Iterator[Finding]:
+    """Modeling code that clamps values into the range of a dtype: finite, and not the same."""
+    lines = evidence.measurements.model.clamps
+    if not lines:
+        return
+    yield Finding(
+        code="PC509",
+        severity=Severity.NOTE,
+        confidence=Confidence.DOCUMENTED,
+        source=lines[0],
+        message=(
+            f"The modeling code clamps values into a dtype's range at {listed(lines)}: what "
+            "overflows there stays finite, and is another value."
+        ),
+        advice=(
+            "Trust the precision figures of float16 runs, not that they are finite; bfloat16 and "
+            "float32 do not come near the limit."
+        ),
+    )
+
+
 def _needs_float32(evidence: Evidence) -> Headroom | None:
     """The largest output of a module kept in float32, where float16 would not hold it."""
     kept = evidence.measurements.checkpoint.kept_in_float32

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from precheck.judge.hardware import Bfloat16
+from precheck.facts.devices import Support
+from precheck.facts.engines import engine
+from precheck.judge.engines import engine_advice
+from precheck.judge.fit import does_not_fit, fit
+from precheck.judge.sdpa import sdpa_kernel
 from precheck.records.finding import Confidence, Finding, Severity
 from precheck.records.precision import Dtype
 from precheck.records.quantities import first_sentence
@@ -17,24 +21,89 @@ if TYPE_CHECKING:
 
 def emulates_bfloat16(evidence: Evidence) -> Iterator[Finding]:
     """A checkpoint that declares bfloat16, meant for a GPU that only emulates it."""
-    if evidence.measurements.model.deploy_dtype != Dtype.BFLOAT16:
+    model = evidence.measurements.model
+    if model.deploy_dtype != Dtype.BFLOAT16:
         return
     for device in evidence.devices:
-        if device.bfloat16 is Bfloat16.EMULATED:
+        if device.bfloat16 is not Support.EMULATED or device.kind == "cpu":
+            continue
+        kernel = None
+        if model.attention is not None:
+            kernel = sdpa_kernel(device, Dtype.BFLOAT16, model.attention, is_masked=False)
+        math = (
+            "; sdpa there uses the math kernel, which holds an N x N matrix for every head"
+            if kernel is not None and kernel.is_math
+            else ""
+        )
+        where = f" ({device.compute_capability})" if device.compute_capability else ""
+        yield Finding(
+            code="PC401",
+            severity=Severity.NOTE,
+            confidence=Confidence.DOCUMENTED,
+            message=(
+                f"The checkpoint declares bfloat16, which {device.name}{where} only emulates"
+                f"{math}. torch.cuda.is_bf16_supported() says True all the same."
+            ),
+            advice=(
+                'Pass the recommended dtype instead of dtype="auto"; '
+                "torch.cuda.is_bf16_supported(including_emulation=False) tells the truth."
+            ),
+        )
+
+
+def unsafe_defaults(evidence: Evidence) -> Iterator[Finding]:
+    """Engines that would run the model in a dtype that breaks it, if they were told nothing."""
+    for device in evidence.devices:
+        if device.kind == "cpu":
+            continue
+        for each in engine_advice(evidence, device=device, recommended=None):
+            if each.is_default_safe is not False or each.engine == engine("transformers").name:
+                continue
             yield Finding(
-                code="PC401",
+                code="PC403",
+                severity=Severity.WARNING,
+                confidence=Confidence.PREDICTED,
+                message=f"{each.engine} {each.version} on {device.name}: {each.default}.",
+                advice=f"Run: {each.command}" if each.command else f"{each.why}.",
+            )
+
+
+def too_large(evidence: Evidence) -> Iterator[Finding]:
+    """A checkpoint that does not fit into a device's memory as it would be loaded."""
+    dtype = evidence.measurements.model.deploy_dtype
+    if dtype not in set(Dtype):
+        return
+    for device in evidence.devices:
+        found = fit(evidence.measurements, device=device, dtype=Dtype(dtype))
+        why = does_not_fit(found)
+        if why is None:
+            continue
+        halves = fit(evidence.measurements, device=device, dtype=Dtype.FLOAT16).fits
+        is_wide = dtype == Dtype.FLOAT32
+        yield Finding(
+            code="PC404",
+            severity=Severity.WARNING,
+            confidence=Confidence.PREDICTED,
+            message=f"In {dtype} it {why} of {device.name}.",
+            advice=(
+                "Load it in 16 bits, if that is safe."
+                if is_wide and halves
+                else "Use a quantised checkpoint, a larger device, or split it over several "
+                '(device_map="auto", --tensor-parallel-size).'
+            ),
+        )
+
+
+def assumed(evidence: Evidence) -> Iterator[Finding]:
+    """Devices that the table does not know, or not exactly, and what is taken for granted."""
+    for device in evidence.devices:
+        for assumption in device.assumptions:
+            yield Finding(
+                code="PC405",
                 severity=Severity.NOTE,
-                confidence=Confidence.DOCUMENTED,
-                message=(
-                    f"The checkpoint declares bfloat16, which {device.name} "
-                    f"({device.compute_capability}) only emulates; sdpa there uses "
-                    f"{device.sdpa_bfloat16}. torch.cuda.is_bf16_supported() says True "
-                    "all the same."
-                ),
-                advice=(
-                    'Pass the recommended dtype instead of dtype="auto"; '
-                    "torch.cuda.is_bf16_supported(including_emulation=False) tells the truth."
-                ),
+                confidence=Confidence.PREDICTED,
+                message=f"{assumption[0].upper()}{assumption[1:]}.",
+                advice="precheck gpus lists what is known of devices, with its sources.",
             )
 
 

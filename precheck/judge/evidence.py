@@ -11,7 +11,7 @@ from precheck.records.precision import Dtype
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from precheck.judge.hardware import Hardware
+    from precheck.facts.devices import Hardware
     from precheck.records.report import Measurements, Run
 
 USABLE = frozenset({Verdict.SAFE, Verdict.LOW_HEADROOM, Verdict.ABSORBED})

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from precheck.facts.attention import implementation
+from precheck.facts.devices import Support, is_slow
 from precheck.judge.evidence import USABLE
-from precheck.judge.hardware import Bfloat16
+from precheck.judge.fit import does_not_fit, fit
+from precheck.judge.sdpa import sdpa_kernel
 from precheck.judge.thresholds import PREFER_FLOAT16, SAME_KL_DIVERGENCE
 from precheck.records.finding import Verdict
 from precheck.records.loss import loss
 from precheck.records.precision import Configuration, Dtype
+from precheck.records.sizes import AttentionFacts
 from precheck.records.tightest import tightest
 
 if TYPE_CHECKING:
+    from precheck.facts.devices import Hardware
     from precheck.judge.evidence import Evidence
-    from precheck.judge.hardware import Hardware
     from precheck.records.report import Run
 
 _GRAVITY = {verdict: gravity for gravity, verdict in enumerate(reversed(Verdict))}
@@ -34,12 +38,17 @@ VERDICT_WORDS = {
 class Rank(NamedTuple):
     """How good a usable run is; smaller is better, compared from left to right."""
 
+    does_not_fit: bool
+    is_slow: bool
+    """Float32 is faster there."""
     num_bytes: int
     gravity: int
     dtype_order: int
     attention_order: int
     name: str
     """So that a tie has an order as well."""
+    why_it_does_not_fit: str
+    """Empty where it fits, or where that is not known."""
 
 
 def gravest_runs(evidence: Evidence) -> dict[Configuration, Run]:
@@ -52,18 +61,30 @@ def gravest_runs(evidence: Evidence) -> dict[Configuration, Run]:
     return gravest
 
 
-def why_not(run: Run, device: Hardware) -> str | None:
+def why_not(evidence: Evidence, run: Run, device: Hardware) -> str | None:
     """Why this run's configuration cannot be used on the device at all."""
     if run.verdict not in USABLE:
         return f"{VERDICT_WORDS[run.verdict]}; {run.reason}"
-    if run.dtype is Dtype.BFLOAT16 and device.bfloat16 is Bfloat16.EMULATED:
-        kernel = (
-            f", and sdpa uses {device.sdpa_bfloat16}" if run.attn_implementation == "sdpa" else ""
-        )
-        return f"bfloat16 is only emulated on {device.compute_capability}{kernel}"
-    if run.attn_implementation.startswith("flash_attention") and not device.flash_attention_2:
-        return f"FlashAttention is not known to run on {device.compute_capability or device.name}"
+    where = device.compute_capability or device.name
+    support = device.support(run.dtype)
+    if support is Support.NONE:
+        return f"{device.name} has no {run.dtype}"
+    is_emulated = support is Support.EMULATED and run.dtype is Dtype.BFLOAT16
+    if is_emulated and device.kind != "cpu":
+        return f"bfloat16 is only emulated on {where}{_math(evidence, run, device)}"
+    known = implementation(run.attn_implementation)
+    if known is not None and not known.runs_on(device):
+        return f"{run.attn_implementation} is not known to run on {where}"
     return None
+
+
+def _math(evidence: Evidence, run: Run, device: Hardware) -> str:
+    """What sdpa costs there, where no fused kernel takes the dtype."""
+    attention = evidence.measurements.model.attention or AttentionFacts(supported=())
+    kernel = sdpa_kernel(device, run.dtype, attention, is_masked=False)
+    if run.attn_implementation != "sdpa" or kernel is None or not kernel.is_math:
+        return ""
+    return ", and sdpa uses the math kernel, which holds an N x N matrix for every head"
 
 
 def rank_of(
@@ -72,13 +93,18 @@ def rank_of(
     """The rank of a usable run on this device, among all runs by configuration."""
     order = _ATTENTION_ORDER
     name = run.attn_implementation
+    found = fit(evidence.measurements, device=device, dtype=run.dtype)
+    why_it_does_not_fit = does_not_fit(found) or ""
     attention_order = order.index(name) if name in order else len(order) + (name == "eager")
     return Rank(
+        does_not_fit=bool(why_it_does_not_fit),
+        is_slow=is_slow(run.dtype, device),
         num_bytes=run.dtype.limits.num_bytes,
         gravity=_GRAVITY[run.verdict],
         dtype_order=_dtype_order(evidence, run, device=device, runs=runs),
         attention_order=attention_order,
         name=run.name,
+        why_it_does_not_fit=why_it_does_not_fit,
     )
 
 
@@ -91,7 +117,7 @@ def _dtype_order(
     other = runs.get(
         Configuration(dtype=Dtype.BFLOAT16, attn_implementation=run.attn_implementation)
     )
-    if other is None or why_not(other, device):
+    if other is None or why_not(evidence, other, device):
         return 0
     tight = tightest(evidence.measurements.headroom, run.configuration)
     has_range = tight is None or tight[1] >= PREFER_FLOAT16.value
@@ -109,6 +135,10 @@ def _is_closer(run: Run, other: Run) -> bool:
 def worse(other: Configuration, chosen: Configuration, *, ranks: dict[Configuration, Rank]) -> str:
     """The first entry of its rank that is worse than the chosen one's, in words."""
     rank, best = ranks[other], ranks[chosen]
+    if rank.does_not_fit and not best.does_not_fit:
+        return rank.why_it_does_not_fit
+    if rank.is_slow and not best.is_slow:
+        return f"usable, but slow there: {other.dtype} is not native, {chosen.dtype} is faster"
     if rank.num_bytes > best.num_bytes:
         return f"twice the memory of {chosen.dtype}, and not needed"
     if rank.gravity > best.gravity:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from precheck.judge import hardware
+from precheck.facts import devices
 from precheck.judge.evidence import Evidence
 from precheck.judge.recommend import recommend
 from precheck.judge.rules import findings
+from precheck.judge.static import recommend_unmeasured
 from precheck.judge.verdict import verdict
 from precheck.records.report import Report
 
 if TYPE_CHECKING:
-    from precheck.judge.hardware import Hardware
+    from precheck.facts.devices import Hardware
     from precheck.records.report import Measurements
 
 
@@ -28,7 +29,7 @@ def judge(measurements: Measurements, *, gpus: tuple[str, ...] = (), version: st
     Raises:
         UsageError: a GPU name that is not known.
     """
-    wanted = tuple(hardware.target(name) for name in gpus) or _found(measurements)
+    wanted = tuple(devices.find(name) for name in gpus) or _found(measurements)
     evidence = Evidence(
         measurements=measurements,
         runs=tuple(
@@ -37,8 +38,10 @@ def judge(measurements: Measurements, *, gpus: tuple[str, ...] = (), version: st
         ),
         devices=wanted,
     )
-    others = hardware.usual_gpus() if wanted == (hardware.CPU,) and not gpus else ()
-    first, *rest = (recommend(evidence, device=device) for device in (*wanted, *others))
+    is_cpu_alone = not gpus and [each.kind for each in wanted] == ["cpu"]
+    others = devices.usual_gpus() if is_cpu_alone else ()
+    advise = recommend_unmeasured if measurements.is_static else recommend
+    first, *rest = (advise(evidence, device=device) for device in (*wanted, *others))
     return Report(
         precheck_version=version,
         complete=measurements.complete,
@@ -54,10 +57,15 @@ def judge(measurements: Measurements, *, gpus: tuple[str, ...] = (), version: st
         findings=findings(evidence),
         recommendation=first,
         other_recommendations=tuple(rest),
+        is_static=measurements.is_static,
     )
 
 
 def _found(measurements: Measurements) -> tuple[Hardware, ...]:
-    """The accelerator that was found, or the CPU."""
-    accelerators = [each for each in measurements.environment.devices if each.kind != "cpu"]
-    return tuple(hardware.of(each) for each in accelerators[:1]) or (hardware.CPU,)
+    """The accelerators that were found, one of each kind, or the CPU."""
+    found = measurements.environment.devices
+    others = [each for each in found if each.kind != "cpu"]
+    kinds = {(each.name, each.memory_bytes): each for each in reversed(others)}
+    accelerators = tuple(devices.of(each) for each in reversed(kinds.values()))
+    processors = tuple(devices.of(each) for each in found if each.kind == "cpu")
+    return accelerators or processors[:1] or (devices.find("cpu"),)

@@ -13,6 +13,7 @@ from precheck.judge import (
     headroom,
     libraries,
     overflow,
+    unmeasured,
 )
 from precheck.judge.mechanisms import CURES
 from precheck.records.finding import Finding, Severity
@@ -52,13 +53,19 @@ RULES = (
     Rule("PC202", "weights too small for float16", divergence.flushed_weights),
     Rule("PC203", "precision not judged, experts differ", divergence.unjudged),
     Rule("PC402", "a configuration could not be run", device.could_not_run),
+    Rule("PC116", "documented of the family", unmeasured.documented),
+    Rule("PC403", "an engine's default is unsafe here", device.unsafe_defaults),
+    Rule("PC404", "does not fit into the memory", device.too_large),
     Rule("PC901", "the scan is incomplete", coverage.incomplete),
     Rule("PC401", "bfloat16 is only emulated here", device.emulates_bfloat16),
     Rule("PC304", "another attention implementation was used", attention.replaced),
     Rule("PC505", "stored tensors are not used", checkpoint.unexpected),
     Rule("PC506", "config and tensors name different dtypes", checkpoint.declares_another_dtype),
     Rule("PC507", "modules are kept in float32", checkpoint.kept_in_float32),
+    Rule("PC509", "the modeling code clamps values", checkpoint.clamps),
+    Rule("PC405", "something is assumed of a device", device.assumed),
     Rule("PC902", "probes were not run", coverage.probes_not_run),
+    Rule("PC903", "nothing was run", unmeasured.nothing_was_run),
 )
 """In the order of the telling: what makes everything after it meaningless comes first."""
 

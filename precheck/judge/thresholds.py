@@ -84,3 +84,15 @@ SUBNORMAL_SHARE = Threshold(
     ),
     source="https://pytorch.org/docs/stable/type_info.html#torch.torch.finfo",
 )
+USABLE_MEMORY = Threshold(
+    value=0.92,
+    unit="share of a device's memory",
+    reason="What vLLM takes by default; the rest is the driver's, the libraries' and the display's.",
+    source="https://github.com/vllm-project/vllm/blob/v0.33.0/vllm/config/cache.py",
+)
+PREFILL_TOKENS = Threshold(
+    value=2048,
+    unit="tokens",
+    reason="A long prompt, and the batch of tokens that engines cut longer ones into.",
+    source="https://docs.vllm.ai/en/latest/configuration/optimization.html#chunked-prefill",
+)

@@ -10,6 +10,7 @@ import psutil
 import torch
 from torch import nn
 
+from precheck.probe.sizes import text_config
 from precheck.records.precision import Arithmetic
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def activation_bytes(batches: Sequence[Batch], skeletons: Sequence[Skeleton]) ->
     model = skeletons[0].model
     linear = [each for each in model.modules() if isinstance(each, nn.Linear)]
     widths = [each.in_features for each in linear] or [1]
-    hidden = min(max(widths), getattr(_text_config(model), "hidden_size", max(widths)))
+    hidden = min(max(widths), getattr(text_config(model), "hidden_size", max(widths)))
     inside = max([each.out_features for each in linear[:-1]] or [1])
     head = linear[-1].out_features if linear else 1
     tokens = sum(each.num_positions for each in batches)
@@ -73,12 +74,6 @@ def activation_bytes(batches: Sequence[Batch], skeletons: Sequence[Skeleton]) ->
     is_native = all(each.arithmetic is Arithmetic.NATIVE for each in skeletons)
     widened = 0 if is_native else max([each.weight.numel() for each in linear[:-1]] or [0])
     return waiting + inside_one + widened * _FLOAT32 + _OVERHEAD
-
-
-def _text_config(model: nn.Module) -> object:
-    config = getattr(model, "config", None)
-    getter = getattr(config, "get_text_config", None)
-    return config if getter is None else getter()
 
 
 def _cgroup_limits() -> list[tuple[int, int]]:

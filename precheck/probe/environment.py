@@ -6,14 +6,14 @@ import os
 import platform
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
 from precheck.errors import UsageError
-from precheck.records.report import Device, Environment
+from precheck.probe.devices import cpu_name, find_devices
+from precheck.records.report import Environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +27,8 @@ LIBRARIES = (
     "huggingface_hub",
     "kernels",
     "flash_attn",
+    "flash_attn_3",
+    "flash_attn_4",
     "optimum",
     "gptqmodel",
     "auto_gptq",
@@ -43,11 +45,11 @@ def read_environment() -> Environment:
     return Environment(
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         num_threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,
         libraries={name: found for name in LIBRARIES if (found := _version(name)) is not None},
-        devices=(*_accelerators(), _cpu()),
+        devices=find_devices(),
     )
 
 
@@ -95,39 +97,6 @@ def exact_float32() -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
-
-
-def _accelerators() -> tuple[Device, ...]:
-    if torch.cuda.is_available():
-        found = []
-        for index in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(index)
-            found.append(
-                Device(
-                    name=properties.name,
-                    kind="cuda",
-                    compute_capability=f"sm_{properties.major}{properties.minor}",
-                    memory_bytes=properties.total_memory,
-                )
-            )
-        return tuple(found)
-    if torch.backends.mps.is_available():
-        return (Device(name="Apple GPU", kind="mps"),)
-    return ()
-
-
-def _cpu() -> Device:
-    return Device(name=_cpu_name(), kind="cpu", memory_bytes=psutil.virtual_memory().total)
-
-
-def _cpu_name() -> str:
-    """The processor's own name where Linux tells it, else the architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 def _version(distribution: str) -> str | None:

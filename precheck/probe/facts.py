@@ -11,7 +11,9 @@ from precheck.checkpoint.quantization import DECODED_BY_TRANSFORMERS
 from precheck.checkpoint.source import Checkpoint
 from precheck.checkpoint.weights import Weights
 from precheck.errors import UnsupportedModelError
+from precheck.probe.clamps import clamps
 from precheck.probe.loading import main_dtype
+from precheck.probe.sizes import attention_facts, cache_size, text_config, widths
 from precheck.records.report import ModelFacts
 
 if TYPE_CHECKING:
@@ -48,6 +50,10 @@ def model_facts(
         default_attn_implementation=default_attention,
         max_context=max_context(model),
         quantization=_quantization(subject),
+        attention=attention_facts(model, layout),
+        cache=cache_size(model),
+        widths=widths(model),
+        clamps=clamps(model),
     )
 
 
@@ -123,8 +129,7 @@ def vocab_size(model: nn.Module) -> int:
 
 def max_context(model: nn.Module) -> int | None:
     """The longest input that the model allows; None where its config does not say."""
-    config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = text_config(model)
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
         found = getattr(text, name, None)
         if isinstance(found, int) and found > 0:

@@ -219,17 +219,26 @@ def model_class(config: transformers.PreTrainedConfig) -> Any:
     )
 
 
-def count_parameters(checkpoint: Checkpoint) -> int:
-    """Parameters of the model that a checkpoint's config describes, without memory for them.
+def bare_model(checkpoint: Checkpoint) -> nn.Module:
+    """The model that a checkpoint's config describes, without memory for its parameters.
 
     Raises:
         CheckpointError: the model class does not take this config.
     """
     loader = model_class(checkpoint.config)
     try:
-        model = _on_meta(loader, checkpoint)
+        return _on_meta(loader, checkpoint)
     except Exception as error:
         raise _translated(error, None, loader) from error
+
+
+def count_parameters(checkpoint: Checkpoint) -> int:
+    """Parameters of the model that a checkpoint's config describes.
+
+    Raises:
+        CheckpointError: the model class does not take this config.
+    """
+    model = bare_model(checkpoint)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -301,12 +310,13 @@ def kept_in_float32(module: nn.Module, dtype: Dtype) -> frozenset[str]:
     return frozenset(name for name, _ in module.named_parameters() if wanted.search(name))
 
 
-def kept_modules(model: nn.Module) -> tuple[str, ...]:
-    """Modules with floating-point parameters in float32 inside a 16-bit model."""
-    main = main_dtype(model)
-    names = {
-        name.rpartition(".")[0]
-        for name, parameter in model.named_parameters()
-        if parameter.dtype is torch.float32 and main is not torch.float32
-    }
-    return tuple(sorted(names))
+def kept_modules(model: nn.Module) -> dict[str, int]:
+    """Modules with floating-point parameters in float32 inside a 16-bit model, and how many."""
+    kept: dict[str, int] = {}
+    if main_dtype(model) is torch.float32:
+        return kept
+    for name, parameter in model.named_parameters():
+        if parameter.dtype is torch.float32:
+            module = name.rpartition(".")[0]
+            kept[module] = kept.get(module, 0) + parameter.numel()
+    return dict(sorted(kept.items()))

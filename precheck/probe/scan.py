@@ -336,6 +336,7 @@ class Scan:
         left = [each for index, each in enumerate(self._plan.batches) if index not in self._done]
         lengths = [probe.num_tokens for batch in done for probe in batch.probes]
         loading = self._weights.loading
+        kept = self._kept()
         return Measurements(
             model=self._facts,
             checkpoint=replace(
@@ -343,7 +344,8 @@ class Scan:
                 missing=loading.missing,
                 unexpected=loading.unexpected,
                 mismatched=loading.mismatched,
-                kept_in_float32=self._kept(),
+                kept_in_float32=tuple(kept),
+                num_kept_in_float32=sum(kept.values()),
             ),
             environment=read_environment(),
             probes=self._plan.probes,
@@ -402,11 +404,11 @@ class Scan:
             for dtype in {each.dtype for each in found}
         ]
 
-    def _kept(self) -> tuple[str, ...]:
+    def _kept(self) -> dict[str, int]:
         for each in self._skeletons:
             if each.dtype is Dtype.FLOAT16:
                 return kept_modules(each.model)
-        return ()
+        return {}
 
 
 def _weights_of(subject: Subject, *, device: str, is_resident: bool) -> SharedModels:

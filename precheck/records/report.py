@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 
 from precheck.errors import ReportError
+from precheck.records.advice import Recommendation
 from precheck.records.finding import Finding, Verdict
+from precheck.records.sizes import AttentionFacts, CacheSize, Widths
 from precheck.records.traces import Coverage, Headroom, Overflow, Probe, RunTrace
 
 SCHEMA = "precheck/1"
@@ -45,6 +47,18 @@ class ModelFacts:
     quantization: dict[str, Any] | None = None
     default_attn_implementation: str | None = None
     max_context: int | None = None
+    attention: AttentionFacts | None = None
+    """None in reports of earlier versions."""
+    cache: CacheSize | None = None
+    """None where the config does not tell, and for models that keep none."""
+    widths: Widths | None = None
+    clamps: tuple[str, ...] = ()
+    """Lines of modeling code that clamp values into a dtype's range: ``modeling_t5.py:151``."""
+
+    @property
+    def local_id(self) -> str:
+        """What to type where the model is loaded; a built-in one is a folder once it is saved."""
+        return self.id.replace("demo:", "./", 1) if self.id.startswith("demo:") else self.id
 
     @property
     def deploy_dtype(self) -> str | None:
@@ -82,6 +96,8 @@ class CheckpointAudit:
     """Weights that become subnormal in float16."""
     kept_in_float32: tuple[str, ...] = ()
     """Modules the architecture keeps in float32 when loaded with ``dtype=float16``."""
+    num_kept_in_float32: int = 0
+    """Their elements."""
     size_bytes: int = 0
 
 
@@ -91,10 +107,17 @@ class Device:
 
     name: str
     kind: str
-    """``cpu``, ``cuda`` or ``mps``."""
+    """``cpu``, ``cuda``, ``rocm``, ``mps`` or ``xpu``."""
     compute_capability: str | None = None
-    """``sm_75`` and so on; NVIDIA only."""
+    """``sm_75`` and so on, ``gfx942`` for AMD; None elsewhere."""
     memory_bytes: int | None = None
+    memory_free_bytes: int | None = None
+    driver: str | None = None
+    """Version of the driver."""
+    features: tuple[str, ...] = ()
+    """Of a CPU: instruction sets for 16-bit numbers and what they build on, as torch names them."""
+    is_usable: bool = True
+    """Whether the torch that is installed can run on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +157,8 @@ class Measurements:
     complete: bool = True
     incomplete_reason: str | None = None
     """Why ``complete`` is false."""
+    is_static: bool = False
+    """Nothing was run: config, headers and weights were read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,38 +184,6 @@ class Run(RunTrace):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """The device an advice is for."""
-
-    name: str
-    compute_capability: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rejected:
-    """A configuration that was not chosen, and why."""
-
-    dtype: str
-    attn_implementation: str
-    why: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recommendation:
-    """What to use on one device."""
-
-    dtype: str | None
-    """None when no measured configuration can be recommended."""
-    attn_implementation: str | None
-    target: Target
-    reasons: tuple[str, ...]
-    rejected: tuple[Rejected, ...]
-    snippets: dict[str, str]
-    confidence: str = "measured"
-    """``measured`` on the device itself, ``predicted`` for another."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """The whole scan; field names are the JSON contract."""
 
@@ -211,6 +204,8 @@ class Report:
     other_recommendations: tuple[Recommendation, ...] = ()
     """For the other devices asked for, or the usual ones when no accelerator is here."""
     incomplete_reason: str | None = None
+    is_static: bool = False
+    """Nothing was run: config, headers and weights were read, and every advice is predicted."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, ready for ``json.dumps``."""

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from precheck.records.report import Recommendation, Report
+    from precheck.records.advice import Recommendation
+    from precheck.records.report import Report
 
 
 def advice(report: Report) -> Iterator[RenderableType]:

@@ -14,6 +14,7 @@ from rich.text import Text
 from precheck.records.finding import Severity
 from precheck.render.advice import advice
 from precheck.render.culprit import culprit_panel, focus, layers_around
+from precheck.render.deployment import deployment
 from precheck.render.generation_table import generation_tables
 from precheck.render.headline import headline, identity, scope
 from precheck.render.layer_table import layer_tables
@@ -95,7 +96,8 @@ def _sections(
         narrow(Text(scope(report), style="dim"), indent=2),
         narrow(Text(identity(report), style="dim"), indent=2),
     )
-    yield (run_table(report, width=width),)
+    if not report.is_static:
+        yield (run_table(report, width=width),)
     if (panel := culprit_panel(report, width=prose)) is not None:
         yield (panel,)
     if all_layers:
@@ -109,6 +111,8 @@ def _sections(
     for finding in report.findings:
         yield (narrow(_finding(finding, report=report)),)
     yield tuple(narrow(each) for each in advice(report))
+    for section in deployment(report, width=width):
+        yield tuple(narrow(each) for each in section)
 
 
 def _all_layers(report: Report, *, width: int) -> Iterator[Sequence[RenderableType]]:

@@ -37,6 +37,8 @@ def headline(report: Report) -> Table:
     broken = _broken(report)
     if broken is not None:
         return _marked(Verdict.OVERFLOW, f"BROKEN: {first_sentence(broken.message)}")
+    if report.is_static:
+        return _static(report)
     if not report.runs:
         return _marked(Verdict.FAILED, "NOTHING WAS MEASURED")
     said = [
@@ -52,6 +54,8 @@ def headline(report: Report) -> Table:
 
 def scope(report: Report) -> str:
     """How far the verdict reaches."""
+    if report.is_static:
+        return "nothing was run: config, headers and weights were read, the rest is documented"
     coverage = report.coverage
     probes = counted(len(report.probes), "probe")
     longest = counted(coverage.longest_probe_tokens, "token")
@@ -80,6 +84,20 @@ def identity(report: Report) -> str:
     if model.revision is not None:
         parts.insert(1, f"@{model.revision[:12]}")
     return shown(" · ".join(parts))
+
+
+def _static(report: Report) -> Table:
+    """What speaks against the checkpoint as it would be loaded, without running it."""
+    declared = report.model.deploy_dtype
+    for severity, verdict in (
+        (Severity.ERROR, Verdict.OVERFLOW),
+        (Severity.WARNING, Verdict.LOW_HEADROOM),
+    ):
+        found = [each for each in report.findings if each.severity is severity]
+        if found:
+            more = f" and {f'{len(found) - 1} more'}" if len(found) > 1 else ""
+            return _marked(verdict, f"NOT RUN: {first_sentence(found[0].message)}{more}")
+    return _marked(Verdict.SAFE, f"NOT RUN: nothing is known against {declared}")
 
 
 def _broken(report: Report) -> Finding | None:

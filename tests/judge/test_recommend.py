@@ -12,7 +12,8 @@ from precheck.records.traces import Mechanism
 from tests import hand_made
 
 if TYPE_CHECKING:
-    from precheck.records.report import Measurements, Recommendation
+    from precheck.records.advice import Recommendation
+    from precheck.records.report import Measurements
     from precheck.records.traces import RunTrace
 
 

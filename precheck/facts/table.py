@@ -1,0 +1,25 @@
+"""Reading the fact tables that lie beside the code."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.resources import files
+from typing import TypeVar
+
+import msgspec
+
+Table = TypeVar("Table")
+
+
+def read_table(name: str, form: type[Table]) -> Table:
+    """The content of a table of this folder, checked against its form.
+
+    Args:
+        name: of the file.
+        form: a dataclass with the table's fields.
+
+    Raises:
+        msgspec.ValidationError: a row has another form; a test reads every table.
+    """
+    text = files("precheck.facts").joinpath(name).read_text(encoding="utf-8")
+    return msgspec.convert(tomllib.loads(text), form)

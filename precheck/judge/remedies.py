@@ -1,0 +1,152 @@
+"""Smaller remedies than another dtype: looked into where float16 fails and float32 is left."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from precheck.facts.devices import is_slow
+from precheck.judge.prediction import IN_SCORES
+from precheck.records.advice import Remedy
+from precheck.records.finding import Confidence, Verdict
+from precheck.records.precision import Accumulation, Dtype
+from precheck.records.quantities import counted, magnitude
+from precheck.records.traces import Mechanism
+
+if TYPE_CHECKING:
+    from precheck.facts.devices import Hardware
+    from precheck.judge.evidence import Evidence
+    from precheck.records.precision import Configuration
+    from precheck.records.report import Run
+    from precheck.records.traces import Headroom
+
+_HANDED_ON = frozenset({Mechanism.RESIDUAL, Mechanism.MLP_OUTPUT, Mechanism.EMBEDDING})
+"""What a module hands on to the residual stream: in float32 inside it, in float16 after it."""
+
+_LIMIT = Dtype.FLOAT16.limits.max
+
+
+def remedies(
+    evidence: Evidence, *, device: Hardware, chosen: Configuration | None
+) -> tuple[Remedy, ...]:
+    """What was looked into beside float32 on a device without bfloat16; nothing elsewhere.
+
+    One module kept in float32 helps where everything that leaves float16 lies inside it and what
+    it hands on fits. A residual stream that leaves float16 is no module's.
+    """
+    if chosen is None or chosen.dtype is not Dtype.FLOAT32 or not is_slow(Dtype.BFLOAT16, device):
+        return ()
+    broken = [
+        run
+        for run in evidence.runs
+        if run.dtype is Dtype.FLOAT16
+        and run.verdict is Verdict.OVERFLOW
+        and run.accumulation is Accumulation.FLOAT32
+    ]
+    if not broken:
+        return ()
+    return (_one_module(evidence, broken), *_clamp(broken))
+
+
+def float32_module(evidence: Evidence) -> str | None:
+    """The one module that, kept in float32, would leave nothing outside that float16 cannot hold."""
+    outside = _beyond_float16(evidence)
+    if not outside or any(row.mechanism in _HANDED_ON for row in outside):
+        return None
+    module = _common(tuple(row.module for row in outside))
+    if module is None or _is_layer(module, outside):
+        return None
+    return module
+
+
+def _one_module(evidence: Evidence, broken: list[Run]) -> Remedy:
+    outside = _beyond_float16(evidence)
+    residual = [row for row in outside if row.mechanism in _HANDED_ON]
+    if residual:
+        layers = sorted({row.layer for row in residual if row.layer is not None})
+        largest = max(residual, key=lambda row: row.abs_max)
+        where = f"layer {layers[0]}" if len(layers) == 1 else f"{counted(len(layers), 'layer')}"
+        return Remedy(
+            what="one module in float32, the rest in float16",
+            helps=False,
+            confidence=Confidence.PREDICTED,
+            why=(
+                f"{largest.mechanism.phrase} leaves float16 in {where} (up to "
+                f"{magnitude(largest.abs_max)}), and that is handed on to the next"
+            ),
+        )
+    module = float32_module(evidence)
+    if module is None:
+        names = {row.module for row in outside}
+        return Remedy(
+            what="one module in float32, the rest in float16",
+            helps=False,
+            confidence=Confidence.PREDICTED,
+            why=(
+                f"{counted(len(names), 'module')} leave float16, not one"
+                if names
+                else f"what breaks ({broken[0].reason}) is no module's output"
+            ),
+        )
+    return Remedy(
+        what=f"{module} in float32, the rest in float16",
+        helps=True,
+        confidence=Confidence.PREDICTED,
+        why=(
+            f"all that leaves float16 lies inside it (up to "
+            f"{magnitude(max(row.abs_max for row in outside))}), and what it hands on fits"
+        ),
+        snippet=_snippet(module),
+    )
+
+
+def _clamp(broken: list[Run]) -> tuple[Remedy, ...]:
+    return (
+        Remedy(
+            what="clamping, or remove_invalid_values",
+            helps=False,
+            confidence=Confidence.DOCUMENTED,
+            why=(
+                f"{broken[0].name} would be finite, and wrong: gemma-3-12b clamped has gsm8k 0.647 "
+                "in place of 0.874 (https://github.com/huggingface/transformers/pull/36832)"
+            ),
+        ),
+    )
+
+
+def _beyond_float16(evidence: Evidence) -> list[Headroom]:
+    """What float16 cannot hold wherever attention keeps its scores in float32."""
+    return [
+        row
+        for row in evidence.measurements.headroom
+        if row.abs_max > _LIMIT and row.mechanism not in IN_SCORES and row.headroom_bits
+    ]
+
+
+def _common(modules: tuple[str, ...]) -> str | None:
+    """The module that all of them are or lie in; None for the whole model.
+
+    >>> _common(("model.layers.3.mlp", "model.layers.3.mlp.down_proj"))
+    'model.layers.3.mlp'
+    """
+    first, *others = [each.split(".") for each in modules]
+    shared = 0
+    while shared < len(first) and all(
+        each[shared : shared + 1] == [first[shared]] for each in others
+    ):
+        shared += 1
+    return ".".join(first[:shared]) or None
+
+
+def _is_layer(module: str, rows: list[Headroom]) -> bool:
+    """Whether it is a whole decoder layer, or more: nothing smaller than the residual stream."""
+    last = module.rpartition(".")[2]
+    return last.isdigit() or any(row.module == module and row.layer is None for row in rows)
+
+
+def _snippet(module: str) -> str:
+    """Python that keeps one module in float32 inside a float16 model."""
+    return f"""module = model.get_submodule("{module}").float()
+module.register_forward_pre_hook(
+    lambda _, args: tuple(x.float() if torch.is_tensor(x) else x for x in args)
+)
+module.register_forward_hook(lambda _, args, output: output.half())"""

@@ -1,0 +1,160 @@
+"""Which kernel torch's ``scaled_dot_product_attention`` chooses on a device, and why.
+
+The rules are torch's own, those of a forward without gradients and dropout over dense tensors, as
+transformers calls it: without a mask where no token is padding, else with one.
+
+**Source**: ``sdp_utils.cpp`` of torch at 001f694 (CUDA and ROCm), ``sdp_utils_cpp.cpp`` (CPU), and
+``use_gqa_in_sdpa`` of transformers 5.23. The CPU's rule is checked against torch in the tests, the
+others where such a device is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from precheck.facts.attention import implementation
+from precheck.records.precision import Dtype
+
+if TYPE_CHECKING:
+    from precheck.facts.devices import Hardware
+    from precheck.records.sizes import AttentionFacts
+
+MAX_FLASH_HEAD_DIM = 256
+MAX_CUDNN_HEAD_DIM = 128
+MAX_AOTRITON_HEAD_DIM = 512
+MAX_AOTRITON_HEAD_DIM_GFX11 = 256
+NEWEST = (12, 1)
+"""The newest capability that torch's fused kernels accept."""
+
+_HALF = (Dtype.FLOAT16, Dtype.BFLOAT16)
+
+
+class Kernel(NamedTuple):
+    """What torch runs, and why nothing before it in the order."""
+
+    name: str
+    why: str
+
+    @property
+    def is_math(self) -> bool:
+        """Whether it holds a matrix of every token against every token."""
+        return self.name == "math"
+
+
+def sdpa_kernel(
+    device: Hardware, dtype: Dtype, attention: AttentionFacts, *, is_masked: bool
+) -> Kernel | None:
+    """The kernel on this device; None where no rule is known.
+
+    >>> from precheck.facts.devices import find
+    >>> from precheck.records.sizes import AttentionFacts
+    >>> qwen = AttentionFacts(supported=("sdpa",), head_dim=128)
+    >>> sdpa_kernel(find("T4"), Dtype.BFLOAT16, qwen, is_masked=False).name
+    'math'
+    """
+    match device.kind:
+        case "cuda":
+            return _cuda(device, dtype, attention, is_masked=is_masked)
+        case "rocm":
+            return _rocm(device, dtype, attention, is_masked=is_masked)
+        case "cpu":
+            return _cpu(attention)
+        case _:
+            return None
+
+
+def _cuda(
+    device: Hardware, dtype: Dtype, attention: AttentionFacts, *, is_masked: bool
+) -> Kernel | None:
+    capability = device.capability
+    if capability is None:
+        return None
+    if capability > NEWEST:
+        return Kernel("math", f"torch's fused kernels end at sm_{NEWEST[0]}{NEWEST[1]}")
+    why_not_flash = _why_not_flash(capability, dtype, attention, is_masked=is_masked)
+    if _prefers_cudnn(capability) and _cudnn_takes(dtype, attention):
+        return Kernel("cudnn", "preferred on Hopper and Blackwell with cuDNN newer than 9.15")
+    if why_not_flash is None:
+        return Kernel("flash", "no mask, 16 bits, heads of 256 at most")
+    why_not_efficient = _why_not_efficient(capability, dtype, attention)
+    if why_not_efficient is None:
+        return Kernel("memory-efficient", why_not_flash)
+    if why_not_efficient == why_not_flash:
+        return Kernel("math", why_not_flash)
+    return Kernel("math", f"{why_not_flash}; {why_not_efficient}")
+
+
+def _why_not_flash(
+    capability: tuple[int, int], dtype: Dtype, attention: AttentionFacts, *, is_masked: bool
+) -> str | None:
+    if dtype not in _HALF:
+        return "flash takes 16 bits alone"
+    if capability < (8, 0):
+        return "flash needs sm_80"
+    if (attention.head_dim or 0) > MAX_FLASH_HEAD_DIM:
+        return f"heads of {attention.head_dim} elements, flash takes {MAX_FLASH_HEAD_DIM}"
+    if _has_odd_value_heads(attention):
+        return "heads of values are of another size than those of keys"
+    return "flash takes no mask" if is_masked else None
+
+
+def _why_not_efficient(
+    capability: tuple[int, int], dtype: Dtype, attention: AttentionFacts
+) -> str | None:
+    if dtype is Dtype.BFLOAT16 and capability < (8, 0):
+        return "memory-efficient takes no bfloat16 below sm_80"
+    alignment = _alignment(capability, dtype)
+    for head_dim in (attention.head_dim, attention.value_head_dim):
+        if head_dim is not None and head_dim % alignment:
+            return f"heads of {head_dim} elements, memory-efficient takes multiples of {alignment}"
+    return None
+
+
+def _alignment(capability: tuple[int, int], dtype: Dtype) -> int:
+    """``minimum_gemm_alignment`` of torch: 128 bits where tensor cores are used."""
+    is_half = dtype in _HALF
+    uses_tensor_cores = capability >= (8, 0) or (capability >= (7, 0) and is_half)
+    least = 4 if capability >= (8, 0) else 1
+    return max(least, 8 if is_half else 4) if uses_tensor_cores else least
+
+
+def _prefers_cudnn(capability: tuple[int, int]) -> bool:
+    return capability[0] in {9, 10}
+
+
+def _cudnn_takes(dtype: Dtype, attention: AttentionFacts) -> bool:
+    sizes = (attention.head_dim or 0, attention.value_head_dim or attention.head_dim or 0)
+    return dtype in _HALF and all(size <= MAX_CUDNN_HEAD_DIM and size % 8 == 0 for size in sizes)
+
+
+def _has_odd_value_heads(attention: AttentionFacts) -> bool:
+    return attention.value_head_dim not in {None, attention.head_dim}
+
+
+def _rocm(
+    device: Hardware, dtype: Dtype, attention: AttentionFacts, *, is_masked: bool
+) -> Kernel | None:
+    known = implementation("sdpa")
+    architecture = device.compute_capability or ""
+    if known is None or architecture not in (*known.architectures, *known.experimental):
+        return Kernel("math", f"AOTriton has no kernels for {architecture or device.name}")
+    if architecture in known.experimental:
+        return Kernel(
+            "math",
+            f"AOTriton's kernels for {architecture} are experimental: "
+            "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL=1 switches them on",
+        )
+    limit = (
+        MAX_AOTRITON_HEAD_DIM_GFX11 if architecture.startswith("gfx11") else MAX_AOTRITON_HEAD_DIM
+    )
+    if (attention.head_dim or 0) > limit:
+        return Kernel("math", f"heads of {attention.head_dim} elements, AOTriton takes {limit}")
+    if dtype in _HALF and not is_masked and not _has_odd_value_heads(attention):
+        return Kernel("flash", "no mask, 16 bits")
+    return Kernel("memory-efficient", "flash takes 16 bits and no mask")
+
+
+def _cpu(attention: AttentionFacts) -> Kernel:
+    if _has_odd_value_heads(attention):
+        return Kernel("math", "heads of values are of another size than those of keys")
+    return Kernel("flash", "the CPU's own")

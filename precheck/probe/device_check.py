@@ -1,0 +1,77 @@
+"""What a device really does, in seconds: what float16 products are added up in, which kernel runs.
+
+Two products tell a float16 accumulator from a float32 one. Ones times ones, 8,192 of them, are
+8,192: float16 stops at 2,048, because 2,049 rounds back to it. And a sum that rises to 262,144
+before it falls to zero again is zero in float32, whereas float16 has left its range on the way.
+The second is asked with few rows and many summands as well, where libraries split the sum over
+blocks and may add those up in float16 (split-K).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from precheck.facts.devices import Float16Sums
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+_DEPTH = 8192
+"""Summands; a float16 accumulator of ones stops at 2,048."""
+_ROWS = 256
+_SPLIT_DEPTH, _SPLIT_ROWS = 1 << 17, 16
+"""A shape that is split over blocks: a small result of a long sum."""
+_SUMMAND = 64.0
+
+_BACKENDS = {
+    0: "math",
+    1: "flash",
+    2: "memory-efficient",
+    3: "cudnn",
+    4: "overrideable",
+}
+"""``torch.nn.attention.SDPBackend`` by number, in the words of ``judge/sdpa.py``."""
+
+
+def float16_sums(
+    device: str, *, product: Callable[[Tensor, Tensor], Tensor] = torch.mm
+) -> Float16Sums | None:
+    """What float16 products of this device are added up in; None: in float16 throughout.
+
+    Args:
+        device: where to multiply.
+        product: how; torch's own unless a kernel is being tested.
+    """
+    ones = torch.ones(_ROWS, _DEPTH, dtype=torch.float16, device=device)
+    if not bool((product(ones, ones.T.contiguous()) == _DEPTH).all()):
+        return None
+    for rows, depth in ((_ROWS, _DEPTH), (_SPLIT_ROWS, _SPLIT_DEPTH)):
+        left = torch.ones(rows, depth, dtype=torch.float16, device=device)
+        right = torch.full((depth, rows), _SUMMAND, dtype=torch.float16, device=device)
+        right[depth // 2 :] = -_SUMMAND
+        if not bool((product(left, right) == 0).all()):
+            return Float16Sums.SPLIT_K
+    return Float16Sums.FLOAT32
+
+
+def chosen_kernel(
+    device: str, dtype: torch.dtype, *, head_dim: int, is_masked: bool, num_tokens: int = 128
+) -> str:
+    """The kernel that torch's ``scaled_dot_product_attention`` chooses there, by its own rules.
+
+    Called as transformers calls it: causal without a mask, or with one.
+    """
+    shape = (1, 4, num_tokens, head_dim)
+    query, key, value = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(3))
+    mask = None
+    if is_masked:
+        mask = torch.ones(1, 1, num_tokens, num_tokens, dtype=torch.bool, device=device)
+    with torch.no_grad():
+        number = torch._fused_sdp_choice(  # noqa: SLF001  the only way to ask
+            query, key, value, attn_mask=mask, is_causal=mask is None
+        )
+    return _BACKENDS.get(int(number), str(number))

@@ -1,0 +1,75 @@
+"""The tables are data that people extend: their form, and that every row has its reference."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from precheck.facts import attention, devices, engines, families
+from precheck.records.precision import Dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+TABLES: Mapping[str, tuple[str, Mapping[str, str], Sequence[tuple[str, ...]]]] = {
+    "devices": (
+        devices.table().read,
+        devices.table().sources,
+        [each.sources for each in devices.table().device],
+    ),
+    "attention": (
+        attention.table().read,
+        attention.table().sources,
+        [each.sources for each in attention.table().implementation],
+    ),
+    "engines": (
+        engines.table().read,
+        engines.table().sources,
+        [each.sources for each in engines.table().engine],
+    ),
+    "families": (
+        families.table().read,
+        families.table().sources,
+        [each.sources for each in families.table().family],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_has_a_source_and_every_source_is_used(name: str) -> None:
+    read, sources, rows = TABLES[name]
+    datetime.date.fromisoformat(read)
+    assert all(rows)
+    used = {key for row in rows for key in row}
+    assert used == set(sources)
+    for link in sources.values():
+        assert re.match(r"https://[\w.-]+/\S+$", link) or link.startswith("make ")
+
+
+def test_every_kind_of_device_the_tool_promises_is_there() -> None:
+    kinds = {each.kind for each in devices.table().device}
+    assert kinds == {"cuda", "rocm", "mps", "xpu", "hpu", "npu", "cpu"}
+    nvidia = {each.architecture for each in devices.table().device if each.kind == "cuda"}
+    assert {"Pascal", "Volta", "Turing", "Ampere", "Ada", "Hopper", "Blackwell"} <= nvidia
+
+
+def test_no_two_rows_or_products_share_a_name() -> None:
+    names = [product.name.casefold() for row in devices.table().device for product in row.products]
+    names += [row.id for row in devices.table().device]
+    assert len(names) == len(set(names))
+
+
+def test_engines_name_dtypes_that_are_measured() -> None:
+    for engine in engines.table().engine:
+        assert engine.default_dtype in {"declared", *Dtype}
+        assert engine.float32_becomes in {"keeps", "first", *Dtype}
+        assert "{dtype}" in engine.command or "{gguf}" in engine.command
+
+
+def test_families_that_engines_refuse_are_documented() -> None:
+    documented = {name for each in families.table().family for name in each.model_types}
+    for engine in engines.table().engine:
+        assert set(engine.refuses_float16) <= documented
