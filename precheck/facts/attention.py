@@ -55,7 +55,7 @@ class Implementation:
         return capability[0] in self.capabilities or None
 
     def takes_head_dim(self, head_dim: int | None, device: Hardware) -> bool:
-        """Whether heads of this many elements are within its limit; unknown ones are taken to be."""
+        """Whether heads of this many elements are within its limit; taken so if not known."""
         if head_dim is None or self.max_head_dim is None:
             return True
         major = "" if device.capability is None else str(device.capability[0])

@@ -247,32 +247,32 @@ def usual_gpus() -> tuple[Hardware, Hardware]:
 
 
 def _of(device: Device) -> Hardware:
+    if device.kind == "cuda" and device.compute_capability is not None:
+        return of_capability(device.compute_capability, name=device.name)
+    if device.kind == "cpu":
+        return _processor(frozenset(device.features))
+    known = {row.id: row for row in table().device}.get(device.compute_capability or "")
     found = _product(device.name)
-    match device.kind:
-        case "cuda" if device.compute_capability is not None:
-            return of_capability(device.compute_capability, name=device.name)
-        case "cpu":
-            has = frozenset(device.features)
-            for row in table().device:
-                if row.kind == "cpu" and has.issuperset(row.features):
-                    return replace(_hardware(row, name="cpu"), compute_capability=None)
-            return _ANY_CPU
-        case "rocm":
-            for row in table().device:
-                if row.id == device.compute_capability:
-                    return _hardware(row, name=device.name)
-            return _unknown(device)
-        case "mps":
-            return _ANY_MPS if found is None else _hardware(found[0], name=device.name)
-        case _:
-            if found is not None:
-                return _hardware(found[0], name=device.name)
-            return _unknown(device)
+    row = known or (None if found is None else found[0])
+    if row is not None:
+        return _hardware(row, name=device.name)
+    return _ANY_MPS if device.kind == "mps" else _unknown(device)
+
+
+def _processor(has: frozenset[str]) -> Hardware:
+    for row in table().device:
+        if row.kind == "cpu" and has.issuperset(row.features):
+            return _hardware(row, name="cpu")
+    return _ANY_CPU
 
 
 def _unknown(device: Device) -> Hardware:
     """A device that no row is about: float16 is taken to be native, bfloat16 not to be."""
     what = device.compute_capability or device.name
+    assumption = (
+        f"{what} is not in the table: taken to have float16 and no bfloat16, which is true of the "
+        "least that is in use"
+    )
     return Hardware(
         name=device.name,
         kind=device.kind,
@@ -280,10 +280,7 @@ def _unknown(device: Device) -> Hardware:
         compute_capability=device.compute_capability,
         float16=Support.NATIVE,
         bfloat16=Support.EMULATED,
-        assumptions=(
-            f"{what} is not in the table: taken to have float16 and no bfloat16, which is true of "
-            "the least that is in use",
-        ),
+        assumptions=(assumption,),
         confidence=Confidence.PREDICTED,
     )
 
@@ -311,15 +308,15 @@ def _with_memory(device: Hardware, product: Product, *, asked: float | None) -> 
     sizes = product.memory
     size = sizes[0] if asked is None else asked
     left = 1 - ECC_SHARE if product.ecc else 1.0
-    said: tuple[str, ...] = ()
+    said = ""
     if size not in sizes:
-        said = (f"the table knows {device.name} with {_sizes(sizes)}, not {size:g}: as asked",)
+        said = f"the table knows {device.name} with {_sizes(sizes)}, not {size:g}: as asked"
     elif asked is None and len(sizes) > 1:
         said = (
             f"{device.name} is sold with {_sizes(sizes)}: {size:g} are assumed; "
-            f'--gpu "{device.name} {sizes[-1]:g}GB" for the other',
+            f'--gpu "{device.name} {sizes[-1]:g}GB" for the other'
         )
-    return replace(device, memory_bytes=int(size * left * GIB), assumptions=said)
+    return replace(device, memory_bytes=int(size * left * GIB), assumptions=(said,) if said else ())
 
 
 def _sizes(sizes: tuple[float, ...]) -> str:

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 def attention_options(
     evidence: Evidence, *, device: Hardware, dtype: Dtype
 ) -> tuple[AttentionOption, ...]:
-    """Every implementation of transformers in one dtype, fastest first; none if the model's are
-    not known (a report of an earlier version, or a live module that is no transformers model).
+    """Every implementation of transformers in one dtype, fastest first.
+
+    None if the model's are not known: a report of an earlier version, or a live module that is no
+    transformers model.
     """
     attention = evidence.measurements.model.attention
     if attention is None:
@@ -93,10 +95,8 @@ def _not_on_device(
     """Why the device, or the kernel, does not take it."""
     where = device.compute_capability or device.name
     runs = known.runs_on(device)
-    if runs is None:
-        return f"not known to run on {where}"
     if not runs:
-        return f"has no kernels for {where}"
+        return f"not known to run on {where}" if runs is None else f"has no kernels for {where}"
     if dtype not in known.dtypes:
         return f"takes {' and '.join(known.dtypes)}, not {dtype}"
     if not known.takes_head_dim(attention.head_dim, device):

@@ -98,14 +98,15 @@ def default_of(engine: Engine, model: ModelFacts, device: Hardware) -> Default:
         return Default(forced, f"forces {forced}")
     wanted, said = _wanted(engine, model, device)
     takes = _quantized_dtypes(engine, model)
+    available = _available(engine, model, device)
+    if wanted not in takes and engine.default_dtype == "declared":
+        return Default(None, f"refuses {wanted} for {_method(model)} weights")
     if wanted not in takes:
-        if engine.default_dtype == "declared":
-            return Default(None, f"refuses {wanted} for {_method(model)} weights")
         return Default(takes[0], f"{takes[0]}, which {_method(model)} weights get")
-    if wanted in _available(engine, model, device):
-        return Default(wanted, said)
-    fallback = _available(engine, model, device)[0]
-    return Default(fallback, f"falls back from {wanted} to {fallback}, with a warning")
+    if wanted not in available:
+        said = f"falls back from {wanted} to {available[0]}, with a warning"
+        wanted = available[0]
+    return Default(wanted, said)
 
 
 def can_run(engine: Engine, model: ModelFacts, device: Hardware) -> str | None:
@@ -135,22 +136,23 @@ def _wanted(engine: Engine, model: ModelFacts, device: Hardware) -> tuple[Dtype,
         return Dtype(engine.default_dtype), f"{engine.default_dtype}, its default"
     if declared is not Dtype.FLOAT32 or engine.float32_becomes == "keeps":
         return declared, f"{declared}, as the checkpoint declares"
-    for prefix, dtype in engine.float32_exceptions.items():
-        if model.model_type.startswith(prefix):
-            return dtype, f"{dtype} in place of float32"
-    is_encoder = model.attention is not None and not model.attention.is_causal
-    available = _available(engine, model, device)
-    if is_encoder and engine.float32_pooling in available:
-        dtype = Dtype(engine.float32_pooling)
-    elif engine.float32_becomes == "first":
-        dtype = available[0]
-    else:
-        dtype = Dtype(engine.float32_becomes)
+    dtype = _in_place_of_float32(engine, model, device)
     return dtype, f"{dtype} in place of float32"
 
 
+def _in_place_of_float32(engine: Engine, model: ModelFacts, device: Hardware) -> Dtype:
+    for prefix, dtype in engine.float32_exceptions.items():
+        if model.model_type.startswith(prefix):
+            return dtype
+    is_encoder = model.attention is not None and not model.attention.is_causal
+    available = _available(engine, model, device)
+    if is_encoder and engine.float32_pooling in available:
+        return Dtype(engine.float32_pooling)
+    return available[0] if engine.float32_becomes == "first" else Dtype(engine.float32_becomes)
+
+
 def _declared(model: ModelFacts) -> Dtype:
-    """What ``dtype="auto"`` gives; quantised checkpoints that declare none are float16 elsewhere."""
+    """What ``dtype="auto"`` gives; bfloat16 for dtypes that precheck does not measure."""
     declared = model.deploy_dtype
     return Dtype(declared) if declared in set(Dtype) else Dtype.BFLOAT16
 

@@ -146,9 +146,13 @@ def worse(other: Configuration, chosen: Configuration, *, ranks: dict[Configurat
         return f"{VERDICT_WORDS[verdict]}; {chosen} does not"
     if rank.dtype_order > best.dtype_order:
         return _worse_dtype(other.dtype, chosen.dtype)
-    if other.attn_implementation == "eager":
-        return f"usable, but writes out the scores, which {chosen.attn_implementation} does not"
-    return f"usable, and no better than {chosen.attn_implementation}"
+    return _worse_attention(other.attn_implementation, chosen.attn_implementation)
+
+
+def _worse_attention(other: str, chosen: str) -> str:
+    if other == "eager":
+        return f"usable, but writes out the scores, which {chosen} does not"
+    return f"usable, and no better than {chosen}"
 
 
 def _worse_dtype(other: Dtype, chosen: Dtype) -> str:

@@ -130,6 +130,7 @@ def completed(evidence: Evidence, choice: Recommendation, *, device: Hardware) -
 
 
 def rejected(why: dict[Configuration, str]) -> tuple[Rejected, ...]:
+    """Why each configuration was not chosen, as the report has it."""
     return tuple(
         Rejected(dtype=c.dtype, attn_implementation=c.attn_implementation, why=reason)
         for c, reason in why.items()

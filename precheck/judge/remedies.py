@@ -48,7 +48,7 @@ def remedies(
 
 
 def float32_module(evidence: Evidence) -> str | None:
-    """The one module that, kept in float32, would leave nothing outside that float16 cannot hold."""
+    """The one module that holds everything float16 cannot, and hands on what it can; or None."""
     outside = _beyond_float16(evidence)
     if not outside or any(row.mechanism in _HANDED_ON for row in outside):
         return None

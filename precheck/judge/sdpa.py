@@ -26,6 +26,8 @@ MAX_AOTRITON_HEAD_DIM_GFX11 = 256
 NEWEST = (12, 1)
 """The newest capability that torch's fused kernels accept."""
 
+_TOO_NEW = f"torch's fused kernels end at sm_{NEWEST[0]}{NEWEST[1]}"
+
 _HALF = (Dtype.FLOAT16, Dtype.BFLOAT16)
 
 
@@ -69,8 +71,6 @@ def _cuda(
     capability = device.capability
     if capability is None:
         return None
-    if capability > NEWEST:
-        return Kernel("math", f"torch's fused kernels end at sm_{NEWEST[0]}{NEWEST[1]}")
     why_not_flash = _why_not_flash(capability, dtype, attention, is_masked=is_masked)
     if _prefers_cudnn(capability) and _cudnn_takes(dtype, attention):
         return Kernel("cudnn", "preferred on Hopper and Blackwell with cuDNN newer than 9.15")
@@ -79,14 +79,14 @@ def _cuda(
     why_not_efficient = _why_not_efficient(capability, dtype, attention)
     if why_not_efficient is None:
         return Kernel("memory-efficient", why_not_flash)
-    if why_not_efficient == why_not_flash:
-        return Kernel("math", why_not_flash)
-    return Kernel("math", f"{why_not_flash}; {why_not_efficient}")
+    return Kernel("math", "; ".join(dict.fromkeys((why_not_flash, why_not_efficient))))
 
 
 def _why_not_flash(
     capability: tuple[int, int], dtype: Dtype, attention: AttentionFacts, *, is_masked: bool
 ) -> str | None:
+    if capability > NEWEST:
+        return _TOO_NEW
     if dtype not in _HALF:
         return "flash takes 16 bits alone"
     if capability < (8, 0):
@@ -101,6 +101,8 @@ def _why_not_flash(
 def _why_not_efficient(
     capability: tuple[int, int], dtype: Dtype, attention: AttentionFacts
 ) -> str | None:
+    if capability > NEWEST:
+        return _TOO_NEW
     if dtype is Dtype.BFLOAT16 and capability < (8, 0):
         return "memory-efficient takes no bfloat16 below sm_80"
     alignment = _alignment(capability, dtype)

@@ -114,7 +114,8 @@ def _reasons(evidence: Evidence, chosen: Configuration, *, device: Hardware) -> 
         reasons.append(f"the checkpoint declares {chosen.dtype}")
     elif chosen.dtype is not Dtype.FLOAT32:
         reasons.append(
-            f"the checkpoint declares {model.deploy_dtype}; whether {chosen.dtype} holds it is not known"
+            f"the checkpoint declares {model.deploy_dtype}; whether {chosen.dtype} holds it is not "
+            "known"
         )
     if found.verdict is not None and chosen.dtype is not Dtype.FLOAT32:
         reasons.append(found.why)

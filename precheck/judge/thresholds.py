@@ -87,7 +87,7 @@ SUBNORMAL_SHARE = Threshold(
 USABLE_MEMORY = Threshold(
     value=0.92,
     unit="share of a device's memory",
-    reason="What vLLM takes by default; the rest is the driver's, the libraries' and the display's.",
+    reason="What vLLM takes by default; the rest is the driver's, the libraries' and the screen's.",
     source="https://github.com/vllm-project/vllm/blob/v0.33.0/vllm/config/cache.py",
 )
 PREFILL_TOKENS = Threshold(

@@ -38,9 +38,7 @@ _SHORT, _LONG = 8, 64
 
 
 def attention_facts(model: nn.Module, layout: Architecture) -> AttentionFacts | None:
-    """What decides which attention implementations it can have; None if it is no transformers
-    model.
-    """
+    """What decides which attention it can have; None if it is no transformers model."""
     if not isinstance(model, PreTrainedModel):
         return None
     text = text_config(model)

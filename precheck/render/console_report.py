@@ -100,19 +100,22 @@ def _sections(
         yield (run_table(report, width=width),)
     if (panel := culprit_panel(report, width=prose)) is not None:
         yield (panel,)
-    if all_layers:
-        yield from _all_layers(report, width=width)
-    elif (around := layers_around(report, width=width)) is not None:
-        at = focus(report)
-        name = "" if at is None else f", {shown(at.run.attn_implementation)}"
-        yield (Text(f"Layers around it{name}", style="bold"), around)
+    yield from (_all_layers if all_layers else _layers_around)(report, width=width)
     for title, written in generation_tables(report, width=width):
         yield (Text(title, style="bold"), written)
     for finding in report.findings:
         yield (narrow(_finding(finding, report=report)),)
     yield tuple(narrow(each) for each in advice(report))
-    for section in deployment(report, width=width):
+    for section in deployment(report, width=prose):
         yield tuple(narrow(each) for each in section)
+
+
+def _layers_around(report: Report, *, width: int) -> Iterator[Sequence[RenderableType]]:
+    around = layers_around(report, width=width)
+    if around is not None:
+        at = focus(report)
+        name = "" if at is None else f", {shown(at.run.attn_implementation)}"
+        yield (Text(f"Layers around it{name}", style="bold"), around)
 
 
 def _all_layers(report: Report, *, width: int) -> Iterator[Sequence[RenderableType]]:

@@ -1,4 +1,4 @@
-"""What a device does with the model beside the choice: engines, attention, remedies, a comparison."""
+"""What stands beside the choice: a comparison of devices, remedies, engines, attention."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def deployment(report: Report, *, width: int) -> Iterator[tuple[RenderableType, 
         if each is not None and each.target.name != "cpu"
     ]
     if report.recommendation is None or report.recommendation not in wanted:
-        if wanted:
+        if any(each.dtype is not None for each in wanted):
             hint = "Engines, attention kernels and memory of a GPU: --gpu NAME (precheck gpus)"
             yield (Text(hint, style="dim"),)
         return

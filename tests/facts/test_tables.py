@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import re
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ TABLES: Mapping[str, tuple[str, Mapping[str, str], Sequence[tuple[str, ...]]]] =
 @pytest.mark.parametrize("name", TABLES)
 def test_every_row_has_a_source_and_every_source_is_used(name: str) -> None:
     read, sources, rows = TABLES[name]
-    datetime.date.fromisoformat(read)
+    dt.date.fromisoformat(read)
     assert all(rows)
     used = {key for row in rows for key in row}
     assert used == set(sources)

@@ -1,4 +1,4 @@
-"""Measured models as people deploy them, written by hand: their sizes are those of the real ones."""
+"""Measured models as people deploy them, written by hand; their sizes are the real ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model(
     kv: int = 1024,
     hidden: int = 4096,
 ) -> ModelFacts:
-    """``size`` in billions of parameters, ``kv`` elements of keys and values per layer and token."""
+    """``size`` in billions of parameters, ``kv`` elements of keys per layer and token."""
     return replace(
         base.model,
         id=f"some/{model_type}",
@@ -206,3 +206,9 @@ def gptq() -> Measurements:
             quantization={"quant_method": "gptq", "bits": 4},
         ),
     )
+
+
+def static() -> Measurements:
+    """Gemma 3 with --static: nothing was run."""
+    base = gemma3()
+    return replace(base, runs=(), headroom=(), probes=(), is_static=True)

@@ -15,6 +15,7 @@ from precheck.records.traces import Symptom
 from precheck.render import RENDERERS, render_console
 from precheck.render.words import shown
 from tests import hand_made
+from tests.judge import stories
 
 if TYPE_CHECKING:
     from precheck.records.report import Measurements, Report
@@ -47,6 +48,24 @@ def assert_golden(text: str, name: str) -> None:
 @pytest.mark.parametrize("story", list(STORIES))
 def test_the_whole_output_is_as_it_was_last_approved(story: str, width: int) -> None:
     assert_golden(plain(STORIES[story], width=width), f"{story}-{width}.txt")
+
+
+GPU_STORIES = {
+    "gemma3-on-t4": (stories.gemma3(), ("T4 32GB",)),
+    "qwen2-on-four": (stories.qwen2(), ("T4", "V100", "A100 80GB", "Apple M2 Max")),
+    "product-on-t4": (stories.llama_product(), ("T4 32GB",)),
+    "static-on-t4": (stories.static(), ("T4",)),
+}
+
+
+@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize("story", list(GPU_STORIES))
+def test_advice_for_gpus_is_as_it_was_last_approved(story: str, width: int) -> None:
+    measured, gpus = GPU_STORIES[story]
+    report = judge(measured, gpus=gpus, version="0.1.0")
+    text = render_console(report, width=width, colour=False)
+    assert max(cell_len(line) for line in text.split("\n")) <= width
+    assert_golden(text, f"{story}-{width}.txt")
 
 
 def test_the_text_file_is_as_it_was_last_approved() -> None:
