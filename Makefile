@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test install check fix golden bench bench-scan bench-memory bench-scaling bench-arithmetic bench-live gallery help
+.PHONY: scan test install check fix facts gpu golden bench bench-scan bench-memory bench-scaling bench-arithmetic bench-live gallery help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
@@ -44,6 +44,13 @@ check: install ## Check format, lint, types, import contracts and docs
 fix: install ## Format, and repair what ruff can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+gpu: install ## Run the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu tests
+
+facts: install ## Check what is said of engines against their source (90 MB); ARGS=--newest: the newest release
+	$(BIN)/python tests/facts/fetch_engines.py build/engines $(ARGS)
+	PRECHECK_ENGINE_SOURCES=build/engines $(BIN)/python -m pytest tests/facts
 
 golden: install ## Rewrite the golden files; read the diff before committing it
 	PRECHECK_UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/render

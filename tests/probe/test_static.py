@@ -1,0 +1,111 @@
+"""What is told without running anything: never a run, and never a forward."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import nn
+
+import precheck
+from precheck.errors import UsageError
+from precheck.judge.gate import FailOn, gate
+from precheck.records.report import Report
+from tests.tiny_models import save_checkpoint, tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def codes(report: Report) -> dict[str, str]:
+    return {each.code: each.severity for each in report.findings}
+
+
+@pytest.fixture
+def gemma3(tmp_path: Path) -> Path:
+    return save_checkpoint(tiny("gemma3").bfloat16(), tmp_path / "gemma3", tokenizer=True)
+
+
+def test_nothing_is_run(gemma3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = nn.Linear.forward
+
+    def no_values(self: nn.Linear, data: torch.Tensor) -> torch.Tensor:
+        assert data.device.type == "meta", "a forward with values"
+        return real(self, data)
+
+    monkeypatch.setattr(nn.Linear, "forward", no_values)
+    report = precheck.scan(gemma3, static=True)
+    assert report.is_static
+    assert (report.runs, report.probes, report.headroom) == ((), (), ())
+    assert report.complete
+    assert "PC903" in codes(report)
+
+
+def test_family_facts_are_told_with_their_source(gemma3: Path) -> None:
+    report = precheck.scan(gemma3, static=True, gpus=("T4", "L4"))
+    assert codes(report)["PC116"] == "warning"
+    documented = next(each for each in report.findings if each.code == "PC116")
+    assert documented.confidence == "documented"
+    assert "https://" in documented.message
+    assert report.recommendation is not None
+    assert (report.recommendation.dtype, report.recommendation.confidence) == (
+        "float32",
+        "predicted",
+    )
+    assert report.other_recommendations[0].dtype == "bfloat16"
+    assert gate(report, fail_on=FailOn.ERROR).holds
+    assert not gate(report, fail_on=FailOn.WARNING).holds
+
+
+def test_a_dtype_that_is_known_to_break_fails_the_gate(tmp_path: Path) -> None:
+    folder = save_checkpoint(tiny("gemma3").half(), tmp_path / "half", tokenizer=False)
+    report = precheck.scan(folder, static=True)
+    assert codes(report)["PC116"] == "error"
+    assert not gate(report, fail_on=FailOn.ERROR).holds
+
+
+def test_stored_weights_are_audited(tmp_path: Path) -> None:
+    model = tiny("llama")
+    with torch.no_grad():
+        model.get_parameter("model.norm.weight")[3] = 70_000.0
+    report = precheck.scan(save_checkpoint(model, tmp_path / "m", tokenizer=False), static=True)
+    assert "PC503" in codes(report)
+    assert report.recommendation is not None
+    assert any("leave float16" in each.why for each in report.recommendation.rejected)
+
+
+def test_clamps_and_modules_kept_in_float32_are_told(tmp_path: Path) -> None:
+    folder = save_checkpoint(tiny("t5"), tmp_path / "t5", tokenizer=False)
+    report = precheck.scan(folder, static=True)
+    assert {"PC507", "PC509"} <= codes(report).keys()
+    assert all(line.startswith("modeling_t5.py:") for line in report.model.clamps)
+    assert report.checkpoint.num_kept_in_float32 > 0
+    healthy = precheck.scan(
+        save_checkpoint(tiny("llama"), tmp_path / "llama", tokenizer=False), static=True
+    )
+    assert healthy.model.clamps == ()
+    assert "PC509" not in codes(healthy)
+
+
+def test_the_facts_are_those_of_a_scan(gemma3: Path) -> None:
+    static = precheck.scan(gemma3, static=True)
+    measured = precheck.scan(gemma3, quick=True)
+    assert static.model == measured.model
+    assert static.checkpoint == measured.checkpoint
+    for ours, theirs in zip(
+        static.other_recommendations, measured.other_recommendations, strict=True
+    ):
+        assert ours.fits == theirs.fits
+
+
+def test_a_report_of_it_is_read_back(gemma3: Path) -> None:
+    report = precheck.scan(gemma3, static=True, gpus=("T4",))
+    assert Report.from_dict(report.to_dict()) == report
+
+
+def test_prompts_and_live_modules_are_refused(gemma3: Path) -> None:
+    with pytest.raises(UsageError, match="nothing to be run"):
+        precheck.scan(gemma3, static=True, prompts=("hello",))
+    with pytest.raises(UsageError, match="live module"):
+        precheck.scan(tiny("llama"), static=True)
