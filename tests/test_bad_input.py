@@ -366,7 +366,7 @@ def test_an_architecture_without_a_repeated_block(shell: Shell, model: Path) -> 
         (["--require", "float16"], "configuration not understood", "float16+sdpa"),
         (["--device", "cuda:99"], "device not present: 'cuda:99'", "cpu"),
         (["--device", "meta"], "device not present: 'meta'", "cpu"),
-        (["--gpu", "T5"], "unknown GPU: 'T5'", "sm_75 (T4"),
+        (["--gpu", "T5"], "unknown GPU: 'T5'", "--gpu sm_75"),
         (["--revision", "main"], "a revision of a local folder", "--revision"),
         (["--prompt", ""], "empty prompt", "--prompt"),
         (["--prompt", "\udcff"], "prompt 1 is not Unicode text", "UTF-8"),

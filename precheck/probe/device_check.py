@@ -47,15 +47,22 @@ def float16_sums(
         product: how; torch's own unless a kernel is being tested.
     """
     ones = torch.ones(_ROWS, _DEPTH, dtype=torch.float16, device=device)
-    if not bool((product(ones, ones.T.contiguous()) == _DEPTH).all()):
+    counts = product(ones, ones.T.contiguous())
+    if not bool((counts == _DEPTH).all()) or not _returns_to_zero(product, _ROWS, _DEPTH, device):
         return None
-    for rows, depth in ((_ROWS, _DEPTH), (_SPLIT_ROWS, _SPLIT_DEPTH)):
-        left = torch.ones(rows, depth, dtype=torch.float16, device=device)
-        right = torch.full((depth, rows), _SUMMAND, dtype=torch.float16, device=device)
-        right[depth // 2 :] = -_SUMMAND
-        if not bool((product(left, right) == 0).all()):
-            return Float16Sums.SPLIT_K
+    if not _returns_to_zero(product, _SPLIT_ROWS, _SPLIT_DEPTH, device):
+        return Float16Sums.SPLIT_K
     return Float16Sums.FLOAT32
+
+
+def _returns_to_zero(
+    product: Callable[[Tensor, Tensor], Tensor], rows: int, depth: int, device: str
+) -> bool:
+    """Whether a sum that rises beyond float16 and falls again ends at zero."""
+    left = torch.ones(rows, depth, dtype=torch.float16, device=device)
+    right = torch.full((depth, rows), _SUMMAND, dtype=torch.float16, device=device)
+    right[depth // 2 :] = -_SUMMAND
+    return bool((product(left, right) == 0).all())
 
 
 def chosen_kernel(

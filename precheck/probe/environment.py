@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,8 @@ def read_environment() -> Environment:
         num_threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,
         libraries={name: found for name in LIBRARIES if (found := _version(name)) is not None},
-        devices=find_devices(),
+        # what is free changes from moment to moment, and two reports on one model should be equal
+        devices=tuple(replace(each, memory_free_bytes=None) for each in find_devices()),
     )
 
 
