@@ -102,7 +102,7 @@ def assumed(evidence: Evidence) -> Iterator[Finding]:
                 code="PC405",
                 severity=Severity.NOTE,
                 confidence=Confidence.PREDICTED,
-                message=f"{assumption[0].upper()}{assumption[1:]}.",
+                message=f"{assumption}.",
                 advice="precheck gpus lists what is known of devices, with its sources.",
             )
 

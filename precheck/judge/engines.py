@@ -220,7 +220,9 @@ def _choice(
     preferred = None if recommended is None else recommended.dtype
     fast = [each for each in candidates if not is_slow(each, device)]
     for dtype in sorted(fast, key=lambda each: each is not preferred):
-        if _outcome(evidence, engine, dtype, attn).is_usable:
+        is_usable = _outcome(evidence, engine, dtype, attn).is_usable
+        # where nothing tells, the engine gets what is recommended all the same
+        if is_usable or (is_usable is None and dtype is preferred):
             return Configuration(dtype=dtype, attn_implementation=attn)
     return None
 

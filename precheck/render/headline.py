@@ -95,10 +95,9 @@ def _static(report: Report) -> Table:
     ):
         found = [each for each in report.findings if each.severity is severity]
         if found:
-            more = f" and {f'{len(found) - 1} more'}" if len(found) > 1 else ""
-            return _marked(
-                verdict, f"NOT RUN: {first_sentence(found[0].message).split('; ', 1)[0]}{more}"
-            )
+            gist = first_sentence(found[0].message).split("; ", 1)[0].split(" (", 1)[0]
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            return _marked(verdict, f"NOT RUN: {gist}{more}")
     return _marked(Verdict.SAFE, f"NOT RUN: nothing is known against {declared}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -402,3 +402,19 @@ def test_no_engine_is_told_to_run_what_breaks(row: Row) -> None:
         if each.engine == "llama.cpp":  # keeps the residual stream in float32
             continue
         assert not any(f"--dtype {dtype}" in (each.command or "") for dtype in broken)
+
+
+def test_where_nothing_was_run_engines_get_what_is_recommended() -> None:
+    base = stories.healthy(1.0)
+    unmeasured = replace(base, runs=(), headroom=(), probes=(), is_static=True)
+    unmeasured = replace(
+        unmeasured,
+        model=replace(unmeasured.model, model_type="unheard_of", declared_dtype="float16"),
+    )
+    advice = judge(unmeasured, gpus=("T4",), version="0.1.0").recommendation
+    assert advice is not None
+    assert (advice.dtype, advice.confidence) == ("float16", "predicted")
+    for each in ("vLLM", "SGLang", "TGI"):
+        found = engine(advice, each)
+        assert "--dtype float16" in (found.command or "")
+        assert found.is_default_safe is None
