@@ -146,7 +146,5 @@ def _is_layer(module: str, rows: list[Headroom]) -> bool:
 def _snippet(module: str) -> str:
     """Python that keeps one module in float32 inside a float16 model."""
     return f"""module = model.get_submodule("{module}").float()
-module.register_forward_pre_hook(
-    lambda _, args: tuple(x.float() if torch.is_tensor(x) else x for x in args)
-)
-module.register_forward_hook(lambda _, args, output: output.half())"""
+module.register_forward_pre_hook(lambda _, x: (x[0].float(), *x[1:]))
+module.register_forward_hook(lambda _, x, y: y.half())"""

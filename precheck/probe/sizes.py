@@ -33,8 +33,8 @@ _FLAGS = (
 """Of a transformers model class, and what each stands for."""
 
 _HEAD_DIMS = ("head_dim", "global_head_dim", "qk_head_dim", "d_kv", "kv_channels")
-_SHORT, _LONG = 8, 64
-"""Tokens: two lengths inside any window; and how far beyond a window to look."""
+_SHORT, _BEYOND = 8, 64
+"""Tokens: a length inside any window, and how far beyond a window to look."""
 
 
 def attention_facts(model: nn.Module, layout: Architecture) -> AttentionFacts | None:
@@ -95,8 +95,10 @@ def cache_size(model: nn.Module) -> CacheSize | None:
         with quiet_transformers(), torch.no_grad(), torch.device("meta"):
             empty = _without_weights(model)
             short, next_one = (_cached(empty, each) for each in (_SHORT, _SHORT + 1))
-            far = window + _LONG
-            long, longer = (_cached(empty, each) for each in (far, far + 1))
+            long, longer = short, next_one
+            if window:
+                beyond = window + _BEYOND
+                long, longer = (_cached(empty, each) for each in (beyond, beyond + 1))
     except Exception:  # noqa: BLE001  code of any model, on tensors without values
         return None
     near_slope, far_slope = next_one - short, longer - long

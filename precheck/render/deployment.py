@@ -157,10 +157,10 @@ def _remedies(each: Recommendation) -> Iterator[RenderableType]:
             Text(f"{mark.symbol} {helps}", style=mark.style),
             Text(f"{shown(remedy.what)}: {shown(remedy.why)} ({remedy.confidence})"),
         )
-        for line in (remedy.snippet or "").split("\n"):
-            if line:
-                grid.add_row("", Text(shown(line), style="cyan"))
     yield grid
+    for remedy in each.remedies:
+        for line in (remedy.snippet or "").splitlines():
+            yield Text(f"    {shown(line)}", style="cyan", overflow="fold")
 
 
 def _grid(*, columns: int = 2) -> Table:
