@@ -109,7 +109,11 @@ def completed(evidence: Evidence, choice: Recommendation, *, device: Hardware) -
             dtype=Dtype(choice.dtype), attn_implementation=choice.attn_implementation
         )
     is_broken = chosen is None and why_nothing(evidence) is not None
-    engines = () if is_broken else engine_advice(evidence, device=device, recommended=chosen)
+    model = evidence.measurements.model
+    is_live = model.id == model.architecture  # a module of the caller's: nothing to serve
+    engines = (
+        () if is_broken or is_live else engine_advice(evidence, device=device, recommended=chosen)
+    )
     commands = {
         each.engine: each.command
         for each in engines

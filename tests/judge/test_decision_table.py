@@ -404,6 +404,15 @@ def test_no_engine_is_told_to_run_what_breaks(row: Row) -> None:
         assert not any(f"--dtype {dtype}" in (each.command or "") for dtype in broken)
 
 
+def test_a_live_module_is_nothing_that_an_engine_could_serve() -> None:
+    scan = stories.qwen2()
+    live = replace(scan, model=replace(scan.model, id=scan.model.architecture))
+    advice = judge(live, gpus=("T4",), version="0.1.0").recommendation
+    assert advice is not None
+    assert advice.engines == ()
+    assert set(advice.snippets) == {"transformers"}
+
+
 def test_where_nothing_was_run_engines_get_what_is_recommended() -> None:
     base = stories.healthy(1.0)
     unmeasured = replace(base, runs=(), headroom=(), probes=(), is_static=True)
