@@ -126,6 +126,11 @@ class Hardware:
         """
         return _numbers(self.compute_capability) if self.compute_capability else None
 
+    @property
+    def emulates_bfloat16(self) -> bool:
+        """Whether it is an accelerator without bfloat16 of its own; a CPU is only slower."""
+        return self.bfloat16 is Support.EMULATED and self.kind != "cpu"
+
     def support(self, dtype: Dtype) -> Support:
         """How it computes in a dtype."""
         return {Dtype.FLOAT16: self.float16, Dtype.BFLOAT16: self.bfloat16}.get(

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def attention_options(
-    evidence: Evidence, *, device: Hardware, dtype: Dtype
+    evidence: Evidence, *, device: Hardware, dtype: Dtype, is_measured_there: bool
 ) -> tuple[AttentionOption, ...]:
     """Every implementation of transformers in one dtype, fastest first.
 
-    None if the model's are not known: a report of an earlier version, or a live module that is no
+    Empty if the model's are not known: a report of an earlier version, or a live module that is no
     transformers model.
     """
     attention = evidence.measurements.model.attention
@@ -30,7 +30,15 @@ def attention_options(
         return ()
     names = dict.fromkeys((*PREFERRED, *(attention.flash_kernels or ())))
     return tuple(
-        _option(evidence, name, device=device, dtype=dtype, attention=attention) for name in names
+        _option(
+            evidence,
+            name,
+            device=device,
+            dtype=dtype,
+            attention=attention,
+            is_measured_there=is_measured_there,
+        )
+        for name in names
     )
 
 
@@ -41,6 +49,7 @@ def _option(
     device: Hardware,
     dtype: Dtype,
     attention: AttentionFacts,
+    is_measured_there: bool,
 ) -> AttentionOption:
     known = implementation(name)
     why_not = _not_in_model(name, attention) or (
@@ -55,8 +64,9 @@ def _option(
         why = why_not
     found = predict(evidence, dtype, name)
     verdict = found.verdict if why_not is None else None
-    torch_device = "cuda" if device.kind == "rocm" else device.kind
-    measured_here = found.confidence is Confidence.MEASURED and _ran_on(evidence) == torch_device
+    confidence = found.confidence
+    if confidence is Confidence.MEASURED and not is_measured_there:
+        confidence = Confidence.PREDICTED
     installed = _is_installed(known, evidence)
     return AttentionOption(
         attn_implementation=name,
@@ -65,7 +75,7 @@ def _option(
         installed=installed,
         kernel=kernel,
         verdict=verdict,
-        confidence=_confidence(found.confidence, measured_here=measured_here),
+        confidence=confidence,
         why="; ".join(
             each
             for each in (
@@ -139,13 +149,3 @@ def _to_install(known: Implementation | None) -> str:
         return "not installed here (pip install kernels)"
     package = known.packages[0].replace("_", "-")
     return f"not installed here (pip install {package}, or kernels)"
-
-
-def _ran_on(evidence: Evidence) -> str:
-    return evidence.runs[0].device.partition(":")[0] if evidence.runs else ""
-
-
-def _confidence(found: Confidence, *, measured_here: bool) -> Confidence:
-    if found is Confidence.MEASURED and not measured_here:
-        return Confidence.PREDICTED
-    return found

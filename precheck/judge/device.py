@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from precheck.facts.devices import Support
 from precheck.facts.engines import engine
 from precheck.judge.engines import engine_advice
 from precheck.judge.fit import does_not_fit, fit
-from precheck.judge.sdpa import sdpa_kernel
+from precheck.judge.sdpa import MATH_KERNEL, falls_to_math
 from precheck.records.finding import Confidence, Finding, Severity
 from precheck.records.precision import Dtype
 from precheck.records.quantities import first_sentence
@@ -25,16 +24,10 @@ def emulates_bfloat16(evidence: Evidence) -> Iterator[Finding]:
     if model.deploy_dtype != Dtype.BFLOAT16:
         return
     for device in evidence.devices:
-        if device.bfloat16 is not Support.EMULATED or device.kind == "cpu":
+        if not device.emulates_bfloat16:
             continue
-        kernel = None
-        if model.attention is not None:
-            kernel = sdpa_kernel(device, Dtype.BFLOAT16, model.attention, is_masked=False)
-        math = (
-            "; sdpa there uses the math kernel, which holds an N x N matrix for every head"
-            if kernel is not None and kernel.is_math
-            else ""
-        )
+        is_math = falls_to_math(device, Dtype.BFLOAT16, model.attention)
+        math = f"; sdpa there uses {MATH_KERNEL}" if is_math else ""
         where = f" ({device.compute_capability})" if device.compute_capability else ""
         yield Finding(
             code="PC401",

@@ -247,7 +247,7 @@ def _effect(found: Prediction | None) -> str:
 
 
 def _emulated(dtype: Dtype | None, device: Hardware) -> str:
-    if dtype is Dtype.BFLOAT16 and device.bfloat16 is Support.EMULATED and device.kind != "cpu":
+    if dtype is Dtype.BFLOAT16 and device.emulates_bfloat16:
         return ", only emulated there"
     return ""
 

@@ -48,6 +48,8 @@ def gate(report: Report, *, require: tuple[Configuration, ...] = (), fail_on: Fa
         fail_on: ``error`` rejects what is wrong, ``warning`` also what may become wrong
             (little headroom, an absorbed overflow), ``never`` rejects nothing.
     """
+    if fail_on is FailOn.NEVER:
+        return Gate(holds=True, reasons=("Nothing is rejected (--fail-on never).",))
     if report.is_static:
         return _static_gate(report, fail_on=fail_on)
     against = [*_broken(report), *_not_measurable(report, require=require)]
@@ -61,18 +63,12 @@ def gate(report: Report, *, require: tuple[Configuration, ...] = (), fail_on: Fa
             against.extend(_sentence(run) for run in rejected)
         else:
             in_favour.extend(_sentence(run) for run in runs)
-    if fail_on is FailOn.NEVER:
-        return Gate(holds=True, reasons=("Nothing is rejected (--fail-on never).",))
     return Gate(holds=not against, reasons=tuple(against or in_favour))
 
 
 def _static_gate(report: Report, *, fail_on: FailOn) -> Gate:
     """Nothing was run: only what is read or documented can speak against the checkpoint."""
-    graver = {
-        FailOn.ERROR: {Severity.ERROR},
-        FailOn.WARNING: {Severity.ERROR, Severity.WARNING},
-        FailOn.NEVER: set[Severity](),
-    }[fail_on]
+    graver = {Severity.ERROR} | ({Severity.WARNING} if fail_on is FailOn.WARNING else set())
     against = tuple(each.message for each in report.findings if each.severity in graver)
     in_favour = f"nothing speaks against {report.model.deploy_dtype}, and nothing was run."
     return Gate(holds=not against, reasons=against or (in_favour,))

@@ -8,12 +8,11 @@ from precheck.facts.attention import implementation
 from precheck.facts.devices import Support, is_slow
 from precheck.judge.evidence import USABLE
 from precheck.judge.fit import does_not_fit, fit
-from precheck.judge.sdpa import sdpa_kernel
+from precheck.judge.sdpa import MATH_KERNEL, falls_to_math
 from precheck.judge.thresholds import PREFER_FLOAT16, SAME_KL_DIVERGENCE
 from precheck.records.finding import Verdict
 from precheck.records.loss import loss
 from precheck.records.precision import Configuration, Dtype
-from precheck.records.sizes import AttentionFacts
 from precheck.records.tightest import tightest
 
 if TYPE_CHECKING:
@@ -66,25 +65,17 @@ def why_not(evidence: Evidence, run: Run, device: Hardware) -> str | None:
     if run.verdict not in USABLE:
         return f"{VERDICT_WORDS[run.verdict]}; {run.reason}"
     where = device.compute_capability or device.name
-    support = device.support(run.dtype)
-    if support is Support.NONE:
+    if device.support(run.dtype) is Support.NONE:
         return f"{device.name} has no {run.dtype}"
-    is_emulated = support is Support.EMULATED and run.dtype is Dtype.BFLOAT16
-    if is_emulated and device.kind != "cpu":
-        return f"bfloat16 is only emulated on {where}{_math(evidence, run, device)}"
+    if run.dtype is Dtype.BFLOAT16 and device.emulates_bfloat16:
+        attention = evidence.measurements.model.attention
+        is_math = run.attn_implementation == "sdpa" and falls_to_math(device, run.dtype, attention)
+        math = f", and sdpa uses {MATH_KERNEL}" if is_math else ""
+        return f"bfloat16 is only emulated on {where}{math}"
     known = implementation(run.attn_implementation)
     if known is not None and not known.runs_on(device):
         return f"{run.attn_implementation} is not known to run on {where}"
     return None
-
-
-def _math(evidence: Evidence, run: Run, device: Hardware) -> str:
-    """What sdpa costs there, where no fused kernel takes the dtype."""
-    attention = evidence.measurements.model.attention or AttentionFacts(supported=())
-    kernel = sdpa_kernel(device, run.dtype, attention, is_masked=False)
-    if run.attn_implementation != "sdpa" or kernel is None or not kernel.is_math:
-        return ""
-    return ", and sdpa uses the math kernel, which holds an N x N matrix for every head"
 
 
 def rank_of(

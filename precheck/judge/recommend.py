@@ -127,6 +127,7 @@ def completed(evidence: Evidence, choice: Recommendation, *, device: Hardware) -
             evidence,
             device=device,
             dtype=Dtype(dtype) if dtype in set(Dtype) else Dtype.BFLOAT16,
+            is_measured_there=choice.confidence == Confidence.MEASURED,
         ),
         engines=engines,
         remedies=() if is_broken else remedies(evidence, device=device, chosen=chosen),

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from precheck.facts.attention import implementation
 from precheck.records.precision import Dtype
+from precheck.records.sizes import AttentionFacts
 
 if TYPE_CHECKING:
     from precheck.facts.devices import Hardware
-    from precheck.records.sizes import AttentionFacts
 
 MAX_FLASH_HEAD_DIM = 256
 MAX_CUDNN_HEAD_DIM = 128
@@ -63,6 +63,16 @@ def sdpa_kernel(
             return _cpu(attention)
         case _:
             return None
+
+
+MATH_KERNEL = "the math kernel, which holds an N x N matrix for every head"
+
+
+def falls_to_math(device: Hardware, dtype: Dtype, attention: AttentionFacts | None) -> bool:
+    """Whether no fused kernel takes the dtype there; without facts, that of ordinary heads."""
+    facts = attention or AttentionFacts(supported=())
+    kernel = sdpa_kernel(device, dtype, facts, is_masked=False)
+    return kernel is not None and kernel.is_math
 
 
 def _cuda(

@@ -85,7 +85,7 @@ def _why_not(
     where = device.compute_capability or device.name
     if device.support(dtype) is Support.NONE:
         return f"{device.name} has no {dtype}"
-    if dtype is Dtype.BFLOAT16 and device.bfloat16 is Support.EMULATED and device.kind != "cpu":
+    if dtype is Dtype.BFLOAT16 and device.emulates_bfloat16:
         return f"bfloat16 is only emulated on {where}"
     beyond = evidence.measurements.checkpoint.out_of_float16_range
     if dtype is Dtype.FLOAT16 and beyond:

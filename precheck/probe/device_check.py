@@ -1,4 +1,4 @@
-"""What a device really does, in seconds: what float16 products are added up in, which kernel runs.
+"""What a device really does, in seconds: what float16 products are added up in.
 
 Two products tell a float16 accumulator from a float32 one. Ones times ones, 8,192 of them, are
 8,192: float16 stops at 2,048, because 2,049 rounds back to it. And a sum that rises to 262,144
@@ -27,15 +27,6 @@ _SPLIT_DEPTH, _SPLIT_ROWS = 1 << 17, 16
 """A shape that is split over blocks: a small result of a long sum."""
 _SUMMAND = 64.0
 
-_BACKENDS = {
-    0: "math",
-    1: "flash",
-    2: "memory-efficient",
-    3: "cudnn",
-    4: "overrideable",
-}
-"""``torch.nn.attention.SDPBackend`` by number, in the words of ``judge/sdpa.py``."""
-
 
 def float16_sums(
     device: str, *, product: Callable[[Tensor, Tensor], Tensor] = torch.mm
@@ -63,22 +54,3 @@ def _returns_to_zero(
     right = torch.full((depth, rows), _SUMMAND, dtype=torch.float16, device=device)
     right[depth // 2 :] = -_SUMMAND
     return bool((product(left, right) == 0).all())
-
-
-def chosen_kernel(
-    device: str, dtype: torch.dtype, *, head_dim: int, is_masked: bool, num_tokens: int = 128
-) -> str:
-    """The kernel that torch's ``scaled_dot_product_attention`` chooses there, by its own rules.
-
-    Called as transformers calls it: causal without a mask, or with one.
-    """
-    shape = (1, 4, num_tokens, head_dim)
-    query, key, value = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(3))
-    mask = None
-    if is_masked:
-        mask = torch.ones(1, 1, num_tokens, num_tokens, dtype=torch.bool, device=device)
-    with torch.no_grad():
-        number = torch._fused_sdp_choice(  # noqa: SLF001  the only way to ask
-            query, key, value, attn_mask=mask, is_causal=mask is None
-        )
-    return _BACKENDS.get(int(number), str(number))

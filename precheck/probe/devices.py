@@ -11,27 +11,12 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
+from precheck.facts.devices import table
 from precheck.probe.arithmetic import cpu_capabilities
 from precheck.records.report import Device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_CPU_FEATURES = (
-    "amx_fp16",
-    "amx_bf16",
-    "avx512_fp16",
-    "avx512_bf16",
-    "avx10_1",
-    "avx10_2",
-    "avx512_f",
-    "avx2",
-    "neon",
-    "fp16_arith",
-    "bf16",
-    "sve_bf16",
-)
-"""Instruction sets that decide how a CPU multiplies 16-bit numbers, as torch names them."""
 
 
 def find_devices() -> tuple[Device, ...]:
@@ -93,12 +78,13 @@ def _xpu(index: int) -> Device:
 def _cpu() -> Device:
     memory = psutil.virtual_memory()
     known = cpu_capabilities()
+    asked_for = dict.fromkeys(each for row in table().device for each in row.features)
     return Device(
         name=cpu_name(),
         kind="cpu",
         memory_bytes=memory.total,
         memory_free_bytes=memory.available,
-        features=tuple(each for each in _CPU_FEATURES if known.get(each, False)),
+        features=tuple(each for each in asked_for if known.get(each, False)),
     )
 
 

@@ -83,6 +83,13 @@ def _num_without_bias(checkpoint: Checkpoint) -> int:
         return sum(f"{name}.bias" not in stored for name in linears)
 
 
+def stored_bytes(subject: Subject) -> int:
+    """Bytes of the files its weights lie in; 0 of a live module."""
+    if not isinstance(subject, Checkpoint):
+        return 0
+    return sum(file.stat().st_size for file in subject.weight_files)
+
+
 def tensor_sizes(subject: Subject) -> dict[str, int]:
     """Elements by dtype name, without reading any."""
     if isinstance(subject, Checkpoint):

@@ -31,6 +31,7 @@ from precheck.probe.facts import (
     declared_dtype,
     decoder_start,
     model_facts,
+    stored_bytes,
     subject_name,
     tensor_sizes,
     vocab_size,
@@ -311,7 +312,7 @@ class Scan:
             },
             round_steps=num_runs * max(map(len, self._waves(batches)), default=0),
             bytes_read=lambda: self._weights.bytes_read,
-            total_bytes=_num_bytes(self._subject) if is_streamed else 0,
+            total_bytes=stored_bytes(self._subject) if is_streamed else 0,
         )
 
     def _what_comes(self) -> str:
@@ -434,12 +435,6 @@ def _work(model: nn.Module, unit: str) -> float:
     return float(products + LOGIT_WORK * logits)
 
 
-def _num_bytes(subject: Subject) -> int:
-    if not isinstance(subject, Checkpoint):
-        return 0
-    return sum(file.stat().st_size for file in subject.weight_files)
-
-
 def _size(subject: Subject) -> str:
-    size = _num_bytes(subject)
+    size = stored_bytes(subject)
     return f" ({num_bytes(size)})" if size else ""

@@ -10,7 +10,7 @@ from precheck.checkpoint.audit import audit_weights
 from precheck.checkpoint.source import Checkpoint
 from precheck.errors import UsageError
 from precheck.probe.environment import read_environment
-from precheck.probe.facts import model_facts, tensor_sizes
+from precheck.probe.facts import model_facts, stored_bytes, tensor_sizes
 from precheck.probe.loading import (
     SEED,
     bare_model,
@@ -44,7 +44,7 @@ def describe(subject: Subject, *, observe: Observer) -> Measurements:
             "nothing static to tell of a live module (expected a checkpoint)",
             hint="save it, or scan it without static=True",
         )
-    size = sum(file.stat().st_size for file in subject.weight_files)
+    size = stored_bytes(subject)
     observe(Announcement(text=f"reading {subject.id} ({num_bytes(size)}), running nothing"))
     is_opaque = subject.quantization is not None and not subject.quantization.is_decoded_here
     with quiet_transformers(), subject.open_weights() as stored:

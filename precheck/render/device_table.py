@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -12,12 +11,11 @@ from precheck.facts import attention, devices
 from precheck.facts.devices import DeviceRow, Float16Sums, Hardware
 from precheck.records.quantities import listed, num_bytes
 from precheck.render.columns import GAP, Column, table
+from precheck.render.printed import printed
 from precheck.render.words import DASH, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.console import RenderableType
 
     from precheck.records.report import Device
 
@@ -33,16 +31,14 @@ _SUMS = {
 
 def render_devices(found: Sequence[Device], *, width: int, colour: bool) -> str:
     """What is here, and a row for every kind of device that is known."""
-    return _printed(
-        [
-            Text("Here", style="bold"),
-            _here(found, width=width),
-            Text(),
-            Text("Known", style="bold"),
-            _known(width=width),
-            Text(),
-            Text("one of them: precheck gpus NAME; advice for it: precheck scan MODEL --gpu NAME"),
-        ],
+    return printed(
+        Text("Here", style="bold"),
+        _here(found, width=width),
+        Text(),
+        Text("Known", style="bold"),
+        _known(width=width),
+        Text(),
+        Text("one of them: precheck gpus NAME; advice for it: precheck scan MODEL --gpu NAME"),
         width=width,
         colour=colour,
     )
@@ -72,7 +68,7 @@ def render_device(device: Hardware, *, width: int, colour: bool) -> str:
     ]
     for label, text in rows:
         grid.add_row(label, Text(text))
-    return _printed([grid], width=width, colour=colour)
+    return printed(grid, width=width, colour=colour)
 
 
 def _here(found: Sequence[Device], *, width: int) -> Table:
@@ -157,20 +153,3 @@ def _cost(device: Hardware) -> str:
 
 def _size(size: int | None) -> str:
     return DASH if size is None else num_bytes(size)
-
-
-def _printed(renderables: list[RenderableType], *, width: int, colour: bool) -> str:
-    console = Console(
-        width=width,
-        force_terminal=colour,
-        no_color=not colour,
-        markup=False,
-        emoji=False,
-        highlight=False,
-        legacy_windows=False,
-        _environ={},
-    )
-    with console.capture() as capture:
-        for each in renderables:
-            console.print(each)
-    return "\n".join(line.rstrip() for line in capture.get().rstrip().split("\n"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.text import Text
 
 from precheck.records.finding import Severity, Verdict
@@ -13,6 +12,7 @@ from precheck.records.quantities import bits
 from precheck.records.tightest import tightest
 from precheck.records.traces import Section
 from precheck.render.columns import Column, table
+from precheck.render.printed import printed
 from precheck.render.words import DASH, VERDICT_MARKS, shown
 
 if TYPE_CHECKING:
@@ -25,36 +25,23 @@ if TYPE_CHECKING:
 
 def render_gallery(reports: Mapping[str, Report], *, width: int, colour: bool) -> str:
     """A table with a row for each report, by the name of the built-in model."""
-    console = Console(
-        width=width,
-        force_terminal=colour,
-        no_color=not colour,
-        markup=False,
-        emoji=False,
-        highlight=False,
-        legacy_windows=False,
-        _environ={},
-    )
 
     def column(header: str, cells: list[Text], *, rank: int = 0) -> Column:
         return Column(header=header, cells=cells, rank=rank, justify="left")
 
     found = list(reports.values())
-    with console.capture() as capture:
-        console.print(
-            table(
-                (
-                    column("model", [Text(shown(name)) for name in reports]),
-                    column("not safe", [_unsafe(each) for each in found]),
-                    column("where", [Text(_where(each)) for each in found], rank=2),
-                    column("because", [Text(_because(each)) for each in found]),
-                    column("in", [Text(_probes(each)) for each in found], rank=3),
-                    column("use", [Text(_use(each)) for each in found], rank=1),
-                ),
-                width=width,
-            )
-        )
-    return "\n".join(line.rstrip() for line in capture.get().rstrip().split("\n"))
+    rows = table(
+        (
+            column("model", [Text(shown(name)) for name in reports]),
+            column("not safe", [_unsafe(each) for each in found]),
+            column("where", [Text(_where(each)) for each in found], rank=2),
+            column("because", [Text(_because(each)) for each in found]),
+            column("in", [Text(_probes(each)) for each in found], rank=3),
+            column("use", [Text(_use(each)) for each in found], rank=1),
+        ),
+        width=width,
+    )
+    return printed(rows, width=width, colour=colour)
 
 
 def _unsafe(report: Report) -> Text:

@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 
 from precheck.errors import UsageError
-from precheck.facts.devices import GIB, Support, find, is_slow, of, of_capability, table
+from precheck.facts.devices import GIB, DeviceRow, Support, find, is_slow, of, of_capability, table
+from precheck.probe import arithmetic
 from precheck.records.finding import Confidence
-from precheck.records.precision import Dtype
+from precheck.records.precision import Arithmetic, Dtype
 from precheck.records.report import Device
 
 NATIVE, EMULATED = Support.NATIVE, Support.EMULATED
@@ -141,6 +142,18 @@ def test_an_unknown_amd_gpu_is_taken_for_the_least() -> None:
     found = of(Device(name="AMD Radeon", kind="rocm", compute_capability="gfx1999"))
     assert (found.float16, found.bfloat16) == (NATIVE, EMULATED)
     assert "gfx1999 is not in the table" in found.assumptions[0]
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in table().device if row.kind == "cpu"], ids=lambda row: row.id
+)
+def test_a_scan_rounds_products_where_the_table_has_no_arithmetic(
+    row: DeviceRow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arithmetic, "cpu_capabilities", lambda: dict.fromkeys(row.features, True))
+    for dtype, support in ((Dtype.FLOAT16, row.float16), (Dtype.BFLOAT16, row.bfloat16)):
+        is_native = arithmetic.arithmetic_of(dtype, "cpu") is Arithmetic.NATIVE
+        assert is_native == (support is NATIVE)
 
 
 def test_what_is_slower_than_float32() -> None:

@@ -20,10 +20,11 @@ from precheck.facts.devices import Float16Sums, find
 from precheck.facts.engines import engine
 from precheck.judge import sdpa
 from precheck.probe.configurations import KNOWN_ATTENTION
-from precheck.probe.device_check import chosen_kernel, float16_sums
+from precheck.probe.device_check import float16_sums
 from precheck.probe.sizes import _FLAGS
 from precheck.records.precision import Dtype
 from precheck.records.sizes import AttentionFacts
+from tests.kernels import chosen_kernel
 
 SDPA_RULES_READ_FOR = ("2.13",)
 """Releases of torch whose ``sdp_utils.cpp`` the rules of ``judge/sdpa.py`` were compared with."""

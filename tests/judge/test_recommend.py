@@ -204,7 +204,11 @@ def test_the_gpu_that_was_measured_is_advised_as_measured() -> None:
     assert report.recommendation.target.name == "NVIDIA H200"
     assert report.recommendation.confidence == "measured"
     assert report.other_recommendations == ()
+    here = {each.attn_implementation: each for each in report.recommendation.attention}
+    assert here["sdpa"].confidence == "measured"
     assert recommended(scan, "A100").confidence == "predicted"
+    there = {each.attn_implementation: each for each in recommended(scan, "A100").attention}
+    assert there["sdpa"].confidence == "predicted"
 
 
 def test_the_line_to_paste_is_python() -> None:
