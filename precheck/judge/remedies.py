@@ -47,15 +47,13 @@ def remedies(
     return (_one_module(evidence, broken), *_clamp(broken))
 
 
-def float32_module(evidence: Evidence) -> str | None:
+def _float32_module(evidence: Evidence) -> str | None:
     """The one module that holds everything float16 cannot, and hands on what it can; or None."""
     outside = _beyond_float16(evidence)
     if not outside or any(row.mechanism in _HANDED_ON for row in outside):
         return None
     module = _common(tuple(row.module for row in outside))
-    if module is None or _is_layer(module, outside):
-        return None
-    return module
+    return module if module is not None and _is_inside_a_layer(module) else None
 
 
 def _one_module(evidence: Evidence, broken: list[Run]) -> Remedy:
@@ -74,7 +72,7 @@ def _one_module(evidence: Evidence, broken: list[Run]) -> Remedy:
                 f"{magnitude(largest.abs_max)}), and that is handed on to the next"
             ),
         )
-    module = float32_module(evidence)
+    module = _float32_module(evidence)
     if module is None:
         names = {row.module for row in outside}
         return Remedy(
@@ -137,10 +135,13 @@ def _common(modules: tuple[str, ...]) -> str | None:
     return ".".join(first[:shared]) or None
 
 
-def _is_layer(module: str, rows: list[Headroom]) -> bool:
-    """Whether it is a whole decoder layer, or more: nothing smaller than the residual stream."""
-    last = module.rpartition(".")[2]
-    return last.isdigit() or any(row.module == module and row.layer is None for row in rows)
+def _is_inside_a_layer(module: str) -> bool:
+    """Whether it is smaller than a decoder layer, whose name ends in its number.
+
+    >>> [_is_inside_a_layer(f"model.layers{rest}") for rest in ("", ".3", ".3.mlp")]
+    [False, False, True]
+    """
+    return any(part.isdigit() for part in module.split(".")[:-1])
 
 
 def _snippet(module: str) -> str:
