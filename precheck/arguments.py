@@ -11,7 +11,7 @@ from precheck.errors import UsageError
 from precheck.pipeline import dtype_named
 from precheck.records.precision import Configuration, Dtype
 from precheck.records.prompts import ImagePrompt, Prompt
-from precheck.render import RENDERERS
+from precheck.render import SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -88,17 +88,25 @@ def configuration(text: str) -> Configuration:
     return Configuration(dtype=dtype_named(dtype), attn_implementation=attn)
 
 
+def check_format(path: Path) -> None:
+    """Nothing, if a format has this file's suffix.
+
+    Raises:
+        UsageError: none has.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UsageError(
+            f"unknown report format: {str(path)!r} (expected {' or '.join(SUFFIXES)})",
+            hint="the suffix of -o chooses the format",
+        )
+
+
 def check_output(path: Path) -> None:
     """Nothing, if a report can be written there; called before a scan, so that none is wasted.
 
     Raises:
-        UsageError: no format has this suffix, or the file could not be written.
+        UsageError: the file could not be written.
     """
-    if path.suffix not in RENDERERS:
-        raise UsageError(
-            f"unknown report format: {str(path)!r} (expected {' or '.join(RENDERERS)})",
-            hint="the suffix of -o chooses the format",
-        )
     try:
         folder, exists = path.resolve().parent, path.exists()
     except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links

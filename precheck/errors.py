@@ -74,6 +74,10 @@ class ReportError(PrecheckError):
     """A report that cannot be read, or is of another major schema."""
 
 
+class BaselineError(PrecheckError):
+    """A baseline that cannot be read, or that names what does not exist."""
+
+
 class ScanInterrupted(KeyboardInterrupt):
     """Ctrl-C during a scan; ``partial`` holds what was measured or judged so far."""
 

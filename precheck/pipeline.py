@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from precheck import __version__
-from precheck.errors import ScanInterrupted, UsageError
+from precheck.errors import ReportError, ScanInterrupted, UsageError
 from precheck.facts import devices
 from precheck.judge import judge
 from precheck.records.precision import Accumulation, Configuration, Dtype
@@ -131,6 +133,39 @@ def scan(
         partial = judge(interrupted.partial, gpus=tuple(gpus), version=__version__)
         raise ScanInterrupted(partial) from interrupted
     return judge(measurements, gpus=tuple(gpus), version=__version__)
+
+
+def read_report(path: str | Path) -> Report:
+    """The report in a JSON file that ``-o report.json`` or ``--format json`` wrote.
+
+    Raises:
+        ReportError: it is not there, not JSON, not a report, or of another major schema.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        plain = json.loads(text, parse_constant=_not_json, parse_float=_finite)
+    except OSError as error:
+        raise ReportError(
+            f"cannot read report: {str(path)!r}: {error.strerror}",
+            hint="write one: precheck scan MODEL -o report.json",
+        ) from error
+    except (ValueError, RecursionError) as error:  # of them UnicodeDecodeError, JSONDecodeError
+        raise ReportError(
+            f"report is not JSON: {str(path)!r}: {error}",
+            hint="was it cut short? Scan again, or copy the file once more",
+        ) from error
+    return Report.from_dict(plain)
+
+
+def _not_json(name: str) -> float:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large for a float")
+    return value
 
 
 def watch(model: nn.Module, *, sample_every: int = 1) -> Watch:

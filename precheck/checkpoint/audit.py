@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections import Counter
+import zlib
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -106,6 +108,8 @@ class CheckpointAuditor:
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
         self._found: dict[str, TensorAudit] = {}
+        self._checksums: dict[str, int] = {}
+        self._num_taken: Counter[str] = Counter()
         self._scratch = _Scratch()
 
     def has(self, name: str) -> bool:
@@ -113,8 +117,10 @@ class CheckpointAuditor:
         return name in self._found
 
     def add(self, name: str, tensor: torch.Tensor) -> TensorAudit:
-        """Takes a tensor, or some rows of it that were not taken yet; returns what they are."""
+        """Takes a tensor, or the rows of it that come next; returns what they are."""
         audit = TensorAudit()
+        self._checksums[name] = _checksum(tensor, self._checksums.get(name, 0))
+        self._num_taken[name] += tensor.numel()
         if tensor.is_floating_point():
             audit = _audit_tensor(tensor, CHUNK_ELEMENTS, self._scratch)
         self._found[name] = self._found.get(name, TensorAudit()).merge(audit)
@@ -142,7 +148,45 @@ class CheckpointAuditor:
             num_float16_zero=total.num_float16_zero,
             num_float16_subnormal=total.num_float16_subnormal,
             size_bytes=self._weights.size_bytes,
+            digest=self._digest(list(self._weights)),
+            digests=self._digests(),
         )
+
+    def _digest(self, names: list[str]) -> str | None:
+        """SHA-256 over what these tensors are; None if not all of them were read to the end."""
+        shapes = {name: tuple(self._weights.shape(name)) for name in names}
+        if any(self._num_taken[name] != math.prod(shape) for name, shape in shapes.items()):
+            return None
+        lines = (
+            f"{name} {self._weights.dtype(name)} {shape} {self._checksums.get(name, 0):08x}\n"
+            for name, shape in sorted(shapes.items())
+        )
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def _digests(self) -> dict[str, str]:
+        layers: defaultdict[str, list[str]] = defaultdict(list)
+        for name in self._weights:
+            layers[_layer_of(name)].append(name)
+        found = {layer: self._digest(names) for layer, names in layers.items()}
+        return {layer: digest[:8] for layer, digest in found.items() if digest is not None}
+
+
+def _layer_of(tensor: str) -> str:
+    """The repeated block a tensor belongs to, else its module.
+
+    >>> _layer_of("model.layers.3.mlp.up_proj.weight"), _layer_of("lm_head.weight")
+    ('model.layers.3', 'lm_head')
+    """
+    parts = tensor.split(".")
+    number = next((index for index, part in enumerate(parts) if part.isdigit()), None)
+    return ".".join(parts[: len(parts) - 1 if number is None else number + 1]) or tensor
+
+
+def _checksum(tensor: torch.Tensor, before: int) -> int:
+    """CRC-32 of a tensor's bytes in the order of its elements, going on from the one before."""
+    for chunk in tensor.detach().cpu().contiguous().view(-1).split(CHUNK_ELEMENTS):
+        before = zlib.crc32(chunk.view(torch.uint8).numpy(), before)
+    return before
 
 
 def audit_weights(weights: Weights) -> CheckpointAudit:

@@ -43,17 +43,13 @@ def eager_would_overflow(evidence: Evidence) -> Iterator[Finding]:
             severity=Severity.WARNING if does_not_fit else Severity.NOTE,
             confidence=Confidence.PREDICTED,
             runs=tuple(i for i, run in enumerate(evidence.runs) if run.dtype is dtype),
-            layer=row.layer,
-            section=row.section,
-            module=row.module,
-            source=row.source,
             message=(
                 f"{eager} was not run and {would}: {row.mechanism.phrase} take "
                 f"{magnitude(row.abs_max)} in {row.module}, {dtype} ends at "
                 f"{magnitude(dtype.limits.max)}. Fused kernels do not write them out."
             ),
             advice=CURES[Mechanism.ATTENTION_SCORES].advice,
-        )
+        ).at(row)
 
 
 def replaced(evidence: Evidence) -> Iterator[Finding]:

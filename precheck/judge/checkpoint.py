@@ -36,7 +36,7 @@ def missing(evidence: Evidence) -> Iterator[Finding]:
         is_gptq = (evidence.measurements.model.quantization or {}).get("quant_method") == "gptq"
         yield _checkpoint_error(
             "PC501",
-            module=names[0],
+            names=names,
             message=(
                 f"Missing from the checkpoint, so newly initialised: "
                 f"{counted(len(names), 'parameter')} ({listed(names)}). The outputs are random, in "
@@ -58,7 +58,7 @@ def mismatched(evidence: Evidence) -> Iterator[Finding]:
     if names:
         yield _checkpoint_error(
             "PC502",
-            module=names[0],
+            names=names,
             message=(
                 f"Stored in another shape than the model's, so newly initialised: "
                 f"{counted(len(names), 'parameter')} ({listed(names)}). The outputs are random, in "
@@ -75,7 +75,7 @@ def nonfinite(evidence: Evidence) -> Iterator[Finding]:
         number = sum(fault.num_elements for fault in faults)
         yield _checkpoint_error(
             "PC504",
-            module=faults[0].name,
+            names=tuple(fault.name for fault in faults),
             message=(
                 f"Stored weights are NaN or infinite: {number:,} in "
                 f"{counted(len(faults), 'tensor')} ({listed(tuple(f.name for f in faults))}). "
@@ -103,6 +103,7 @@ def out_of_float16_range(evidence: Evidence) -> Iterator[Finding]:
         confidence=Confidence.MEASURED,
         runs=runs,
         module=faults[0].name,
+        modules=tuple(fault.name for fault in faults),
         message=(
             f"Outside float16, which ends at {magnitude(Dtype.FLOAT16.limits.max)}: "
             f"{counted(sum(fault.num_elements for fault in faults), 'stored weight')}{reach} "
@@ -121,6 +122,7 @@ def unexpected(evidence: Evidence) -> Iterator[Finding]:
             severity=Severity.NOTE,
             confidence=Confidence.MEASURED,
             module=names[0],
+            modules=names,
             message=(
                 f"{evidence.measurements.model.architecture} has no place for "
                 f"{counted(len(names), 'stored tensor')}: {listed(names)}."
@@ -162,14 +164,10 @@ def kept_in_float32(evidence: Evidence) -> Iterator[Finding]:
         if needed
         else ""
     )
-    yield Finding(
+    finding = Finding(
         code="PC507",
         severity=Severity.WARNING if needed else Severity.NOTE,
         confidence=Confidence.PREDICTED if needed else Confidence.DOCUMENTED,
-        layer=needed.layer if needed else None,
-        section=needed.section if needed else None,
-        module=needed.module if needed else None,
-        source=needed.source if needed else None,
         message=(
             f"{evidence.measurements.model.architecture} keeps {listed(names)} in float32 when "
             f"it is loaded with dtype=torch.float16; the float16 verdict holds for that only.{why}"
@@ -177,6 +175,7 @@ def kept_in_float32(evidence: Evidence) -> Iterator[Finding]:
         advice="Pass dtype= to from_pretrained; .half() on a loaded model casts these as well"
         + (", and it overflows." if needed else "."),
     )
+    yield finding.at(needed) if needed else finding
 
 
 def clamps(evidence: Evidence) -> Iterator[Finding]:
@@ -213,12 +212,13 @@ def _needs_float32(evidence: Evidence) -> Headroom | None:
     return max(too_large, key=lambda row: row.abs_max, default=None)
 
 
-def _checkpoint_error(code: str, *, module: str, message: str, advice: str) -> Finding:
+def _checkpoint_error(code: str, *, names: tuple[str, ...], message: str, advice: str) -> Finding:
     return Finding(
         code=code,
         severity=Severity.ERROR,
         confidence=Confidence.MEASURED,
-        module=module,
+        module=names[0],
+        modules=names,
         message=message,
         advice=advice,
         in_vain="Another dtype, attention implementation or sampling setting does not help.",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from precheck.judge.mechanisms import CURES
 from precheck.records.finding import Severity, Verdict
 from precheck.records.precision import Configuration, Dtype
 
@@ -38,6 +39,16 @@ _REJECTED = {
 }
 
 
+_EXPLAINS = {
+    Verdict.FAILED: frozenset({"PC402"}),
+    Verdict.OVERFLOW: frozenset({"PC111", *(cure.code for cure in CURES.values())}),
+    Verdict.DEGRADED: frozenset({"PC201"}),
+    Verdict.ABSORBED: frozenset({"PC112"}),
+    Verdict.LOW_HEADROOM: frozenset({"PC114"}),
+}
+"""The findings that say why a run has its verdict."""
+
+
 def gate(report: Report, *, require: tuple[Configuration, ...] = (), fail_on: FailOn) -> Gate:
     """Judge the configurations that would be deployed.
 
@@ -47,16 +58,24 @@ def gate(report: Report, *, require: tuple[Configuration, ...] = (), fail_on: Fa
             ``from_pretrained(dtype="auto")`` would load.
         fail_on: ``error`` rejects what is wrong, ``warning`` also what may become wrong
             (little headroom, an absorbed overflow), ``never`` rejects nothing.
+
+    A run is let pass if a baseline accepts every finding that explains its verdict.
     """
     if fail_on is FailOn.NEVER:
         return Gate(holds=True, reasons=("Nothing is rejected (--fail-on never).",))
     if report.is_static:
         return _static_gate(report, fail_on=fail_on)
     against = [*_broken(report), *_not_measurable(report, require=require)]
-    in_favour: list[str] = []
+    in_favour: list[str] = [
+        f"{each.code} is accepted: {each.accepted}." for each in report.findings if each.accepted
+    ]
     for configuration in require or _deployed(report):
         runs = _matching(report, configuration)
-        rejected = [run for run in runs if run.verdict in _REJECTED[fail_on]]
+        rejected = [
+            run
+            for run in runs
+            if run.verdict in _REJECTED[fail_on] and not _is_accepted(report, run)
+        ]
         if not runs:
             against.append(f"{_named(configuration)} was not measured.")
         elif rejected:
@@ -66,10 +85,23 @@ def gate(report: Report, *, require: tuple[Configuration, ...] = (), fail_on: Fa
     return Gate(holds=not against, reasons=tuple(against or in_favour))
 
 
+def _is_accepted(report: Report, run: Run) -> bool:
+    index = next(index for index, each in enumerate(report.runs) if each is run)
+    codes = _EXPLAINS.get(run.verdict, frozenset())
+    reasons = [
+        each.accepted for each in report.findings if index in each.runs and each.code in codes
+    ]
+    return bool(reasons) and None not in reasons
+
+
 def _static_gate(report: Report, *, fail_on: FailOn) -> Gate:
     """Nothing was run: only what is read or documented can speak against the checkpoint."""
     graver = {Severity.ERROR} | ({Severity.WARNING} if fail_on is FailOn.WARNING else set())
-    against = tuple(each.message for each in report.findings if each.severity in graver)
+    against = tuple(
+        each.message
+        for each in report.findings
+        if each.severity in graver and each.accepted is None
+    )
     in_favour = f"nothing speaks against {report.model.deploy_dtype}, and nothing was run."
     return Gate(holds=not against, reasons=against or (in_favour,))
 
@@ -77,10 +109,12 @@ def _static_gate(report: Report, *, fail_on: FailOn) -> Gate:
 def _broken(report: Report) -> Iterator[str]:
     """What rejects a checkpoint whatever it is deployed as."""
     for finding in report.findings:
-        if finding.severity is Severity.ERROR and finding.code.startswith("PC5"):
+        is_broken = finding.severity is Severity.ERROR and finding.code.startswith("PC5")
+        if is_broken and finding.accepted is None:
             yield finding.message
+    is_known = any(each.code == "PC113" and each.accepted for each in report.findings)
     for run in report.runs:
-        if run.reference_nonfinite:
+        if run.reference_nonfinite and not is_known:
             yield f"{run.name} is not finite, so the model is broken in every dtype."
 
 

@@ -20,28 +20,25 @@ if TYPE_CHECKING:
 
 def low_headroom(evidence: Evidence) -> Iterator[Finding]:
     """Runs that did not overflow, with less than a bit left: one finding for each mechanism."""
-    found: dict[tuple[Dtype, Mechanism], tuple[list[int], Headroom, float]] = {}
+    found: dict[tuple[Dtype, Mechanism], tuple[list[int], list[tuple[float, Headroom]]]] = {}
     for index, run in evidence.with_verdict(Verdict.LOW_HEADROOM):
         for row in evidence.measurements.headroom:
             left = bits_left(row, run.configuration)
             if left is None or left >= LOW_HEADROOM.value:
                 continue
-            runs, tightest_row, least = found.get((run.dtype, row.mechanism), ([], row, left))
+            runs, rows = found.setdefault((run.dtype, row.mechanism), ([], []))
             if index not in runs:
                 runs.append(index)
-            tighter = (row, left) if left < least else (tightest_row, least)
-            found[run.dtype, row.mechanism] = (runs, *tighter)
-    for (dtype, mechanism), (runs, row, left) in found.items():
+            rows.append((left, row))
+    for (dtype, mechanism), (runs, rows) in found.items():
+        rows.sort(key=lambda each: each[0])
+        left, row = rows[0]
         names = tuple(evidence.runs[index].name for index in runs)
         yield Finding(
             code="PC114",
             severity=Severity.WARNING,
             confidence=Confidence.MEASURED,
             runs=tuple(runs),
-            layer=row.layer,
-            section=row.section,
-            module=row.module,
-            source=row.source,
             message=(
                 f"{listed(names)}: {bits(left)} bits left for {mechanism.phrase} in {row.module}, "
                 f"{row.op} at {row.source}. It takes {magnitude(row.abs_max)}, {dtype} ends at "
@@ -52,4 +49,4 @@ def low_headroom(evidence: Evidence) -> Iterator[Finding]:
                 "Scan with prompts of yours, the longest too (--prompts), before this is deployed. "
                 + CURES[mechanism].advice
             ),
-        )
+        ).at(*(each for _, each in rows))

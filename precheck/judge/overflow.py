@@ -59,10 +59,6 @@ def _overflow_finding(
         severity=_severity(evidence, runs),
         confidence=Confidence.MEASURED,
         runs=runs,
-        layer=first.layer,
-        section=first.section,
-        module=first.module,
-        source=first.source,
         probes=first.probes,
         message=(
             f"{listed(names)}: {first.event} in {where(first)}. "
@@ -71,7 +67,7 @@ def _overflow_finding(
         ),
         advice=f"{cure.advice}{measured}",
         in_vain=_joined(cure.in_vain, NO_SAMPLING_CURE, NOT_EQUIVALENT),
-    )
+    ).at(*rows)
 
 
 def _while_writing(evidence: Evidence, runs: tuple[int, ...]) -> str:
@@ -196,10 +192,6 @@ def _absorbed_finding(
         severity=Severity.WARNING if harmful else Severity.NOTE,
         confidence=Confidence.MEASURED,
         runs=runs,
-        layer=first.layer,
-        section=first.section,
-        module=first.module,
-        source=first.source,
         probes=first.probes,
         message=(
             f"{listed(tuple(evidence.runs[index].name for index in runs))}: "
@@ -213,7 +205,7 @@ def _absorbed_finding(
             else "Nothing to do here; other prompts may differ, so scan with yours (--prompts)."
         ),
         in_vain=NOT_EQUIVALENT if harmful else "",
-    )
+    ).at(*rows)
 
 
 def broken_in_float32(evidence: Evidence) -> Iterator[Finding]:
@@ -224,15 +216,11 @@ def broken_in_float32(evidence: Evidence) -> Iterator[Finding]:
     first = next((row for index in runs for row in evidence.runs[index].overflows), None)
     names = tuple(evidence.runs[index].name for index in runs)
     place = f" It starts in {where(first)}." if first else ""
-    yield Finding(
+    finding = Finding(
         code="PC113",
         severity=Severity.ERROR,
         confidence=Confidence.MEASURED,
         runs=runs,
-        layer=first.layer if first else None,
-        section=first.section if first else None,
-        module=first.module if first else None,
-        source=first.source if first else None,
         message=(
             f"The model is broken in {Dtype.FLOAT32}: the output of {listed(names)} is not "
             f"finite.{place} No other dtype can be judged against it, and none will mend it."
@@ -243,6 +231,7 @@ def broken_in_float32(evidence: Evidence) -> Iterator[Finding]:
         ),
         in_vain="Changing the dtype or the attention implementation does not help.",
     )
+    yield finding.at(first) if first else finding
 
 
 def _joined(*sentences: str) -> str:

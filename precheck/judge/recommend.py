@@ -235,12 +235,10 @@ def _confidence(evidence: Evidence, device: Hardware) -> Confidence:
 def snippets(evidence: Evidence, configuration: Configuration) -> dict[str, str]:
     """Code to paste, by the library it is for."""
     model = evidence.measurements.model
-    causal = model.architecture.endswith("ForCausalLM")
-    loader = "AutoModelForCausalLM" if causal else model.architecture
     name = json.dumps(model.local_id, ensure_ascii=False)
     return {
         "transformers": (
-            f"model = {loader}.from_pretrained(\n"
+            f"model = {model.auto_class}.from_pretrained(\n"
             f"    {name}, dtype=torch.{configuration.dtype}, "
             f"attn_implementation={json.dumps(configuration.attn_implementation)}\n)"
         )

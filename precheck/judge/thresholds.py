@@ -96,3 +96,30 @@ PREFILL_TOKENS = Threshold(
     reason="A long prompt, and the batch of tokens that engines cut longer ones into.",
     source="https://docs.vllm.ai/en/latest/configuration/optimization.html#chunked-prefill",
 )
+DIFFERENT_SIZE = Threshold(
+    value=0.05,
+    unit="of the larger of two maxima of a layer, 16-bit runs",
+    reason=(
+        "Forty times what arithmetic alone was measured to change: 0.12% at most between native "
+        "and float32-rounded products, 0 between thread counts, on five built-in models."
+    ),
+    source="tests/judge/test_difference.py repeats it on one of them",
+)
+DIFFERENT_SIZE_FLOAT32 = Threshold(
+    value=1e-3,
+    unit="of the larger of two maxima of a layer, float32 runs",
+    reason=(
+        "Summing in another order changes float32 by about 1e-6 a layer; what differs by a "
+        "thousand times that was computed otherwise."
+    ),
+    source="tests/judge/test_difference.py",
+)
+DIFFERENT_DIVERGENCE = Threshold(
+    value=1e-3,
+    unit="nat, mean KL",
+    reason=(
+        "A tenth of what is called degraded. Arithmetic alone was measured to change a KL by a "
+        "quarter; twice, and above this, is more."
+    ),
+    source="tests/judge/test_difference.py",
+)

@@ -42,10 +42,10 @@ LIBRARIES = (
 
 
 def read_environment() -> Environment:
-    """Python, libraries and devices; nothing that names the user or the machine."""
+    """Python, system, libraries and devices; nothing that names the user or the machine."""
     return Environment(
         python=platform.python_version(),
-        platform=f"{platform.system()} {platform.machine()}",
+        platform=platform.platform(),
         cpu=cpu_name(),
         num_threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,

@@ -466,6 +466,7 @@ class _Kept:
             section=Section.HEAD if self.unit is None else self.unit.section,
             op=node.op,
             source=node.source,
+            source_file=node.source_file,
             code=linecache.getline(node.filename, node.line).strip(),
             mechanism=mechanism,
             reference_abs_max=None,

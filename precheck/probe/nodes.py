@@ -11,6 +11,7 @@ import torch
 
 from precheck.probe.op_kinds import FUSED_ATTENTION
 from precheck.probe.reduce import MASK_SENTINEL
+from precheck.probe.source_line import path_on_python_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,6 +63,11 @@ class OpNode:
     def source(self) -> str:
         """``modeling_qwen2.py:155``."""
         return f"{PurePath(self.filename).name}:{self.line}"
+
+    @property
+    def source_file(self) -> str | None:
+        """``transformers/models/qwen2/modeling_qwen2.py``."""
+        return path_on_python_path(self.filename)
 
     @property
     def is_finite(self) -> bool:

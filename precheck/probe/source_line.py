@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,16 @@ def source_line(frame: FrameType | None) -> tuple[str, int]:
             fallback = (code.co_filename, frame.f_lineno)
         frame = frame.f_back
     return fallback or ("<unknown>", 0)
+
+
+def path_on_python_path(filename: str) -> str | None:
+    """Where a source file lies below the entry of ``sys.path`` it was imported from.
+
+    None for code that was not imported from a file.
+    """
+    folders = sorted((f"{each}{os.sep}" for each in sys.path if each), key=len, reverse=True)
+    found = next((each for each in folders if filename.startswith(each)), None)
+    return None if found is None else PurePath(filename.removeprefix(found)).as_posix()
 
 
 def _frame_rank(filename: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -245,7 +245,10 @@ def _user_batches(
     batches: list[Batch] = []
     for group in by_length.values():
         batches += map(_batch, _in_batches(group))
-    return batches + with_images
+    return [
+        replace(each, probes=tuple(replace(probe, is_own=True) for probe in each.probes))
+        for each in batches + with_images
+    ]
 
 
 def _user_row(

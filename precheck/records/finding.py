@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from precheck.records.traces import Section
+from precheck.records.traces import Headroom, Overflow, Section
 
 
 class Severity(StrEnum):
@@ -48,7 +48,28 @@ class Finding:
     layer: int | None = None
     section: Section | None = None
     module: str | None = None
+    """The first module it happens in."""
+    modules: tuple[str, ...] = ()
+    """All of them."""
+    op: str | None = None
     source: str | None = None
+    source_file: str | None = None
     probes: tuple[str, ...] = ()
     in_vain: str = ""
     """What people try that does not help."""
+    accepted: str | None = None
+    """Why a baseline lets it pass; None where none does."""
+
+    def at(self, *rows: Overflow | Headroom) -> Finding:
+        """The same finding, located where these rows are; the first is the one that is shown."""
+        first = rows[0]
+        return replace(
+            self,
+            layer=first.layer,
+            section=first.section,
+            module=first.module,
+            modules=tuple(dict.fromkeys(row.module for row in rows)),
+            op=first.op,
+            source=first.source,
+            source_file=first.source_file,
+        )

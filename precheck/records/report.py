@@ -61,6 +61,13 @@ class ModelFacts:
         return self.id.replace("demo:", "./", 1) if self.id.startswith("demo:") else self.id
 
     @property
+    def auto_class(self) -> str:
+        """The class of transformers to load it with."""
+        if self.architecture.endswith("ForCausalLM"):
+            return "AutoModelForCausalLM"
+        return self.architecture if self.architecture.isidentifier() else "AutoModel"
+
+    @property
     def deploy_dtype(self) -> str | None:
         """What ``from_pretrained(dtype="auto")`` would load: config, else the stored tensors'."""
         return deployed_dtype(self.declared_dtype, self.tensor_dtypes)
@@ -99,6 +106,10 @@ class CheckpointAudit:
     num_kept_in_float32: int = 0
     """Their elements."""
     size_bytes: int = 0
+    digest: str | None = None
+    """SHA-256 over name, dtype, shape and content of every tensor; None if not all were read."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """The same, 8 digits each, for the tensors of each layer: tells which one differs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,17 +226,54 @@ class Report:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Report:
-        """The report that ``to_dict`` gave.
+        """The report that ``to_dict`` gave, of this version or an earlier one of the schema.
+
+        Fields that a later version added are left out; those added since an earlier one are as if
+        nothing had been measured there.
 
         Raises:
-            ReportError: another major schema, or fields that are missing or of another type.
+            ReportError: another major schema, another tool's file, or fields that are missing, of
+                another type, or that point to a run that is not there.
         """
-        if plain.get("schema") != SCHEMA:
-            raise ReportError(
-                f"report schema not readable: {plain.get('schema')!r} (expected {SCHEMA!r})",
-                hint="read it with the precheck that wrote it",
-            )
+        _check_schema(plain)
         try:
-            return msgspec.convert(plain, cls)
+            report = msgspec.convert(plain, cls)
         except msgspec.ValidationError as error:
-            raise ReportError(f"report not readable: {error}") from error
+            raise ReportError(
+                f"report not readable: {error}", hint=_written_by(plain) or "scan again"
+            ) from error
+        runs = range(len(report.runs))
+        for number, finding in enumerate(report.findings):
+            if any(index not in runs for index in finding.runs):
+                raise ReportError(
+                    f"report not readable: finding {number} is about a run that is not there "
+                    f"(expected indices below {len(runs)}) - at `$.findings[{number}].runs`",
+                    hint="scan again; reports are not meant to be edited by hand",
+                )
+        return report
+
+
+def _check_schema(plain: object) -> None:
+    schema = plain.get("schema") if isinstance(plain, dict) else None
+    if (
+        not isinstance(plain, dict)
+        or not isinstance(schema, str)
+        or "precheck_version" not in plain
+    ):
+        raise ReportError(
+            f"not a report of precheck (expected an object with schema {SCHEMA!r})",
+            hint="write one: precheck scan MODEL -o report.json",
+        )
+    if schema != SCHEMA:
+        raise ReportError(
+            f"report schema not readable: {schema!r} (expected {SCHEMA!r})",
+            hint=_written_by(plain) or "read it with the precheck that wrote it",
+        )
+
+
+def _written_by(plain: dict[str, Any]) -> str | None:
+    """Which precheck to read it with, if it tells."""
+    version = plain.get("precheck_version")
+    if not isinstance(version, str):
+        return None
+    return f"precheck {version[:40]} wrote it: read it with that version or a newer one"

@@ -75,6 +75,8 @@ class Overflow:
     op: str
     source: str
     """Base name of the file and line, ``modeling_qwen2.py:155``."""
+    source_file: str | None = None
+    """Where the file lies on Python's path, ``transformers/models/qwen2/modeling_qwen2.py``."""
     code: str
     """The text of that line, stripped."""
     mechanism: Mechanism
@@ -260,6 +262,7 @@ class Headroom:
     section: Section
     op: str
     source: str
+    source_file: str | None = None
     mechanism: Mechanism
     attn_implementation: str | None
     """The implementation this row counts for; None when it counts for all."""
@@ -275,6 +278,8 @@ class Probe:
     kind: str
     """``text``, ``chat``, ``padded``, ``token_ids``, ``image`` or ``sound``."""
     num_tokens: int
+    is_own: bool = False
+    """Given by the user: what is written behind it may be private."""
 
 
 ALL_MEDIA = ("image probes", "sound probes")

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
+from precheck.render.baseline_report import BaselineReport
 from precheck.render.console_report import ConsoleReport, render_console
+from precheck.render.html_report import HtmlReport
 from precheck.render.json_report import JsonReport
+from precheck.render.markdown_report import MarkdownReport
+from precheck.render.model_card import ModelCard
+from precheck.render.sarif_report import SarifReport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from precheck.records.report import Report
 
-__all__ = ["RENDERERS", "Renderer", "render_console"]
+__all__ = ["RENDERERS", "SUFFIXES", "Format", "Renderer", "render_console"]
+
+
+class Format(StrEnum):
+    """What a report can be written as."""
+
+    TABLE = "table"
+    JSON = "json"
+    MARKDOWN = "markdown"
+    HTML = "html"
+    SARIF = "sarif"
+    CARD = "card"
+    BASELINE = "baseline"
+
+    @property
+    def is_public(self) -> bool:
+        """Whether it is made to be shown to everybody, so that what is private is left out."""
+        return self in {Format.MARKDOWN, Format.CARD}
 
 
 class Renderer(Protocol):
@@ -27,7 +50,23 @@ class Renderer(Protocol):
         """The whole text; nothing is read or written."""
 
 
-RENDERERS: Mapping[str, Renderer] = MappingProxyType(
-    {each.extension: each for each in (ConsoleReport(), JsonReport())}
+RENDERERS: Mapping[Format, Renderer] = MappingProxyType(
+    {
+        Format.TABLE: ConsoleReport(),
+        Format.JSON: JsonReport(),
+        Format.MARKDOWN: MarkdownReport(),
+        Format.HTML: HtmlReport(),
+        Format.SARIF: SarifReport(),
+        Format.CARD: ModelCard(),
+        Format.BASELINE: BaselineReport(),
+    }
 )
-"""By the suffix of the file that is written."""
+
+SUFFIXES: Mapping[str, Format] = MappingProxyType(
+    {
+        renderer.extension: each
+        for each, renderer in RENDERERS.items()
+        if each is not Format.CARD  # Markdown too: --card FILE
+    }
+)
+"""The format that a file's suffix chooses."""

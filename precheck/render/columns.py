@@ -38,9 +38,14 @@ class Column:
         return not any(cell.plain.strip(DASH) for cell in self.cells)
 
 
+def filled(columns: Sequence[Column]) -> list[Column]:
+    """The columns that say something, and those that always stay."""
+    return [column for column in columns if not column.is_empty or column.rank == 0]
+
+
 def table(columns: Sequence[Column], *, width: int) -> Table:
     """The columns that fit, each as wide as it needs to be; the first ones are kept longest."""
-    kept = [column for column in columns if not column.is_empty or column.rank == 0]
+    kept = filled(columns)
     while _needed(kept) > width and any(column.rank for column in kept):
         kept.remove(max(kept, key=lambda column: column.rank))
     grid = Table(

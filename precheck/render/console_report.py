@@ -19,7 +19,7 @@ from precheck.render.generation_table import generation_tables
 from precheck.render.headline import headline, identity, scope
 from precheck.render.layer_table import layer_tables
 from precheck.render.run_table import run_table
-from precheck.render.words import SEVERITY_MARKS, shown
+from precheck.render.words import SEVERITY_MARKS, VERDICT_MARKS, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from precheck.records.finding import Finding
     from precheck.records.report import Report
+    from precheck.render.headline import Headline
 
 _WIDEST_PROSE = 110
 """Columns; longer lines are hard to read, whatever room there is."""
@@ -92,7 +93,7 @@ def _sections(
         return Padding(renderable, (0, width - prose, 0, indent), expand=False)
 
     yield (
-        narrow(headline(report)),
+        narrow(_marked(headline(report))),
         narrow(Text(scope(report), style="dim"), indent=2),
         narrow(Text(identity(report), style="dim"), indent=2),
     )
@@ -108,6 +109,15 @@ def _sections(
     yield tuple(narrow(each) for each in advice(report))
     for section in deployment(report, width=prose):
         yield tuple(narrow(each) for each in section)
+
+
+def _marked(line: Headline) -> RenderableType:
+    mark = VERDICT_MARKS[line.verdict]
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_row(
+        *(Text(part, style=f"bold {mark.style}") for part in (mark.symbol, shown(line.words)))
+    )
+    return grid
 
 
 def _layers_around(report: Report, *, width: int) -> Iterator[Sequence[RenderableType]]:

@@ -56,7 +56,7 @@ def culprit_panel(report: Report, *, width: int) -> Panel | None:
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
-    for label, value in _facts(report, at.run, at.run.first_overflow):
+    for label, value in culprit_facts(report, at.run, at.run.first_overflow):
         grid.add_row(label, value)
     style = VERDICT_MARKS[at.run.verdict].style
     return Panel(
@@ -70,8 +70,8 @@ def culprit_panel(report: Report, *, width: int) -> Panel | None:
     )
 
 
-def _facts(report: Report, run: Run, overflow: Overflow) -> list[tuple[str, Text]]:
-    """Label and value of every line of the panel."""
+def culprit_facts(report: Report, run: Run, overflow: Overflow) -> list[tuple[str, Text]]:
+    """Label and value of all that is told of an overflow; a label may go on in the next line."""
     place = f"{overflow.module}"
     if overflow.layer is not None:
         place += f"  ({overflow.section} layer {overflow.layer})"
@@ -131,16 +131,22 @@ def _probe(overflow: Overflow, name: str) -> str:
 
 def layers_around(report: Report, *, width: int) -> Table | None:
     """A few layers before and after the one that matters, against the float32 run."""
+    columns = columns_around(report)
+    return table(columns, width=width) if columns else None
+
+
+def columns_around(report: Report) -> list[Column]:
+    """The same as columns; none where no layer matters more than others."""
     at = focus(report)
     if at is None or at.layer is None or not at.run.layers:
-        return None
+        return []
     near = [
         trace
         for trace in at.run.layers
         if trace.section is at.section and abs(trace.index - at.layer) <= _REACH
     ]
     siblings = [run for run in report.runs if run.attn_implementation == at.run.attn_implementation]
-    columns = [
+    return [
         Column(
             header="\nlayer", cells=[_layer_cell(trace, at=at) for trace in near], justify="left"
         ),
@@ -163,7 +169,6 @@ def layers_around(report: Report, *, width: int) -> Table | None:
             if run.dtype != report.reference.dtype
         ),
     ]
-    return table(columns, width=width)
 
 
 def _short(run: Run) -> str:

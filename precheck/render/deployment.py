@@ -26,18 +26,14 @@ _REFUSED = Mark(DASH, "dim")
 
 def deployment(report: Report, *, width: int) -> Iterator[tuple[RenderableType, ...]]:
     """Sections for the devices that were asked for or found; none where the CPU is all there is."""
-    wanted = [
-        each
-        for each in (report.recommendation, *report.other_recommendations)
-        if each is not None and each.target.name != "cpu"
-    ]
+    wanted = _wanted(report)
     if report.recommendation is None or report.recommendation not in wanted:
         if any(each.dtype is not None for each in wanted):
             hint = "Engines, attention kernels and memory of a GPU: --gpu NAME (precheck gpus)"
             yield (Text(hint, style="dim"),)
         return
     if len(wanted) > 1:
-        yield (Text("Devices", style="bold"), _comparison(wanted, width=width))
+        yield (Text("Devices", style="bold"), table(comparison_columns(report), width=width))
     first = wanted[0]
     name = shown(first.target.name)
     if first.remedies:
@@ -53,24 +49,31 @@ def deployment(report: Report, *, width: int) -> Iterator[tuple[RenderableType, 
         )
 
 
-def _comparison(wanted: list[Recommendation], *, width: int) -> Table:
+def _wanted(report: Report) -> list[Recommendation]:
+    """The advice for all devices but a CPU."""
+    return [
+        each
+        for each in (report.recommendation, *report.other_recommendations)
+        if each is not None and each.target.name != "cpu"
+    ]
+
+
+def comparison_columns(report: Report) -> list[Column]:
     """A row for each device."""
+    wanted = _wanted(report)
 
     def column(header: str, cells: list[Text], *, rank: int = 0) -> Column:
         return Column(header=header, cells=cells, rank=rank, justify="left")
 
-    return table(
-        (
-            column("device", [Text(shown(each.target.name), style="bold") for each in wanted]),
-            column("use", [_use(each) for each in wanted]),
-            column("sdpa runs", [Text(_sdpa(each)) for each in wanted], rank=2),
-            column("memory", [Text(_memory(each)) for each in wanted], rank=1),
-            column("weights", [_weights(each) for each in wanted]),
-            column("tokens of cache", [Text(_tokens(each)) for each in wanted], rank=1),
-            column("unsafe by default", [_unsafe(each) for each in wanted]),
-        ),
-        width=width,
-    )
+    return [
+        column("device", [Text(shown(each.target.name), style="bold") for each in wanted]),
+        column("use", [_use(each) for each in wanted]),
+        column("sdpa runs", [Text(_sdpa(each)) for each in wanted], rank=2),
+        column("memory", [Text(_memory(each)) for each in wanted], rank=1),
+        column("weights", [_weights(each) for each in wanted]),
+        column("tokens of cache", [Text(_tokens(each)) for each in wanted], rank=1),
+        column("unsafe by default", [_unsafe(each) for each in wanted]),
+    ]
 
 
 def _use(each: Recommendation) -> Text:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, NamedTuple
 
 from precheck.records.finding import Severity, Verdict
 from precheck.records.quantities import counted, first_sentence, listed
 from precheck.records.traces import Section
-from precheck.render.words import VERDICT_MARKS, shown
+from precheck.render.words import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,24 +29,31 @@ _SAYS = {
 """What one run with the verdict does, and what several do; gravest for a reader first."""
 
 
-def headline(report: Report) -> Table:
+class Headline(NamedTuple):
+    """A line, and the verdict it is marked with."""
+
+    verdict: Verdict
+    words: str
+
+
+def headline(report: Report) -> Headline:
     """One line with the gravest that was found, or that all is well."""
     broken = _broken(report)
     if broken is not None:
-        return _marked(Verdict.OVERFLOW, f"BROKEN: {first_sentence(broken.message)}")
+        return Headline(Verdict.OVERFLOW, f"BROKEN: {first_sentence(broken.message)}")
     if report.is_static:
         return _static(report)
     if not report.runs:
-        return _marked(Verdict.FAILED, "NOTHING WAS MEASURED")
+        return Headline(Verdict.FAILED, "NOTHING WAS MEASURED")
     said = [
         f"{listed(names, most=2)} {words[len(names) > 1]}{_layers(report, verdict)}"
         for verdict, words in _SAYS.items()
         if (names := _names(report, verdict))
     ]
     if not said:
-        return _marked(Verdict.SAFE, f"SAFE in {_all(len(report.runs))} measured")
+        return Headline(Verdict.SAFE, f"SAFE in {_all(len(report.runs))} measured")
     gravest = next(verdict for verdict in _SAYS if _names(report, verdict))
-    return _marked(gravest, "; ".join(said))
+    return Headline(gravest, "; ".join(said))
 
 
 def scope(report: Report) -> str:
@@ -86,7 +90,7 @@ def identity(report: Report) -> str:
     return shown(" · ".join(parts))
 
 
-def _static(report: Report) -> Table:
+def _static(report: Report) -> Headline:
     """What speaks against the checkpoint as it would be loaded, without running it."""
     declared = report.model.deploy_dtype
     for severity, verdict in (
@@ -97,8 +101,8 @@ def _static(report: Report) -> Table:
         if found:
             gist = first_sentence(found[0].message).split("; ", 1)[0].split(" (", 1)[0]
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-            return _marked(verdict, f"NOT RUN: {gist}{more}")
-    return _marked(Verdict.SAFE, f"NOT RUN: nothing is known against {declared}")
+            return Headline(verdict, f"NOT RUN: {gist}{more}")
+    return Headline(Verdict.SAFE, f"NOT RUN: nothing is known against {declared}")
 
 
 def _broken(report: Report) -> Finding | None:
@@ -154,10 +158,3 @@ def _parameters(number: int) -> str:
         if number >= unit:
             return f"{number / unit:.1f}{letter}"
     return f"{number:,}"
-
-
-def _marked(verdict: Verdict, words: str) -> Table:
-    mark = VERDICT_MARKS[verdict]
-    grid = Table.grid(padding=(0, 1, 0, 0))
-    grid.add_row(*(Text(part, style=f"bold {mark.style}") for part in (mark.symbol, shown(words))))
-    return grid

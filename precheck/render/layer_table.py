@@ -21,22 +21,30 @@ if TYPE_CHECKING:
 
 def layer_tables(report: Report, *, width: int) -> Iterator[Table]:
     """As many tables, one below the other, as it takes to show all runs at this width."""
-    places = list(
-        dict.fromkeys((layer.section, layer.index) for run in report.runs for layer in run.layers)
-    )
-    if not places:
+    columns = layer_columns(report)
+    if not columns:
         return
-    names = [Text(f"{section} {index}") for section, index in places]
-    first = Column(header="\nlayer", cells=names, justify="left")
+    first, *others = columns
     shown_together: list[Column] = []
-    for run in report.runs:
-        column = _column(run, places=places)
+    for column in others:
         taken = sum(each.width + GAP for each in (first, *shown_together, column))
         if shown_together and taken > width:
             yield table((first, *shown_together), width=width)
             shown_together = []
         shown_together.append(column)
     yield table((first, *shown_together), width=width)
+
+
+def layer_columns(report: Report) -> list[Column]:
+    """The layers, and a column for every run; none where no layer was measured."""
+    places = list(
+        dict.fromkeys((layer.section, layer.index) for run in report.runs for layer in run.layers)
+    )
+    if not places:
+        return []
+    names = [Text(f"{section} {index}") for section, index in places]
+    first = Column(header="\nlayer", cells=names, justify="left")
+    return [first, *(_column(run, places=places) for run in report.runs)]
 
 
 def _column(run: Run, *, places: list[tuple[Section, int]]) -> Column:

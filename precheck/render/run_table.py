@@ -28,6 +28,11 @@ _LONGEST_SYMPTOM = 80
 
 def run_table(report: Report, *, width: int) -> Table:
     """The table of runs, as many columns as the width has room for."""
+    return table(run_columns(report), width=width)
+
+
+def run_columns(report: Report) -> tuple[Column, ...]:
+    """All that is told of the runs, a row each."""
 
     def column(header: str, cell: Callable[[Run], str], *, rank: int) -> Column:
         cells = [Text(shown(cell(run)), style=_style(run)) for run in report.runs]
@@ -37,26 +42,23 @@ def run_table(report: Report, *, width: int) -> Table:
         cells = [Text(shown(cell(run))) for run in report.runs]
         return Column(header=header, cells=cells, rank=rank, justify="left")
 
-    return table(
-        (
-            words("dtype", lambda run: run.dtype),
-            words("attention", _attention),
-            Column(
-                header="verdict",
-                cells=[verdict_text(run.verdict) for run in report.runs],
-                justify="left",
-            ),
-            words("where", lambda run: _where(report, run), rank=4),
-            column("max |x|", _largest, rank=6),
-            column("bits left", lambda run: _bits_left(report, run), rank=2),
-            column("KL", _divergence, rank=1),
-            column("top-1", _agreement, rank=3),
-            column("rel. error", _relative_error, rank=7),
-            column("perplexity", _perplexity, rank=8),
-            words("mechanism", _mechanism, rank=10),
-            words("a user sees", _symptom, rank=9),
+    return (
+        words("dtype", lambda run: run.dtype),
+        words("attention", _attention),
+        Column(
+            header="verdict",
+            cells=[verdict_text(run.verdict) for run in report.runs],
+            justify="left",
         ),
-        width=width,
+        words("where", lambda run: _where(report, run), rank=4),
+        column("max |x|", _largest, rank=6),
+        column("bits left", lambda run: _bits_left(report, run), rank=2),
+        column("KL", _divergence, rank=1),
+        column("top-1", _agreement, rank=3),
+        column("rel. error", _relative_error, rank=7),
+        column("perplexity", _perplexity, rank=8),
+        words("mechanism", _mechanism, rank=10),
+        words("a user sees", _symptom, rank=9),
     )
 
 

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from precheck.judge import judge
 from precheck.records.precision import Dtype
 from precheck.records.traces import Symptom
-from precheck.render import RENDERERS, render_console
+from precheck.render import RENDERERS, Format, render_console
 from precheck.render.words import shown
 from tests import hand_made
 from tests.judge import stories
@@ -69,12 +69,12 @@ def test_advice_for_gpus_is_as_it_was_last_approved(story: str, width: int) -> N
 
 
 def test_the_text_file_is_as_it_was_last_approved() -> None:
-    text = RENDERERS[".txt"].render(judged(STORIES["qwen2-eager"]))
+    text = RENDERERS[Format.TABLE].render(judged(STORIES["qwen2-eager"]))
     assert_golden(text, "qwen2-eager-all-layers.txt")
 
 
 def test_the_json_file_is_as_it_was_last_approved() -> None:
-    assert_golden(RENDERERS[".json"].render(judged(STORIES["qwen2-eager"])), "qwen2-eager.json")
+    assert_golden(RENDERERS[Format.JSON].render(judged(STORIES["qwen2-eager"])), "qwen2-eager.json")
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 200])

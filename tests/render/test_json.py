@@ -8,10 +8,10 @@ import pytest
 from precheck.judge import judge
 from precheck.records.report import Report
 from precheck.records.traces import Symptom
-from precheck.render import RENDERERS
+from precheck.render import RENDERERS, Format
 from tests import hand_made
 
-JSON = RENDERERS[".json"]
+JSON = RENDERERS[Format.JSON]
 
 
 def test_the_report_is_read_back_as_it_was() -> None:

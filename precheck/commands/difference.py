@@ -1,0 +1,53 @@
+"""``precheck diff``: two saved reports compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from precheck import pipeline, terminal
+from precheck.commands.options import Debug
+from precheck.errors import ExitCode
+from precheck.judge.difference import difference
+from precheck.render.difference import render_difference
+
+
+class DiffFormat(StrEnum):
+    """How a difference is written."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A report in JSON.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    *,
+    stdout_format: Annotated[
+        DiffFormat, typer.Option("--format", help="Format on stdout.")
+    ] = DiffFormat.TABLE,
+    debug: Debug = False,
+) -> None:
+    """Compare two saved reports: what differs, and what most likely explains it.
+
+    Exit code 0: no difference in verdicts, figures and findings, 1: they differ, 3: unreadable.
+    """
+    del debug
+    found = difference(pipeline.read_report(first), pipeline.read_report(second))
+    if stdout_format is DiffFormat.JSON:
+        text = json.dumps(msgspec.to_builtins(found), allow_nan=False, indent=2)
+    else:
+        text = render_difference(
+            found,
+            names=(str(first), str(second)),
+            width=shutil.get_terminal_size().columns,
+            colour=terminal.has_colour(),
+        )
+    terminal.write_stdout(text)
+    raise typer.Exit(ExitCode.GATE_HOLDS if found.is_empty else ExitCode.GATE_FAILS)

@@ -1,0 +1,69 @@
+"""Whether a report holds up to what is asked of it, and the exit code that says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from precheck import arguments, terminal
+from precheck.errors import BaselineError, ExitCode
+from precheck.judge.baseline import Accepted, accept, read_baseline
+from precheck.judge.gate import FailOn, gate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from precheck.records.precision import Configuration
+    from precheck.records.report import Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gating:
+    """What is required, what is accepted, and what fails."""
+
+    require: tuple[Configuration, ...]
+    baseline: tuple[Accepted, ...]
+    fail_on: FailOn
+
+    @classmethod
+    def of(cls, *, require: Sequence[str] | None, baseline: Path | None, fail_on: FailOn) -> Self:
+        """From what was typed.
+
+        Raises:
+            UsageError: a configuration that is not understood.
+            BaselineError: a baseline that cannot be read.
+        """
+        return cls(
+            require=tuple(map(arguments.configuration, require or ())),
+            baseline=() if baseline is None else read_baseline(_text(baseline)),
+            fail_on=fail_on,
+        )
+
+    def accept(self, report: Report) -> Report:
+        """The report with the findings marked that the baseline lets pass."""
+        return accept(report, self.baseline)
+
+    def exit_code(self, report: Report, *, quiet: bool) -> ExitCode:
+        """What the process ends with; the reasons are said on stderr."""
+        outcome = gate(report, require=self.require, fail_on=self.fail_on)
+        if not quiet:
+            for reason in outcome.reasons:
+                terminal.say(f"gate {'holds' if outcome.holds else 'fails'}: {reason}")
+        if not report.complete:
+            return ExitCode.INCOMPLETE
+        return ExitCode.GATE_HOLDS if outcome.holds else ExitCode.GATE_FAILS
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BaselineError(
+            f"baseline is not UTF-8: {str(path)!r}, byte {error.start}", hint="convert it to UTF-8"
+        ) from error
+    except OSError as error:
+        raise BaselineError(
+            f"cannot read baseline: {str(path)!r}: {error.strerror}",
+            hint=f"write one: precheck report REPORT.json -o {path}",
+        ) from error

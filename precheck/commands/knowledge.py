@@ -1,0 +1,80 @@
+"""``precheck explain``, ``gpus`` and ``env``: what is known, and what is here."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Annotated
+
+import typer
+
+from precheck import __version__, terminal
+from precheck.commands.options import Debug
+from precheck.facts.devices import find
+from precheck.facts.findings import explanation, explanations
+from precheck.render.device_table import render_device, render_devices
+from precheck.render.environment import environment_facts
+from precheck.render.explanation import render_codes, render_explanation
+
+
+def explain(
+    code: Annotated[
+        str | None, typer.Argument(metavar="CODE", help="Such as PC301; without it all are listed.")
+    ] = None,
+    *,
+    debug: Debug = False,
+) -> None:
+    """Say what a finding means: example, cause, cure, what does not help, sources. Offline."""
+    del debug
+    width, colour = shutil.get_terminal_size().columns, terminal.has_colour()
+    if code is None:
+        terminal.write_stdout(render_codes(explanations().values(), width=width, colour=colour))
+        return
+    terminal.write_stdout(render_explanation(explanation(code), width=width, colour=colour))
+
+
+def env(*, debug: Debug = False) -> None:
+    """Print versions, devices and drivers, as a bug report needs them."""
+    del debug
+    from precheck.probe.environment import read_environment
+
+    facts = (("precheck", __version__), *environment_facts(read_environment()))
+    terminal.write_stdout("\n".join(f"- {label}: {value}" for label, value in facts))
+
+
+def gpus(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="All that is known of this one: T4, sm_75, gfx942."),
+    ] = None,
+    *,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Measure what float16 products are added up in here (seconds)."
+        ),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """List the devices here and those that are known, with what they compute natively."""
+    del debug
+    width, colour = shutil.get_terminal_size().columns, terminal.has_colour()
+    if name is not None:
+        terminal.write_stdout(render_device(find(name), width=width, colour=colour))
+        return
+    from precheck.probe.devices import find_devices
+
+    found = find_devices()
+    terminal.write_stdout(render_devices(found, width=width, colour=colour))
+    if check:
+        terminal.write_stdout(f"\n{_checked()}")
+
+
+def _checked() -> str:
+    """What was measured of the device that a scan would use."""
+    from precheck.probe.device_check import float16_sums
+    from precheck.probe.environment import resolve_device
+
+    device = resolve_device("auto")
+    found = float16_sums(device)
+    said = "float16: partial sums overflow" if found is None else found.replace("_", " ")
+    return f"measured on {device}: float16 products are added up in {said}"

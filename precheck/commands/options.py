@@ -1,0 +1,56 @@
+"""Options that several commands share, spelled once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from precheck.judge.gate import FailOn
+from precheck.render import SUFFIXES, Format
+
+# main() reads the flag itself, because it has to know before the arguments are parsed.
+Debug = Annotated[bool, typer.Option("--debug", help="Show the tracebacks of errors.")]
+
+Output = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help=f"Write the report here; the suffix chooses the format ({', '.join(SUFFIXES)})."
+        " Repeatable.",
+    ),
+]
+StdoutFormat = Annotated[Format, typer.Option("--format", help="Format on stdout.")]
+Card = Annotated[
+    Path | None,
+    typer.Option("--card", metavar="FILE", help="Write a section for the model card here."),
+]
+Redact = Annotated[
+    bool | None,
+    typer.Option(
+        "--redact/--no-redact",
+        help="Leave out home folders, user names, tokens and private prompts; without it in"
+        " markdown and card alone.",
+    ),
+]
+AllLayers = Annotated[bool, typer.Option("--all-layers", help="Show every layer.")]
+Baseline = Annotated[
+    Path | None,
+    typer.Option(
+        "--baseline",
+        metavar="FILE",
+        help="Let findings pass that are listed here with a reason (--format baseline writes one).",
+    ),
+]
+Require = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="DTYPE+ATTN",
+        help="Fail unless this one is good, such as float16+sdpa; without it the checkpoint's"
+        " own dtype and attention. Repeatable.",
+    ),
+]
+FailOnOption = Annotated[FailOn, typer.Option("--fail-on", help="What makes the exit code 1.")]

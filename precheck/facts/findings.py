@@ -1,0 +1,50 @@
+"""What is known of each finding: the sections of ``docs/findings.md``, which comes along."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from precheck.errors import UsageError
+
+_HEADING = re.compile(r"^## (PC\d{3}): (.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """One finding's section."""
+
+    code: str
+    title: str
+    text: str
+    """Markdown without the heading: severity, meaning, example, cause, cure, sources."""
+
+
+@cache
+def explanations() -> dict[str, Explanation]:
+    """Every section by code, in the order of the codes."""
+    page = files("precheck.facts").joinpath("findings.md").read_text(encoding="utf-8")
+    _, *parts = _HEADING.split(page)
+    found = [
+        Explanation(code=code, title=title, text=text.strip())
+        for code, title, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+    ]
+    return {each.code: each for each in sorted(found, key=lambda each: each.code)}
+
+
+def explanation(code: str) -> Explanation:
+    """What a code means; case does not matter.
+
+    Raises:
+        UsageError: there is no such code.
+    """
+    found = explanations().get(code.upper())
+    if found is None:
+        family = [each for each in explanations() if each[:3] == code.upper()[:3]]
+        raise UsageError(
+            f"unknown finding code: {code!r} (expected {', '.join(family) or 'PC101, PC201 ...'})",
+            hint="precheck explain lists them",
+        )
+    return found

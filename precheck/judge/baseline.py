@@ -1,0 +1,103 @@
+"""A baseline: findings that are known and let pass, each with a reason.
+
+Matched by code, module and operation, never by a figure, so that rounding does not bring a known
+finding back, and a finding in another module or operation is a new one.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from precheck.errors import BaselineError
+from precheck.facts.findings import explanations
+
+if TYPE_CHECKING:
+    from precheck.records.finding import Finding
+    from precheck.records.report import Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """One entry."""
+
+    code: str
+    reason: str
+    module: str = "*"
+    """A pattern for every module of the finding: ``model.layers.*.self_attn``."""
+    op: str = "*"
+    """A pattern for the operation: ``aten.bmm``."""
+
+    def lets_pass(self, finding: Finding) -> bool:
+        """Whether the finding is this one, in all the modules it happens in."""
+        return (
+            finding.code == self.code
+            and fnmatchcase(finding.op or "", self.op)
+            and all(fnmatchcase(each, self.module) for each in finding.modules)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    accept: tuple[Accepted, ...] = ()
+
+
+def read_baseline(text: str) -> tuple[Accepted, ...]:
+    """The entries of a baseline in TOML: ``[[accept]]`` with code, module, op and reason.
+
+    Raises:
+        BaselineError: not TOML, an unknown code or key, or an entry without a reason.
+    """
+    try:
+        entries = msgspec.convert(_checked(tomllib.loads(text)), _File).accept
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise BaselineError(f"baseline not readable: {error}", hint=_EXAMPLE) from error
+    for number, entry in enumerate(entries, start=1):
+        if entry.code not in explanations():
+            raise BaselineError(
+                f"baseline, entry {number}: unknown finding code {entry.code!r}",
+                hint="precheck explain lists them",
+            )
+        if not entry.reason.strip():
+            raise BaselineError(
+                f"baseline, entry {number}: {entry.code} has no reason (expected a sentence)",
+                hint="say why it is let pass: whoever reads it next has to know",
+            )
+    return entries
+
+
+_EXAMPLE = 'write [[accept]], then lines such as code = "PC301" and reason = "we use sdpa"'
+_KEYS = {"code", "reason", "module", "op"}
+
+
+def _checked(plain: dict[str, object]) -> dict[str, object]:
+    """The same, if every key in it is known: a misspelled one would widen what is let pass."""
+    entries = plain.get("accept", [])
+    unknown = set(plain) - {"accept"}
+    for entry in entries if isinstance(entries, list) else ():
+        unknown |= set(entry) - _KEYS if isinstance(entry, dict) else set()
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        raise BaselineError(
+            f"baseline not readable: unknown key: {names} (expected {', '.join(sorted(_KEYS))})",
+            hint=_EXAMPLE,
+        )
+    return plain
+
+
+def accept(report: Report, baseline: tuple[Accepted, ...]) -> Report:
+    """The same report, each finding that an entry lets pass marked with the entry's reason."""
+    return replace(
+        report,
+        findings=tuple(
+            replace(finding, accepted=_reason(finding, baseline)) for finding in report.findings
+        ),
+    )
+
+
+def _reason(finding: Finding, baseline: tuple[Accepted, ...]) -> str | None:
+    return next((each.reason for each in baseline if each.lets_pass(finding)), finding.accepted)

@@ -1,0 +1,133 @@
+"""A report without what is private: home folders, user names, tokens, texts of prompts."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+from precheck.records.report import Report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+_Replacement = tuple[re.Pattern[str], str]
+
+_HOME = re.compile(r"(?:/home/|/Users/|\b[A-Za-z]:\\+Users\\+)([^/\\\s'\":;,]+)")
+_ROOT = re.compile(r"(?<![\w/])/root(?=/|\b)")
+_SECRETS = (
+    re.compile(r"\bhf_[A-Za-z0-9]{16,}"),
+    re.compile(r"\bgh[pousr]_[A-Za-z0-9]{20,}"),
+    re.compile(r"\bgithub_pat_\w{20,}"),
+    re.compile(r"\bglpat-[\w-]{16,}"),
+    re.compile(r"\bsk-[\w-]{16,}"),
+    re.compile(r"\bxox[abprs]-[\w-]{10,}"),
+    re.compile(r"\bAKIA[0-9A-Z]{16}\b"),
+    re.compile(r"\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+"),
+    re.compile(r"(?i)(?<=bearer )\S{8,}"),
+    re.compile(r"(?<=://)[^/\s@]+:[^/\s@]+(?=@)"),
+)
+"""Spellings of the tokens of the Hub, GitHub, GitLab, OpenAI, Slack, AWS, and of JWT and URLs."""
+
+_SHORTEST_NAME = 3
+_SHORTEST_PROMPT = 4
+"""Shorter ones would be found inside ordinary words."""
+
+PRIVATE_TEXT = "[what it wrote behind a private prompt]"
+
+
+def redacted(
+    report: Report,
+    *,
+    home: str | None = None,
+    names: Sequence[str] = (),
+    prompts: Sequence[str] = (),
+) -> Report:
+    """The same report, fit to be shown to anybody.
+
+    Args:
+        report: any report; what a home folder or a token looks like is known.
+        home: the home folder, where it is none of the usual ones.
+        names: of users, and of whatever else is to be left out as a whole word.
+        prompts: texts to be left out wherever they are quoted.
+
+    A model in a local folder is called by the folder's name. What was written behind a prompt of
+    the user's own is left out.
+    """
+    plain = report.to_dict()
+    patterns = [
+        *_literal({report.model.id: _folder_name(report.model.id)}),
+        *_literal(dict.fromkeys(_quoted(prompts), "[prompt]")),
+        *_literal({home or "": "~"}),
+        *((each, "~") for each in (_HOME, _ROOT)),
+        *((each, "[token]") for each in _SECRETS),
+    ]
+    users = [(each, "[user]") for each in _whole_words({*names, *_users(plain)})]
+
+    def clean(text: str) -> str:
+        is_sentence = any(character in text for character in " /\\")  # else a word such as a dtype
+        for pattern, replacement in (*patterns, *(users if is_sentence else ())):
+            text = pattern.sub(lambda _, by=replacement: by, text)
+        return text
+
+    own = {probe.name for probe in report.probes if probe.is_own}
+    for generation in (each for run in plain["runs"] for each in run["generations"]):
+        if generation["probe"] in own and generation["text"] is not None:
+            generation["text"] = PRIVATE_TEXT
+    return Report.from_dict(_mapped(plain, clean))
+
+
+def _literal(replacements: Mapping[str, str | None]) -> Iterator[_Replacement]:
+    """Each text as a pattern, but for empty ones and the root folder."""
+    for text, replacement in replacements.items():
+        if len(text) > 1 and replacement is not None:
+            yield re.compile(re.escape(text)), replacement
+
+
+def _quoted(prompts: Sequence[str]) -> Iterator[str]:
+    """Prompts as they are, and as a message would quote them."""
+    for prompt in sorted(prompts, key=len, reverse=True):
+        if len(prompt) >= _SHORTEST_PROMPT:
+            yield from (prompt, repr(prompt)[1:-1])
+
+
+def _whole_words(names: set[str]) -> Iterator[re.Pattern[str]]:
+    for name in sorted(names, key=len, reverse=True):
+        if len(name) >= _SHORTEST_NAME:
+            yield re.compile(rf"(?<![\w.]){re.escape(name)}(?!\w)")
+
+
+def _folder_name(model: str) -> str | None:
+    """``./name`` of a local folder; None for a Hub id or a built-in model."""
+    is_windows = "\\" in model or bool(re.match(r"[A-Za-z]:", model))
+    is_local = is_windows or model.startswith((".", "~", "/")) or model.count("/") > 1
+    if not is_local:
+        return None
+    path = PureWindowsPath(model) if is_windows else PurePosixPath(model)
+    return f"./{path.name or 'model'}"
+
+
+def _users(plain: object) -> Iterator[str]:
+    for text in _strings(plain):
+        yield from _HOME.findall(text)
+
+
+def _strings(tree: object) -> Iterator[str]:
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, dict):
+        for each in tree.values():
+            yield from _strings(each)
+    elif isinstance(tree, list | tuple):
+        for each in tree:
+            yield from _strings(each)
+
+
+def _mapped(tree: Any, change: Callable[[str], str]) -> Any:  # noqa: ANN401  whatever JSON holds
+    if isinstance(tree, str):
+        return change(tree)
+    if isinstance(tree, dict):
+        return {key: _mapped(each, change) for key, each in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_mapped(each, change) for each in tree]
+    return tree
