@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ def scan(
     accumulations: Sequence[Accumulation | str] | None = None,
     generate: int = 0,
     static: bool = False,
+    capsule: str | Path | None = None,
     observe: Observer | None = None,
 ) -> Report:
     """The report on a checkpoint or a live model, measured in every configuration asked for.
@@ -71,6 +73,8 @@ def scan(
         accumulations: what kernels add matrix products up in; ``float16`` adds a run that shows
             what a kernel with float16 sums would do. None: both for GPTQ and AWQ, else float32.
         generate: tokens to write behind each prompt, greedily and sampled, in every run.
+        capsule: folder to write the layer that overflows to, with a script that shows it without
+            the model; nothing is written where nothing overflows.
         static: run nothing; read config, headers and weights, and say what is documented.
         observe: told what happens while it happens.
 
@@ -103,12 +107,15 @@ def scan(
         accumulations=None
         if accumulations is None
         else tuple(map(accumulation_named, accumulations)),
+        capsule=None if capsule is None else Path(capsule),
     )
     if static and (prompts is not None or generate):
         raise UsageError(
             "prompts or tokens to generate, and nothing to be run (static)",
             hint="leave --static out to run them",
         )
+    if capsule is not None:
+        _check_capsule(model, folder=Path(capsule), static=static)
     check_request(request, trust_remote_code=trust_remote_code)
     subject = (
         open_checkpoint(
@@ -222,6 +229,29 @@ def accumulation_named(name: str) -> Accumulation:
         f"unknown accumulation: {name!r} (expected {' or '.join(Accumulation)})",
         hint="--accumulation float16",
     )
+
+
+def _check_capsule(model: object, *, folder: Path, static: bool) -> None:
+    """Before anything long begins.
+
+    Raises:
+        UsageError: nothing to make it of, or no place to put it.
+    """
+    if static or not isinstance(model, str | Path):
+        raise UsageError(
+            "a capsule of a live module, or of what is not run (expected a checkpoint)",
+            hint="save the model, and leave --static out",
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(
+            f"folder for the capsule is not empty: {str(folder)!r}",
+            hint="choose a folder that is not there",
+        )
+    parent = folder.resolve().parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(
+            f"cannot write into: {str(parent)!r}", hint="choose another place for the capsule"
+        )
 
 
 def _positive(generate: int) -> int:

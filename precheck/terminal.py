@@ -79,11 +79,6 @@ def _nothing(_event: Announcement | Step) -> None:
     """Show nothing."""
 
 
-def is_first_process() -> bool:
-    """Whether this process speaks for all: launchers number several that share a scan."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def has_colour() -> bool:
     """Whether stdout shows colours and its owner wants them (https://no-color.org)."""
     return (

@@ -26,6 +26,7 @@ from precheck.commands.options import (
 from precheck.commands.writing import plan_writing
 from precheck.errors import ExitCode, ScanInterrupted
 from precheck.judge.gate import FailOn
+from precheck.probe.processes import is_first_process
 from precheck.records.report import Report
 from precheck.render import Format
 
@@ -112,6 +113,14 @@ def scan(
             "--static", help="Run nothing: config, headers, weights, and what is documented."
         ),
     ] = False,
+    capsule: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write the layer that overflows here, with a script that shows it without the"
+            " model.",
+        ),
+    ] = None,
     output: Output = None,
     card: Card = None,
     stdout_format: StdoutFormat = Format.TABLE,
@@ -134,7 +143,7 @@ def scan(
     Exit code 0: the gate holds, 1: it does not, 2: usage, 3: not completed.
     """
     del debug
-    is_first = terminal.is_first_process()
+    is_first = is_first_process()
     quiet = quiet or not is_first
     own = arguments.prompts(prompt or (), prompts)
     writing = plan_writing(
@@ -171,6 +180,7 @@ def scan(
                 accumulations=sums,
                 generate=generate,
                 static=static,
+                capsule=capsule,
                 observe=observe,
             )
         except KeyboardInterrupt as interrupted:

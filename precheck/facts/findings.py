@@ -11,6 +11,8 @@ from precheck.errors import UsageError
 
 _HEADING = re.compile(r"^## (PC\d{3}): (.+)$", re.MULTILINE)
 
+_PAGE_LINK = re.compile(r"\[([^\]]+)\]\((?!https?://)[^)]*\)")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
@@ -19,7 +21,10 @@ class Explanation:
     code: str
     title: str
     text: str
-    """Markdown without the heading: severity, meaning, example, cause, cure, sources."""
+    """Markdown without the heading: severity, meaning, example, cause, cure, sources.
+
+    Links to other pages of the documentation are plain words.
+    """
 
 
 @cache
@@ -28,7 +33,7 @@ def explanations() -> dict[str, Explanation]:
     page = files("precheck.facts").joinpath("findings.md").read_text(encoding="utf-8")
     _, *parts = _HEADING.split(page)
     found = [
-        Explanation(code=code, title=title, text=text.strip())
+        Explanation(code=code, title=title, text=_PAGE_LINK.sub(r"\1", text).strip())
         for code, title, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
     ]
     return {each.code: each for each in sorted(found, key=lambda each: each.code)}

@@ -61,6 +61,7 @@ class BatchRun:
         decode: token ids to text.
         clock: told before each unit of each run.
         memory_limit: bytes that the scan may take.
+        keeps_entries: keep how units were called in which something overflows.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class BatchRun:
         decode: Decode,
         clock: Clock,
         memory_limit: int,
+        keeps_entries: bool,
     ) -> None:
         self._weights = weights
         self._layout = layout
@@ -81,6 +83,7 @@ class BatchRun:
         self._decode = decode
         self._clock = clock
         self._memory_limit = memory_limit
+        self._keeps_entries = keeps_entries
         self._num_batches = len(batches)
         self._ended: set[Worker] = set()
         self._products: dict[Dtype, RoundedProducts] = {}
@@ -159,6 +162,7 @@ class BatchRun:
             decode=self._decode,
             check=worker.turns.check,
             products=self._products_of(skeleton),
+            keeps_entries=self._keeps_entries,
         )
         return _Passage(
             batch=index,

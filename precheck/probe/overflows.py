@@ -12,6 +12,7 @@ from precheck.records.traces import Headroom, Mechanism, Overflow, Section
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from precheck.probe.capsule import Entry
     from precheck.probe.examine import Producer
     from precheck.probe.nodes import OpNode
 
@@ -36,6 +37,14 @@ class Found:
     probes: tuple[str, ...]
     first_positions: dict[str, int]
     """By probe, where its real tokens are first hit."""
+    entry: Entry | None = None
+    """How its unit was called, where a capsule was asked for."""
+
+    @property
+    def code(self) -> str:
+        """The text of its line, stripped."""
+        node = self.producer.node
+        return linecache.getline(node.filename, node.line).strip()
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -74,7 +83,7 @@ def _row(group: list[tuple[Found, bool]]) -> Overflow:
         op=node.op,
         source=node.source,
         source_file=node.source_file,
-        code=linecache.getline(node.filename, node.line).strip(),
+        code=first.code,
         mechanism=first.mechanism,
         reference_abs_max=max(needed, default=None),
         limit=first.producer.limit,

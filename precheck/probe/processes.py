@@ -26,6 +26,11 @@ _WAIT = timedelta(days=7)
 """How long to wait for the slowest share; a process that is gone is noticed at once."""
 
 
+def is_first_process() -> bool:
+    """Whether this process speaks for all: launchers number several that share a scan."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class Alone:
     """One process that does everything."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from precheck.records.precision import Accumulation, Configuration, Dtype
     from precheck.records.prompts import Prompt
@@ -29,3 +30,5 @@ class Request:
     """Tokens to write behind each prompt."""
     accumulations: tuple[Accumulation, ...] | None = None
     """What kernels add up in; None decides by the checkpoint."""
+    capsule: Path | None = None
+    """Where the layer that overflows is written to."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from precheck.probe.capsule import MOST_ENTRIES, Entry
 from precheck.probe.compare import routing_agreement
 from precheck.probe.examine import CLEAN, Examiner, ReferenceOps, unexpected_in
 from precheck.probe.inspection import Inspection
@@ -61,6 +62,7 @@ class RunWatch:
         decode: token ids to text.
         check: raises to leave the forward.
         products: computes matrix products where the device has no arithmetic for the dtype.
+        keeps_entries: keeps how the units were called in which something overflows.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class RunWatch:
         decode: Decode,
         check: Callable[[], None],
         products: RoundedProducts | Float16Sums | None,
+        keeps_entries: bool,
     ) -> None:
         self.is_replaying = False
         self.call: UnitCall | None = None
@@ -92,6 +95,7 @@ class RunWatch:
         self._decode = decode
         self._check = check
         self._products = products
+        self._keeps_entries = keeps_entries
         self._skeleton = skeleton
         self._stack = ModuleStack(self._skeleton.model)
         self._watcher = self._new_watcher()
@@ -172,7 +176,9 @@ class RunWatch:
         outputs = list(tensors_in(output))
         inspected = self._look_into(call)
         for producer in inspected.producers:
-            self._add_found(producer, inspected.segment, self._partner(call), place, position)
+            self._add_found(
+                producer, inspected.segment, self._partner(call), place, position, call=call
+            )
         for each, carried in zip(outputs, inspected.sources, strict=True):
             self._outside.taint(each, call.given.get(id(each), CLEAN) | carried)
         self._compare(call, place)
@@ -224,7 +230,7 @@ class RunWatch:
             position = self._between_position(section)
             reference = None if self._reference is None else self._reference.between_segment
             for producer in self._outside.take_producers():
-                self._add_found(producer, segment, reference, place, position)
+                self._add_found(producer, segment, reference, place, position, call=None)
             self._add_peaks(segment, reference, place, position)
         self._order += 1
         self._watcher.paused = False
@@ -254,6 +260,8 @@ class RunWatch:
         reference: Segment | None,
         place: Place,
         position: Position,
+        *,
+        call: UnitCall | None,
     ) -> None:
         mechanism = Mechanism.WEIGHTS
         if producer.node.overflowed_inside:
@@ -269,8 +277,24 @@ class RunWatch:
                 mechanism=mechanism,
                 probes=tuple(names[row] for row in rows),
                 first_positions={names[row]: each for row, each in positions.items()},
+                entry=self._entry(call, producer, segment, rows),
             )
         )
+
+    def _entry(
+        self,
+        call: UnitCall | None,
+        producer: Producer,
+        segment: Segment,
+        rows: tuple[int, ...],
+    ) -> Entry | None:
+        """How the unit was called, of the first few that break."""
+        if not self._keeps_entries or call is None or not call.unit.is_block:
+            return None
+        if len(self._found) >= MOST_ENTRIES:
+            return None
+        ran = segment.nodes[: producer.node.index + 1]
+        return Entry.of(call, rows=rows, modules=[each.module for each in ran])
 
     def _rows(self, producer: Producer, segment: Segment) -> tuple[tuple[int, ...], dict[int, int]]:
         """Rows of the batch it happened in, and the first real token of each.

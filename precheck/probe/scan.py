@@ -21,6 +21,7 @@ from precheck.errors import (
 )
 from precheck.probe.batch_run import BatchRun
 from precheck.probe.budget import FREE_SHARE, activation_bytes, free_bytes, used_bytes
+from precheck.probe.capsule import candidate, write_capsule
 from precheck.probe.classify import Classifier
 from precheck.probe.clock import LOGIT_WORK, Clock
 from precheck.probe.configurations import build_groups
@@ -39,7 +40,7 @@ from precheck.probe.facts import (
 from precheck.probe.generation import generate
 from precheck.probe.loading import SEED, kept_modules
 from precheck.probe.overflows import Peaks, headroom_rows
-from precheck.probe.processes import processes
+from precheck.probe.processes import is_first_process, processes
 from precheck.probe.processor import Processor
 from precheck.probe.residency import LiveWeights, ResidentWeights, SharedModels
 from precheck.probe.run_totals import RunTotals
@@ -214,6 +215,7 @@ class Scan:
                     self._done |= done
                     self._incomplete_reason = self._incomplete_reason or reason
             self._write()
+            self._write_capsule()
         except KeyboardInterrupt as error:
             self._break_off("interrupted")
             raise ScanInterrupted(self.measurements()) from error
@@ -248,6 +250,20 @@ class Scan:
             written = [before + now for before, now in zip(written, found, strict=True)]
         self._written = written
 
+    def _write_capsule(self) -> None:
+        """The layer that overflows, for somebody without the model; one of several processes."""
+        folder = self._request.capsule
+        if folder is None or not is_first_process():
+            return
+        totals = self._merged()
+        pairs = zip(self._skeletons, (each.found for each in totals), strict=True)
+        found = candidate(pairs)
+        if found is None:
+            said = "no capsule: no decoder layer overflowed"
+        else:
+            said = write_capsule(folder, found, weights=self._weights)
+        self._observe(Announcement(text=said))
+
     def _has_layers(self) -> bool:
         return any(each.layers for totals in self._found.values() for each in totals)
 
@@ -265,6 +281,7 @@ class Scan:
                     decode=self._vocabulary.decode,
                     clock=clock,
                     memory_limit=self._memory_limit,
+                    keeps_entries=self._request.capsule is not None,
                 )
                 try:
                     run.go()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -24,12 +24,17 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
             yield from tensors_in(each)
 
 
-def copied(tree: Any) -> Any:
-    """The same tuples, lists and dicts with every tensor cloned; other objects as they are."""
+def mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same tuples, lists and dicts with every tensor changed; other objects as they are."""
     if isinstance(tree, torch.Tensor):
-        return tree.detach().clone()
+        return change(tree)
     if isinstance(tree, dict):
-        return {key: copied(each) for key, each in tree.items()}
+        return {key: mapped(each, change) for key, each in tree.items()}
     if type(tree) in {tuple, list}:
-        return type(tree)(copied(each) for each in tree)
+        return type(tree)(mapped(each, change) for each in tree)
     return tree
+
+
+def copied(tree: Any) -> Any:
+    """The same with every tensor cloned."""
+    return mapped(tree, lambda each: each.detach().clone())

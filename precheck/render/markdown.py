@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,9 @@ def table(columns: Sequence[Column], *, step: int = 1) -> str:
 
 def details(summary: str, body: str) -> str:
     """Folded until a reader opens it."""
-    return f"<details>\n<summary>{prose(summary)}</summary>\n\n{body}\n\n</details>"
+    # backslashes mean nothing inside a block of HTML
+    title = html.escape(shown(_cut(summary, _LONGEST_CELL)))
+    return f"<details>\n<summary>{title}</summary>\n\n{body}\n\n</details>"
 
 
 def _cell(text: str) -> str:

@@ -19,7 +19,7 @@ from precheck.records.tightest import tightest
 from precheck.render import markdown
 from precheck.render.columns import Column
 from precheck.render.headline import scope
-from precheck.render.words import DASH, VERDICT_MARKS
+from precheck.render.words import DASH, VERDICT_MARKS, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,11 +47,11 @@ class ModelCard:
 
 
 def _metadata(report: Report) -> dict[str, Any]:
-    name = report.model.local_id.rstrip("/").rpartition("/")[2] or report.model.id
+    name = shown(report.model.local_id.rstrip("/").rpartition("/")[2] or "model")
     metrics = [
         {
             "type": "max_activation",
-            "name": f"Maximum activation, {run.dtype} + {run.attn_implementation}",
+            "name": f"Maximum activation, {shown(run.name)}",
             "value": largest.abs_max,
             "verified": False,
         }
@@ -60,11 +60,12 @@ def _metadata(report: Report) -> dict[str, Any]:
     ]
     if not metrics:
         return {"tags": ["precheck"]}
+    probes = counted(len(report.probes), "probe")
     result = {
         "task": {"type": "text-generation"},
         "dataset": {
             "type": "precheck-probes",
-            "name": f"precheck {report.precheck_version}, {counted(len(report.probes), 'probe')}",
+            "name": f"precheck {shown(report.precheck_version)}, {probes}",
         },
         "metrics": metrics,
     }
@@ -82,8 +83,10 @@ def _sections(report: Report) -> Iterator[str]:
 def _safe(report: Report) -> str:
     if report.is_static:
         return "Nothing was run: no configuration was measured."
-    safe = [f"`{run.name}`" for run in report.runs if run.verdict in _SAFE and not _is_sums(run)]
-    unsafe = [f"`{run.name}`" for run in report.runs if run.verdict not in _SAFE]
+    safe = [
+        markdown.code(run.name) for run in report.runs if run.verdict in _SAFE and not _is_sums(run)
+    ]
+    unsafe = [markdown.code(run.name) for run in report.runs if run.verdict not in _SAFE]
     told = [f"Measured safe: {', '.join(safe)}." if safe else "No configuration was measured safe."]
     if unsafe:
         told.append(f"Not safe: {', '.join(unsafe)}.")

@@ -118,7 +118,7 @@ def _physical(finding: Finding) -> dict[str, Any]:
 
 def _uri(path: str) -> str:
     """A relative path as a URI reference."""
-    return quote(path.lstrip("/"))
+    return quote(shown(path).lstrip("/"))
 
 
 def _fingerprint(report: Report, finding: Finding) -> str:
