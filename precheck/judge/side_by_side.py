@@ -103,12 +103,12 @@ def _diverges_otherwise(before: float | None, after: float | None) -> bool:
 
 def different_layers(pair: Pair) -> list[tuple[str, LayerTrace | None, LayerTrace | None]]:
     """Module, the first report's layer and the second's, of those that are not alike."""
-    ours = {each.module: each for each in pair.first.layers}
-    theirs = {each.module: each for each in pair.second.layers}
+    ours = {(each.module, each.index): each for each in pair.first.layers}
+    theirs = {(each.module, each.index): each for each in pair.second.layers}
     if not ours or not theirs:  # a run that failed or stopped is told as a verdict
         return []
     return [
-        (place, ours.get(place), theirs.get(place))
+        (place[0], ours.get(place), theirs.get(place))
         for place in dict.fromkeys((*ours, *theirs))
         if _is_other(ours.get(place), theirs.get(place), dtype=pair.first.dtype)
     ]
@@ -127,10 +127,15 @@ def _is_other(first: LayerTrace | None, second: LayerTrace | None, *, dtype: Dty
 
 def different_values(first: Report, second: Report) -> list[tuple[Headroom, Headroom]]:
     """Rows of headroom that both have and that are not alike, the farthest apart first."""
-    theirs = {_place(row): row for row in second.headroom}
-    both = [(row, theirs[_place(row)]) for row in first.headroom if _place(row) in theirs]
+    ours, theirs = _largest(first), _largest(second)
+    both = [(row, theirs[place]) for place, row in ours.items() if place in theirs]
     apart = [pair for pair in both if _is_apart(pair[0].abs_max, pair[1].abs_max, DIFFERENT_SIZE)]
     return sorted(apart, key=lambda pair: -_ratio(pair[0].abs_max, pair[1].abs_max))
+
+
+def _largest(report: Report) -> dict[tuple[str, str, str, str | None], Headroom]:
+    """Of rows in one place, such as two additions in a layer, the largest."""
+    return {_place(row): row for row in sorted(report.headroom, key=lambda row: row.abs_max)}
 
 
 def _place(row: Headroom) -> tuple[str, str, str, str | None]:
@@ -138,12 +143,12 @@ def _place(row: Headroom) -> tuple[str, str, str, str | None]:
 
 
 def _ratio(first: float, second: float) -> float:
-    smaller = min(first, second)
-    return max(first, second) / smaller if smaller else math.inf
+    smaller = min(abs(first), abs(second))
+    return max(abs(first), abs(second)) / smaller if smaller else math.inf
 
 
 def _is_apart(first: float, second: float, tolerance: Threshold) -> bool:
-    return abs(first - second) > tolerance.value * max(first, second)
+    return abs(first - second) > tolerance.value * max(abs(first), abs(second))
 
 
 def is_broken(layer: LayerTrace) -> bool:

@@ -30,7 +30,7 @@ def advice(report: Report) -> Iterator[RenderableType]:
         if dtype is None:
             yield from _nothing(devices)
         else:
-            yield Text(f"Use {dtype} + {shown(str(attn_implementation))}", style="bold")
+            yield Text(shown(f"Use {dtype} + {attn_implementation}"), style="bold")
             yield from _use(devices)
 
 

@@ -140,7 +140,7 @@ def _finding(finding: Finding, *, report: Report) -> RenderableType:
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
-    label = Text(f"{mark.symbol} {finding.code} {finding.severity}", style=mark.style)
+    label = Text(f"{mark.symbol} {shown(finding.code)} {finding.severity}", style=mark.style)
     grid.add_row(label, Text(shown(_short(finding, report=report))))
     if finding.severity is not Severity.NOTE:
         grid.add_row("", Text(f"→ {shown(finding.advice)}"))

@@ -39,10 +39,10 @@ def deployment(report: Report, *, width: int) -> Iterator[tuple[RenderableType, 
     if first.remedies:
         yield (Text(f"Smaller remedies on {name}", style="bold"), *_remedies(first))
     if first.engines:
-        title = f"Engines on {name}, as their source was on {first.engines[0].read}"
+        title = f"Engines on {name}, as their source was on {shown(first.engines[0].read)}"
         yield (Text(title, style="bold"), _engines(first.engines))
     if first.attention:
-        dtype = first.attention[0].dtype
+        dtype = shown(first.attention[0].dtype)
         yield (
             Text(f"Attention in {dtype} on {name}", style="bold"),
             _attention(first.attention),
@@ -68,7 +68,7 @@ def comparison_columns(report: Report) -> list[Column]:
     return [
         column("device", [Text(shown(each.target.name), style="bold") for each in wanted]),
         column("use", [_use(each) for each in wanted]),
-        column("sdpa runs", [Text(_sdpa(each)) for each in wanted], rank=2),
+        column("sdpa runs", [Text(shown(_sdpa(each))) for each in wanted], rank=2),
         column("memory", [Text(_memory(each)) for each in wanted], rank=1),
         column("weights", [_weights(each) for each in wanted]),
         column("tokens of cache", [Text(_tokens(each)) for each in wanted], rank=1),
@@ -112,14 +112,14 @@ def _tokens(each: Recommendation) -> str:
 
 def _unsafe(each: Recommendation) -> Text:
     names = [engine.engine for engine in each.engines if engine.is_default_safe is False]
-    return Text(", ".join(names), style="red") if names else Text(DASH)
+    return Text(shown(", ".join(names)), style="red") if names else Text(DASH)
 
 
 def _engines(engines: tuple[EngineAdvice, ...]) -> Table:
     grid = _grid()
     for each in engines:
         mark = _engine_mark(each)
-        name = Text(f"{mark.symbol} {each.engine}", style=mark.style)
+        name = Text(f"{mark.symbol} {shown(each.engine)}", style=mark.style)
         grid.add_row(name, Text(shown(f"{each.default} ({each.version})")))
         if each.command is not None:
             grid.add_row("", Text(shown(each.command), style="cyan"))

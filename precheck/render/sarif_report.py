@@ -66,8 +66,8 @@ def _log(report: Report) -> dict[str, Any]:
 
 def _rule(code: str) -> dict[str, Any]:
     known = explanations().get(code)
-    title = code if known is None else known.title
-    rule: dict[str, Any] = {"id": code, "shortDescription": {"text": title}}
+    title = shown(code) if known is None else known.title
+    rule: dict[str, Any] = {"id": shown(code), "shortDescription": {"text": title}}
     if known is not None:
         rule["fullDescription"] = {"text": title}
         rule["help"] = {"text": known.text, "markdown": known.text}
@@ -84,7 +84,7 @@ def _result(report: Report, finding: Finding, *, codes: list[str]) -> dict[str, 
     if logical:
         location["logicalLocations"] = logical
     result: dict[str, Any] = {
-        "ruleId": finding.code,
+        "ruleId": shown(finding.code),
         "ruleIndex": codes.index(finding.code),
         "level": _LEVELS[finding.severity],
         "message": {"text": shown(f"{finding.message} {finding.advice}{tried}")},

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -141,7 +142,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_names_the_tensors_at_fault(checkpoint: Path) -> None:
     with Weights([checkpoint]) as weights:
         audit = audit_weights(weights)
-    assert audit == CheckpointAudit(
+    assert replace(audit, digest=None, digests={}) == CheckpointAudit(
         nonfinite=(
             TensorFault(name="broken", num_elements=3, abs_max=2.0),
             TensorFault(name="nothing", num_elements=1, abs_max=None),

@@ -2,12 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from enum import StrEnum
 from functools import reduce
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -22,37 +17,7 @@ from precheck.records.stats import TensorStats
 from precheck.records.tightest import bits_left, tightest
 from precheck.records.traces import Mechanism
 from tests import hand_made
-
-FINITE = st.floats(allow_nan=False, allow_infinity=False)
-COUNT = st.integers(min_value=0, max_value=2**40)
-
-
-def anything(kind: Any) -> st.SearchStrategy[Any]:
-    """Values of a field's type, as deep as the records go."""
-    arguments = get_args(kind)
-    if kind in {str, int, float, bool, Any}:
-        plain = {str: st.text(max_size=8), int: COUNT, float: FINITE, bool: st.booleans()}
-        return plain.get(kind, st.none() | st.integers() | st.text(max_size=8))
-    if get_origin(kind) in {Union, UnionType}:
-        return st.one_of(
-            *(st.none() if each is type(None) else anything(each) for each in arguments)
-        )
-    if get_origin(kind) is tuple:
-        return st.lists(anything(arguments[0]), max_size=2).map(tuple)
-    if get_origin(kind) in {dict, Mapping}:
-        return st.dictionaries(anything(arguments[0]), anything(arguments[1]), max_size=2)
-    if issubclass(kind, StrEnum):
-        return st.sampled_from(list(kind))
-    assert is_dataclass(kind)
-    assert isinstance(kind, type)
-    hints = get_type_hints(kind)
-    return st.builds(kind, **{each.name: anything(hints[each.name]) for each in fields(kind)})
-
-
-def reports() -> st.SearchStrategy[Report]:
-    hints = get_type_hints(Report)
-    parts = {each.name: anything(hints[each.name]) for each in fields(Report)}
-    return st.builds(Report, **{**parts, "schema": st.just("precheck/1")})
+from tests.any_report import reports
 
 
 def statistics_of(values: list[float]) -> TensorStats:

@@ -1,0 +1,24 @@
+"""The JSON Schema of reports, made from the records (``docs/report.schema.json``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from precheck.records.report import SCHEMA, Report
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema of draft 2020-12; reports of earlier versions are valid, fields may be added.
+
+    >>> json_schema()["$defs"]["Report"]["properties"]["schema"]["const"]
+    'precheck/1'
+    """
+    schema = msgspec.json.schema(Report)
+    schema["$defs"]["Report"]["properties"]["schema"] = {"const": SCHEMA}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A report of precheck",
+        **schema,
+    }
