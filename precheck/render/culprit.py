@@ -107,7 +107,7 @@ def _size(run: Run, overflow: Overflow) -> str:
     if overflow.mechanism is Mechanism.MASK and not overflow.is_out_of_range:
         return ""
     limit = f"the limit of {run.dtype} is {magnitude(overflow.limit)}"
-    if overflow.reference_abs_max is None:
+    if overflow.reference_abs_max is None or not overflow.limit:
         return limit
     if overflow.partial_sum is not None:
         sums = magnitude(overflow.partial_sum)

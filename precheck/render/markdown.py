@@ -25,7 +25,7 @@ def prose(text: str, *, longest: int = 2000) -> str:
     '\\<script\\> \\*a\\* @<!-- -->someone\\\\n'
     """
     escaped = _PUNCTUATION.sub(r"\\\1", shown(_cut(text, longest)))
-    return escaped.replace("@", "@<!-- -->")
+    return _unmentioned(escaped)
 
 
 def code(text: str, *, longest: int = _LONGEST_CELL) -> str:
@@ -62,8 +62,13 @@ def table(columns: Sequence[Column], *, step: int = 1) -> str:
 def details(summary: str, body: str) -> str:
     """Folded until a reader opens it."""
     # backslashes mean nothing inside a block of HTML
-    title = html.escape(shown(_cut(summary, _LONGEST_CELL)))
+    title = _unmentioned(html.escape(shown(_cut(summary, _LONGEST_CELL))))
     return f"<details>\n<summary>{title}</summary>\n\n{body}\n\n</details>"
+
+
+def _unmentioned(text: str) -> str:
+    """GitHub tells people whose name stands behind an @; a comment between them prevents it."""
+    return text.replace("@", "@<!-- -->")
 
 
 def _cell(text: str) -> str:

@@ -43,7 +43,7 @@ def test_reports_of_earlier_versions_are_valid_and_are_read(path: Path) -> None:
     plain = json.loads(path.read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator(json_schema()).validate(plain)
     report = precheck.read_report(path)
-    assert [run.verdict for run in report.runs].count("overflow") == 1
+    assert sum(run.verdict == "overflow" for run in report.runs) == 1
     assert report.runs[3].first_overflow is not None
     assert report.runs[3].first_overflow.source_file is None
 
