@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ def redacted(
     """
     plain = report.to_dict()
     patterns = [
-        *_literal({report.model.id: _folder_name(report.model.id)}),
+        *_literal(dict.fromkeys(_spellings(report.model.id), _folder_name(report.model.id))),
         *_literal(dict.fromkeys(_quoted(prompts), "[prompt]")),
         *_literal({home or "": "~"}),
         *((each, "~") for each in (_HOME, _ROOT)),
@@ -85,10 +86,15 @@ def _literal(replacements: Mapping[str, str | None]) -> Iterator[_Replacement]:
 
 
 def _quoted(prompts: Sequence[str]) -> Iterator[str]:
-    """Prompts as they are, and as a message would quote them."""
+    """Prompts, the longest first."""
     for prompt in sorted(prompts, key=len, reverse=True):
         if len(prompt) >= _SHORTEST_PROMPT:
-            yield from (prompt, repr(prompt)[1:-1])
+            yield from _spellings(prompt)
+
+
+def _spellings(text: str) -> tuple[str, ...]:
+    """As it is, and as a message or a line of code would quote it."""
+    return (text, repr(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
 
 
 def _whole_words(names: set[str]) -> Iterator[re.Pattern[str]]:

@@ -1,0 +1,192 @@
+"""Two reports compared: hand-made ones, and real scans with a planted difference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import precheck
+from precheck.checkpoint.gallery import GALLERY
+from precheck.judge import judge
+from precheck.judge.difference import difference
+from precheck.judge.thresholds import DIFFERENT_SIZE, DIFFERENT_SIZE_FLOAT32
+from precheck.records.precision import Arithmetic, Dtype
+from tests import hand_made
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from precheck.records.difference import Difference
+    from precheck.records.report import Report
+
+
+def judged(**changes: Any) -> Report:
+    return judge(hand_made.measurements(**changes), version="0.1.0")
+
+
+def with_layer(report: Report, index: int, factor: float, *, dtypes: set[Dtype]) -> Report:
+    """The same with the values of runs in these dtypes scaled from a layer on."""
+    runs = tuple(
+        replace(
+            run,
+            layers=tuple(
+                replace(layer, abs_max=layer.abs_max * factor)
+                if layer.index >= index and layer.abs_max
+                else layer
+                for layer in run.layers
+            ),
+        )
+        if run.dtype in dtypes
+        else run
+        for run in report.runs
+    )
+    return replace(report, runs=runs)
+
+
+def test_a_report_does_not_differ_from_itself() -> None:
+    found = difference(judged(), judged())
+    assert found.is_empty
+    assert found.explanations == ()
+    assert found.environment == ()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(Dtype.FLOAT32, DIFFERENT_SIZE_FLOAT32.value), (Dtype.FLOAT16, DIFFERENT_SIZE.value)],
+)
+def test_rounding_is_no_difference_and_more_is(dtype: Dtype, tolerance: float) -> None:
+    first = judged()
+    assert difference(first, with_layer(first, 2, 1 + 0.9 * tolerance, dtypes={dtype})).is_empty
+    found = difference(first, with_layer(first, 2, 1 + 1.2 * tolerance, dtypes={dtype}))
+    assert [each.what for each in found.layers] == [
+        f"{dtype} + {attn}, model.layers.2, and 3 further layers" for attn in ("sdpa", "eager")
+    ]
+
+
+def test_another_machine_with_the_same_figures_is_no_difference() -> None:
+    first = judged()
+    there = replace(first.environment, cpu="another", libraries={"torch": "2.14.0"})
+    found = difference(first, replace(first, environment=there))
+    assert found.is_empty
+    assert {each.what for each in found.environment} == {"CPU", "torch", "transformers"}
+
+
+def test_float32_that_parts_is_blamed_on_the_modeling_code_if_that_is_what_differs() -> None:
+    first = judged()
+    parted = with_layer(first, 4, 2.0, dtypes=set(Dtype))
+    libraries = {**first.environment.libraries, "transformers": "5.24.0"}
+    second = replace(parted, environment=replace(first.environment, libraries=libraries))
+    (said,) = difference(first, second).explanations
+    assert "from model.layers.4 on" in said
+    assert "transformers 5.23.0 and 5.24.0" in said
+
+
+def test_float32_that_parts_without_any_cause_is_said_to() -> None:
+    first = judged()
+    (said,) = difference(first, with_layer(first, 4, 2.0, dtypes=set(Dtype))).explanations
+    assert "nothing in the reports explains it" in said
+
+
+def test_other_probes_come_before_other_code() -> None:
+    first = judged()
+    parted = with_layer(first, 0, 2.0, dtypes=set(Dtype))
+    second = replace(parted, probes=first.probes[:2])
+    assert difference(first, second).explanations == ("The probes differ, so the values do.",)
+
+
+def test_rounding_that_parts_is_blamed_on_what_computed_it() -> None:
+    first = judged()
+    runs = tuple(
+        replace(run, arithmetic=Arithmetic.FLOAT32_ROUNDED) if run.dtype is Dtype.FLOAT16 else run
+        for run in with_layer(first, 3, 1.5, dtypes={Dtype.FLOAT16}).runs
+    )
+    (said,) = difference(first, replace(first, runs=runs)).explanations
+    assert said.startswith("Float32 agrees")
+    assert "arithmetic of float16 + sdpa: native in one, float32-rounded in the other" in said
+
+
+def test_different_models_are_not_compared_further() -> None:
+    first = judged()
+    model = replace(first.model, architecture="LlamaForCausalLM", num_decoder_layers=9)
+    (said,) = difference(first, replace(first, model=model)).explanations
+    assert said == (
+        "They are about different models: Qwen2ForCausalLM with 6 layers, LlamaForCausalLM with "
+        "9 layers."
+    )
+
+
+def test_runs_that_only_one_has_are_named() -> None:
+    first = judged()
+    second = judged(runs=first.runs[:4])
+    found = difference(first, second)
+    assert {each.what for each in found.runs} == {"bfloat16 + sdpa", "bfloat16 + eager"}
+    assert "They measured different configurations (--dtype, --attn)." in found.explanations
+
+
+def test_findings_that_came_and_went_are_told() -> None:
+    found = difference(judged(), judge(hand_made.qwen2_eager(), version="0.1.0"))
+    assert [each.code for each in found.new] == ["PC301", "PC201"]
+    assert found.gone == ()
+
+
+# Real scans.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoints") / "model"
+    path.mkdir()
+    GALLERY["qwen2-eager"].build(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def before(folder: Path) -> Report:
+    return precheck.scan(folder, quick=True)
+
+
+@pytest.fixture
+def one_weight_changed(folder: Path) -> Iterator[Path]:
+    """The bias that makes the scores large, a fiftieth of it."""
+    (file,) = folder.glob("*.safetensors")
+    kept = file.read_bytes()
+    weights = load_file(file)
+    weights["model.layers.3.self_attn.k_proj.bias"] *= 0.02
+    save_file(weights, file, metadata={"format": "pt"})
+    yield folder
+    file.write_bytes(kept)
+
+
+def test_a_planted_weight_is_named(before: Report, one_weight_changed: Path) -> None:
+    found: Difference = difference(before, precheck.scan(one_weight_changed, quick=True))
+    assert not found.is_empty
+    assert "The weights differ in model.layers.3." in found.explanations[0]
+    assert (
+        "the raw attention scores (QK^T before scaling) in model.layers.3.self_attn"
+        in (found.explanations[0])
+    )
+    verdicts = {each.what: (each.first.split(" in ")[0], each.second) for each in found.runs}
+    assert verdicts["float16 + eager"] == ("overflow", "safe")
+    assert [each.code for each in found.gone][:1] == ["PC301"]
+    (weights,) = (each for each in found.model if each.what == "weights")
+    assert weights.second.endswith("other in model.layers.3")
+
+
+def test_threads_and_arithmetic_make_no_difference(
+    folder: Path, before: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The evidence behind the thresholds: rounded products, another order of summation."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("precheck.probe.arithmetic.cpu_capabilities", lambda: {"avx2": True})
+    torch.set_num_threads(2)
+    try:
+        found = difference(before, precheck.scan(folder, quick=True))
+    finally:
+        torch.set_num_threads(threads)
+    assert found.is_empty
+    assert any(each.what.startswith("arithmetic of float16") for each in found.environment)
