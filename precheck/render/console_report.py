@@ -146,6 +146,8 @@ def _finding(finding: Finding, *, report: Report) -> RenderableType:
         grid.add_row("", Text(f"→ {shown(finding.advice)}"))
         if finding.in_vain:
             grid.add_row("", Text(shown(finding.in_vain), style="dim"))
+    if finding.accepted is not None:
+        grid.add_row("", Text(f"accepted: {shown(finding.accepted)}", style="green"))
     return grid
 
 
