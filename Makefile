@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test install check fix facts gpu golden bench bench-scan bench-memory bench-scaling bench-arithmetic bench-live gallery help
+.PHONY: scan test install check fix docs facts gpu golden bench bench-scan bench-memory bench-scaling bench-arithmetic bench-live gallery help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
@@ -39,7 +39,11 @@ check: install ## Check format, lint, types, import contracts and docs
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) docs
 	$(BIN)/python -m pytest tests/test_docs.py
+
+docs: install ## Build the documentation into build/site; what is not right in it fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 fix: install ## Format, and repair what ruff can repair
 	$(BIN)/ruff check --fix .
@@ -52,8 +56,8 @@ facts: install ## Check what is said of engines against their source (90 MB); AR
 	$(BIN)/python tests/facts/fetch_engines.py build/engines $(ARGS)
 	PRECHECK_ENGINE_SOURCES=build/engines $(BIN)/python -m pytest tests/facts
 
-golden: install ## Rewrite the golden files; read the diff before committing it
-	PRECHECK_UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/render
+golden: install ## Rewrite the golden files and the JSON Schema; read the diff before committing it
+	PRECHECK_UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/render tests/records
 
 bench: install ## Measure what watching costs, on a model of a billion parameters
 	$(BIN)/python -m benchmarks.watching $(ARGS)

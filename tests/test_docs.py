@@ -12,7 +12,9 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
+from precheck import cli
 from precheck.checkpoint.gallery import GALLERY
 from precheck.errors import ExitCode
 from precheck.judge.rules import RULES
@@ -20,7 +22,7 @@ from precheck.records import advice, finding, report, sizes, traces
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 NOT_IN_THE_REPORT = {"Measurements", "RunTrace"}
 RECORDS = {
@@ -67,7 +69,7 @@ def test_readme_shows_the_help_of_scan() -> None:
     assert help_of("scan") in README
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/exit-codes.md"])
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md", "docs/exit-codes.md"])
 def test_exit_codes_are_those_of_the_program(page: str) -> None:
     rows = first_column((ROOT / page).read_text(encoding="utf-8"))
     assert [int(cell) for cell in rows if cell.isdigit()] == [code.value for code in ExitCode]
@@ -124,6 +126,45 @@ def test_commands_exist(page: Path) -> None:
                     assert [each for each in targets if f"\n{each}:" not in makefile] == []
                 case _:
                     assert words == [], f"unknown command {line}"
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Everything that a page tells its reader to type into precheck."""
+    text = page.read_text(encoding="utf-8")
+    lines = [
+        line.strip().removeprefix("- run: ")
+        for language in ("console", "yaml")
+        for block in blocks(text, language=language)
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
+    words = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
+    return [each for each in words if each[:1] == ["precheck"]]
+
+
+def test_the_recipe_for_github_actions_is_yaml_with_steps() -> None:
+    (recipe,) = blocks((ROOT / "docs" / "gate.md").read_text(encoding="utf-8"), language="yaml")
+    steps = yaml.safe_load(recipe)["jobs"]["precheck"]["steps"]
+    assert all({"run", "uses"} & each.keys() for each in steps)
+    assert yaml.safe_load(recipe)["permissions"]["security-events"] == "write"
+
+
+def test_both_readmes_show_the_same_picture() -> None:
+    shown = [
+        (ROOT / name)
+        .read_text(encoding="utf-8")
+        .partition("<!-- picture")[2]
+        .partition("-->\n\n")[0]
+        for name in ("README.md", "README.zh.md")
+    ]
+    assert shown[0] == shown[1]
+    assert "culprit of float16 + eager" in shown[0]
+
+
+def test_every_command_is_documented() -> None:
+    typed_somewhere = {words[1] for page in PAGES for words in commands(page)}
+    assert {each.callback.__name__ for each in cli.app.registered_commands if each.callback} == (
+        typed_somewhere
+    )
 
 
 def test_python_blocks_compile() -> None:

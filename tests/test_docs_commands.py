@@ -1,0 +1,49 @@
+"""What the documentation tells its reader to type, typed."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from precheck import cli
+from tests.test_docs import PAGES, commands
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def typed(words: list[str]) -> list[str]:
+    """The command on a model that is here, with one short batch."""
+    known = {"MODEL": "demo:qwen2-eager", "./checkpoint": "demo:qwen2-eager"}
+    words = [known.get(each, each) for each in words[1:]]
+    is_short = {"--static", "--prompt", "--quick"} & set(words)
+    return [*words, *(["--quick"] if words[0] == "scan" and not is_short else [])]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_run(
+    page: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One after the other, in one folder, as a reader would."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("precheck.probe.capsule._breaks", lambda *_args, **_named: True)
+    for words in commands(page):
+        if words == ["precheck", "demo", "--scan"]:
+            continue  # a minute; tests/gallery scans them all
+        monkeypatch.setattr(sys, "argv", ["precheck", *typed(words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr().err
+        assert ended.value.code in {None, 0, 1}, f"{shlex.join(words)}: {said}"
+        for baseline in tmp_path.glob("*.toml"):  # the reader is told to give reasons
+            text = baseline.read_text(encoding="utf-8")
+            baseline.write_text(text.replace('reason = ""', 'reason = "known"'), encoding="utf-8")
+        for capsule in tmp_path.glob("capsule"):
+            shutil.rmtree(capsule)
