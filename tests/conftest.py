@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import jsonschema
 import pytest
+
+from precheck.records.report import Report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +44,22 @@ def native_arithmetic() -> Iterator[None]:
     """Runs are compared bit for bit with plain ones: no processor lacks any arithmetic."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("precheck.probe.arithmetic.cpu_capabilities", dict)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def every_report_keeps_the_schema() -> Iterator[None]:
+    """Whatever report a test produces is valid by the schema that is published."""
+    published = Path(__file__).parents[1] / "docs" / "report.schema.json"
+    valid = jsonschema.Draft202012Validator(json.loads(published.read_text(encoding="utf-8")))
+
+    def checked(**fields: Any) -> Report:
+        report = Report(**fields)
+        valid.validate(json.loads(json.dumps(report.to_dict(), allow_nan=False)))
+        return report
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("precheck.judge.report.Report", checked)
         yield
 
 

@@ -235,7 +235,7 @@ def test_flags_arrive_at_the_scan(shell: Shell) -> None:
         *("--prompt", "one", "--prompt", "two", "--builtin-probes", "--quick"),
         *("--require", "bf16+sdpa", "--trust-remote-code", "--allow-pickle"),
         *("--max-memory", "1.5GiB", "--resident", "--accumulation", "float16", "--generate", "5"),
-        "--static",
+        *("--static", "--capsule", "folder"),
     ).asked
     assert asked.pop("observe")
     assert asked == {
@@ -253,6 +253,7 @@ def test_flags_arrive_at_the_scan(shell: Shell) -> None:
         "accumulations": ("float16",),
         "generate": 5,
         "static": True,
+        "capsule": Path("folder"),
         "require": (Configuration(dtype=Dtype.BFLOAT16, attn_implementation="sdpa"),),
         "trust_remote_code": True,
         "allow_pickle": True,

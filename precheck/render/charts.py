@@ -24,6 +24,8 @@ _VEGA_LITE = "5.20"
 _WIDTH = 640
 _HEIGHT = 280
 _ROW = 24
+_LONGEST_NAME = 44
+"""Characters of a run or a mechanism in a legend."""
 _MOST_NUMBERS = 24
 """Layers of which each cell of the headroom chart has room for its number."""
 
@@ -35,7 +37,7 @@ _CONFIG = {
     "background": None,
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
-    "padding": {"left": 40, "right": 8, "top": 8, "bottom": 4},
+    "padding": {"left": 40, "right": 8, "top": 24, "bottom": 4},
     "axis": {
         "labelColor": "var(--soft)",
         "titleColor": "var(--soft)",
@@ -54,7 +56,7 @@ _CONFIG = {
         "orient": "bottom",
         "symbolType": "stroke",
         "columns": 3,
-        "labelLimit": 260,
+        "labelLimit": 0,
     },
     "text": {"color": "var(--text)"},
 }
@@ -96,9 +98,9 @@ def _magnitudes(report: Report, section: Section) -> Chart:
     values: list[_Row] = [
         {
             "layer": layer.index,
-            "run": shown(run.name),
+            "run": _name(run),
             "size": layer.abs_max,
-            "said": f"{section} layer {layer.index}, {shown(run.name)}: {magnitude(layer.abs_max)}",
+            "said": f"{section} layer {layer.index}, {_name(run)}: {magnitude(layer.abs_max)}",
         }
         for run in report.runs
         for layer in run.layers
@@ -107,15 +109,17 @@ def _magnitudes(report: Report, section: Section) -> Chart:
     broken = [
         {
             "layer": layer.index,
-            "run": shown(run.name),
+            "run": _name(run),
             "size": limit,
-            "said": f"{section} layer {layer.index}, {shown(run.name)}: not finite",
+            "said": f"{section} layer {layer.index}, {_name(run)}: not finite",
         }
         for run in report.runs
         for layer in run.layers
         if layer.section is section and (layer.num_nan or layer.num_inf)
     ]
     line = {"size": limit, "said": f"float16 ends at {magnitude(limit)}"}
+    highest = magnitude(Dtype.FLOAT32.limits.max)
+    above = {"said": f"\N{UPWARDS ARROW} bfloat16 and float32 end at {highest}"}
     largest = max((each["size"] for each in values), default=0.0)
     spec = _lines(report, values, section=section, title="largest value (log scale)")
     spec["layer"] += [
@@ -140,6 +144,20 @@ def _magnitudes(report: Report, section: Section) -> Chart:
             },
         },
         {
+            "data": {"values": [above]},
+            "mark": {
+                "type": "text",
+                "align": "right",
+                "baseline": "bottom",
+                "color": "var(--soft)",
+            },
+            "encoding": {
+                "x": {"value": _WIDTH},
+                "y": {"value": -6},
+                "text": {"field": "said"},
+            },
+        },
+        {
             "data": {"values": broken},
             "mark": {"type": "point", "shape": "cross", "angle": 45, "size": 90, "filled": True},
             "encoding": _encoding(report, y="size"),
@@ -149,7 +167,6 @@ def _magnitudes(report: Report, section: Section) -> Chart:
     said = f"The largest value after any {section} layer is {magnitude(largest)}; {where}."
     if broken:
         said += " A cross marks a layer whose output is not finite."
-    said += f" bfloat16 and float32 end at {magnitude(Dtype.FLOAT32.limits.max)}, far above."
     return _drawn(f"Largest value after each {section} layer", said, spec)
 
 
@@ -157,9 +174,9 @@ def _errors(report: Report, section: Section) -> Chart:
     values: list[_Row] = [
         {
             "layer": layer.index,
-            "run": shown(run.name),
+            "run": _name(run),
             "size": error,
-            "said": f"{section} layer {layer.index}, {shown(run.name)}: {percent(error)}",
+            "said": f"{section} layer {layer.index}, {_name(run)}: {percent(error)}",
         }
         for run in _approximate(report)
         for layer in run.layers
@@ -187,7 +204,7 @@ def _headroom(rows: list[Headroom]) -> Chart:
     names = {str(each["mechanism"]) for each in values}
     axes = {
         "x": {"field": "layer", "type": "ordinal", "title": "layer", "axis": {"labelAngle": 0}},
-        "y": {"field": "mechanism", "type": "nominal", "title": None, "axis": {"labelLimit": 220}},
+        "y": {"field": "mechanism", "type": "nominal", "title": None, "axis": {"labelLimit": 0}},
     }
     layered: list[dict[str, Any]] = [
         {
@@ -224,7 +241,7 @@ def _headroom(rows: list[Headroom]) -> Chart:
 def _mechanism(row: Headroom) -> str:
     only = "" if row.attn_implementation is None else f" ({shown(row.attn_implementation)})"
     part = "" if row.section == "decoder" else f"{row.section}: "
-    return f"{part}{row.mechanism.replace('_', ' ')}{only}"
+    return _cut(f"{part}{row.mechanism.replace('_', ' ')}{only}")
 
 
 def _approximate(report: Report) -> list[Run]:
@@ -258,8 +275,8 @@ def _lines(
 
 
 def _encoding(report: Report, *, y: str) -> dict[str, Any]:
-    names = list(dict.fromkeys(shown(run.name) for run in report.runs))
-    first = {shown(run.name): run for run in reversed(report.runs)}
+    names = list(dict.fromkeys(_name(run) for run in report.runs))
+    first = {_name(run): run for run in reversed(report.runs)}
     kinds = list(dict.fromkeys((run.attn_implementation, run.accumulation) for run in report.runs))
     dashes = [
         _DASHES[
@@ -284,6 +301,15 @@ def _encoding(report: Report, *, y: str) -> dict[str, Any]:
         },
         "description": {"field": "said"},
     }
+
+
+def _name(run: Run) -> str:
+    """Cut here: Vega would cut between the halves of a surrogate pair, and fail."""
+    return _cut(shown(run.name))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _colour(run: Run) -> str:

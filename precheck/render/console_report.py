@@ -106,6 +106,8 @@ def _sections(
         yield (Text(title, style="bold"), written)
     for finding in report.findings:
         yield (narrow(_finding(finding, report=report)),)
+    if told := [each.code for each in report.findings if each.severity is not Severity.NOTE]:
+        yield (Text(f"More on a finding: precheck explain {shown(told[0])}", style="dim"),)
     yield tuple(narrow(each) for each in advice(report))
     for section in deployment(report, width=prose):
         yield tuple(narrow(each) for each in section)

@@ -107,7 +107,7 @@ def _folder_name(model: str) -> str | None:
     """``./name`` of a local folder; None for a Hub id or a built-in model."""
     is_windows = "\\" in model or bool(re.match(r"[A-Za-z]:", model))
     is_local = is_windows or model.startswith((".", "~", "/")) or model.count("/") > 1
-    if not is_local:
+    if not is_local or not any(each.isalnum() for each in model):
         return None
     path = PureWindowsPath(model) if is_windows else PurePosixPath(model)
     return f"./{path.name or 'model'}"

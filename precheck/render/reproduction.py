@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import TYPE_CHECKING
 
@@ -57,15 +58,20 @@ def plain_reproduction(report: Report) -> str | None:
 
 def _lines(report: Report, *, dtype: str, attn: str) -> Iterator[str]:
     model = report.model
-    revision = f", revision={model.revision!r}" if model.revision else ""
+    revision = f", revision={_quoted(model.revision)}" if model.revision else ""
     yield "import torch"
     yield f"from transformers import AutoTokenizer, {model.auto_class}"
     yield ""
-    yield f"name = {model.local_id!r}"
+    yield f"name = {_quoted(model.local_id)}"
     yield f"tokenizer = AutoTokenizer.from_pretrained(name{revision})"
     yield f"model = {model.auto_class}.from_pretrained("
-    yield f"    name{revision}, dtype=torch.{dtype}, attn_implementation={attn!r}"
+    yield f"    name{revision}, dtype=torch.{dtype}, attn_implementation={_quoted(attn)}"
     yield ")"
     yield 'inputs = tokenizer("The capital of France is", return_tensors="pt")'
     yield "with torch.no_grad():"
     yield "    print(model(**inputs).logits.isfinite().all())  # False"
+
+
+def _quoted(text: str) -> str:
+    """A string of Python as one would write it; JSON spells it the same."""
+    return json.dumps(text)
