@@ -181,6 +181,17 @@ def test_a_report_that_is_not_there_is_3(
     assert "cannot read report" in ended.err
 
 
+def test_a_whole_report_of_another_major_schema_is_refused(
+    precheck: Callable[..., Ended], saved: Path
+) -> None:
+    def renumber(plain: dict[str, Any]) -> None:
+        plain["schema"] = "precheck/2"
+
+    ended = precheck("report", edited(saved, renumber))
+    assert (ended.code, ended.out) == (3, "")
+    assert "report schema not readable: 'precheck/2' (expected 'precheck/1')" in ended.err
+
+
 def test_a_folder_is_no_report(precheck: Callable[..., Ended], tmp_path: Path) -> None:
     assert precheck("report", tmp_path).code == 3
 

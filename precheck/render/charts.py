@@ -56,6 +56,7 @@ _CONFIG = {
         "orient": "bottom",
         "symbolType": "stroke",
         "columns": 3,
+        "columnPadding": 32,
         "labelLimit": 0,
     },
     "text": {"color": "var(--text)"},

@@ -11,7 +11,7 @@ from precheck.judge.baseline import Accepted, accept, read_baseline
 from precheck.judge.gate import FailOn, gate
 from precheck.records.finding import Severity, Verdict
 from precheck.records.precision import Configuration, Dtype
-from precheck.records.traces import Mechanism
+from precheck.records.traces import Mechanism, RunTrace
 from tests import hand_made
 
 if TYPE_CHECKING:
@@ -103,6 +103,26 @@ def test_another_runs_finding_does_not_excuse_this_one() -> None:
     bfloat16 = (Configuration(dtype=Dtype.BFLOAT16, attn_implementation="eager"),)
     accepted = accept(report(), read_baseline(degraded))
     assert gate(accepted, require=bfloat16, fail_on=FailOn.ERROR).holds
+
+
+def test_the_same_code_of_another_run_does_not_matter() -> None:
+    def broken(attn: str, module: str) -> RunTrace:
+        row = hand_made.scores_overflow(
+            module=module, op="aten.mul", mechanism=Mechanism.GATED_PRODUCT
+        )
+        return hand_made.run(Dtype.FLOAT16, attn, overflows=(row,), reaches_output=True)
+
+    runs = (
+        hand_made.run(Dtype.FLOAT32, "eager"),
+        broken("eager", "model.layers.3.mlp"),
+        broken("sdpa", "model.layers.5.mlp"),
+    )
+    both = judge(hand_made.measurements(runs=runs), version="0.1.0")
+    assert [each.code for each in both.findings if each.code == "PC101"] == ["PC101"] * 2
+    known = '[[accept]]\ncode = "PC101"\nmodule = "model.layers.3.mlp"\nreason = "known"\n'
+    assert holds(both, known)
+    sdpa = (Configuration(dtype=Dtype.FLOAT16, attn_implementation="sdpa"),)
+    assert not gate(accept(both, read_baseline(known)), require=sdpa, fail_on=FailOn.ERROR).holds
 
 
 @pytest.mark.parametrize("verdict", [each for each in Verdict if each is not Verdict.SAFE])

@@ -167,6 +167,11 @@ def test_prompts_replace_the_built_in_probes_unless_asked() -> None:
     assert len(both) == len(plan().probes) + 1
 
 
+def test_prompts_are_known_as_the_users_own() -> None:
+    both = plan(prompts=[[1, 2]], builtin_probes=True).probes
+    assert [each.name for each in both if each.is_own] == ["prompt_1"]
+
+
 def test_many_prompts_are_several_batches() -> None:
     whole = plan(prompts=[[1] * 300] * 8)
     assert [len(each.probes) for each in whole.batches] == [3, 3, 2]

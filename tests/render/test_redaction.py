@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,7 @@ def test_home_folders_and_the_names_in_them_are_left_out_everywhere(path: str, u
     cleaned = text(redacted(found))
     assert user not in cleaned.replace("annals", "")
     assert "annals" in cleaned, "another word"
+    assert not re.search(r"/home/|/Users/|Users", cleaned)
 
 
 def test_the_owner_of_this_machine_is_left_out_wherever_the_home_is() -> None:
