@@ -1,16 +1,13 @@
-"""Charts as SVG: specified in Vega-Lite, drawn by vl-convert, coloured by the page's variables.
-
-Colours are CSS variables, so that one drawing serves light, dark and paper.
-"""
+"""The charts of a report: range, error and headroom over the layers."""
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from precheck.records.loss import relative_error
 from precheck.records.precision import Accumulation, Dtype
 from precheck.records.quantities import bits, magnitude, percent
+from precheck.render.drawing import WIDTH, drawn
 from precheck.render.words import shown
 
 if TYPE_CHECKING:
@@ -19,9 +16,6 @@ if TYPE_CHECKING:
     from precheck.records.report import Report, Run
     from precheck.records.traces import Headroom, Section
 
-_VEGA_LITE = "5.20"
-"""The version that the specifications are written for."""
-_WIDTH = 640
 _HEIGHT = 280
 _ROW = 24
 _LONGEST_NAME = 44
@@ -32,35 +26,6 @@ _MOST_NUMBERS = 24
 _Row = dict[str, Any]
 """A mark's values by the names of their fields."""
 
-_SVG = "http://www.w3.org/2000/svg"
-_CONFIG = {
-    "background": None,
-    "font": "system-ui, sans-serif",
-    "view": {"stroke": None},
-    "padding": {"left": 40, "right": 8, "top": 24, "bottom": 4},
-    "axis": {
-        "labelColor": "var(--soft)",
-        "titleColor": "var(--soft)",
-        "gridColor": "var(--line)",
-        "domainColor": "var(--line)",
-        "tickColor": "var(--line)",
-        "titleFontWeight": "normal",
-        "labelFontSize": 12,
-        "titleFontSize": 12,
-    },
-    "legend": {
-        "labelColor": "var(--text)",
-        "titleColor": "var(--soft)",
-        "titleFontWeight": "normal",
-        "labelFontSize": 12,
-        "orient": "bottom",
-        "symbolType": "stroke",
-        "columns": 3,
-        "columnPadding": 32,
-        "labelLimit": 0,
-    },
-    "text": {"color": "var(--text)"},
-}
 _COLOURS = {
     Dtype.FLOAT16: "var(--float16)",
     Dtype.BFLOAT16: "var(--bfloat16)",
@@ -153,7 +118,7 @@ def _magnitudes(report: Report, section: Section) -> Chart:
                 "color": "var(--soft)",
             },
             "encoding": {
-                "x": {"value": _WIDTH},
+                "x": {"value": WIDTH},
                 "y": {"value": -6},
                 "text": {"field": "said"},
             },
@@ -168,7 +133,7 @@ def _magnitudes(report: Report, section: Section) -> Chart:
     said = f"The largest value after any {section} layer is {magnitude(largest)}; {where}."
     if broken:
         said += " A cross marks a layer whose output is not finite."
-    return _drawn(f"Largest value after each {section} layer", said, spec)
+    return _chart(f"Largest value after each {section} layer", said, spec)
 
 
 def _errors(report: Report, section: Section) -> Chart:
@@ -186,7 +151,7 @@ def _errors(report: Report, section: Section) -> Chart:
     spec = _lines(report, values, section=section, title="relative error (log scale)", axis=".0e")
     worst = max(values, key=lambda each: each["size"])
     said = f"Distance from the float32 run of the same attention; the largest: {worst['said']}."
-    return _drawn(f"Error after each {section} layer", said, spec)
+    return _chart(f"Error after each {section} layer", said, spec)
 
 
 def _headroom(rows: list[Headroom]) -> Chart:
@@ -236,7 +201,7 @@ def _headroom(rows: list[Headroom]) -> Chart:
         )
     spec = {"height": _ROW * len(names), "data": {"values": values}, "layer": layered}
     said = f"The least is left in {values[-1]['said']}."
-    return _drawn("Headroom in float16, by mechanism", said, spec)
+    return _chart("Headroom in float16, by mechanism", said, spec)
 
 
 def _mechanism(row: Headroom) -> str:
@@ -317,31 +282,5 @@ def _colour(run: Run) -> str:
     return "var(--sums)" if run.accumulation is Accumulation.FLOAT16 else _COLOURS[run.dtype]
 
 
-def _drawn(title: str, summary: str, spec: dict[str, Any]) -> Chart:
-    import vl_convert  # noqa: PLC0415  84 MB that only this format needs
-
-    whole = {
-        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-        "width": _WIDTH,
-        "config": _CONFIG,
-        **spec,
-    }
-    drawn = vl_convert.vegalite_to_svg(whole, vl_version=_VEGA_LITE, allowed_base_urls=[])
-    return Chart(title=title, summary=summary, svg=_for_readers(drawn, title=title))
-
-
-def _for_readers(drawn: str, *, title: str) -> str:
-    """One image for a screen reader; each mark tells its figure when it is pointed at."""
-    ET.register_namespace("", _SVG)
-    root = ET.fromstring(drawn)  # noqa: S314  drawn here, from our own specification
-    for element in root.iter():
-        said = element.attrib.pop("aria-label", None)
-        for name in ("role", "aria-roledescription", "aria-hidden"):
-            element.attrib.pop(name, None)
-        if said is not None and element.tag != f"{{{_SVG}}}svg":
-            label = ET.Element(f"{{{_SVG}}}title")
-            label.text = said
-            element.insert(0, label)
-    root.set("role", "img")
-    root.set("aria-label", title)
-    return ET.tostring(root, encoding="unicode")
+def _chart(title: str, summary: str, spec: dict[str, Any]) -> Chart:
+    return Chart(title=title, summary=summary, svg=drawn(spec, title=title))
