@@ -109,7 +109,7 @@ def _columns(report: Report) -> list[Column]:
         column("verdict", [_verdict(run) for run in report.runs]),
         column(
             "maximum activation",
-            [DASH if each is None else magnitude(each.abs_max or 0.0) for each in largest],
+            [_reached(run) for run in report.runs],
             is_number=True,
         ),
         column("where", ["" if each is None else each.module for each in largest]),
@@ -117,6 +117,13 @@ def _columns(report: Report) -> list[Column]:
             "bits of headroom", [_bits_left(report, run) for run in report.runs], is_number=True
         ),
     ]
+
+
+def _reached(run: Run) -> str:
+    largest = _largest(run)
+    if largest is not None:
+        return magnitude(largest.abs_max or 0.0)
+    return "not finite" if run.layers else DASH
 
 
 def _verdict(run: Run) -> str:
@@ -130,6 +137,9 @@ def _bits_left(report: Report, run: Run) -> str:
 
 
 def _largest(run: Run) -> LayerTrace | None:
+    """None for a run that is not finite somewhere: what it reached until then is no maximum."""
+    if any(layer.num_nan or layer.num_inf for layer in run.layers):
+        return None
     found = [layer for layer in run.layers if layer.abs_max is not None]
     return max(found, key=lambda layer: layer.abs_max or 0.0, default=None)
 
