@@ -43,13 +43,22 @@ def causes(first: Report, second: Report, pairs: list[Pair]) -> Iterator[str]:
         )
         return
     exact = [pair for pair in pairs if pair.first.dtype is Dtype.FLOAT32]
-    parted = next((found[0] for pair in exact if (found := different_layers(pair))), None)
+    parted = _where_float32_parts(first, second, exact)
     if parted is not None:
-        yield from _why_float32_parts(first, second, exact, at=parted[0])
+        yield from _why_float32_parts(first, second, exact, at=parted)
     else:
         other_weights = tuple(_weights_that_differ(first, second, at=None))
         yield from other_weights or _why_rounding_parts(first, second, pairs)
     yield from _what_was_asked(first, second, pairs)
+
+
+def _where_float32_parts(first: Report, second: Report, exact: list[Pair]) -> str | None:
+    """The first layer whose output differs, else the first operation inside one that does."""
+    layer = next((found[0][0] for pair in exact if (found := different_layers(pair))), None)
+    if layer is not None:
+        return layer
+    inside = {id(ours) for ours, _ in different_values(first, second)}
+    return next((row.module for row in first.headroom if id(row) in inside), None)
 
 
 def _weights_that_differ(first: Report, second: Report, *, at: str | None) -> Iterator[str]:
@@ -96,8 +105,9 @@ def _why_float32_parts(
     versions = _versions(first, second, "transformers")
     if versions is not None:
         yield (
-            f"The same weights give other float32 values from {at} on: the modeling code of "
-            f"transformers {versions[0]} and {versions[1]} computes something else there."
+            f"Float32 values part from {at} on: {_weights_known(first, second)} the modeling code "
+            f"of transformers {versions[0]} and {versions[1]} computes something else there."
+            f"{_moved_most(first, second)}"
         )
     elif not used:
         yield (
@@ -105,6 +115,12 @@ def _why_float32_parts(
             "code that comes with the checkpoint, other prompts of the same length, or a faulty "
             "device."
         )
+
+
+def _weights_known(first: Report, second: Report) -> str:
+    digest = first.checkpoint.digest
+    is_same = digest is not None and digest == second.checkpoint.digest
+    return "the weights are the same, so" if is_same else "if the weights are the same,"
 
 
 def _probe_sizes(report: Report) -> dict[str, int]:

@@ -36,6 +36,7 @@ LIBRARIES = (
     "autoawq",
     "bitsandbytes",
     "compressed_tensors",
+    "deepspeed",
     "vllm",
     "sglang",
 )

@@ -165,7 +165,10 @@ def one_weight_changed(folder: Path) -> Iterator[Path]:
 def test_a_planted_weight_is_named(before: Report, one_weight_changed: Path) -> None:
     found: Difference = difference(before, precheck.scan(one_weight_changed, quick=True))
     assert not found.is_empty
-    assert "The weights differ in model.layers.3." in found.explanations[0]
+    assert found.explanations[0].startswith(
+        "The weights differ in model.layers.3, and float32 values part from "
+        "model.layers.3.self_attn on."
+    )
     assert (
         "the raw attention scores (QK^T before scaling) in model.layers.3.self_attn"
         in (found.explanations[0])
