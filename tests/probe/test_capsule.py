@@ -32,7 +32,6 @@ STORIES = {
     "gemma-prompt": ("model.layers.3", "aten.mul at modeling_gemma.py", "75,605"),
     "left-padding": ("model.layers.3", "aten._softmax at modeling_qwen2.py", "1,"),
     "qwen2.5-vl-tower": ("model.visual.blocks.3", "aten.add at modeling_qwen2_5_vl.py", "89,1"),
-    "whisper-clamp": ("model.encoder.layers.3", "aten.add at modeling_whisper.py", "99,2"),
 }
 
 

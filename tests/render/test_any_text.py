@@ -62,8 +62,16 @@ def steering(plain: dict[str, Any]) -> Iterator[tuple[_Path, Report]]:
             continue  # one of a few words, such as a dtype
 
 
-@pytest.mark.parametrize("story", list(REPORTS))
-@pytest.mark.parametrize("written_as", [each for each in Format if each is not Format.JSON])
+@pytest.mark.parametrize(
+    ("story", "written_as"),
+    [
+        (story, each)
+        for story in REPORTS
+        for each in Format
+        # JSON holds the text as it is; charts take time, and are the same in each story
+        if each is not Format.JSON and (each is not Format.HTML or story == "qwen2-on-two")
+    ],
+)
 def test_no_text_of_a_report_acts(story: str, written_as: Format) -> None:
     plain = json.loads(json.dumps(REPORTS[story].to_dict()))
     found = list(steering(plain))
