@@ -9,11 +9,15 @@ import typer
 
 from precheck import __version__, terminal
 from precheck.commands.options import Debug
+from precheck.commands.scan import import_torch
+from precheck.errors import ExitCode
 from precheck.facts.devices import find
 from precheck.facts.findings import explanation, explanations
 from precheck.render.device_table import render_device, render_devices
 from precheck.render.environment import environment_facts
 from precheck.render.explanation import render_codes, render_explanation
+from precheck.render.selftest_table import render_selftest
+from precheck.selftest import selftest
 
 
 def explain(
@@ -32,13 +36,39 @@ def explain(
     terminal.write_stdout(render_explanation(explanation(code), width=width, colour=colour))
 
 
-def env(*, debug: Debug = False) -> None:
+def env(
+    *,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--selftest",
+            help="Scan planted faults here and try the device's arithmetic (seconds): can verdicts"
+            " be trusted? Exit code 1: no.",
+        ),
+    ] = False,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="Where to do so: auto, cpu, cuda:0 or mps.")
+    ] = "auto",
+    debug: Debug = False,
+) -> None:
     """Print versions, devices and drivers, as a bug report needs them."""
     del debug
+    if check:
+        _selftest(device)
+        return
     from precheck.probe.environment import read_environment
 
     facts = (("precheck", __version__), *environment_facts(read_environment()))
     terminal.write_stdout("\n".join(f"- {label}: {value}" for label, value in facts))
+
+
+def _selftest(device: str) -> None:
+    import_torch()
+    checks = list(selftest(device))
+    width, colour = shutil.get_terminal_size().columns, terminal.has_colour()
+    terminal.write_stdout(render_selftest(checks, width=width, colour=colour))
+    if not all(each.holds for each in checks if each.is_needed):
+        raise typer.Exit(ExitCode.GATE_FAILS)
 
 
 def gpus(

@@ -10,6 +10,7 @@ import psutil
 import torch
 from torch import nn
 
+from precheck.probe.settings import setting
 from precheck.probe.sizes import text_config
 from precheck.records.precision import Arithmetic
 
@@ -64,7 +65,7 @@ def activation_bytes(batches: Sequence[Batch], skeletons: Sequence[Skeleton]) ->
     model = skeletons[0].model
     linear = [each for each in model.modules() if isinstance(each, nn.Linear)]
     widths = [each.in_features for each in linear] or [1]
-    hidden = min(max(widths), getattr(text_config(model), "hidden_size", max(widths)))
+    hidden = min(max(widths), setting(text_config(model), "hidden_size") or max(widths))
     inside = max([each.out_features for each in linear[:-1]] or [1])
     head = linear[-1].out_features if linear else 1
     tokens = sum(each.num_positions for each in batches)

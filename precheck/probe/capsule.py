@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from safetensors.torch import save_file
+from transformers.cache_utils import Cache
 
 from precheck.probe.trees import mapped, tensors_in
 from precheck.records.precision import Accumulation, Dtype
@@ -183,6 +184,8 @@ def _told(tree: Any, stored: dict[str, Tensor]) -> Any:
         return {"tensor": name}
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
+    if isinstance(tree, Cache):
+        return None  # it holds nothing of this layer yet
     if type(tree) is tuple:
         return {"tuple": [_told(each, stored) for each in tree]}
     if type(tree) is list:

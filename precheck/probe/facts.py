@@ -13,6 +13,7 @@ from precheck.checkpoint.weights import Weights
 from precheck.errors import UnsupportedModelError
 from precheck.probe.clamps import clamps
 from precheck.probe.loading import main_dtype
+from precheck.probe.settings import setting
 from precheck.probe.sizes import attention_facts, cache_size, text_config, widths
 from precheck.records.report import ModelFacts
 
@@ -138,7 +139,7 @@ def max_context(model: nn.Module) -> int | None:
     """The longest input that the model allows; None where its config does not say."""
     text = text_config(model)
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
-        found = getattr(text, name, None)
+        found = setting(text, name)
         if isinstance(found, int) and found > 0:
             return found - _unused_positions(model, found)
     return None

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from precheck.probe.loading import quiet_transformers
+from precheck.probe.settings import setting
 from precheck.records.sizes import AttentionFacts, CacheSize, Widths
 
 if TYPE_CHECKING:
@@ -171,17 +172,17 @@ def _head_dim(text: Any, num_heads: int | None) -> int | None:
 def _window(text: Any) -> int | None:
     """The sliding window, where some layer uses it."""
     window = _number(text, "sliding_window")
-    layer_types = getattr(text, "layer_types", None)
+    layer_types = setting(text, "layer_types")
     if layer_types is not None:
         return window if "sliding_attention" in layer_types else None
     return window if getattr(text, "use_sliding_window", True) else None
 
 
 def _softcap(text: Any) -> float | None:
-    found = getattr(text, "attn_logit_softcapping", None)
+    found = setting(text, "attn_logit_softcapping")
     return float(found) if isinstance(found, int | float) and found else None
 
 
 def _number(config: Any, name: str) -> int | None:
-    found = getattr(config, name, None)
+    found = setting(config, name)
     return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None

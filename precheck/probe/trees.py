@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.cache_utils import Cache, DynamicLayer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,5 +38,33 @@ def mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def copied(tree: Any) -> Any:
-    """The same with every tensor cloned."""
+    """The same with every tensor cloned, and caches that can be written to without the original."""
+    if isinstance(tree, Cache):
+        return _copied_cache(tree)
+    if isinstance(tree, dict):
+        return {key: copied(each) for key, each in tree.items()}
+    if type(tree) in {tuple, list}:
+        return type(tree)(copied(each) for each in tree)
     return mapped(tree, lambda each: each.detach().clone())
+
+
+def _copied_cache(cache: Cache) -> Cache:
+    """A cache that can be filled without the original noticing.
+
+    Some models pass one on although none was asked for, and a unit that is called again must find
+    it as it was. Keys and values of a dynamic layer are never written in place, so they are shared;
+    what other layers keep is small.
+    """
+    twin = copy.copy(cache)
+    for name, value in vars(cache).items():
+        if isinstance(value, Cache):
+            setattr(twin, name, _copied_cache(value))
+        elif isinstance(value, list):
+            layers = [
+                copy.copy(each) if isinstance(each, DynamicLayer) else copy.deepcopy(each)
+                for each in value
+            ]
+            setattr(twin, name, layers)
+        elif isinstance(value, dict):
+            setattr(twin, name, dict(value))
+    return twin

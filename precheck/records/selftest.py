@@ -1,0 +1,17 @@
+"""What a self-test found: about precheck on this machine, and about the device itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was tried."""
+
+    what: str
+    holds: bool
+    found: str
+    """What came out, in words."""
+    is_needed: bool = True
+    """Verdicts cannot be trusted without it; else it is a peculiarity of the device."""

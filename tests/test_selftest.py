@@ -1,0 +1,101 @@
+"""The self-test holds here, and fails on a device that computes wrongly."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from precheck import cli
+from precheck.errors import ExitCode
+from precheck.probe.arithmetic_check import check_arithmetic
+from precheck.records.traces import Mechanism
+from precheck.render.selftest_table import render_selftest
+from precheck.selftest import selftest
+
+
+def failed(device: str = "cpu") -> list[str]:
+    return [each.what for each in check_arithmetic(device) if not each.holds]
+
+
+def test_it_holds_here() -> None:
+    checks = list(selftest("cpu"))
+    assert [each for each in checks if not each.holds] == []
+    assert sum("is named" in each.what for each in checks) == 3
+    assert "Verdicts can be trusted here." in render_selftest(checks, width=80, colour=False)
+
+
+def broken(function: Any, dtype: torch.dtype) -> Any:
+    """The same, giving NaN in one dtype."""
+
+    def run(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        output = function(tensor, *args, **kwargs)
+        return output * float("nan") if tensor.dtype is dtype else output
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu", "layer_norm", "scaled_dot_product_attention"])
+def test_a_kernel_that_gives_nan_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on GPUs of the GTX 16 series (https://github.com/pytorch/pytorch/issues/58123)."""
+    monkeypatch.setattr(functional, name, broken(getattr(functional, name), torch.float16))
+    assert failed() == ["kernels in float16 give finite numbers"]
+
+
+def test_flushed_subnormals_are_a_peculiarity_of_the_device() -> None:
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot")
+    try:
+        checks = list(check_arithmetic("cpu"))
+    finally:
+        torch.set_flush_denormal(False)
+    odd = [each for each in checks if not each.holds]
+    assert "subnormal numbers of float32" in [each.what for each in odd]
+    assert not any(each.is_needed for each in odd)
+    said = render_selftest(checks, width=80, colour=False)
+    assert "the device has its peculiarities" in said
+
+
+def test_a_reduction_that_misses_nan_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    aminmax = torch.aminmax
+    monkeypatch.setattr(torch, "aminmax", lambda tensor: aminmax(tensor.nan_to_num()))
+    assert failed() == [
+        f"NaN and infinity are seen in {each}" for each in ("float16", "bfloat16", "float32")
+    ]
+
+
+@pytest.mark.parametrize("blind", ["scores", "detector"])
+def test_a_precheck_that_does_not_find_planted_faults_is_found(
+    blind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from precheck.probe.inspection import Inspected, Inspection  # noqa: PLC0415  torch is there
+
+    if blind == "detector":
+        look = Inspection.look
+
+        def nothing(self: Inspection, *args: Any) -> Inspected:
+            return look(self, *args)._replace(producers=())
+
+        monkeypatch.setattr(Inspection, "look", nothing)
+    else:
+        monkeypatch.setattr(
+            "precheck.probe.classify.Classifier.mechanism", lambda *_args: Mechanism.OTHER
+        )
+    monkeypatch.setattr(sys, "argv", ["precheck", "env", "--selftest", "--device", "cpu"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == ExitCode.GATE_FAILS
+    assert "Do not trust verdicts on this device." in capsys.readouterr().out
+
+
+def test_a_device_that_is_not_here_is_usage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["precheck", "env", "--selftest", "--device", "mps"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == ExitCode.USAGE
+    assert "device not present" in capsys.readouterr().err
