@@ -209,7 +209,9 @@ def _section(model: nn.Module, block_list: str) -> Section:
             own = getattr(holder, "config", None)
             is_part = own is not getattr(model, "config", None)
             tower = next(
-                (_TOWER_SETTINGS[each] for each in _TOWER_SETTINGS if hasattr(own, each)), None
+                (_TOWER_SETTINGS[each] for each in _TOWER_SETTINGS if hasattr(own, each)),
+                # what has no words takes sounds or images, and those of images have patches
+                None if hasattr(own, "vocab_size") else Section.AUDIO,
             )
             if is_part and tower is not None:
                 return tower

@@ -116,6 +116,9 @@ class ReferenceOps:
     def viewed(self, base: Tensor, views: list[Tensor]) -> None:
         """A view is looked at where it is used."""
 
+    def handed_on(self, output: Tensor) -> None:
+        """Nothing to compare with."""
+
     def ran(self, node: OpNode, tensors: list[Tensor], output: Tensor) -> None:
         """Keeps a snapshot, but of a cast: its reference is the value it was given."""
         del tensors
@@ -217,6 +220,11 @@ class Examiner:
         if is_in_place:  # other views of the storage see it too
             storage = _storage(output)
             self._storages[storage] = self._storages.get(storage, CLEAN) | sources
+
+    def handed_on(self, output: Tensor) -> None:
+        """Complex numbers have no limits of their own here: they carry what they were made of."""
+        is_broken = not bool(output.isfinite().all())
+        self.taint(output, self._input_taint if is_broken else CLEAN)
 
     def _is_faulty_weight(self, tensor: Tensor) -> bool:
         return id(tensor) in self._weight_faults or id(tensor) in self._views_of_faults

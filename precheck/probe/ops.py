@@ -20,6 +20,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from precheck.probe.accumulation import Float16Sums
@@ -52,6 +53,9 @@ class Examination(Protocol):
     def ran(self, node: OpNode, tensors: list[Tensor], output: Tensor) -> None:
         """``node`` made the floating-point ``output`` out of ``tensors``."""
 
+    def handed_on(self, output: Tensor) -> None:
+        """The last operation made something complex, such as a rotation by ``view_as_complex``."""
+
 
 class OpWatcher(TorchDispatchMode):
     """Records every operation of one run into the current segment.
@@ -59,6 +63,9 @@ class OpWatcher(TorchDispatchMode):
     ``check`` runs before each operation and may raise to leave the forward. While ``examination``
     is set, every operation is shown to it. ``products`` computes matrix products where the device
     has no arithmetic for the run's dtype.
+
+    ``device`` is the run's, where its parameters come and go: code that asks an absent one for its
+    device is told this one, and an operation on an absent one raises.
     """
 
     def __init__(
@@ -69,6 +76,7 @@ class OpWatcher(TorchDispatchMode):
         real_tokens: RealTokens,
         check: Callable[[], None],
         products: RoundedProducts | Float16Sums | None = None,
+        device: torch.device | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.segment = Segment()
@@ -81,6 +89,7 @@ class OpWatcher(TorchDispatchMode):
         self._real_tokens = real_tokens
         self._check = check
         self._products = products
+        self._device = device
         self._origins: dict[int, Origin] = {}
         self._ran_at: tuple[str, tuple[str, int]] | None = None
         """Module and source line of an operation that ran before; None of one that runs."""
@@ -108,6 +117,8 @@ class OpWatcher(TorchDispatchMode):
             return func(*args, **kwargs)
         self._check()
         tensors = list(tensors_in((args, kwargs)))
+        if self._device is not None:
+            kwargs = self._on_device(kwargs, tensors)
         if self.examination is not None:
             self.examination.before(tensors, overwrites=op_kind(func).overwrites)
         products = self._products
@@ -117,6 +128,20 @@ class OpWatcher(TorchDispatchMode):
             output = func(*args, **kwargs)
         self._record(func, args, tensors, output)
         return output
+
+    def _on_device(self, kwargs: dict[str, Any], tensors: list[Tensor]) -> dict[str, Any]:
+        """``ids.to(embedding.weight.device)`` is asked before the weight is there.
+
+        Raises:
+            RuntimeError: an operation on tensors without values, which torch may answer with
+                whatever lies in memory.
+        """
+        if any(each.is_meta for each in tensors):
+            raise RuntimeError("an operation on a meta tensor")
+        asked = kwargs.get("device")
+        if asked is None or torch.device(asked).type != "meta":
+            return kwargs
+        return {**kwargs, "device": self._device}
 
     def replay(
         self,
@@ -155,8 +180,15 @@ class OpWatcher(TorchDispatchMode):
         if FUSED_ATTENTION in kind.name:
             self.segment.scores.append((node, tensors[0], tensors[1]))
         self._reduce(kind, node, outputs[0])
-        if self.examination is not None and outputs[0].is_floating_point():
-            self.examination.ran(node, tensors, outputs[0])
+        self._examine(node, tensors, outputs[0])
+
+    def _examine(self, node: OpNode, tensors: list[Tensor], output: Tensor) -> None:
+        if self.examination is None:
+            return
+        if output.is_floating_point():
+            self.examination.ran(node, tensors, output)
+        elif output.is_complex():
+            self.examination.handed_on(output)
 
     def _record_view(self, base: Tensor, views: list[Tensor]) -> None:
         origin = self._origin(base)

@@ -441,6 +441,7 @@ class RunWatch:
             real_tokens=self._real_tokens,
             check=self._check,
             products=self._products,
+            device=self._batch.input_ids.device,
         )
 
     def _examiner(self, reference: ReferenceOps | None) -> Examiner:

@@ -248,8 +248,27 @@ def _built(model_class: Any, extra: dict[str, Any]) -> PreTrainedModel:
     if size > _LARGEST:
         raise NotBuiltError(f"{size / 1e6:.0f} M parameters at the least")
     torch.manual_seed(0)
-    model: PreTrainedModel = model_class(config).eval()
-    forward(model)
+    model: PreTrainedModel = _initialised(model_class, config).eval()
+    output = forward(model).logits
+    if not bool(output.isfinite().all()):
+        raise NotBuiltError("its output is not finite")
+    return model
+
+
+def _initialised(model_class: Any, config: Any) -> PreTrainedModel:
+    """The model with every parameter drawn: some classes leave some to the checkpoint.
+
+    torch fills memory that nobody writes to with NaN where it has to be deterministic.
+    """
+    torch.use_deterministic_algorithms(True)
+    try:
+        model: PreTrainedModel = model_class(config)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                tensor.normal_(std=0.1)
     return model
 
 
@@ -282,8 +301,8 @@ def _takes(config_class: Any, config: Any, name: str) -> bool:
     return known is not None or name not in _ABSENT_BY_CHOICE
 
 
-def forward(model: Any, *, length: int = 12) -> Any:
-    """The model's answer to a few token ids."""
+def forward(model: Any, *, length: int = 12, padding: int = 0) -> Any:
+    """The model's answer to a few token ids, those of the second row behind some padding."""
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(3, VOCAB_SIZE - 3, (2, length), generator=random)
     accepts = inspect.signature(model.forward).parameters
@@ -292,5 +311,8 @@ def forward(model: Any, *, length: int = 12) -> Any:
         inputs["decoder_input_ids"] = ids[:, :6]
     if "use_cache" in accepts:
         inputs["use_cache"] = False
+    if padding:
+        inputs["attention_mask"] = torch.ones_like(ids)
+        inputs["attention_mask"][1, :padding] = 0
     with torch.no_grad():
         return model(**inputs)
