@@ -90,9 +90,10 @@ class Batch:
 class RealTokens:
     """Finds the real-token part of a tensor from its shape.
 
-    Recognised are ``(batch, seq, ...)``, ``(batch * seq, ...)``, ``(batch, heads, seq, ...)`` and
-    ``(batch * heads, seq, ...)``: the shapes attention and MLP code produces. A tensor of another
-    shape has no positions to leave out, or cannot be told apart.
+    Recognised are ``(batch, seq, ...)``, ``(batch * seq, ...)``, ``(batch, heads, seq, ...)``,
+    ``(batch * heads, seq, ...)`` and ``(streams, batch, seq, hidden)``: the shapes attention and
+    MLP code produces, and AltUp's. A tensor of another shape has no positions to leave out, or
+    cannot be told apart.
     """
 
     num_rows: int
@@ -106,6 +107,7 @@ class RealTokens:
         """
         if self.mask is None:
             return tensor
+        tensor = self._batch_first(tensor)
         rows, length, shape = self.num_rows, self.length, tensor.shape
         mask = self.mask
         if tensor.dim() >= 2 and shape[:2] == (rows, length):  # noqa: PLR2004
@@ -117,6 +119,15 @@ class RealTokens:
         if tensor.dim() >= 2 and shape[0] == rows * length:  # noqa: PLR2004
             return tensor[mask.flatten()]
         return None
+
+    def _batch_first(self, tensor: Tensor) -> Tensor:
+        """Streams of hidden states behind the batch, as heads are; others as they are."""
+        is_streams = (
+            tensor.dim() == 4  # noqa: PLR2004
+            and tensor.shape[0] % self.num_rows != 0
+            and tensor.shape[1:3] == (self.num_rows, self.length)
+        )
+        return tensor.transpose(0, 1) if is_streams else tensor
 
     def tokens(self, hidden_states: Tensor) -> Tensor:
         """``(num_real_tokens, hidden)`` of a ``(batch, seq, hidden)`` or flattened tensor.
@@ -146,6 +157,7 @@ class RealTokens:
 
     def _by_position(self, elements: Tensor) -> Tensor | None:
         """Whether an element is true, ``(batch, seq)``; None where the shape does not tell."""
+        elements = self._batch_first(elements)
         rows, length, shape = self.num_rows, self.length, elements.shape
         if elements.dim() >= 2 and shape[:2] == (rows, length):  # noqa: PLR2004
             return elements.reshape(rows, length, -1).any(dim=-1)
@@ -162,6 +174,7 @@ class RealTokens:
 
         The leading dimension of ``elements`` (bool) is the batch, or the batch times something.
         """
+        elements = self._batch_first(elements)
         if elements.dim() == 0 or elements.shape[0] == 0 or elements.shape[0] % self.num_rows:
             return ()
         hit = elements.reshape(self.num_rows, -1).any(dim=1)

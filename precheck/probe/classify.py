@@ -57,7 +57,7 @@ class Classifier:
                 continue
             mechanism = self._all(reference, position)[match.index]
             if mechanism is not None:
-                yield match, match.abs_max, mechanism
+                yield match, _needed(node, match.abs_max), mechanism
 
     def _cast_peak(
         self,
@@ -85,6 +85,18 @@ class Classifier:
                 for node in segment.nodes
             ]
         return self._known[signature]
+
+
+def _needed(node: OpNode, reference_abs_max: float) -> float:
+    """What an operation has to hold: the reference's value, unless it plainly computes another.
+
+    An epsilon of the dtype (``x / norm.clamp_min(finfo.eps)`` with a norm of zero) makes float32
+    larger than anything that float16 holds, and float16 finite.
+    """
+    assert node.dtype is not None  # noqa: S101  of 16 bits
+    own = node.abs_max
+    does_not_fit = reference_abs_max > torch.finfo(node.dtype).max
+    return own if does_not_fit and own is not None else reference_abs_max
 
 
 def _signature(segment: Segment, position: Position) -> tuple[object, ...]:

@@ -170,8 +170,8 @@ def _headroom_row(mechanism: Mechanism, attn: str | None, peaks: dict[Dtype, Pea
     peak = max(peaks.values(), key=lambda each: each.abs_max)
     bits = {
         dtype.value: left
-        for dtype in peaks
-        if (left := headroom_bits(peak.abs_max, dtype)) is not None
+        for dtype, of_dtype in peaks.items()
+        if (left := headroom_bits(of_dtype.abs_max, dtype)) is not None
     }
     return Headroom(
         module=peak.node.module,

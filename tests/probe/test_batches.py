@@ -88,6 +88,16 @@ def test_rows_of_a_fault_are_found(shape: tuple[int, ...], rows: tuple[int, ...]
     assert REAL.rows_with(elements) == rows
 
 
+def test_streams_of_hidden_states_are_told_from_heads() -> None:
+    """Gemma 3n keeps ``(streams, batch, seq, hidden)``."""
+    hidden = numbered(ROWS, LENGTH, 7)
+    streams = torch.stack([hidden] * 4)
+    assert torch.equal(REAL.tokens(streams).unique(), REAL.tokens(hidden).unique())
+    elements = torch.isin(streams, torch.tensor([100.0 + LENGTH - 1]))
+    assert REAL.rows_with(elements) == (1,)
+    assert REAL.first_positions(elements) == REAL.first_positions(elements[0])
+
+
 def test_rows_are_unknown_where_the_shape_does_not_tell() -> None:
     assert REAL.rows_with(torch.ones(7, 2).bool()) == ()
     assert REAL.rows_with(torch.tensor(True)) == ()
