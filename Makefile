@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test zoo install check fix docs facts gpu golden bench bench-scan bench-memory bench-scaling bench-arithmetic bench-live gallery help
+.PHONY: scan test fuzz zoo install check fix docs facts gpu golden bench bench-scan bench-memory bench-scaling bench-arithmetic bench-live gallery help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
@@ -19,6 +19,9 @@ gallery: install ## Scan every built-in model: a table that fits on a screen (a 
 # A file's tests stay in one process: they share models and scans.
 test: install ## Run the tests, offline, on the CPU: make test ARGS="-k planted"
 	$(BIN)/python -m pytest -n logical --dist loadfile $(ARGS)
+
+fuzz: install ## Break checkpoints at random, 500 times each way (20 minutes)
+	PRECHECK_FUZZ_EXAMPLES=500 $(BIN)/python -m pytest -n logical tests/test_fuzz.py
 
 zoo: install ## Scan a tiny model of every architecture, and write docs/coverage.md (15 minutes)
 	$(BIN)/python -m tests.zoo.survey --output docs/coverage.md $(ARGS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from io import TextIOWrapper
@@ -49,15 +51,22 @@ def precheck(
     """Does this model run in half precision here? If not: which operation breaks it, and why."""
 
 
-def main() -> NoReturn:
-    """Run the command line, and end the process with one of ``ExitCode``."""
-    debug = "--debug" in sys.argv[1:]
+def _prepare_process(*, debug: bool) -> None:
+    if threading.current_thread() is threading.main_thread():
+        # what a scheduler sends before it kills: what was measured until then is kept
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         # A report quotes tokens in any script; a terminal without it is no reason to fail.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     if not debug and not sys.warnoptions:
         warnings.simplefilter("ignore")  # what libraries tell their callers is not for this reader
+
+
+def main() -> NoReturn:
+    """Run the command line, and end the process with one of ``ExitCode``."""
+    debug = "--debug" in sys.argv[1:]
+    _prepare_process(debug=debug)
     try:
         app(prog_name="precheck")
     except PrecheckError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -27,6 +28,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 _GRACE_SECONDS = 2.0
 """How long a thread pool may take to end after the test that used it."""
+
+
+@pytest.fixture(autouse=True)
+def signals_stay_as_they_are() -> Iterator[None]:
+    """The command line takes SIGTERM for Ctrl-C."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(autouse=True, scope="session")
