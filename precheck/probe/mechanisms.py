@@ -327,10 +327,20 @@ class Graph:
         """The linears an operand is elementwise made from; empty if it has other roots."""
         if origin.node < 0:
             return frozenset()
-        node = self.nodes[origin.node]
-        if self._is_linear(node):
-            return frozenset({origin})
-        if node.op not in ELEMENTWISE and not self._is_norm(node):
-            return frozenset()
-        inputs = [each for each in node.inputs if each.node >= 0]
-        return frozenset().union(*(self._roots(each) for each in inputs))
+        is_root = self._is_linear(self.nodes[origin.node])
+        return frozenset({origin}) if is_root else self._elementwise_roots[origin.node]
+
+    @cached_property
+    def _elementwise_roots(self) -> list[frozenset[Origin]]:
+        """Of every node that is no linear, in one pass: a recurrence has 2 ** n paths."""
+        found: list[frozenset[Origin]] = []
+        linear = [self._is_linear(node) for node in self.nodes]
+        for node in self.nodes:
+            roots: frozenset[Origin] = frozenset()
+            if node.op in ELEMENTWISE or self._is_norm(node):
+                for origin in node.inputs:
+                    if 0 <= origin.node < len(found):
+                        own = frozenset({origin}) if linear[origin.node] else found[origin.node]
+                        roots |= own
+            found.append(roots)
+        return found

@@ -12,6 +12,8 @@ from torch import nn
 
 import precheck
 from precheck.pipeline import scan
+from precheck.probe.mechanisms import Graph, Position
+from precheck.probe.nodes import HIDDEN, WEIGHT, OpNode, Origin
 from precheck.probe.source_line import _frame_rank
 from precheck.records.finding import Severity, Verdict
 from precheck.records.traces import Mechanism
@@ -271,3 +273,28 @@ def test_frames_of_torch_and_precheck_are_no_source(filename: str, rank: int) ->
         for name, module in (("torch", torch), ("precheck", precheck))
     }
     assert _frame_rank(filename.format(**folders)) == rank
+
+
+def test_a_recurrence_is_read_in_one_pass() -> None:
+    """Each step uses the one before twice, as RWKV's do: 2 ** 500 paths lead back."""
+
+    def node(index: int, op: str, *inputs: int) -> OpNode:
+        return OpNode(
+            index=index,
+            module="layer",
+            op=op,
+            ordinal=index,
+            inputs=tuple(Origin(each, 0) for each in inputs),
+            shape=(1, 4, 8),
+            dtype=torch.float16,
+            is_cast=False,
+            has_mask_scalar=False,
+            filename="modeling_x.py",
+            line=1,
+        )
+
+    nodes = [node(0, "aten.mm", HIDDEN, WEIGHT)]
+    nodes += [node(index, "aten.mul", index - 1, index - 1) for index in range(1, 500)]
+    graph = Graph(nodes=nodes, position=Position.BLOCK)
+    found = [graph.classify(each) for each in nodes]
+    assert set(found[2:]) == {Mechanism.OTHER}
