@@ -153,7 +153,7 @@ class CheckpointAuditor:
         )
 
     def _digest(self, names: list[str]) -> str | None:
-        """SHA-256 over what these tensors are; None if not all of them were read to the end."""
+        """SHA-256 over name, dtype, shape and checksum; None if not all were read to the end."""
         shapes = {name: tuple(self._weights.shape(name)) for name in names}
         if any(self._num_taken[name] != math.prod(shape) for name, shape in shapes.items()):
             return None

@@ -101,10 +101,9 @@ def gpus(
 
 def _checked() -> str:
     """What was measured of the device that a scan would use."""
-    from precheck.probe.device_check import float16_sums
+    from precheck.probe.arithmetic_check import check_sums
     from precheck.probe.environment import resolve_device
 
     device = resolve_device("auto")
-    found = float16_sums(device)
-    said = "float16: partial sums overflow" if found is None else found.replace("_", " ")
-    return f"measured on {device}: float16 products are added up in {said}"
+    check = check_sums(device)
+    return f"measured on {device}: {check.what} {check.found}"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from precheck.judge.evidence import USABLE
-from precheck.records.finding import Confidence, Finding, Severity
+from precheck.records.finding import USABLE, Confidence, Finding, Severity
 from precheck.records.precision import Dtype
 from precheck.records.quantities import counted, listed, magnitude
 

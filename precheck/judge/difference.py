@@ -17,7 +17,6 @@ from precheck.judge.side_by_side import (
     different_weights,
     figures,
     how,
-    is_broken,
     missing_runs,
     only_in,
     pairs_of,
@@ -145,19 +144,14 @@ def _size(layer: LayerTrace | None) -> str:
     if layer is None:
         return "not there"
     size = NONE if layer.abs_max is None else magnitude(layer.abs_max)
-    return f"{size}, not finite" if is_broken(layer) else size
+    return f"{size}, not finite" if not layer.is_finite else size
 
 
 def _advice_changes(first: Report, second: Report) -> Iterator[Change]:
-    ours = {each.target.name: each for each in _advices(first)}
-    theirs = {each.target.name: each for each in _advices(second)}
+    ours = {each.target.name: each for each in first.recommendations}
+    theirs = {each.target.name: each for each in second.recommendations}
     for name in ours.keys() & theirs.keys():
         yield from _changed(((f"use on {name}", _use(ours[name]), _use(theirs[name])),))
-
-
-def _advices(report: Report) -> list[Recommendation]:
-    found = (report.recommendation, *report.other_recommendations)
-    return [each for each in found if each is not None]
 
 
 def _use(advice: Recommendation) -> str:

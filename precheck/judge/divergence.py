@@ -6,14 +6,13 @@ import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from precheck.judge.evidence import USABLE
 from precheck.judge.thresholds import (
     DEGRADED_KL_DIVERGENCE,
     DEGRADED_RELATIVE_ERROR,
     FLUSHED_SHARE,
     SUBNORMAL_SHARE,
 )
-from precheck.records.finding import Confidence, Finding, Severity, Verdict
+from precheck.records.finding import USABLE, Confidence, Finding, Severity, Verdict
 from precheck.records.loss import loss, relative_error
 from precheck.records.precision import Dtype
 from precheck.records.quantities import listed, magnitude, percent

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from precheck.facts.devices import Hardware
     from precheck.records.report import Measurements, Run
 
-USABLE = frozenset({Verdict.SAFE, Verdict.LOW_HEADROOM, Verdict.ABSORBED})
 """The verdicts of runs whose output can be trusted."""
 
 

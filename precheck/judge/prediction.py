@@ -11,9 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from precheck.facts.families import FamilyFact, facts_on
-from precheck.judge.evidence import USABLE
 from precheck.judge.thresholds import LOW_HEADROOM
-from precheck.records.finding import Confidence, Verdict
+from precheck.records.finding import USABLE, Confidence, Verdict
 from precheck.records.precision import Accumulation, Dtype, headroom_bits
 from precheck.records.quantities import bits, magnitude
 from precheck.records.traces import Mechanism

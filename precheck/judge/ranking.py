@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from precheck.facts.attention import implementation
 from precheck.facts.devices import Support, is_slow
-from precheck.judge.evidence import USABLE
 from precheck.judge.fit import does_not_fit, fit
 from precheck.judge.sdpa import MATH_KERNEL, falls_to_math
 from precheck.judge.thresholds import PREFER_FLOAT16, SAME_KL_DIVERGENCE
-from precheck.records.finding import Verdict
+from precheck.records.finding import USABLE, Verdict
 from precheck.records.loss import loss
 from precheck.records.precision import Configuration, Dtype
 from precheck.records.tightest import tightest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from precheck.judge.thresholds import (
@@ -11,9 +12,9 @@ from precheck.judge.thresholds import (
     DIFFERENT_SIZE_FLOAT32,
 )
 from precheck.records.difference import Change
-from precheck.records.identity import module_pattern
+from precheck.records.identity import identity
 from precheck.records.loss import loss
-from precheck.records.precision import Accumulation, Dtype
+from precheck.records.precision import Dtype
 from precheck.records.quantities import nats
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def pairs_of(first: Report, second: Report) -> list[Pair]:
 
 
 def _asked(run: Run) -> str:
-    sums = " (float16 sums)" if run.accumulation is Accumulation.FLOAT16 else ""
-    return f"{run.dtype} + {run.requested_attn_implementation}{sums}"
+    asked = run.requested_attn_implementation
+    return str(replace(run.configuration, attn_implementation=asked))
 
 
 def missing_runs(first: Report, second: Report) -> Iterator[Change]:
@@ -117,7 +118,7 @@ def different_layers(pair: Pair) -> list[tuple[str, LayerTrace | None, LayerTrac
 def _is_other(first: LayerTrace | None, second: LayerTrace | None, *, dtype: Dtype) -> bool:
     if first is None or second is None:
         return True
-    if is_broken(first) != is_broken(second):
+    if first.is_finite != second.is_finite:
         return True
     if first.abs_max is None or second.abs_max is None:
         return first.abs_max is not second.abs_max
@@ -151,11 +152,6 @@ def _is_apart(first: float, second: float, tolerance: Threshold) -> bool:
     return abs(first - second) > tolerance.value * max(abs(first), abs(second))
 
 
-def is_broken(layer: LayerTrace) -> bool:
-    """Whether something in the layer's output is not finite."""
-    return bool(layer.num_nan or layer.num_inf)
-
-
 def different_weights(first: Report, second: Report) -> tuple[str, ...]:
     """Layers whose stored tensors differ; none where one of the reports does not tell."""
     ours, theirs = first.checkpoint, second.checkpoint
@@ -165,12 +161,7 @@ def different_weights(first: Report, second: Report) -> tuple[str, ...]:
     return tuple(name for name in names if ours.digests.get(name) != theirs.digests.get(name))
 
 
-def _key(finding: Finding) -> tuple[str, str, str]:
-    pattern = "" if finding.module is None else module_pattern(finding.module)
-    return (finding.code, pattern, finding.op or "")
-
-
 def only_in(these: Report, others: Report) -> tuple[Finding, ...]:
     """Findings that the others do not have, whatever their figures."""
-    known = {_key(each) for each in others.findings}
-    return tuple(each for each in these.findings if _key(each) not in known)
+    known = {identity(each) for each in others.findings}
+    return tuple(each for each in these.findings if identity(each) not in known)

@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from precheck.facts.devices import Hardware, Support, is_slow
-from precheck.judge.evidence import USABLE
 from precheck.judge.fit import does_not_fit, fit, fits_words
 from precheck.judge.prediction import Prediction, predict
 from precheck.judge.recommend import completed, rejected, snippets, why_nothing
 from precheck.records.advice import Recommendation
-from precheck.records.finding import Confidence
+from precheck.records.finding import USABLE, Confidence
 from precheck.records.precision import Configuration, Dtype
 
 if TYPE_CHECKING:

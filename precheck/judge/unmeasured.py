@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from precheck.facts.families import FamilyFact, facts_on
-from precheck.judge.evidence import USABLE
-from precheck.records.finding import Confidence, Finding, Severity
+from precheck.records.finding import USABLE, Confidence, Finding, Severity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

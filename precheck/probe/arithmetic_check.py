@@ -59,7 +59,7 @@ def check_arithmetic(device: str) -> Iterator[Check]:
     """All checks of a device, seconds in all."""
     for dtype in Dtype:
         yield from _dtype_checks(dtype, device)
-    yield _sums(device)
+    yield check_sums(device)
     yield from _emulation(device)
 
 
@@ -146,7 +146,8 @@ def _keeps_subnormals(dtype: Dtype, torch_dtype: torch.dtype, device: str) -> bo
     return bool((smallest * 0.5 > 0).all())
 
 
-def _sums(device: str) -> Check:
+def check_sums(device: str) -> Check:
+    """What float16 products of the device are added up in."""
     found = float16_sums(device)
     said = "float16: partial sums overflow" if found is None else found.replace("_", " ")
     return Check(

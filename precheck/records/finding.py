@@ -35,6 +35,10 @@ class Verdict(StrEnum):
     SAFE = "safe"
 
 
+USABLE = frozenset({Verdict.SAFE, Verdict.LOW_HEADROOM, Verdict.ABSORBED})
+"""Verdicts of runs that answer as float32 does."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """What, where, evidence and consequence in ``message``; what to do in ``advice``."""

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from precheck.records.finding import Finding
+
+
+def identity(finding: Finding) -> tuple[str, str, str]:
+    """Code, module in any layer, and operation; empty where it has none."""
+    pattern = "" if finding.module is None else module_pattern(finding.module)
+    return (finding.code, pattern, finding.op or "")
+
 
 def module_pattern(module: str) -> str:
     """The module in any layer.

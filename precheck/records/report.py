@@ -107,7 +107,7 @@ class CheckpointAudit:
     """Their elements."""
     size_bytes: int = 0
     digest: str | None = None
-    """SHA-256 over name, dtype, shape and content of every tensor; None if not all were read."""
+    """SHA-256 over name, dtype, shape and CRC-32 of every tensor; None if not all were read."""
     digests: dict[str, str] = field(default_factory=dict)
     """The same, 8 digits each, for the tensors of each layer: tells which one differs."""
 
@@ -217,6 +217,12 @@ class Report:
     incomplete_reason: str | None = None
     is_static: bool = False
     """Nothing was run: config, headers and weights were read, and every advice is predicted."""
+
+    @property
+    def recommendations(self) -> tuple[Recommendation, ...]:
+        """For every device that was asked for, the foremost first."""
+        found = (self.recommendation, *self.other_recommendations)
+        return tuple(each for each in found if each is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, ready for ``json.dumps``."""

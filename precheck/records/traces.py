@@ -128,6 +128,11 @@ class LayerTrace:
     routing_agreement: float | None = None
     """Share of real tokens routed to the reference's experts; None without a router."""
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether no real token has a NaN or an infinity in it."""
+        return not (self.num_nan or self.num_inf)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Divergence:

@@ -20,11 +20,8 @@ if TYPE_CHECKING:
 
 def advice(report: Report) -> Iterator[RenderableType]:
     """A block for every configuration that is recommended somewhere, the first device's first."""
-    recommendations = [
-        each for each in (report.recommendation, *report.other_recommendations) if each is not None
-    ]
     same: dict[tuple[str | None, str | None], list[Recommendation]] = {}
-    for each in recommendations:
+    for each in report.recommendations:
         same.setdefault((each.dtype, each.attn_implementation), []).append(each)
     for (dtype, attn_implementation), devices in same.items():
         if dtype is None:

@@ -81,7 +81,7 @@ def _magnitudes(report: Report, section: Section) -> Chart:
         }
         for run in report.runs
         for layer in run.layers
-        if layer.section is section and (layer.num_nan or layer.num_inf)
+        if layer.section is section and not layer.is_finite
     ]
     line = {"size": limit, "said": f"float16 ends at {magnitude(limit)}"}
     highest = magnitude(Dtype.FLOAT32.limits.max)

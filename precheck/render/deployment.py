@@ -51,11 +51,7 @@ def deployment(report: Report, *, width: int) -> Iterator[tuple[RenderableType, 
 
 def _wanted(report: Report) -> list[Recommendation]:
     """The advice for all devices but a CPU."""
-    return [
-        each
-        for each in (report.recommendation, *report.other_recommendations)
-        if each is not None and each.target.name != "cpu"
-    ]
+    return [each for each in report.recommendations if each.target.name != "cpu"]
 
 
 def comparison_columns(report: Report) -> list[Column]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.markdown import Markdown
 from rich.text import Text
 
 from precheck.render.columns import Column, table
@@ -20,6 +19,8 @@ _WIDEST_PROSE = 100
 
 def render_explanation(explained: Explanation, *, width: int, colour: bool) -> str:
     """The whole section; links are written out."""
+    from rich.markdown import Markdown  # noqa: PLC0415  slow to import, and nothing else needs it
+
     title = Text(f"{explained.code}: {explained.title}", style="bold")
     body = Markdown(explained.text, hyperlinks=False)
     return printed(title, body, width=min(width, _WIDEST_PROSE), colour=colour)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from precheck.records.finding import Severity, Verdict
+from precheck.records.finding import USABLE, Severity, Verdict
 from precheck.records.quantities import counted, first_sentence, listed
 from precheck.records.traces import Section
 from precheck.render.words import shown
@@ -140,8 +140,7 @@ def _place(overflow: Overflow | None) -> str | None:
 
 
 def _usable(report: Report) -> int:
-    unusable = {Verdict.OVERFLOW, Verdict.DEGRADED, Verdict.FAILED}
-    return sum(run.verdict not in unusable for run in report.runs)
+    return sum(run.verdict in USABLE for run in report.runs)
 
 
 def _all(number: int) -> str:

@@ -7,9 +7,6 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple
 
-from jinja2 import Environment, StrictUndefined
-from markdown_it import MarkdownIt
-from markupsafe import Markup
 from rich.text import Text
 
 from precheck.facts.findings import explanations
@@ -31,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jinja2 import Template
+    from markupsafe import Markup
 
-    from precheck.records.advice import Recommendation
     from precheck.records.report import Report, Run
 
 _LONGEST_TEXT = 400
@@ -62,7 +59,7 @@ class HtmlReport:
             identity=identity(report),
             scope=scope(report),
             report=report,
-            recommendations=_recommendations(report),
+            recommendations=report.recommendations,
             runs=_table("What was measured", run_columns(report)),
             devices=_table("Devices", comparison_columns(report)),
             culprit=culprit_facts(report, at.run, overflow) if at and overflow else [],
@@ -92,6 +89,8 @@ class HtmlReport:
 
 @cache
 def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415  only this format needs it
+
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -110,11 +109,6 @@ def _table(caption: str, columns: Sequence[Column]) -> _Table | None:
         rows=[list(row) for row in zip(*(each.cells for each in kept), strict=True)],
         numbers=[each.justify == "right" for each in kept],
     )
-
-
-def _recommendations(report: Report) -> list[Recommendation]:
-    found = (report.recommendation, *report.other_recommendations)
-    return [each for each in found if each is not None]
 
 
 def _probe_columns(report: Report) -> list[Column]:
@@ -149,6 +143,9 @@ def _probe_cell(run: Run, probe: str) -> Text:
 
 def _explained(report: Report) -> dict[str, Markup]:
     """The documentation of each code, as HTML; it is our own text."""
+    from markdown_it import MarkdownIt  # noqa: PLC0415  only this format needs them
+    from markupsafe import Markup  # noqa: PLC0415
+
     known = explanations()
     markdown = MarkdownIt("commonmark", {"html": False})
     return {

@@ -176,7 +176,7 @@ def _environment(report: Report) -> str:
         ("arithmetic", ", ".join(arithmetic)),
         ("model", report.model.id),
         ("revision", report.model.revision or ""),
-        ("SHA-256 of the weights", report.checkpoint.digest or ""),
+        ("digest of the weights", report.checkpoint.digest or ""),
         ("seed", str(report.seed)),
     ]
     return "\n".join(

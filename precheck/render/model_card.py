@@ -12,22 +12,20 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from rich.text import Text
 
-from precheck.records.finding import Verdict
+from precheck.records.finding import USABLE
 from precheck.records.precision import Accumulation, Dtype
 from precheck.records.quantities import bits, counted, magnitude
 from precheck.records.tightest import tightest
 from precheck.render import markdown
 from precheck.render.columns import Column
 from precheck.render.headline import scope
-from precheck.render.words import DASH, VERDICT_MARKS, shown
+from precheck.render.words import DASH, shown, verdict_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from precheck.records.report import Report, Run
     from precheck.records.traces import LayerTrace
-
-_SAFE = frozenset({Verdict.SAFE, Verdict.ABSORBED, Verdict.LOW_HEADROOM})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +82,11 @@ def _safe(report: Report) -> str:
     if report.is_static:
         return "Nothing was run: no configuration was measured."
     safe = [
-        markdown.code(run.name) for run in report.runs if run.verdict in _SAFE and not _is_sums(run)
+        markdown.code(run.name)
+        for run in report.runs
+        if run.verdict in USABLE and not _is_sums(run)
     ]
-    unsafe = [markdown.code(run.name) for run in report.runs if run.verdict not in _SAFE]
+    unsafe = [markdown.code(run.name) for run in report.runs if run.verdict not in USABLE]
     told = [f"Measured safe: {', '.join(safe)}." if safe else "No configuration was measured safe."]
     if unsafe:
         told.append(f"Not safe: {', '.join(unsafe)}.")
@@ -106,7 +106,7 @@ def _columns(report: Report) -> list[Column]:
     largest = [_largest(run) for run in report.runs]
     return [
         column("configuration", [run.name for run in report.runs]),
-        column("verdict", [_verdict(run) for run in report.runs]),
+        column("verdict", [verdict_text(run.verdict).plain for run in report.runs]),
         column(
             "maximum activation",
             [_reached(run) for run in report.runs],
@@ -126,10 +126,6 @@ def _reached(run: Run) -> str:
     return "not finite" if run.layers else DASH
 
 
-def _verdict(run: Run) -> str:
-    return f"{VERDICT_MARKS[run.verdict].symbol} {run.verdict.replace('_', ' ')}"
-
-
 def _bits_left(report: Report, run: Run) -> str:
     """The least over every operation, not of the residual stream alone."""
     found = tightest(report.headroom, run.configuration)
@@ -138,7 +134,7 @@ def _bits_left(report: Report, run: Run) -> str:
 
 def _largest(run: Run) -> LayerTrace | None:
     """None for a run that is not finite somewhere: what it reached until then is no maximum."""
-    if any(layer.num_nan or layer.num_inf for layer in run.layers):
+    if not all(layer.is_finite for layer in run.layers):
         return None
     found = [layer for layer in run.layers if layer.abs_max is not None]
     return max(found, key=lambda layer: layer.abs_max or 0.0, default=None)
@@ -157,6 +153,6 @@ def _how(report: Report) -> str:
         f"both over {counted(report.coverage.num_tokens, 'token')}.",
         f"Measured by precheck {report.precheck_version} on {devices} with {versions};",
         f"{scope(report)}.",
-        *([f"SHA-256 of the weights: {weights}."] if weights else []),
+        *([f"Digest of the weights: {weights}."] if weights else []),
     ]
     return markdown.prose(" ".join(told))

@@ -74,7 +74,7 @@ def _style(run: Run) -> str:
 
 def _largest(run: Run) -> str:
     found = [layer.abs_max for layer in run.layers if layer.abs_max is not None]
-    fault = any(layer.num_nan or layer.num_inf for layer in run.layers)
+    fault = not all(layer.is_finite for layer in run.layers)
     return f"{magnitude(max(found)) if found else ''}{' NaN' if fault else ''}" or DASH
 
 

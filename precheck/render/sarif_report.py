@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from precheck.facts.findings import explanations
-from precheck.records.finding import Severity
-from precheck.records.identity import module_pattern
+from precheck.records.identity import identity
 from precheck.render.source_link import source_link
 from precheck.render.words import shown
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from precheck.records.report import Report
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
-_LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.NOTE: "note"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +84,7 @@ def _result(report: Report, finding: Finding, *, codes: list[str]) -> dict[str, 
     result: dict[str, Any] = {
         "ruleId": shown(finding.code),
         "ruleIndex": codes.index(finding.code),
-        "level": _LEVELS[finding.severity],
+        "level": finding.severity.value,
         "message": {"text": shown(f"{finding.message} {finding.advice}{tried}")},
         "locations": [location],
         "partialFingerprints": {"precheck/v1": _fingerprint(report, finding)},
@@ -123,6 +121,5 @@ def _uri(path: str) -> str:
 
 def _fingerprint(report: Report, finding: Finding) -> str:
     """The same finding of the same model, whatever its figures: code, module pattern and op."""
-    pattern = "" if finding.module is None else module_pattern(finding.module)
-    told = "\n".join((report.model.id, finding.code, pattern, finding.op or ""))
+    told = "\n".join((report.model.id, *identity(finding)))
     return hashlib.sha256(told.encode("utf-8", "replace")).hexdigest()[:32]
