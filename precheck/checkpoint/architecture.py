@@ -86,8 +86,20 @@ def find_architecture(model: nn.Module) -> Architecture:
         )
     units = tuple(_units(model, lists))
     main = _main_list(model, lists)
-    num_layers = sum(1 for _ in lists[main].children())
+    num_layers = len(lists[main]._modules)  # noqa: SLF001  children() tells a shared layer once
     return Architecture(units=units, decoder_layers=main, num_decoder_layers=num_layers)
+
+
+def token_embedding(model: nn.Module) -> nn.Module | None:
+    """What the model says it looks token ids up in; None if it does not say.
+
+    Code that comes with a checkpoint often does not.
+    """
+    try:
+        found: nn.Module | None = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):  # no transformers model, or one of two towers
+        return None
+    return found
 
 
 def _block_lists(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:

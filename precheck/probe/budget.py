@@ -10,8 +10,7 @@ import psutil
 import torch
 from torch import nn
 
-from precheck.probe.settings import setting
-from precheck.probe.sizes import text_config
+from precheck.probe.settings import setting, text_config
 from precheck.records.precision import Arithmetic
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from precheck.checkpoint.architecture import token_embedding
 from precheck.checkpoint.audit import tensor_dtypes
 from precheck.checkpoint.quantization import DECODED_BY_TRANSFORMERS
 from precheck.checkpoint.source import Checkpoint
@@ -13,8 +14,8 @@ from precheck.checkpoint.weights import Weights
 from precheck.errors import UnsupportedModelError
 from precheck.probe.clamps import clamps
 from precheck.probe.loading import main_dtype
-from precheck.probe.settings import setting
-from precheck.probe.sizes import attention_facts, cache_size, text_config, widths
+from precheck.probe.settings import setting, text_config
+from precheck.probe.sizes import attention_facts, cache_size, widths
 from precheck.records.report import ModelFacts
 
 if TYPE_CHECKING:
@@ -117,10 +118,7 @@ def vocab_size(model: nn.Module) -> int:
     Raises:
         UnsupportedModelError: the model takes and makes no token ids.
     """
-    try:
-        embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):  # no transformers model, or one of two towers
-        embedding = None
+    embedding = token_embedding(model)
     if not isinstance(embedding, nn.Embedding):
         embedding = next((each for each in model.modules() if isinstance(each, nn.Embedding)), None)
     takes = getattr(model, "main_input_name", "input_ids")

@@ -14,12 +14,14 @@ import torch
 from precheck.probe.examine import CLEAN, Examiner, Producer, ReferenceOps
 from precheck.probe.nodes import Segment
 from precheck.probe.reduce import tensor_stats
-from precheck.probe.trees import copied, tensors_in
+from precheck.probe.trees import copied, results, tensors_in, versions_of
 from precheck.probe.unit_call import UnitCall, hidden_states_in, is_odd, routed_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
+
+    from torch import Tensor
 
     from precheck.probe.batches import RealTokens
     from precheck.probe.ops import OpWatcher
@@ -66,17 +68,16 @@ class Inspection:
             partner: the same as the reference called it; None where the two part.
             reference: the reference's inspection.
         """
-        outputs = list(tensors_in(call.output))
         incoming = CLEAN.union(*call.sources)
         if incoming and call.is_lost:
-            return Inspected([incoming for _ in outputs], (), call.segment)
+            return Inspected([incoming for _ in call.results], (), call.segment)
         if not is_odd(call.segment, Segment() if partner is None else partner.segment):
-            return Inspected([CLEAN for _ in outputs], (), call.segment)
+            return Inspected([CLEAN for _ in call.results], (), call.segment)
         return self._examine(call, partner, reference)
 
     def look_at_reference(self, call: UnitCall) -> Inspected:
         """A float32 run that breaks has no reference: each operation is judged by itself."""
-        clean = Inspected([CLEAN for _ in tensors_in(call.output)], (), call.segment)
+        clean = Inspected([CLEAN for _ in call.results], (), call.segment)
         hidden = call.hidden_states
         if hidden is None or all(node.is_finite for node in call.segment.nodes) or call.is_lost:
             return clean
@@ -104,8 +105,8 @@ class Inspection:
         args, kwargs = copied(call.args), copied(call.kwargs)
         for each, sources in zip(tensors_in((args, kwargs)), call.sources, strict=True):
             examiner.taint(each, sources)
-        output, segment = self._call_again(call, args, kwargs, examiner)
-        tainted = [examiner.sources(each) for each in tensors_in(output)]
+        handed_on, segment = self._call_again(call, args, kwargs, examiner)
+        tainted = [examiner.sources(each) for each in handed_on]
         return Inspected(tainted, tuple(examiner.take_producers()), segment)
 
     def _call_again(
@@ -114,13 +115,15 @@ class Inspection:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         examination: Examiner | ReferenceOps,
-    ) -> tuple[Any, Segment]:
+    ) -> tuple[list[Tensor], Segment]:
+        given = list(tensors_in((args, kwargs)))
+        versions = versions_of(given)
         watcher = self._new_watcher()
         watcher.examination = examination
-        watcher.begin(hidden_states_in(list(tensors_in((args, kwargs)))))
+        watcher.begin(hidden_states_in(given))
         with self._replaying(), watcher:
             output = call.module(*args, **kwargs)
-        return output, watcher.end()
+        return results(output, given, versions), watcher.end()
 
 
 def _routes_differ(call: UnitCall, partner: UnitCall) -> bool:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import linecache
 import math
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -38,7 +39,7 @@ from precheck.probe.op_kinds import op_kind
 from precheck.probe.ops import OpWatcher
 from precheck.probe.source_line import source_line
 from precheck.probe.trees import copied, tensors_in
-from precheck.probe.unit_call import hidden_states_in, main_output
+from precheck.probe.unit_call import hidden_states_in, logits_in, main_output
 from precheck.records.traces import Mechanism, Overflow, Section
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Watch:
     """Names the first operation that breaks while a model of yours runs.
 
     A context manager: hooks are there inside the ``with`` block alone, also after an exception.
+    Inside it, what ``torch.compile`` has compiled runs uncompiled.
 
     Args:
         model: a transformers model, or any module whose layers stand in one list.
@@ -137,6 +139,7 @@ class Watch:
         self._weights = {id(each): name for name, each in named} if weights is None else weights
         self._classifier = Classifier()
         self._attached: _Attached | None = None
+        self._uncompiled = ExitStack()
         self._overflows: tuple[Overflow, ...] = ()
         self._num_forwards = 0
         self._broken_forward: int | None = None
@@ -172,6 +175,8 @@ class Watch:
         return self._num_forwards
 
     def __enter__(self) -> Self:
+        # a compiled forward shows no operations, and the compiler would compile the hooks too
+        self._uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
         self._attached = _Attached(
             self._model,
             layout=self._layout,
@@ -190,6 +195,7 @@ class Watch:
         if self._attached is not None:
             self._attached.detach()
             self._attached = None
+        self._uncompiled.close()
 
     def _begins(self, *, is_whole: bool) -> bool:
         """Whether the forward that begins, of the whole model or its encoder, is to be watched."""
@@ -305,9 +311,8 @@ class _Attached:
         if self._depth:
             return
         if self._is_running and output is not None:
-            plain = dict(output) if isinstance(output, dict) else output
-            logits = getattr(output, "logits", None)
-            last = main_output(list(tensors_in(plain))) if logits is None else logits
+            logits = logits_in(output, None)
+            last = main_output(list(tensors_in(output))) if logits is None else logits
             if last is not None:
                 self._check(last, None, None, ())
         self._stop()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 from torch import nn
 
+from precheck.checkpoint.architecture import token_embedding
 from precheck.errors import MemoryExhaustedError
 from precheck.probe.split_head import SplitLinear, parts_of
 from precheck.records.quantities import num_bytes
@@ -212,8 +213,9 @@ def _looks_up(module: nn.Module, streamed: Streamed) -> TypeGuard[nn.Embedding]:
     """Whether a module takes token ids and gives their rows; tables of positions may count on."""
     if not isinstance(module, nn.Embedding):
         return False
-    tokens = getattr(streamed.model, "get_input_embeddings", lambda: None)()
-    return type(module).forward is nn.Embedding.forward or type(module) is type(tokens)
+    return type(module).forward is nn.Embedding.forward or type(module) is type(
+        token_embedding(streamed.model)
+    )
 
 
 def _modules_of(streamed: Streamed, unit: Unit) -> list[Piece]:

@@ -24,6 +24,7 @@ from precheck.probe.trees import tensors_in
 from precheck.probe.unit_call import (
     UnitCall,
     hidden_states_in,
+    logits_in,
     main_output,
     routed_nodes,
 )
@@ -119,9 +120,8 @@ class RunWatch:
         with self._watcher:
             output = self._skeleton.forward(self._batch)
         self._close_between()
-        logits = getattr(output, "logits", None)
-        outputs = list(tensors_in(dict(output) if isinstance(output, dict) else output))
-        self.final = logits if isinstance(logits, torch.Tensor) else main_output(outputs)
+        logits = logits_in(output, self._skeleton.vocab_size)
+        self.final = main_output(list(tensors_in(output))) if logits is None else logits
         self._finish(has_logits=logits is not None)
 
     @property
@@ -150,7 +150,7 @@ class RunWatch:
             del self._skeleton.model.get_submodule(unit.name).__dict__["forward"]
         self._skipped.clear()
         if not self._is_finished:
-            last = () if self.call is None else tensors_in(self.call.output)
+            last = [] if self.call is None else self.call.results
             self._hand_over(CLEAN.union(*(self._outside.sources(each) for each in last)))
         self._totals.num_watched = self._watcher.num_watched
         self._totals.unwatched = self._watcher.unwatched
@@ -170,16 +170,15 @@ class RunWatch:
         assert call is not None  # noqa: S101  units do not nest
         assert call.unit is unit  # noqa: S101
         self._watcher.paused = True
-        call.segment, call.output = self._watcher.end(), output
+        call.leave(self._watcher.end(), output)
         place = self._place(unit)
         position = call.position(sum(self._num_blocks.values()))
-        outputs = list(tensors_in(output))
         inspected = self._look_into(call)
         for producer in inspected.producers:
             self._add_found(
                 producer, inspected.segment, self._partner(call), place, position, call=call
             )
-        for each, carried in zip(outputs, inspected.sources, strict=True):
+        for each, carried in zip(call.results, inspected.sources, strict=True):
             self._outside.taint(each, call.given.get(id(each), CLEAN) | carried)
         self._compare(call, place)
         self._add_peaks(call.segment, self._partner(call), place, position)
@@ -210,7 +209,7 @@ class RunWatch:
     # Between units, every operation is examined as it runs: there are few of them.
 
     def _open_between(self) -> None:
-        outputs = [] if self.call is None else list(tensors_in(self.call.output))
+        outputs = [] if self.call is None else self.call.results
         self._watcher.begin(hidden_states_in(outputs))
         if self._reference is None:
             self.between = ReferenceOps()

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from precheck.probe.loading import quiet_transformers
-from precheck.probe.settings import setting
+from precheck.probe.settings import setting, text_config
 from precheck.records.sizes import AttentionFacts, CacheSize, Widths
 
 if TYPE_CHECKING:
@@ -111,12 +111,6 @@ def cache_size(model: nn.Module) -> CacheSize | None:
         window=window if near_slope > far_slope else 0,
         fixed_elements=max(0, short - _SHORT * near_slope),
     )
-
-
-def text_config(model: nn.Module) -> Any:
-    """The config of the part that reads and writes text."""
-    config: Any = getattr(model, "config", None)
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _without_weights(model: PreTrainedModel) -> PreTrainedModel:

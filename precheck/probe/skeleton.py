@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from precheck.errors import UnsupportedConfigurationError
+from precheck.probe.settings import setting, text_config
 from precheck.records.precision import Accumulation, Arithmetic
 
 if TYPE_CHECKING:
@@ -64,6 +65,12 @@ class Skeleton:
         config = getattr(self.model, "config", None)
         has_experts = any(type(each).__name__.endswith("Experts") for each in self.model.modules())
         return getattr(config, "_experts_implementation", None) if has_experts else None
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Words that the model scores, if its config tells."""
+        found = setting(text_config(self.model), "vocab_size")
+        return found if isinstance(found, int) else None
 
     @property
     def is_encoder_decoder(self) -> bool:

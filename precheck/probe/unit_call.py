@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from precheck.probe.mechanisms import Position
 from precheck.probe.nodes import OpNode, Segment
 from precheck.probe.reduce import MASK_SENTINEL
-from precheck.probe.trees import copied, tensors_in
+from precheck.probe.trees import copied, results, tensors_in, versions_of
 from precheck.records.traces import TOWERS
 
 if TYPE_CHECKING:
@@ -33,8 +35,12 @@ class UnitCall:
     """The same, in the order of the copies in ``args`` and ``kwargs``."""
     segment: Segment = field(default_factory=Segment)
     output: Any = None
+    results: list[Tensor] = field(default_factory=list)
+    """The tensors it hands on: those it returns, and those it was given and wrote into."""
     ops: ReferenceOps | None = None
     """Snapshots of a reference's operations, taken when the first run asks."""
+    _originals: list[Tensor] = field(default_factory=list)
+    _versions: list[int] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -54,7 +60,15 @@ class UnitCall:
             kwargs=copied(kwargs),
             given={id(each): outside.sources(each) for each in given},
             sources=[outside.sources(each) for each in given],
+            _originals=given,
+            _versions=versions_of(given),
         )
+
+    def leave(self, segment: Segment, output: Any) -> None:
+        """The unit returned ``output``; ``segment`` is what ran in it."""
+        self.segment, self.output = segment, output
+        self.results = results(output, self._originals, self._versions)
+        self._originals, self._versions = [], []
 
     @property
     def is_lost(self) -> bool:
@@ -74,7 +88,7 @@ class UnitCall:
     @property
     def hidden_states(self) -> Tensor | None:
         """The first output that may be hidden states or scores."""
-        return main_output(list(tensors_in(self.output)))
+        return main_output(self.results)
 
 
 def hidden_states_in(tensors: list[Tensor]) -> list[Tensor]:
@@ -93,6 +107,21 @@ def main_output(tensors: list[Tensor]) -> Tensor | None:
     """The first floating-point tensor of two or more dimensions."""
     found = (each for each in tensors if each.is_floating_point() and each.dim() > 1)
     return next(found, None)
+
+
+def logits_in(output: Any, vocab_size: int | None) -> Tensor | None:
+    """The scores of the vocabulary in what a model returns; None in one that has no head.
+
+    Code that comes with a checkpoint may return a plain dict, a tuple or the tensor itself: there,
+    scores are what is as wide as the vocabulary.
+    """
+    named = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
+    if isinstance(named, torch.Tensor):
+        return named
+    if not isinstance(output, torch.Tensor) and type(output) is not tuple:
+        return None
+    last = main_output(list(tensors_in(output)))
+    return last if last is not None and last.shape[-1] == vocab_size else None
 
 
 def is_odd(segment: Segment, reference: Segment) -> bool:
