@@ -72,6 +72,9 @@ def main() -> NoReturn:
     except PrecheckError as error:
         code, message, hint = error.exit_code, error.message, error.hint
         trace = traceback.format_exc()
+    except MemoryError:
+        code, trace = ExitCode.INCOMPLETE, traceback.format_exc()
+        message, hint = "out of memory", "leave dtypes out with --dtype, use --quick, or --static"
     except Exception as error:  # noqa: BLE001  the one place where a bug becomes an exit code
         code = ExitCode.BUG
         message = f"bug in precheck: {type(error).__name__}: {error}"

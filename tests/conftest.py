@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -18,6 +20,8 @@ from precheck.records.report import Report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.shell import Shell
 
 # Before anything imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -123,3 +127,38 @@ def _watchers() -> list[object]:
         *module._global_forward_pre_hooks.values(),  # noqa: SLF001  torch has no public list
         *module._global_forward_hooks.values(),  # noqa: SLF001
     ]
+
+
+@pytest.fixture(scope="session")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint without a fault; it is copied before anything is done to it."""
+    from tests.tiny_models import save_checkpoint, tiny  # noqa: PLC0415  it imports torch
+
+    folder = tmp_path_factory.mktemp("healthy")
+    return save_checkpoint(tiny("qwen2", num_layers=2), folder, tokenizer=True)
+
+
+@pytest.fixture
+def shell(
+    tmp_path: Path,
+    healthy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Iterator[Shell]:
+    """A shell in a folder that holds a copy of the healthy checkpoint, called ``model``."""
+    from tests.shell import Shell  # noqa: PLC0415  it imports transformers
+
+    folder, temporary = tmp_path / "here", tmp_path / "temporary"
+    shutil.copytree(healthy, folder / "model")
+    temporary.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield Shell(folder, monkeypatch, capfd)
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.fixture
+def model(shell: Shell) -> Path:
+    """The copy of the healthy checkpoint, for a test to break."""
+    return shell.folder / "model"

@@ -12,14 +12,10 @@ import errno
 import importlib
 import json
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +27,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from safetensors.torch import load_file, save_file
 from transformers.models.qwen2 import modeling_qwen2
 
-from precheck import cli, pipeline, terminal
+from precheck import pipeline, terminal
 from precheck.checkpoint import audit, source
 from precheck.checkpoint.weights import Weights
 from precheck.errors import ExitCode
@@ -47,6 +43,7 @@ if TYPE_CHECKING:
 
     from precheck.records.finding import Finding
     from precheck.records.report import Run
+    from tests.shell import Shell
 
 # The HTTP library that huggingface_hub is built on.
 transport = importlib.import_module(HfHubHTTPError.__mro__[1].__module__.split(".")[0])
@@ -55,120 +52,6 @@ UP = "model.layers.0.mlp.up_proj.weight"
 GATE = "model.layers.0.mlp.gate_proj.weight"
 ESCAPE = "\x1b[31m"
 NAMES = ["[red]bold[blink]", f"{ESCAPE}red", "two\nlines", "turned\u202earound"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """One run of the command line."""
-
-    code: int
-    out: str
-    err: str
-    left: tuple[str, ...]
-    """Files in the working folder that were not there before, or were something else."""
-
-    @property
-    def error(self) -> str:
-        """The message, on the last line or the one before the hint."""
-        (message,) = re.findall(r"^error: (.*)$", self.err, flags=re.MULTILINE)
-        return str(message)
-
-    @property
-    def hint(self) -> str:
-        """The next thing to type."""
-        (hint,) = re.findall(r"^hint: (.*)$", self.err, flags=re.MULTILINE)
-        return str(hint)
-
-    @property
-    def report(self) -> Report:
-        """The report on stdout; needs ``--format json``."""
-        return Report.from_dict(json.loads(self.out))
-
-
-class Shell:
-    """Runs the command line in this process, in a folder of its own."""
-
-    def __init__(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-    ) -> None:
-        self.folder = folder
-        self.monkeypatch = monkeypatch
-        self.capfd = capfd
-
-    def __call__(self, *arguments: str | Path) -> Ended:
-        before = files_in(self.folder)
-        self.monkeypatch.setattr(sys, "argv", ["precheck", "scan", *map(str, arguments)])
-        self.capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = self.capfd.readouterr()
-        assert "Traceback" not in out + err
-        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", out + err)
-        return Ended(
-            code=int(end.value.code or 0),
-            out=out,
-            err=err,
-            left=tuple(sorted(name for name, _ in files_in(self.folder) - before)),
-        )
-
-    def refuses(self, *arguments: str | Path, code: ExitCode, says: str, hint: str) -> Ended:
-        """Runs what must end with this message, before anything was written or printed."""
-        ended = self(*arguments)
-        assert (ended.code, ended.out, ended.left) == (code, "", ()), ended.err
-        assert says in ended.error
-        assert hint in ended.hint
-        assert ended.err.endswith(f"error: {ended.error}\nhint: {ended.hint}\n")
-        assert not ended.error.endswith(".")
-        first = ended.error.split()[0]
-        assert first == first.lower() or not first.isalpha() or hasattr(transformers, first)
-        return ended
-
-    def scans(self, *arguments: str | Path, code: ExitCode) -> Report:
-        """Runs one quick scan that must come to an end, and gives its report."""
-        ended = self(*arguments, "--quick", "--format", "json")
-        assert (ended.code, ended.left) == (code, ()), ended.err
-        assert ended.report.complete
-        return ended.report
-
-
-def files_in(folder: Path) -> set[tuple[str, int]]:
-    """Every file, with when it was last written."""
-    return {
-        (each.relative_to(folder).as_posix(), each.lstat().st_mtime_ns)
-        for each in folder.rglob("*")
-        if not each.is_dir() or each.is_symlink()
-    }
-
-
-@pytest.fixture(scope="module")
-def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint without a fault; it is copied before anything is done to it."""
-    folder = tmp_path_factory.mktemp("healthy")
-    return save_checkpoint(tiny("qwen2", num_layers=2), folder, tokenizer=True)
-
-
-@pytest.fixture
-def shell(
-    tmp_path: Path,
-    healthy: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> Iterator[Shell]:
-    """A shell in a folder that holds a copy of the healthy checkpoint, called ``model``."""
-    folder, temporary = tmp_path / "here", tmp_path / "temporary"
-    shutil.copytree(healthy, folder / "model")
-    temporary.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    yield Shell(folder, monkeypatch, capfd)
-    assert list(temporary.iterdir()) == []
-
-
-@pytest.fixture
-def model(shell: Shell) -> Path:
-    """The copy of the healthy checkpoint, for a test to break."""
-    return shell.folder / "model"
 
 
 def change_config(folder: Path, **changes: Any) -> None:

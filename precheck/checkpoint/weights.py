@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -12,7 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 import torch
 from safetensors import SafetensorError, safe_open
 
-from precheck.errors import CheckpointCorruptError, CheckpointError, UnsupportedModelError
+from precheck.errors import (
+    CheckpointAccessError,
+    CheckpointCorruptError,
+    CheckpointError,
+    UnsupportedModelError,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,12 +84,12 @@ class _SafetensorsShard:
             # safetensors' stubs leave the methods of its handle untyped.
             self._file: Any = safe_open(file, framework="pt", device="cpu")
             self._descriptor = os.open(file, os.O_RDONLY)
-        except (SafetensorError, OSError) as error:
+            self._opened_as = os.fstat(self._descriptor)
+            length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
+            # safe_open has just checked that the spans lie in the file and do not overlap
+            header = json.loads(os.pread(self._descriptor, length, 8))
+        except (SafetensorError, OSError, ValueError) as error:
             raise _unreadable(file, error) from error
-        self._opened_as = os.fstat(self._descriptor)
-        length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
-        # safe_open has just checked that the spans lie in the file and do not overlap
-        header = json.loads(os.pread(self._descriptor, length, 8))
         header.pop("__metadata__", None)
         self._spans = {
             name: Span(*(8 + length + offset for offset in entry["data_offsets"]))
@@ -219,7 +225,10 @@ class Weights(Mapping[str, torch.Tensor]):
         shard: _Shard = _SafetensorsShard(file) if is_safetensors else _PickleShard(file)
         self._shards.append(shard)
         self._shard_of |= dict.fromkeys(shard.names(), shard)
-        self._size_bytes += file.stat().st_size
+        try:
+            self._size_bytes += file.stat().st_size
+        except OSError as error:
+            raise _unreadable(file, error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -365,11 +374,17 @@ def _not_only_tensors(file: Path) -> UnsupportedModelError:
     )
 
 
-def _unreadable(file: Path, error: Exception) -> CheckpointCorruptError:
+def _unreadable(file: Path, error: Exception) -> CheckpointError:
     if _is_lfs_pointer(file):
         return CheckpointCorruptError(
             f"weights file is a Git LFS pointer, not the weights: {str(file)!r}",
             hint=f"git -C {str(file.parent)!r} lfs pull",
+        )
+    # that is how torch finds a file that ends early
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:
+        return CheckpointAccessError(
+            f"cannot read weights file: {str(file)!r}: {error.strerror or error}",
+            hint="is the disk or network share still there? Then scan again",
         )
     return CheckpointCorruptError(
         f"weights file cut off or corrupt: {str(file)!r} ({str(error)!r})",

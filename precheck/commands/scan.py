@@ -157,8 +157,8 @@ def scan(
     gating = Gating.of(require=require, baseline=baseline, fail_on=fail_on)
     attns = None if attn is None else arguments.names(attn, flag="--attn")
     sums = None if accumulation is None else arguments.names(accumulation, flag="--accumulation")
-    with terminal.progress(quiet=quiet) as observe:
-        try:
+    try:
+        with terminal.progress(quiet=quiet) as observe:
             chosen = arguments.dtypes(dtype)
             memory = arguments.size(max_memory, flag="--max-memory")
             import_torch()
@@ -183,20 +183,20 @@ def scan(
                 capsule=capsule,
                 observe=observe,
             )
-        except KeyboardInterrupt as interrupted:
-            terminal.say("interrupted")
-            if isinstance(interrupted, ScanInterrupted) and isinstance(interrupted.partial, Report):
-                writing.into_files(interrupted.partial)
-                for path, _ in writing.files:
-                    terminal.say(f"what was measured until then is in {path}")
-            raise typer.Exit(ExitCode.INTERRUPTED) from interrupted
-    if not is_first:
-        return  # it has told the first process what it found
-    report = gating.accept(report)
-    try:
-        writing.on_stdout(report)
-    finally:
-        writing.into_files(report)
+        if not is_first:
+            return  # it has told the first process what it found
+        report = gating.accept(report)
+        try:
+            writing.on_stdout(report)
+        finally:
+            writing.into_files(report)
+    except KeyboardInterrupt as interrupted:
+        terminal.say("interrupted")
+        if isinstance(interrupted, ScanInterrupted) and isinstance(interrupted.partial, Report):
+            writing.into_files(interrupted.partial)
+            for path, _ in writing.files:
+                terminal.say(f"what was measured until then is in {path}")
+        raise typer.Exit(ExitCode.INTERRUPTED) from interrupted
     raise typer.Exit(gating.exit_code(report, quiet=quiet))
 
 

@@ -55,6 +55,27 @@ def test_names_the_operation_that_breaks_the_prompt(folders: dict[str, Path]) ->
     assert watch.is_origin
 
 
+@pytest.mark.parametrize("part", ["model", "layers"])
+def test_what_is_compiled_is_watched_uncompiled(folders: dict[str, Path], part: str) -> None:
+    model, tokenizer = loaded(folders["qwen2-eager"], attn_implementation="eager")
+    compiled: Any = model
+    if part == "model":
+        compiled = torch.compile(model, backend="eager")
+    else:
+        for layer in model.model.layers:
+            layer.compile(backend="eager")
+    with torch.no_grad(), precheck.watch(model) as watch:
+        compiled(**tokenizer("Hello", return_tensors="pt"))
+    assert watch.first_overflow is not None
+    assert watch.first_overflow.module == "model.layers.3.self_attn"
+    assert compiler_stance() == "default"
+
+
+def compiler_stance() -> str:
+    """What torch's compiler does now."""
+    return str(torch._dynamo.eval_frame._stance.stance)  # noqa: SLF001
+
+
 def test_a_failure_that_begins_after_some_steps_is_caught_there(folders: dict[str, Path]) -> None:
     model, tokenizer = loaded(folders["gemma-prompt"])
     inputs = tokenizer(LATER, return_tensors="pt")
