@@ -145,6 +145,7 @@ _SIZES: dict[str, Any] = {
     ),
     "mamba_d_head": 16,
     "mamba_n_heads": 8,
+    "mamba_d_ssm": 128,
     "mamba_num_heads": 8,
     "mamba_head_dim": 16,
     "n_groups": 1,
@@ -171,6 +172,10 @@ _SIZES: dict[str, Any] = {
     "layer_types": None,
     "num_nextn_predict_layers": 0,
 }
+_KEPT = object()
+"""Leaves a setting as the config class has it."""
+_CYCLED = object()
+"""The kinds of layers that the config class has, in turn."""
 _VARIANTS: tuple[dict[str, Any], ...] = (
     {},
     {"num_key_value_heads": 4},
@@ -182,22 +187,20 @@ _VARIANTS: tuple[dict[str, Any], ...] = (
     {"layer_types": ["full_attention"] * 4},
     {"is_decoder": True},
     {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256},
+    {"layer_types": _CYCLED},
+    {"layer_types": _KEPT},
+    dict.fromkeys(("layer_types", "num_hidden_layers", "num_layers", "n_layer"), _KEPT),
+    # rotations whose parts add up to half a head of 128
+    {"hidden_size": 512, "head_dim": 128, "intermediate_size": 256},
+    {"hidden_size": 256, "head_dim": 64, "intermediate_size": 256},
+    {"attention_types": [[["global", "local"], 2]]},
+    {"max_position_embeddings": 4096, "axial_pos_embds": False, "is_decoder": True},
 )
-_PARTS = (
-    "text_config",
-    "vision_config",
-    "audio_config",
-    "decoder",
-    "encoder",
-    "qformer_config",
-    "perceiver_config",
-)
-"""Configs inside a config."""
 _ABSENT_BY_CHOICE = frozenset(
     {"layer_types", "q_lora_rank", "sliding_window", "n_inner", "num_kv_shared_layers"}
 )
 """What a config leaves out on purpose."""
-_LARGEST = 20e6
+_LARGEST = 30e6
 """Parameters."""
 
 
@@ -278,10 +281,15 @@ def small(config_class: Any, extra: dict[str, Any]) -> dict[str, Any]:
     wanted = {
         name: value
         for name, value in {**_SIZES, **extra}.items()
-        if _takes(config_class, config, name)
+        if value is not _KEPT and _takes(config_class, config, name)
     }
-    for name in _PARTS:
-        part = getattr(config, name, None)
+    if wanted.get("layer_types") is _CYCLED:
+        kinds_of_layers = list(dict.fromkeys(config.layer_types or ()))
+        num_layers = wanted.get("num_hidden_layers", 4)
+        wanted["layer_types"] = [
+            kinds_of_layers[index % len(kinds_of_layers)] for index in range(num_layers)
+        ]
+    for name, part in vars(config).items():
         if isinstance(part, PreTrainedConfig):
             wanted[name] = small(type(part), extra)
     return wanted
@@ -289,14 +297,17 @@ def small(config_class: Any, extra: dict[str, Any]) -> dict[str, Any]:
 
 def _takes(config_class: Any, config: Any, name: str) -> bool:
     """Whether a config has a size that can be set."""
-    described = inspect.getattr_static(config_class, name, None)
+    meant = config_class.attribute_map.get(name, name)
+    described = inspect.getattr_static(config_class, meant, None)
     if isinstance(described, property) and described.fset is None:
         return False
     try:
         known = getattr(config, name)
     except Exception:  # noqa: BLE001  some configs raise errors of their own
         return False
-    if isinstance(known, bool) or (isinstance(known, list | tuple) and name != "layer_types"):
+    if isinstance(known, bool) or (
+        isinstance(known, list | tuple) and name not in {"layer_types", "attention_types"}
+    ):
         return False
     return known is not None or name not in _ABSENT_BY_CHOICE
 

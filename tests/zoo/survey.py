@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 SECONDS = 600
 """For one architecture: built, scanned, planted, scanned again."""
 MEMORY_BYTES = 12 << 30
+_UNSAFE = {Verdict.OVERFLOW, Verdict.DEGRADED, Verdict.FAILED}
 _ABOUT_THE_MODEL = ("PC1", "PC2", "PC3")
 """Findings that a healthy model must not have; others are about devices, files and the scan."""
 
@@ -105,6 +106,9 @@ def _scan_both(model: PreTrainedModel, folder: Path, row: Row) -> None:
         row.confirmed = tuple(alarms)
     else:
         row.alarms = tuple(alarms)
+    if any(run.verdict in _UNSAFE for run in report.runs if run.dtype is Dtype.FLOAT16):
+        row.unplanted = "float16 breaks without a plant"
+        return
     try:
         row.planted = plant(model)
     except NotBuiltError as error:
@@ -137,9 +141,8 @@ def _alarms(report: Report) -> list[str]:
         for each in report.findings
         if each.severity is not Severity.NOTE and each.code.startswith(_ABOUT_THE_MODEL)
     ]
-    unsafe = {Verdict.OVERFLOW, Verdict.DEGRADED, Verdict.FAILED}
     return found or [
-        f"{run.name}: {run.verdict} {run.reason}" for run in report.runs if run.verdict in unsafe
+        f"{run.name}: {run.verdict} {run.reason}" for run in report.runs if run.verdict in _UNSAFE
     ]
 
 
@@ -211,7 +214,12 @@ def in_a_process(kind: Kind) -> Row:
         text = told.read()
     _, status = os.waitpid(child, 0)
     if not text:
-        return Row(kind=kind, crashed=f"the process ended with signal {os.WTERMSIG(status)}")
+        number = os.WTERMSIG(status)
+        late = f"not done after {SECONDS} seconds"
+        return Row(
+            kind=kind,
+            crashed=late if number == signal.SIGALRM else f"the process ended with signal {number}",
+        )
     fields = json.loads(text)
     return Row(**{**fields, "kind": Kind(*fields["kind"])})
 
@@ -282,7 +290,8 @@ page.
 *Silent*: no finding about range, precision or attention, and no run that cannot be used. Some
 random weights do not round harmlessly, or give something else with another attention: such a
 finding is no false alarm if plain forwards of transformers differ as much.
-*Named*: every float16 run names the module with the planted weights first.
+*Named*: every float16 run names the module with the planted weights first. Where float16 breaks
+by itself, as plain forwards confirm, nothing is planted.
 
 ## Architectures
 
