@@ -62,6 +62,10 @@ class MemoryExhaustedError(PrecheckError):
     """The device or the host has no room for the scan."""
 
 
+class LibraryVersionError(PrecheckError):
+    """torch, transformers or another library is missing, or too old or too new."""
+
+
 class WorkerLostError(PrecheckError):
     """One of several processes ended before the scan did."""
 

@@ -12,6 +12,7 @@ from precheck import __version__
 from precheck.errors import ReportError, ScanInterrupted, UsageError
 from precheck.facts import devices
 from precheck.judge import judge
+from precheck.libraries import check_libraries
 from precheck.records.precision import Accumulation, Configuration, Dtype
 from precheck.records.prompts import ImagePrompt
 from precheck.records.report import Measurements, Report
@@ -83,6 +84,7 @@ def scan(
         PrecheckError: the checkpoint or the device does not allow a scan.
         ScanInterrupted: Ctrl-C; ``partial`` is the report on what was measured until then.
     """
+    check_libraries()
     for gpu in gpus:
         devices.find(gpu)  # an unknown name is worth knowing before a long scan
     _check_text(prompts or ())

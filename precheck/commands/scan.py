@@ -26,6 +26,7 @@ from precheck.commands.options import (
 from precheck.commands.writing import plan_writing
 from precheck.errors import ExitCode, ScanInterrupted
 from precheck.judge.gate import FailOn
+from precheck.libraries import check_libraries
 from precheck.probe.processes import is_first_process
 from precheck.records.report import Report
 from precheck.render import Format
@@ -208,6 +209,7 @@ def import_torch() -> None:
     """
     if "torch" in sys.modules:
         return
+    check_libraries()
     gc.disable()
     try:
         for name in ("precheck.checkpoint.source", "precheck.probe.measure"):

@@ -1,0 +1,116 @@
+"""Private parts of torch and transformers: who uses them, and what broke if they go.
+
+A failure here names the file to look at, before a hundred other tests fail for the same reason.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.tiny_models import tiny
+
+PACKAGE = Path(__file__).parents[1] / "precheck"
+
+IMPORTED: dict[tuple[str, str], tuple[str, ...]] = {
+    ("torch._ops", "OpOverload"): (
+        "probe/accumulation.py", "probe/arithmetic.py", "probe/live.py", "probe/op_kinds.py",
+        "probe/ops.py",
+    ),
+    ("torch.utils._python_dispatch", "TorchDispatchMode"): (
+        "probe/live.py", "probe/ops.py", "probe/reproduce.py",
+    ),
+    ("torch.utils._python_dispatch", "_disable_current_modes"): ("probe/live.py",),
+    ("transformers.conversion_mapping", "get_model_conversion_mapping"): ("probe/conversion.py",),
+    ("transformers.core_model_loading", "WeightConverter"): ("probe/conversion.py",),
+    ("transformers.core_model_loading", "WeightRenaming"): ("probe/conversion.py",),
+    ("transformers.core_model_loading", "dot_natural_key"): ("probe/conversion.py",),
+    ("transformers.core_model_loading", "rename_source_key"): ("probe/conversion.py",),
+}  # fmt: skip
+"""What is imported, and the files that may: one seam each."""
+
+ATTRIBUTES: list[tuple[object, str, str]] = [
+    (torch.compiler, "set_stance", "compiled blocks run uncompiled (probe/measure.py, live.py)"),
+    (torch.Tensor, "_version", "inputs that a layer writes into are results (probe/trees.py)"),
+    (torch.UntypedStorage, "_cdata", "views are told from copies (probe/examine.py)"),
+    (transformers.PreTrainedModel, "_from_config", "models without weights (probe/loading.py)"),
+    (
+        transformers.PreTrainedModel,
+        "_can_set_attn_implementation",
+        "attention is switched on a built model (probe/skeleton.py)",
+    ),
+    (
+        transformers.PreTrainedModel,
+        "set_attn_implementation",
+        "attention is switched on a built model (probe/skeleton.py)",
+    ),
+    (transformers.AutoModelForCausalLM, "_model_mapping", "classes by config (probe/loading.py)"),
+]
+
+
+def is_private(module: str) -> bool:
+    parts = module.split(".")
+    is_known = parts[0] in {"torch", "transformers"}
+    return is_known and (
+        any(each.startswith("_") for each in parts)
+        or parts[-1] in {"core_model_loading", "conversion_mapping"}
+    )
+
+
+def imports() -> dict[tuple[str, str], set[str]]:
+    """Each private name that precheck imports, with the files that do."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and is_private(node.module):
+                for each in node.names:
+                    where = file.relative_to(PACKAGE).as_posix()
+                    found.setdefault((node.module, each.name), set()).add(where)
+    return found
+
+
+def test_no_other_private_part_is_used_and_none_from_elsewhere() -> None:
+    assert imports() == {name: set(files) for name, files in IMPORTED.items()}
+
+
+@pytest.mark.parametrize(("module", "name"), list(IMPORTED))
+def test_it_is_still_there(module: str, name: str) -> None:
+    users = ", ".join(IMPORTED[module, name])
+    assert hasattr(importlib.import_module(module), name), f"{module}.{name} is gone: see {users}"
+
+
+@pytest.mark.parametrize(("owner", "name", "purpose"), ATTRIBUTES)
+def test_the_attribute_is_still_there(owner: Any, name: str, purpose: str) -> None:
+    assert hasattr(owner, name), f"{name} is gone: {purpose}"
+
+
+def test_a_dispatch_mode_sees_the_operations_of_a_model() -> None:
+    seen: list[str] = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            del types
+            seen.append(func._schema.name)  # noqa: SLF001  as probe/op_kinds.py
+            return func(*args, **(kwargs or {}))
+
+    model = tiny("qwen2")
+    with torch.no_grad(), Mode():
+        model(input_ids=torch.ones(1, 3, dtype=torch.long))
+    assert {"aten::mm", "aten::embedding"} <= set(seen)
+
+
+def test_a_parameter_can_be_put_into_a_module_without_registering_it() -> None:
+    """probe/streaming.py and probe/residency.py do."""
+    layer = torch.nn.Linear(2, 2, bias=False)
+    ones = torch.nn.Parameter(torch.ones(2, 2))
+    layer._parameters["weight"] = ones  # noqa: SLF001
+    assert layer.weight is ones
