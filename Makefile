@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test fuzz zoo install check fix docs facts gpu golden bench bench-scan bench-memory bench-scaling bench-arithmetic bench-live gallery help
+.PHONY: scan test fuzz matrix zoo install check fix docs facts gpu golden bench bench-scan bench-memory bench-scaling bench-arithmetic bench-live gallery help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
@@ -22,6 +22,10 @@ test: install ## Run the tests, offline, on the CPU: make test ARGS="-k planted"
 
 fuzz: install ## Break checkpoints at random, 500 times each way (20 minutes)
 	PRECHECK_FUZZ_EXAMPLES=500 $(BIN)/python -m pytest -n logical tests/test_fuzz.py
+
+matrix: install ## Run the tests with the oldest and the newest libraries, on every Python found (an hour)
+	@$(BIN)/python -m pip install --quiet --prefer-binary --group matrix
+	$(BIN)/nox $(ARGS)
 
 zoo: install ## Scan a tiny model of every architecture, and write docs/coverage.md (15 minutes)
 	$(BIN)/python -m tests.zoo.survey --output docs/coverage.md $(ARGS)

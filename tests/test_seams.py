@@ -103,7 +103,7 @@ def test_a_dispatch_mode_sees_the_operations_of_a_model() -> None:
             return func(*args, **(kwargs or {}))
 
     model = tiny("qwen2")
-    with torch.no_grad(), Mode():
+    with torch.no_grad(), Mode():  # type: ignore[no-untyped-call]
         model(input_ids=torch.ones(1, 3, dtype=torch.long))
     assert {"aten::mm", "aten::embedding"} <= set(seen)
 

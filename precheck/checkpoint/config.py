@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CONFIG = "config.json"
+MOST_LAYERS = 10_000
+"""Of one stack; the deepest published decoders have fewer than 200."""
 
 
 def read_json_object(file: Path, *, where: str) -> dict[str, Any]:
@@ -65,6 +67,7 @@ def load_config(
     """
     if not trust_remote_code:
         _refuse_code(content, where=where)
+    _refuse_endless_stacks(content, where=where)
     try:
         with _quiet_transformers():
             config: transformers.PreTrainedConfig = transformers.AutoConfig.from_pretrained(
@@ -78,6 +81,19 @@ def load_config(
             hint="compare the file with the one on the Hub, or: pip install -U transformers",
         ) from error
     return config
+
+
+def _refuse_endless_stacks(content: Mapping[str, Any], *, where: str) -> None:
+    """Config classes write a list of that length, and models make a module for each."""
+    for name, value in content.items():
+        if isinstance(value, dict):
+            _refuse_endless_stacks(value, where=where)
+        elif "layer" in name and isinstance(value, int | float) and value > MOST_LAYERS:
+            raise CheckpointCorruptError(
+                f"{CONFIG} of {where!r} says that {name} is {value!r} (expected at most "
+                f"{MOST_LAYERS:,})",
+                hint="compare the file with the one on the Hub",
+            )
 
 
 def without_quantization(config: transformers.PreTrainedConfig) -> transformers.PreTrainedConfig:

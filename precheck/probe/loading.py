@@ -19,9 +19,11 @@ from transformers.utils.quantization_config import Mxfp4Config
 
 from precheck.errors import (
     CheckpointCorruptError,
+    PrecheckError,
     UnsupportedConfigurationError,
     UnsupportedModelError,
 )
+from precheck.probe.bounds import bounded_by_its_files
 from precheck.probe.memory import is_out_of_memory, memory_error
 from precheck.probe.skeleton import first_line
 from precheck.records.precision import Dtype
@@ -68,9 +70,7 @@ def load_model(
     """
     loader = model_class(checkpoint.config)
     try:
-        # what a checkpoint lacks is drawn at random; the caller's generator stays where it is
-        with quiet_transformers(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(SEED)
+        with _building(checkpoint):
             model, found = _loaded(
                 loader,
                 checkpoint,
@@ -156,8 +156,7 @@ def empty_model(
     try:
         if not issubclass(loader, PreTrainedModel):
             loader = type(_on_meta(loader, checkpoint))
-        with quiet_transformers(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(SEED)
+        with _building(checkpoint):
             model, found = loader.from_pretrained(
                 None,
                 config=checkpoint.config,
@@ -172,6 +171,19 @@ def empty_model(
     except Exception as error:
         raise _translated(error, attn_implementation, loader) from error
     return model, _loading(found)
+
+
+@contextmanager
+def _building(checkpoint: Checkpoint) -> Iterator[None]:
+    """What a checkpoint lacks is drawn at random; the caller's generator stays where it is."""
+    devices = range(torch.cuda.device_count())
+    with (
+        quiet_transformers(),
+        bounded_by_its_files(checkpoint),
+        torch.random.fork_rng(devices=devices),
+    ):
+        torch.manual_seed(SEED)
+        yield
 
 
 class _StandIn:
@@ -191,7 +203,7 @@ class _StandIn:
 
 
 def _on_meta(loader: Any, checkpoint: Checkpoint) -> nn.Module:
-    with quiet_transformers(), torch.device("meta"):
+    with quiet_transformers(), bounded_by_its_files(checkpoint), torch.device("meta"):
         model: nn.Module
         if issubclass(loader, PreTrainedModel):
             model = loader._from_config(checkpoint.config)  # noqa: SLF001  its only spelling
@@ -273,6 +285,8 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _translated(error: Exception, attn_implementation: str | None, loader: type) -> Exception:
+    if isinstance(error, PrecheckError):
+        return error
     if attn_implementation is not None and isinstance(error, ValueError | ImportError):
         return UnsupportedConfigurationError(first_line(error))
     if is_out_of_memory(error):
