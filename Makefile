@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test fuzz matrix zoo install check fix docs facts gpu golden bench bench-scan bench-memory bench-scaling bench-arithmetic bench-live gallery help
+.PHONY: scan test fuzz matrix mutants zoo install check fix docs facts gpu golden bench bench-scan bench-memory bench-scaling bench-arithmetic bench-live gallery help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
@@ -26,6 +26,9 @@ fuzz: install ## Break checkpoints at random, 500 times each way (20 minutes)
 matrix: install ## Run the tests with the oldest and the newest libraries, on every Python found (an hour)
 	@$(BIN)/python -m pip install --quiet --prefer-binary --group matrix
 	$(BIN)/nox $(ARGS)
+
+mutants: install ## Switch each detector off, and see whether a test notices (half an hour)
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 zoo: install ## Scan a tiny model of every architecture, and write docs/coverage.md (15 minutes)
 	$(BIN)/python -m tests.zoo.survey --output docs/coverage.md $(ARGS)

@@ -1,0 +1,182 @@
+"""Switches each detector off, one at a time, and tells whether a test notices: ``make mutants``.
+
+Each mutation is made in a copy of the working tree. The tests nearest to it are run first, all that
+may notice it after them; a mutation that no test notices is printed as SURVIVED, and the exit code
+is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RULES = "precheck/judge/rules.py"
+JUDGING = ("tests/judge", "tests/gallery tests/probe/test_static.py tests/test_bad_input.py")
+SECONDS = 900
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutation:
+    """One change to one file; ``tests`` are tried in turn until one fails."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def off(file: str, function: str, value: str, *tests: str) -> Mutation:
+    """The function returns ``value`` and does nothing."""
+    return Mutation(
+        name=f"{function} returns {value}",
+        file=f"precheck/{file}",
+        old=rf"((?:    )*)def {function}\((?:[^()]|\([^()]*\))*\)(?: -> [^\n]*)?:\n",
+        new=rf"\g<0>\1    return {value}\n",
+        tests=tests,
+    )
+
+
+CULPRITS = ("tests/probe/test_detectors.py", "tests/probe/test_culprits.py")
+DETECTORS = (
+    off("probe/examine.py", "unexpected", "None", *CULPRITS),
+    off("probe/unit_call.py", "is_odd", "False", *CULPRITS),
+    off("probe/unit_call.py", "_is_explained", "False", "tests/probe/test_silence.py", *CULPRITS),
+    off("probe/unit_call.py", "routed_nodes", "frozenset()", *CULPRITS, "tests/probe"),
+    off("probe/unit_call.py", "logits_in", "None", "tests/test_custom_code.py"),
+    off("probe/trees.py", "_is_dataclass", "False", "tests/test_custom_code.py"),
+    Mutation(
+        name="results forgets inputs that were written into",
+        file="precheck/probe/trees.py",
+        old=r"if each\._version != before",
+        new="if False",
+        tests=("tests/test_custom_code.py",),
+    ),
+    Mutation(
+        name="compiled blocks stay compiled",
+        file="precheck/probe/measure.py",
+        old=r', torch\.compiler\.set_stance\("force_eager"\)',
+        new="",
+        tests=("tests/test_custom_code.py",),
+    ),
+    off("probe/symptom.py", "symptom_of", "None", "tests/probe/test_culprits.py", "tests/gallery"),
+    off("probe/scores.py", "raw_score_abs_max", "None", "tests/probe", "tests/gallery"),
+    off("probe/compare.py", "routing_agreement", "None", "tests/probe/test_detectors.py"),
+    off("probe/memory.py", "is_out_of_memory", "False", "tests/test_fault_matrix.py"),
+    off("probe/loading.py", "kept_modules", "{}", "tests/probe"),
+    off("checkpoint/config.py", "_refuse_code", "None", "tests/checkpoint/test_source.py"),
+    off("checkpoint/config.py", "_refuse_endless_stacks", "None", "tests/test_hostile.py"),
+    off("probe/bounds.py", "count", "None", "tests/test_hostile.py"),
+    off("libraries.py", "check_libraries", "None", "tests/test_libraries.py"),
+    Mutation(
+        name="memory that runs out is called a bug",
+        file="precheck/cli.py",
+        old=r"except MemoryError:",
+        new="except ZeroDivisionError:",
+        tests=("tests/test_fault_matrix.py",),
+    ),
+    Mutation(
+        name="a file is not looked at again",
+        file="precheck/checkpoint/weights.py",
+        old=r"(    def check_unchanged\(self\) -> None:\n)        opened, now",
+        new=r"\1        return\n        opened, now",
+        tests=("tests/checkpoint/test_reading.py",),
+    ),
+)
+
+
+def rules() -> list[Mutation]:
+    """Each rule finds nothing; of the rule for overflows, each mechanism's."""
+    text = (ROOT / RULES).read_text(encoding="utf-8")
+    found = [
+        Mutation(
+            name=f"{code} is never found",
+            file=RULES,
+            old=rf'(Rule\("{code}", "[^"]*", )[\w.]+(\))',
+            new=r"\1lambda evidence: ()\2",
+            tests=JUDGING,
+        )
+        for code in re.findall(r'Rule\("(PC\d+)"', text)
+    ]
+    mechanisms = (ROOT / "precheck/records/traces.py").read_text(encoding="utf-8")
+    declared = mechanisms[mechanisms.index("class Mechanism") :]
+    names = re.findall(
+        r'^    [A-Z_]+ = "(\w+)"', declared[: declared.index("\n\n\n")], re.MULTILINE
+    )
+    return found + [
+        Mutation(
+            name=f"no overflow is put down to {name}",
+            file=RULES,
+            old=r"overflow\.reaches_output\(mechanism\)",
+            new=f'(lambda evidence: ()) if mechanism == "{name}" else \\g<0>',
+            tests=JUDGING,
+        )
+        for name in names
+    ]
+
+
+def is_caught(mutation: Mutation, copy: Path) -> bool:
+    """Whether a test fails with it."""
+    file = copy / mutation.file
+    sound = file.read_text(encoding="utf-8")
+    changed, count = re.subn(mutation.old, mutation.new, sound, count=1)
+    if count != 1 or changed == sound:
+        raise SystemExit(f"{mutation.name}: nothing to change in {mutation.file}")
+    file.write_text(changed, encoding="utf-8")
+    try:
+        return any(not passes(tests.split(), copy) for tests in mutation.tests)
+    finally:
+        file.write_text(sound, encoding="utf-8")
+
+
+def passes(tests: list[str], copy: Path) -> bool:
+    """Whether they pass, in the copy."""
+    ran = subprocess.run(  # noqa: S603  our own tests
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy)},
+        capture_output=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    return ran.returncode == 0
+
+
+def main() -> None:
+    """Try all, or those whose name contains one of the words."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("words", nargs="*")
+    words = parser.parse_args().words
+    chosen = [
+        each
+        for each in (*DETECTORS, *rules())
+        if not words or any(word in each.name for word in words)
+    ]
+    survived = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        ignored = shutil.ignore_patterns(".venv", ".git", "build", "__pycache__", ".*_cache")
+        shutil.copytree(ROOT, copy, ignore=ignored, symlinks=True)
+        for each in chosen:
+            began = time.monotonic()
+            caught = is_caught(each, copy)
+            survived += not caught
+            seconds = time.monotonic() - began
+            told = "caught" if caught else "SURVIVED"
+            sys.stdout.write(f"{told:9} {seconds:4.0f} s  {each.name}\n")
+            sys.stdout.flush()
+    sys.stdout.write(f"{len(chosen) - survived} of {len(chosen)} caught\n")
+    sys.exit(survived > 0)
+
+
+if __name__ == "__main__":
+    main()
