@@ -10,7 +10,7 @@ nox.options.error_on_missing_interpreters = False
 LIBRARIES = {
     # every dependency at the lower end of its range in pyproject.toml
     "oldest": ("--resolution", "lowest-direct"),
-    "oldest-torch": ("torch==2.6.0",),
+    "oldest-torch": ("torch==2.7.0",),
     "oldest-transformers": ("transformers==5.10.*", "torch==2.13.0"),
     "newest": ("--upgrade",),
 }

@@ -50,7 +50,6 @@ CULPRITS = ("tests/probe/test_detectors.py", "tests/probe/test_culprits.py")
 DETECTORS = (
     off("probe/examine.py", "unexpected", "None", *CULPRITS),
     off("probe/unit_call.py", "is_odd", "False", *CULPRITS),
-    off("probe/unit_call.py", "_is_explained", "False", "tests/probe/test_silence.py", *CULPRITS),
     off("probe/unit_call.py", "routed_nodes", "frozenset()", *CULPRITS, "tests/probe"),
     off("probe/unit_call.py", "logits_in", "None", "tests/test_custom_code.py"),
     off("probe/trees.py", "_is_dataclass", "False", "tests/test_custom_code.py"),

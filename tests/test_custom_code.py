@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from torch._dynamo.utils import counters
 
 import precheck
 from precheck.errors import UnsupportedModelError
@@ -53,6 +54,13 @@ def test_a_planted_one_is_named_with_its_line(name: str, tmp_path: Path) -> None
     assert overflow.source is not None
     assert overflow.source.startswith("modeling_mine.py:")
     assert "self.down(" in str(overflow.code)
+
+
+@pytest.mark.parametrize("name", [each for each in CUSTOM if each.endswith("are compiled")])
+def test_what_is_compiled_runs_uncompiled(name: str, tmp_path: Path) -> None:
+    counters.clear()
+    scanned(CUSTOM[name], tmp_path, planted=False)
+    assert counters["frames"]["total"] == 0
 
 
 @pytest.mark.parametrize("name", [each for each in CUSTOM if each.startswith("the answer")])
