@@ -21,6 +21,8 @@ ODD = {
     "Gemma3nForCausalLM": None,
     # its audio tower is deeper than its decoder
     "Phi4MultimodalForCausalLM": None,
+    # adds two masks of float16 in float32
+    "ProphetNetForCausalLM": None,
     # an epsilon of the dtype makes float32 larger than anything float16 holds
     "ZayaForCausalLM": None,
 }
