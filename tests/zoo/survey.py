@@ -199,6 +199,8 @@ def _culprit(report: Report) -> str | None:
         for run in report.runs
         if run.dtype is Dtype.FLOAT16 and run.failure is None
     }
+    if not named:
+        return f"nothing: {next((run.reason for run in report.runs if run.failure), None)}"
     return named.pop() if len(named) == 1 else ", ".join(sorted(map(str, named)))
 
 
