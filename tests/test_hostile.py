@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import struct
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -18,7 +21,6 @@ from tests.test_bad_input import change_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.shell import Shell
 
@@ -146,3 +148,46 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(shell: Shell, model: Path) -> N
     os.mkfifo(model / "model.safetensors")
     ended = shell("model", "--quick")
     assert (ended.code, ended.out, ended.left) == (ExitCode.INCOMPLETE, "", ())
+
+
+ASKS = """
+import socket, sys
+
+def connect(self, address):
+    sys.stderr.write(f"ASKED {address}\\n")
+    raise OSError("no network here")
+
+socket.socket.connect = socket.socket.connect_ex = connect
+socket.getaddrinfo = lambda *address, **_: connect(None, address)
+from precheck import cli
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "offline", "asks"),
+    [
+        (("model", "--quick", "-o", "report.html"), None, False),
+        (("model", "--static"), None, False),
+        (("owner/name", "--quick"), "1", False),
+        (("owner/name", "--quick"), None, True),
+    ],
+)
+def test_nobody_is_asked_but_the_hub_for_a_hub_model(
+    shell: Shell, arguments: tuple[str, ...], offline: str | None, asks: bool
+) -> None:
+    """No telemetry, and ``HF_HUB_OFFLINE`` is respected."""
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[1])}
+    ran = subprocess.run(  # noqa: S603  our own program
+        [sys.executable, "-c", ASKS, "scan", *arguments],
+        cwd=shell.folder,
+        env=environment | ({} if offline is None else {"HF_HUB_OFFLINE": offline}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode in {ExitCode.GATE_HOLDS, ExitCode.INCOMPLETE}, ran.stderr
+    assert ("ASKED" in ran.stderr) == asks
+    assert ("huggingface.co" in ran.stderr) == asks
