@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from precheck.errors import UsageError
@@ -109,6 +110,8 @@ def check_output(path: Path) -> None:
     """
     try:
         folder, exists = path.resolve().parent, path.exists()
+        with suppress(FileNotFoundError):
+            path.parent.stat()  # since Python 3.13 resolving passes over loops
     except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links
         raise UsageError(
             f"cannot write report: {str(path)!r}: {getattr(error, 'strerror', None) or error}",

@@ -62,9 +62,9 @@ DETECTORS = (
     ),
     Mutation(
         name="compiled blocks stay compiled",
-        file="precheck/probe/measure.py",
-        old=r', torch\.compiler\.set_stance\("force_eager"\)',
-        new="",
+        file="precheck/probe/environment.py",
+        old=r'"torch\._dynamo" not in sys\.modules',
+        new="True",
         tests=("tests/test_custom_code.py",),
     ),
     off("probe/symptom.py", "symptom_of", "None", "tests/probe/test_culprits.py", "tests/gallery"),

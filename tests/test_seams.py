@@ -37,7 +37,7 @@ IMPORTED: dict[tuple[str, str], tuple[str, ...]] = {
 """What is imported, and the files that may: one seam each."""
 
 ATTRIBUTES: list[tuple[object, str, str]] = [
-    (torch.compiler, "set_stance", "compiled blocks run uncompiled (probe/measure.py, live.py)"),
+    (torch.compiler, "set_stance", "compiled blocks run uncompiled (probe/environment.py)"),
     (torch.Tensor, "_version", "inputs that a layer writes into are results (probe/trees.py)"),
     (torch.UntypedStorage, "_cdata", "views are told from copies (probe/examine.py)"),
     (transformers.PreTrainedModel, "_from_config", "models without weights (probe/loading.py)"),

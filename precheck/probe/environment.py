@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -100,6 +101,20 @@ def exact_float32() -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Runs what ``torch.compile`` has compiled as it is written.
+
+    A compiled block shows no operations, and the compiler would compile the hooks too. Where
+    nothing was compiled so far there is nothing to do: importing the compiler takes two seconds.
+    """
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def _version(distribution: str) -> str | None:

@@ -27,11 +27,13 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from transformers.cache_utils import Cache
 
 from precheck.checkpoint.architecture import find_architecture
 from precheck.errors import UsageError
 from precheck.probe.batches import RealTokens
 from precheck.probe.classify import Classifier
+from precheck.probe.environment import uncompiled
 from precheck.probe.examine import Examiner
 from precheck.probe.mechanisms import Position
 from precheck.probe.module_stack import ModuleStack
@@ -175,8 +177,7 @@ class Watch:
         return self._num_forwards
 
     def __enter__(self) -> Self:
-        # a compiled forward shows no operations, and the compiler would compile the hooks too
-        self._uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
+        self._uncompiled.enter_context(uncompiled())
         self._attached = _Attached(
             self._model,
             layout=self._layout,
@@ -223,11 +224,11 @@ class _Positions:
         """From what the model is called with."""
         mask = kwargs.get("attention_mask")
         is_plain = isinstance(mask, torch.Tensor) and mask.dim() == 2  # noqa: PLR2004
-        cache = kwargs.get("past_key_values")
-        length = getattr(cache, "get_seq_length", None)
+        # its name is another one since transformers 5.24
+        cache = next((each for each in kwargs.values() if isinstance(each, Cache)), None)
         return cls(
             mask=mask.bool() if is_plain and mask is not None else None,
-            num_before=0 if length is None else int(length()),
+            num_before=0 if cache is None else int(cache.get_seq_length()),
         )
 
     def real_tokens(self, hidden: Tensor) -> RealTokens:

@@ -6,8 +6,6 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from precheck.errors import WeightsElsewhereError
 from precheck.probe.configurations import check_attention_name
 from precheck.probe.environment import exact_float32, resolve_device
@@ -33,8 +31,7 @@ def measure(subject: Subject, request: Request, *, observe: Observer) -> Measure
         ScanInterrupted: Ctrl-C; ``partial`` is what was measured until then.
     """
     try:
-        # a compiled block shows no operations, and the compiler would compile the hooks too
-        with exact_float32(), quiet_transformers(), torch.compiler.set_stance("force_eager"):
+        with exact_float32(), quiet_transformers():
             try:
                 return _scanned(subject, request, observe=observe)
             except WeightsElsewhereError as error:

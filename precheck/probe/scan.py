@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import reduce
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from precheck.probe.capsule import candidate, write_capsule
 from precheck.probe.classify import Classifier
 from precheck.probe.clock import LOGIT_WORK, Clock
 from precheck.probe.configurations import build_groups
-from precheck.probe.environment import read_environment, resolve_device
+from precheck.probe.environment import read_environment, resolve_device, uncompiled
 from precheck.probe.estimate import estimate_seconds
 from precheck.probe.facts import (
     Subject,
@@ -92,6 +93,7 @@ class Scan:
         observe(Announcement(text=f"scanning {subject_name(subject)}{_size(subject)}"))
         self._tensor_dtypes = tensor_sizes(subject)
         self._weights = _weights_of(subject, device=self._device, is_resident=request.is_resident)
+        self._uncompiled = ExitStack()
         self._found: dict[int, list[RunTotals]] = {}
         """For each batch, what each run gathered."""
         self._done: set[int] = set()
@@ -106,6 +108,7 @@ class Scan:
 
     def close(self) -> None:
         """Gives back threads and files."""
+        self._uncompiled.close()
         self._weights.close()
 
     def prepare(self) -> None:
@@ -119,6 +122,7 @@ class Scan:
             device=self._device,
             accumulations=self._accumulations(),
         )
+        self._uncompiled.enter_context(uncompiled())  # code of a checkpoint may have compiled
         if not self._groups:
             raise UnsupportedModelError(
                 f"no run is possible: {self._failed[0].failure}",

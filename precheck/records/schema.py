@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import cleandoc
 from typing import Any
 
 import msgspec
@@ -20,5 +21,17 @@ def json_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A report of precheck",
-        **schema,
+        **{name: _dedented(each) for name, each in schema.items()},
     }
+
+
+def _dedented(tree: object) -> object:
+    """Descriptions are docstrings, whose indentation Python keeps or not, by version."""
+    if isinstance(tree, dict):
+        return {
+            name: cleandoc(each)
+            if name == "description" and isinstance(each, str)
+            else _dedented(each)
+            for name, each in tree.items()
+        }
+    return [_dedented(each) for each in tree] if isinstance(tree, list) else tree
