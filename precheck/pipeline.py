@@ -141,7 +141,11 @@ def scan(
             raise
         partial = judge(interrupted.partial, gpus=tuple(gpus), version=__version__)
         raise ScanInterrupted(partial) from interrupted
-    return judge(measurements, gpus=tuple(gpus), version=__version__)
+    try:
+        return judge(measurements, gpus=tuple(gpus), version=__version__)
+    except KeyboardInterrupt as interrupted:  # judging takes no time, and measuring did
+        report = judge(measurements, gpus=tuple(gpus), version=__version__)
+        raise ScanInterrupted(report) from interrupted
 
 
 def read_report(path: str | Path) -> Report:

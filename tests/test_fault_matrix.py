@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import signal
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from precheck import pipeline
 from precheck.checkpoint import audit, weights
 from precheck.errors import ExitCode
 from precheck.probe import scan
+from precheck.probe.lockstep import Worker
 from precheck.probe.logits import LogitsTotals
 from precheck.records.finding import Verdict
 from precheck.records.report import Report
@@ -172,3 +174,29 @@ SAYS = {
     STALE: "Stale file handle",
     FULL: "No space left on device",
 }
+
+
+@pytest.mark.parametrize(("owner", "name"), [(pipeline, "judge"), (Path, "write_text")])
+def test_one_signal_after_measuring_costs_nothing_that_was_measured(
+    shell: Shell, owner: object, name: str
+) -> None:
+    real: Any = getattr(owner, name)
+    pressed: list[str] = []
+
+    def once(*arguments: Any, **options: Any) -> Any:
+        if not pressed:
+            pressed.append(name)
+            signal.raise_signal(signal.SIGTERM)
+        return real(*arguments, **options)
+
+    shell.monkeypatch.setattr(owner, name, once)
+    ended = shell("model", "--quick", "-o", "report.json")
+    assert (ended.code, ended.left) == (ExitCode.INTERRUPTED, ("report.json",))
+    assert Report.from_dict(json.loads((shell.folder / "report.json").read_text())).complete
+
+
+def test_a_signal_before_a_thread_is_started_is_no_bug() -> None:
+    unused: Any = None
+    worker = Worker(name="run", model=torch.nn.Linear(1, 1), units=(), presence=unused)
+    worker._thread = threading.Thread(target=print)  # noqa: SLF001  as start() leaves it
+    worker.stop()

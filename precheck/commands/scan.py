@@ -158,6 +158,7 @@ def scan(
     gating = Gating.of(require=require, baseline=baseline, fail_on=fail_on)
     attns = None if attn is None else arguments.names(attn, flag="--attn")
     sums = None if accumulation is None else arguments.names(accumulation, flag="--accumulation")
+    report: Report | None = None
     try:
         with terminal.progress(quiet=quiet) as observe:
             chosen = arguments.dtypes(dtype)
@@ -194,7 +195,9 @@ def scan(
     except KeyboardInterrupt as interrupted:
         terminal.say("interrupted")
         if isinstance(interrupted, ScanInterrupted) and isinstance(interrupted.partial, Report):
-            writing.into_files(interrupted.partial)
+            report = interrupted.partial
+        if report is not None:
+            writing.into_files(report)
             for path, _ in writing.files:
                 terminal.say(f"what was measured until then is in {path}")
         raise typer.Exit(ExitCode.INTERRUPTED) from interrupted

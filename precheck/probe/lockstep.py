@@ -136,7 +136,8 @@ class Worker:
         try:
             if self._thread is not None:
                 self.turns.abandon()
-                self._thread.join()
+                if self._thread.is_alive():  # Ctrl-C may come before it was started
+                    self._thread.join()
         finally:
             for handle in self._handles:
                 handle.remove()
