@@ -24,13 +24,13 @@ fuzz: install ## Break checkpoints at random, 500 times each way (20 minutes)
 	PRECHECK_FUZZ_EXAMPLES=500 $(BIN)/python -m pytest -n logical tests/test_fuzz.py
 
 matrix: install ## Run the tests with the oldest and the newest libraries, on every Python found (an hour)
-	@$(BIN)/python -m pip install --quiet --prefer-binary --group matrix
+	@$(BIN)/python -m pip install --quiet --prefer-binary -c constraints.txt --group matrix
 	$(BIN)/nox $(ARGS)
 
 mutants: install ## Switch each detector off, and see whether a test notices (half an hour)
 	$(BIN)/python -m tests.mutants $(ARGS)
 
-zoo: install ## Scan a tiny model of every architecture, and write docs/coverage.md (15 minutes)
+zoo: install ## Scan a tiny model of every architecture, and write docs/coverage.md (half an hour)
 	$(BIN)/python -m tests.zoo.survey --output docs/coverage.md $(ARGS)
 
 install: $(INSTALLED) ## Create the environment that the other targets use

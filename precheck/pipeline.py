@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,6 @@ from precheck import __version__
 from precheck.errors import ReportError, ScanInterrupted, UsageError
 from precheck.facts import devices
 from precheck.judge import judge
-from precheck.libraries import check_libraries
 from precheck.records.precision import Accumulation, Configuration, Dtype
 from precheck.records.prompts import ImagePrompt
 from precheck.records.report import Measurements, Report
@@ -84,6 +84,8 @@ def scan(
         PrecheckError: the checkpoint or the device does not allow a scan.
         ScanInterrupted: Ctrl-C; ``partial`` is the report on what was measured until then.
     """
+    from precheck.libraries import check_libraries
+
     check_libraries()
     for gpu in gpus:
         devices.find(gpu)  # an unknown name is worth knowing before a long scan
@@ -130,6 +132,7 @@ def scan(
         if isinstance(model, str | Path)
         else model
     )
+    judged = partial(judge, gpus=tuple(gpus), version=__version__)
     try:
         measurements = (
             describe(subject, observe=observe)
@@ -139,13 +142,11 @@ def scan(
     except ScanInterrupted as interrupted:
         if not isinstance(interrupted.partial, Measurements):
             raise
-        partial = judge(interrupted.partial, gpus=tuple(gpus), version=__version__)
-        raise ScanInterrupted(partial) from interrupted
+        raise ScanInterrupted(judged(interrupted.partial)) from interrupted
     try:
-        return judge(measurements, gpus=tuple(gpus), version=__version__)
+        return judged(measurements)
     except KeyboardInterrupt as interrupted:  # judging takes no time, and measuring did
-        report = judge(measurements, gpus=tuple(gpus), version=__version__)
-        raise ScanInterrupted(report) from interrupted
+        raise ScanInterrupted(judged(measurements)) from interrupted
 
 
 def read_report(path: str | Path) -> Report:

@@ -166,7 +166,9 @@ def main() -> None:
     survived = 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
-        ignored = shutil.ignore_patterns(".venv", ".git", "build", "__pycache__", ".*_cache")
+        ignored = shutil.ignore_patterns(
+            ".venv", ".nox", ".git", "build", "__pycache__", ".*_cache"
+        )
         shutil.copytree(ROOT, copy, ignore=ignored, symlinks=True)
         for each in chosen:
             began = time.monotonic()

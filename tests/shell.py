@@ -10,16 +10,20 @@ import json
 import re
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import transformers
+from safetensors.torch import load_file, save_file
 
 from precheck import cli
 from precheck.records.report import Report
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    import torch
 
     from precheck.errors import ExitCode
 
@@ -105,3 +109,17 @@ def files_in(folder: Path) -> set[tuple[str, int]]:
         for each in folder.rglob("*")
         if not each.is_dir() or each.is_symlink()
     }
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    """Writes other values into a checkpoint's config."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Lets ``change`` write into a checkpoint's tensors."""
+    file = folder / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})

@@ -24,7 +24,6 @@ import pytest
 import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-from safetensors.torch import load_file, save_file
 from transformers.models.qwen2 import modeling_qwen2
 
 from precheck import pipeline, terminal
@@ -36,6 +35,7 @@ from precheck.records.finding import Severity, Verdict
 from precheck.records.progress import Announcement, Step
 from precheck.records.report import Report
 from precheck.records.traces import Mechanism
+from tests.shell import change_config, change_weights
 from tests.tiny_models import PAD, VOCAB_SIZE, save_checkpoint, tiny
 
 if TYPE_CHECKING:
@@ -52,18 +52,6 @@ UP = "model.layers.0.mlp.up_proj.weight"
 GATE = "model.layers.0.mlp.gate_proj.weight"
 ESCAPE = "\x1b[31m"
 NAMES = ["[red]bold[blink]", f"{ESCAPE}red", "two\nlines", "turned\u202earound"]
-
-
-def change_config(folder: Path, **changes: Any) -> None:
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
-def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    file = folder / "model.safetensors"
-    tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
-    change(tensors)
-    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def set_weight(value: float) -> Callable[[dict[str, torch.Tensor]], None]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from precheck.checkpoint.weights import Weights
 from precheck.errors import ExitCode
 from precheck.records.finding import Verdict
-from tests.test_bad_input import change_config
+from tests.shell import change_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -26,7 +26,6 @@ from precheck.commands.options import (
 from precheck.commands.writing import plan_writing
 from precheck.errors import ExitCode, ScanInterrupted
 from precheck.judge.gate import FailOn
-from precheck.libraries import check_libraries
 from precheck.probe.processes import is_first_process
 from precheck.records.report import Report
 from precheck.render import Format
@@ -212,6 +211,8 @@ def import_torch() -> None:
     """
     if "torch" in sys.modules:
         return
+    from precheck.libraries import check_libraries
+
     check_libraries()
     gc.disable()
     try:

@@ -315,5 +315,6 @@ def _as_reference(given: Tensor, dtype: torch.dtype) -> Tensor:
     """
     mask = given <= torch.finfo(given.dtype).min / 2
     smallest = torch.finfo(dtype).min
-    mask |= (given < smallest) & (given.float().fmod(smallest) == 0)
-    return given.float().masked_fill(mask, -math.inf)
+    values = given.float()
+    mask |= (given < smallest) & (values.fmod(smallest) == 0)
+    return values.masked_fill(mask, -math.inf)

@@ -256,8 +256,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
-    chosen = [each for each in kinds() if not arguments.names or each.model_type in arguments.names]
-    known = _rows_in(arguments.json) if arguments.names and arguments.json else []
+    every, names = kinds(), arguments.names
+    chosen = [each for each in every if not names or each.model_type in names]
+    known = _rows_in(arguments.json) if names and arguments.json else []
     rows = [row for row in known if row.kind not in chosen]
     began = time.monotonic()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -266,7 +267,7 @@ def main() -> None:
             if row.built is None:
                 sys.stdout.write(f"{_line(row)}\n")
                 sys.stdout.flush()
-    rows.sort(key=lambda row: kinds().index(row.kind))
+    rows.sort(key=lambda row: every.index(row.kind))
     sys.stdout.write(f"\n{summary(rows)}\n{time.monotonic() - began:.0f} seconds\n")
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(each) for each in rows], indent=1))
