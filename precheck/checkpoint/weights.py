@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-_SAFETENSORS_DTYPES = {
+SAFETENSORS_DTYPES = {
     "BOOL": "bool",
     "U8": "uint8",
     "I8": "int8",
@@ -105,7 +105,7 @@ class _SafetensorsShard:
 
     def dtype(self, name: str) -> str:
         code = str(self._file.get_slice(name).get_dtype())
-        return _SAFETENSORS_DTYPES.get(code, code.lower())
+        return SAFETENSORS_DTYPES.get(code, code.lower())
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._file.get_slice(name).get_shape())
@@ -171,7 +171,7 @@ class _PickleShard:
         return tuple(self._tensors[name].shape)
 
     def read(self, name: str, spans: Sequence[Span], into: memoryview) -> None:
-        content = _bytes_of(self.tensor(name).contiguous())
+        content = tensor_bytes(self.tensor(name).contiguous())
         filled = 0
         for start, end in spans:
             into[filled : filled + end - start] = content[start:end]
@@ -304,7 +304,7 @@ class Weights(Mapping[str, torch.Tensor]):
         return buffer[: size * len(wanted)].view(dtype).view(len(wanted), *rest)
 
     def _read(self, name: str, spans: Sequence[Span], buffer: torch.Tensor) -> None:
-        self._shard_of[name].read(name, spans, _bytes_of(buffer))
+        self._shard_of[name].read(name, spans, tensor_bytes(buffer))
         self._bytes_read += sum(end - start for start, end in spans)
 
     def read_ahead(self, names: Iterable[str], *, limit: int) -> None:
@@ -399,7 +399,8 @@ def _changed(file: Path, how: str) -> CheckpointCorruptError:
     )
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor, in the order of its elements."""
     content: Any = tensor.reshape(-1).view(torch.uint8).numpy()
     return memoryview(content)
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from precheck.probe.residency import SharedModels
     from precheck.probe.skeleton import Skeleton
     from precheck.probe.symptom import Decode
+    from precheck.probe.witness import Witness
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -62,6 +63,7 @@ class BatchRun:
         clock: told before each unit of each run.
         memory_limit: bytes that the scan may take.
         keeps_entries: keep how units were called in which something overflows.
+        witness: is shown what the runs make.
     """
 
     def __init__(
@@ -76,7 +78,9 @@ class BatchRun:
         clock: Clock,
         memory_limit: int,
         keeps_entries: bool,
+        witness: Witness | None,
     ) -> None:
+        self._witness = witness
         self._weights = weights
         self._layout = layout
         self._classifier = classifier
@@ -163,6 +167,7 @@ class BatchRun:
             check=worker.turns.check,
             products=self._products_of(skeleton),
             keeps_entries=self._keeps_entries,
+            witness=self._witness,
         )
         return _Passage(
             batch=index,

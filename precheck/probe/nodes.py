@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from precheck.probe.op_kinds import FUSED_ATTENTION
+from precheck.probe.op_kinds import FUSED_ATTENTION, GROUPED_PRODUCT
 from precheck.probe.reduce import MASK_SENTINEL
 from precheck.probe.source_line import path_on_python_path
 
@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 
 WEIGHT, HIDDEN, OTHER = -1, -2, -3
 """Origins that are not operations of the segment: a parameter, hidden states, anything else."""
+
+
+def match_key(module: str, op: str, ordinal: int) -> tuple[str, str, int]:
+    """What matches an operation in another run: kernels of one operation have one name.
+
+    >>> match_key("mlp.experts", "transformers.grouped_mm_fallback", 0)
+    ('mlp.experts', 'grouped_mm', 0)
+    """
+    kernel = next((each for each in (FUSED_ATTENTION, GROUPED_PRODUCT) if each in op), op)
+    return (module, kernel, ordinal)
 
 
 class Origin(NamedTuple):
@@ -56,8 +66,7 @@ class OpNode:
     @property
     def key(self) -> tuple[str, str, int]:
         """What matches the operation in another run."""
-        op = FUSED_ATTENTION if FUSED_ATTENTION in self.op else self.op
-        return (self.module, op, self.ordinal)
+        return match_key(self.module, self.op, self.ordinal)
 
     @property
     def source(self) -> str:
@@ -103,7 +112,7 @@ class Segment:
 
     def ordinal(self, module: str, op: str) -> int:
         """How often ``op`` ran in ``module`` before, in this segment."""
-        key = (module, FUSED_ATTENTION if FUSED_ATTENTION in op else op)
+        key = match_key(module, op, 0)[:2]
         count = self._ordinals.get(key, 0)
         self._ordinals[key] = count + 1
         return count

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from torch._ops import OpOverload
 
 FUSED_ATTENTION = "scaled_dot_product"
+GROUPED_PRODUCT = "grouped_mm"
+"""Parts of the names of operations that have several kernels."""
 
 
 MOVES = frozenset(

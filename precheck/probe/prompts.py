@@ -100,3 +100,19 @@ LONG = TextPrompt(
 
 SPOKEN = "The capital of France is Paris, and the river that crosses it is the Seine."
 """What a model that hears is asked to write down, as far as it gets."""
+
+
+HELD_OUT = (
+    "The harbour freezes in January; by April the first boats are back, and prices fall.",
+    "Der Zug fährt um 7:45 Uhr ab und kommt gegen Mittag in Köln an. Bitte umsteigen!",
+    "SELECT name, COUNT(*) FROM orders WHERE total > 1000 GROUP BY name ORDER BY 2 DESC;",
+    "Заседание перенесли на 28 октября, 2027 год; начало в 18:30, зал 4.",
+    "机器学习模型在半精度下运行时，需要注意数值范围。",
+    '{"id": 90817, "tags": ["alpha", "beta"], "ratio": -0.25e-3, "ok": true, "next": null}',
+    "Q: If 17 boxes hold 23 nails each, how many nails are there?\nA: 17 * 23 = 391, so 391.",
+    'I don\'t know... maybe?! She said: "wait -- not yet", and (oddly) nobody moved.',
+)
+"""Texts that no scan probes with unless it is asked to: what a fix is proved by."""
+
+HELD_OUT_TOKENS = 48
+"""Length of each, of models without a tokenizer."""

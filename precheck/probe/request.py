@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from precheck.probe.witness import Witness
     from precheck.records.precision import Accumulation, Configuration, Dtype
     from precheck.records.prompts import Prompt
 
@@ -28,7 +29,11 @@ class Request:
     is_resident: bool
     num_generated: int = 0
     """Tokens to write behind each prompt."""
+    continues_own: bool = True
+    """Write behind each of ``prompts``, where there are some; else behind a built-in one."""
     accumulations: tuple[Accumulation, ...] | None = None
     """What kernels add up in; None decides by the checkpoint."""
     capsule: Path | None = None
     """Where the layer that overflows is written to."""
+    witness: Witness | None = None
+    """Is shown what the report does not keep."""

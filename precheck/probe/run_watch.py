@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from precheck.probe.run_totals import RunTotals
     from precheck.probe.skeleton import Skeleton
     from precheck.probe.symptom import Decode
+    from precheck.probe.witness import Witness
 
 
 class RunWatch:
@@ -64,6 +65,7 @@ class RunWatch:
         check: raises to leave the forward.
         products: computes matrix products where the device has no arithmetic for the dtype.
         keeps_entries: keeps how the units were called in which something overflows.
+        witness: is shown what the run makes.
     """
 
     def __init__(
@@ -80,7 +82,9 @@ class RunWatch:
         check: Callable[[], None],
         products: RoundedProducts | Float16Sums | None,
         keeps_entries: bool,
+        witness: Witness | None,
     ) -> None:
+        self._witness = witness
         self.is_replaying = False
         self.call: UnitCall | None = None
         self.between = ReferenceOps()
@@ -171,6 +175,8 @@ class RunWatch:
         assert call.unit is unit  # noqa: S101
         self._watcher.paused = True
         call.leave(self._watcher.end(), output)
+        if self._witness is not None:
+            self._witness.saw(self._skeleton, call.segment)
         place = self._place(unit)
         position = call.position(sum(self._num_blocks.values()))
         inspected = self._look_into(call)
@@ -223,6 +229,8 @@ class RunWatch:
         self._watcher.paused = True
         self._watcher.examination = None
         segment = self.between_segment = self._watcher.end()
+        if self._witness is not None:
+            self._witness.saw(self._skeleton, segment)
         if segment.nodes:
             section = self._layout.section_of(segment.nodes[-1].module)
             place = Place(order=self._order, layer=None, section=section)
@@ -411,6 +419,8 @@ class RunWatch:
                     self.final, found, decode=self._decode
                 )
         self._hand_over(reached)
+        if self._witness is not None:
+            self._witness.ended(self._skeleton, self._batch, self.final)
         if has_logits:
             self._add_logits(self.final)
 

@@ -183,7 +183,7 @@ class Scan:
             self._to_continue = generation_batches(
                 self._vocabulary,
                 processor,
-                prompts=self._request.prompts,
+                prompts=self._request.prompts if self._request.continues_own else None,
                 max_context=self._facts.max_context,
             )
 
@@ -286,6 +286,7 @@ class Scan:
                     clock=clock,
                     memory_limit=self._memory_limit,
                     keeps_entries=self._request.capsule is not None,
+                    witness=self._request.witness,
                 )
                 try:
                     run.go()

@@ -1,0 +1,347 @@
+"""Writes a checkpoint anew with some tensors multiplied by powers of two, one tensor at a time.
+
+Files of safetensors are written by hand, because the library writes a whole shard from memory.
+
+**Source**: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from precheck.checkpoint.audit import audit_tensor
+from precheck.checkpoint.config import CONFIG, read_json_object
+from precheck.checkpoint.formats import SAFETENSORS
+from precheck.checkpoint.weights import SAFETENSORS_DTYPES, tensor_bytes
+from precheck.errors import UsageError
+from precheck.records.quantities import num_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import BinaryIO
+
+    from torch import Tensor
+
+    from precheck.checkpoint.source import Checkpoint
+    from precheck.checkpoint.weights import Weights
+    from precheck.records.scaling import TensorChange
+
+SHARD_BYTES = 5_000_000_000
+"""A file holds at most this much, as with ``save_pretrained``; one tensor may be larger."""
+
+_CODES = {name: code for code, name in SAFETENSORS_DTYPES.items()}
+_NOT_CARRIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+"""Weights in this or another format: they would be the old ones."""
+
+
+@dataclass(slots=True)
+class Rounded:
+    """What multiplying did to the values of the tensors that were changed."""
+
+    num_elements: int = 0
+    num_zero: int = 0
+    """Became zero in float16."""
+    num_subnormal: int = 0
+    """Became subnormal in float16, where they hold fewer digits."""
+    by_dtype: Counter[str] = field(default_factory=Counter)
+    """Elements that were changed, by the dtype they are stored in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A folder that is being written, beside the place it is meant for."""
+
+    folder: Path
+    target: Path
+
+    def take_place(self) -> None:
+        """Renames, so that nobody sees half of it; what was there before is removed at the end.
+
+        Raises:
+            UsageError: it cannot be moved there.
+        """
+        try:
+            _take_place(self.folder, self.target)
+        except OSError as error:
+            raise _not_written(self.target, error) from error
+
+
+@contextmanager
+def unfinished(target: Path, *, overwrite: bool) -> Iterator[Unfinished]:
+    """A folder beside ``target``; it is removed at the end unless it has taken its place.
+
+    Raises:
+        UsageError: something is in the way, or nothing can be written there.
+    """
+    check_target(target, overwrite=overwrite)
+    try:
+        made = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.resolve().parent))
+    except OSError as error:
+        raise _not_written(target, error) from error
+    try:
+        made.chmod(0o777 & ~_umask())
+        yield Unfinished(made, target)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Nothing, if a checkpoint can be written there.
+
+    Raises:
+        UsageError: it is a file, a folder with something in it, or not in a folder that is there.
+    """
+    try:
+        exists = target.exists()
+        if exists and not target.is_dir():
+            raise UsageError(f"not a folder: {str(target)!r}", hint="choose another place")
+        if exists and not overwrite and any(target.iterdir()):
+            raise UsageError(
+                f"output folder is not empty: {str(target)!r}",
+                hint="choose a folder that is not there, or allow it with --overwrite",
+            )
+        parent = target.resolve().parent
+    except (OSError, RuntimeError) as error:
+        raise _not_written(target, error) from error
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(
+            f"cannot write into: {str(parent)!r}", hint="choose another place, or make that folder"
+        )
+
+
+def check_room(target: Path, checkpoint: Checkpoint) -> None:
+    """Nothing, if the disk has room for as much as the checkpoint takes.
+
+    Raises:
+        UsageError: it has not; says how much is missing.
+    """
+    parent = target.resolve().parent
+    needed = sum(file.stat().st_size for file in checkpoint.weight_files)
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise UsageError(
+            f"not enough room in {str(parent)!r}: {num_bytes(free)} free "
+            f"(expected {num_bytes(needed)})",
+            hint="free some, or choose another disk",
+        )
+
+
+def write_checkpoint(
+    folder: Path,
+    checkpoint: Checkpoint,
+    stored: Weights,
+    *,
+    changes: Mapping[str, Sequence[TensorChange]],
+    settings: Mapping[tuple[str, ...], float],
+    dtype: str,
+) -> Rounded:
+    """Writes weights, config and every other file of the checkpoint.
+
+    Tensors keep name and dtype; those that are shifted are stored in float32, because ``1 + w``
+    near zero has no digits left in 16 bits.
+
+    Args:
+        folder: empty.
+        checkpoint: where everything else comes from.
+        stored: its tensors.
+        changes: what happens to which tensor.
+        settings: numbers of the config and what they become, by their path.
+        dtype: what the config declares from now on.
+
+    Raises:
+        UsageError: the disk is full, or a file cannot be written.
+        CheckpointError: a stored tensor cannot be read.
+    """
+    try:
+        rounded = _write_weights(folder, stored, changes)
+        _write_config(folder, checkpoint, settings, dtype)
+        _carry_over(folder, checkpoint)
+    except OSError as error:
+        raise _not_written(folder, error) from error
+    return rounded
+
+
+def _write_weights(
+    folder: Path, stored: Weights, changes: Mapping[str, Sequence[TensorChange]]
+) -> Rounded:
+    rounded = Rounded()
+    shards = _shards(stored, changes)
+    for name, tensors in shards.items():
+        with (folder / name).open("xb") as file:
+            _write_shard(file, tensors, stored, changes, rounded)
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(map(stored.nbytes, stored))},
+            "weight_map": {name: file for file, names in shards.items() for name in names},
+        }
+        _write_json(folder / SAFETENSORS[1], index)
+    return rounded
+
+
+def multiplied(tensor: Tensor, changes: Sequence[TensorChange]) -> Tensor:
+    """A tensor with its parts multiplied by powers of two; exact but where values get too small.
+
+    Args:
+        tensor: any shape and floating-point dtype; it is left alone.
+        changes: parts that do not overlap.
+
+    Example:
+        ``multiplied(weight, [TensorChange(power=-2)])`` is ``weight / 4``
+    """
+    if any(each.shift is not None for each in changes):
+        tensor = tensor.float()
+    made = tensor.clone()
+    for each in changes:
+        part = made
+        if each.stop is not None:
+            part = made.narrow(each.dim, each.start, each.stop - each.start)
+        if each.shift is None:
+            part.mul_(2.0**each.power)
+        else:
+            exact = (part.double() + each.shift) * 2.0**each.power - each.shift
+            part.copy_(exact)
+    return made
+
+
+def _shards(stored: Weights, changes: Mapping[str, Sequence[TensorChange]]) -> dict[str, list[str]]:
+    """Names of tensors by file, in the order they are stored in."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name in stored:
+        taken = _size(name, stored, changes)
+        if groups[-1] and size + taken > SHARD_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += taken
+    if len(groups) == 1:
+        return {SAFETENSORS[0]: groups[0]}
+    total = len(groups)
+    return {
+        f"model-{number:05d}-of-{total:05d}.safetensors": names
+        for number, names in enumerate(groups, start=1)
+    }
+
+
+def _dtype(name: str, stored: Weights, changes: Mapping[str, Sequence[TensorChange]]) -> str:
+    is_shifted = any(each.shift is not None for each in changes.get(name, ()))
+    return "float32" if is_shifted else stored.dtype(name)
+
+
+def _size(name: str, stored: Weights, changes: Mapping[str, Sequence[TensorChange]]) -> int:
+    dtype: torch.dtype = getattr(torch, _dtype(name, stored, changes))
+    was: torch.dtype = getattr(torch, stored.dtype(name))
+    return stored.nbytes(name) // was.itemsize * dtype.itemsize
+
+
+def _write_shard(
+    file: BinaryIO,
+    names: Sequence[str],
+    stored: Weights,
+    changes: Mapping[str, Sequence[TensorChange]],
+    rounded: Rounded,
+) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name in names:
+        end = position + _size(name, stored, changes)
+        header[name] = {
+            "dtype": _CODES[_dtype(name, stored, changes)],
+            "shape": list(stored.shape(name)),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
+    file.write(len(text).to_bytes(8, "little"))
+    file.write(text)
+    buffer = torch.empty(max((stored.nbytes(each) for each in names), default=0), dtype=torch.uint8)
+    for name in names:
+        tensor = stored.read_into(name, buffer)
+        if name in changes:
+            changed = multiplied(tensor, changes[name])
+            _count(rounded, tensor, changed)
+            tensor = changed
+        file.write(tensor_bytes(tensor))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _count(rounded: Rounded, before: Tensor, after: Tensor) -> None:
+    old, new = audit_tensor(before), audit_tensor(after)
+    rounded.num_elements += before.numel()
+    rounded.num_zero += max(0, new.num_float16_zero - old.num_float16_zero)
+    rounded.num_subnormal += max(0, new.num_float16_subnormal - old.num_float16_subnormal)
+    rounded.by_dtype[str(before.dtype).removeprefix("torch.")] += before.numel()
+
+
+def _write_config(
+    folder: Path, checkpoint: Checkpoint, settings: Mapping[tuple[str, ...], float], dtype: str
+) -> None:
+    content = read_json_object(checkpoint.folder / CONFIG, where=checkpoint.id)
+    for path, value in settings.items():
+        holder = content
+        for part in path[:-1]:
+            holder = holder.setdefault(part, {})
+        holder[path[-1]] = value
+    for holder in (content, *(each for each in content.values() if isinstance(each, dict))):
+        for key in ("dtype", "torch_dtype"):
+            if isinstance(holder.get(key), str):
+                holder[key] = dtype
+    if not {"dtype", "torch_dtype"} & set(content):
+        content["dtype"] = dtype
+    _write_json(folder / CONFIG, content)
+
+
+def _carry_over(folder: Path, checkpoint: Checkpoint) -> None:
+    """Every other file beside the config: tokenizer, generation config, license, code."""
+    ours = {CONFIG, *SAFETENSORS}
+    for file in sorted(checkpoint.folder.iterdir()):
+        is_weights = file.name.endswith(_NOT_CARRIED) or file.name.endswith(".index.json")
+        if file.is_file() and file.name not in ours and not is_weights:
+            shutil.copyfile(file, folder / file.name)
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    file.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _take_place(made: Path, target: Path) -> None:
+    """Renames, so that nobody sees half of it; what was there before is removed at the end."""
+    old = None
+    if target.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.resolve().parent))
+        target.rename(old / "checkpoint")
+    try:
+        made.rename(target)
+    except OSError:
+        if old is not None:
+            (old / "checkpoint").rename(target)
+        raise
+    finally:
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _not_written(target: Path, error: Exception) -> UsageError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return UsageError(
+        f"cannot write checkpoint: {str(target)!r}: {reason}", hint="choose another place"
+    )

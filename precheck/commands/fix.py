@@ -1,0 +1,99 @@
+"""``precheck fix``: a checkpoint that runs in float16, unchanged in what it computes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from precheck import arguments, fixing, pipeline, terminal
+from precheck.commands.options import Debug
+from precheck.commands.scan import import_torch
+from precheck.errors import ExitCode
+from precheck.pipeline import dtype_named
+from precheck.render.fix_report import render_fix
+
+
+def fix(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Local folder, Hub id, or demo:NAME.")
+    ],
+    *,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Write the checkpoint here.")
+    ],
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A JSON report of this checkpoint, instead of a scan."),
+    ] = None,
+    for_dtype: Annotated[
+        str, typer.Option("--for", metavar="DTYPE", help="What it is to run in.")
+    ] = "float16",
+    headroom_bits: Annotated[
+        float, typer.Option(metavar="BITS", min=0.0, max=8.0, help="Bits to be left everywhere.")
+    ] = 2.0,
+    allow_approximate: Annotated[
+        bool,
+        typer.Option(
+            "--allow-approximate",
+            help="Rescale also where it is not exact; the proof decides.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the folder if it is there.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a Hub id.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda:0 or mps.")
+    ] = "auto",
+    max_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory that scans may take (4GiB)."),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint."),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Rescale MODEL by powers of two so that it runs in float16, and prove that it does.
+
+    Exit code 0: it runs, 1: no cure was found or proved, 2: usage, 3: not completed.
+    """
+    del debug
+    given = None if report is None else pipeline.read_report(report)
+    request = fixing.FixRequest(
+        dtype=dtype_named(for_dtype),
+        headroom_bits=headroom_bits,
+        may_break=allow_approximate,
+        is_dry_run=dry_run,
+        overwrite=overwrite,
+        device=device,
+        max_memory=arguments.size(max_memory, flag="--max-memory"),
+    )
+    try:
+        with terminal.progress(quiet=quiet) as observe:
+            import_torch()
+            done = fixing.fix(
+                model,
+                output,
+                request=request,
+                report=given,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                observe=observe,
+            )
+    except KeyboardInterrupt as interrupted:
+        terminal.say("interrupted; nothing was written")
+        raise typer.Exit(ExitCode.INTERRUPTED) from interrupted
+    width = shutil.get_terminal_size().columns
+    terminal.write_stdout(render_fix(done, width=width, colour=terminal.has_colour()))
+    raise typer.Exit(ExitCode.GATE_HOLDS if done.holds else ExitCode.GATE_FAILS)

@@ -1,0 +1,209 @@
+"""A checkpoint's model without its weights: how it may be rescaled, and what is stored where."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from precheck.checkpoint.architecture import find_architecture, token_embedding
+from precheck.errors import UnsupportedModelError
+from precheck.probe.config_numbers import changed_config, find_settings
+from precheck.probe.conversion import find_recipes
+from precheck.probe.facts import decoder_start
+from precheck.probe.flow import trace_flow
+from precheck.probe.loading import empty_model, kept_in_float32, quiet_transformers
+from precheck.probe.scales import find_scales
+from precheck.probe.skeleton import Skeleton, attention_of
+from precheck.records.precision import Dtype
+from precheck.records.scaling import Kind, TensorChange
+from precheck.records.traces import TOWERS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+    from precheck.checkpoint.source import Checkpoint
+    from precheck.checkpoint.weights import Weights
+    from precheck.probe.conversion import Recipe
+    from precheck.probe.flow import Flow
+    from precheck.records.scaling import Form, Scales, Unknown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blueprint:
+    """What is known of a model before its weights are read."""
+
+    scales: Scales
+    recipes: dict[str, tuple[Recipe, ...]]
+    """By parameter, every way in which stored tensors make it; tied ones may be stored twice."""
+    model: nn.Module
+    """Its parameters have no values."""
+
+    def stored_changes(
+        self, exponents: Mapping[Unknown, int], stored: Weights
+    ) -> dict[str, tuple[TensorChange, ...]]:
+        """What to do with which stored tensor, so that the parameters are multiplied so.
+
+        Raises:
+            UnsupportedModelError: a stored tensor ends up in parts that are multiplied by
+                different powers.
+        """
+        by_parameter: defaultdict[str, list[TensorChange]] = defaultdict(list)
+        for unknown, power in exponents.items():
+            if unknown.kind is not Kind.SETTING:
+                by_parameter[unknown.name].append(_change(unknown, power))
+        found: dict[str, tuple[TensorChange, ...]] = {}
+        for name, changes in by_parameter.items():
+            for recipe in self.recipes[name]:
+                found |= _of_recipe(recipe, name, changes, stored, self.model)
+        return found
+
+
+def read_blueprint(
+    checkpoint: Checkpoint, stored: Weights, *, dtype: Dtype, attn_implementation: str
+) -> Blueprint:
+    """The equations of a checkpoint's model, as it runs in a 16-bit dtype.
+
+    Raises:
+        UnsupportedModelError: its data flow cannot be traced.
+    """
+    model = _model(checkpoint, stored, dtype, attn_implementation)
+    recipes = _recipes(model, stored)
+    pinned = _joined_by_towers(model)
+    flow = _flow(model)
+    changed = replace(checkpoint, config=changed_config(checkpoint.config))
+    settings: dict[tuple[int, int], Form] = {}
+    try:
+        other = _flow(_model(changed, stored, dtype, attn_implementation))
+    except Exception:  # noqa: BLE001, S110  a class may refuse such numbers: then they stay
+        pass
+    else:
+        settings = find_settings(checkpoint.config, flow, other)
+    scales = find_scales(flow, settings=settings, pinned=pinned, dtype=torch.bfloat16)
+    bare, _ = empty_model(checkpoint, stored, Dtype.BFLOAT16)
+    return Blueprint(scales=scales, recipes=recipes, model=bare)
+
+
+def _model(
+    checkpoint: Checkpoint, stored: Weights, dtype: Dtype, attn_implementation: str
+) -> nn.Module:
+    """In bfloat16, which every fake kernel knows, but for what stays in float32 in ``dtype``."""
+    with quiet_transformers():
+        model, _ = empty_model(
+            checkpoint, stored, Dtype.BFLOAT16, attn_implementation=attn_implementation
+        )
+    kept = kept_in_float32(model, dtype)
+    for name, parameter in model.named_parameters():
+        if name in kept:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def _flow(model: nn.Module) -> Flow:
+    attn = attention_of(model)
+    skeleton = Skeleton(
+        model=model,
+        dtype=Dtype.BFLOAT16,
+        attn_implementation=attn,
+        requested_attn_implementation=attn,
+    )
+    return trace_flow(skeleton, decoder_start=decoder_start(model))
+
+
+def _recipes(model: nn.Module, stored: Weights) -> dict[str, tuple[Recipe, ...]]:
+    first = {id(each): name for name, each in model.named_parameters()}
+    everything = dict(model.named_parameters(remove_duplicate=False))
+    found: defaultdict[str, list[Recipe]] = defaultdict(list)
+    for recipe in find_recipes(model, stored):
+        for target in _made(recipe, model, stored):
+            if target in everything:
+                found[first[id(everything[target])]].append(recipe)
+    return {name: tuple(each) for name, each in found.items()}
+
+
+def _made(recipe: Recipe, model: nn.Module, stored: Weights) -> dict[str, Tensor]:
+    """What a recipe makes, with tensors that hold nothing."""
+    return recipe.convert(
+        [
+            torch.empty(stored.shape(name), dtype=getattr(torch, stored.dtype(name)), device="meta")
+            for name in recipe.sources
+        ],
+        model,
+    )
+
+
+def _joined_by_towers(model: nn.Module) -> tuple[str, ...]:
+    """The embedding, where what a tower makes of images or sounds takes its place."""
+    layout = find_architecture(model)
+    embedding = token_embedding(model)
+    if embedding is None or not any(each.section in TOWERS for each in layout.units):
+        return ()
+    own = {id(each) for each in embedding.parameters()}
+    return tuple(name for name, each in model.named_parameters() if id(each) in own)
+
+
+def _change(unknown: Unknown, power: int) -> TensorChange:
+    return TensorChange(
+        power=power,
+        dim=unknown.dim,
+        start=unknown.start,
+        stop=unknown.stop,
+        shift=unknown.shift if unknown.kind is Kind.SHIFTED_WEIGHT else None,
+    )
+
+
+def _of_recipe(
+    recipe: Recipe,
+    name: str,
+    changes: list[TensorChange],
+    stored: Weights,
+    model: nn.Module,
+) -> dict[str, tuple[TensorChange, ...]]:
+    if recipe.converter is None:
+        return {recipe.sources[0]: tuple(changes)}
+    cuts_last = any(each.stop is not None and each.dim == -1 for each in changes)
+    places = _places(recipe, name, stored, model, is_thin=not cuts_last)
+    found: dict[str, tuple[TensorChange, ...]] = {}
+    for number, source in enumerate(recipe.sources):
+        mine = places == number
+        powers = {(each.power, each.shift) for each in changes if bool(_part(mine, each).any())}
+        covered = sum(int(_part(mine, each).sum()) for each in changes)
+        if not powers:
+            continue
+        if len(powers) > 1 or covered != int(mine.sum()):
+            raise UnsupportedModelError(
+                f"{source!r} is stored as one tensor, and parts of it would be multiplied by "
+                "different powers of two",
+                hint="keep modules in float32 instead",
+            )
+        ((power, shift),) = powers
+        found[source] = (TensorChange(power=power, shift=shift),)
+    return found
+
+
+def _places(
+    recipe: Recipe, name: str, stored: Weights, model: nn.Module, *, is_thin: bool
+) -> Tensor:
+    """Which source each place of a parameter comes from: what the converter makes of numbers.
+
+    A thin matrix is one column wide, for parameters that are cut along other dimensions.
+    """
+    numbered = []
+    for number, source in enumerate(recipe.sources):
+        shape = stored.shape(source)
+        thin = (*shape[:-1], 1) if is_thin and len(shape) > 1 else shape
+        numbered.append(torch.full(thin, number, dtype=torch.int32))
+    made = recipe.convert(numbered, model)
+    first = {id(each): each_name for each_name, each in model.named_parameters()}
+    everything = dict(model.named_parameters(remove_duplicate=False))
+    return next(each for target, each in made.items() if first[id(everything[target])] == name)
+
+
+def _part(mine: Tensor, change: TensorChange) -> Tensor:
+    if change.stop is None:
+        return mine
+    return mine.narrow(change.dim, change.start, change.stop - change.start)

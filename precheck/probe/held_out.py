@@ -1,0 +1,42 @@
+"""Probes that are kept for the proof of a fix: none of them is used to choose what it does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from precheck.probe.facts import vocab_size
+from precheck.probe.prompts import HELD_OUT, HELD_OUT_TOKENS, TextPrompt
+from precheck.probe.vocabulary import read_vocabulary
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from precheck.checkpoint.source import Checkpoint
+    from precheck.records.prompts import Prompt
+
+_SEED = 20
+
+
+def held_out_prompts(checkpoint: Checkpoint, model: nn.Module) -> tuple[Prompt, ...]:
+    """Texts, or random token ids where there is no tokenizer or the context is too short.
+
+    Args:
+        checkpoint: its tokenizer is used.
+        model: tells how many words there are; needs no weights.
+    """
+    size = vocab_size(model)
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    vocabulary = read_vocabulary(checkpoint, size=size)
+    texts = []
+    for text in HELD_OUT:
+        ids = vocabulary.encode(TextPrompt(name="held out", text=text)) or []
+        if ids and vocabulary.has_all(ids) and len(ids) <= (limit or len(ids)):
+            texts.append(text)
+    if texts:
+        return tuple(texts)
+    length = min(HELD_OUT_TOKENS, limit or HELD_OUT_TOKENS)
+    generator = torch.Generator().manual_seed(_SEED)
+    rows = torch.randint(0, size, (len(HELD_OUT), length), generator=generator)
+    return tuple(map(tuple, rows.tolist()))

@@ -1,0 +1,96 @@
+"""What a scan may be watched with beside its own report: every peak, and the logits themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from precheck.probe.logits import LogitsTotals
+from precheck.records.precision import Dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from precheck.probe.batches import Batch
+    from precheck.probe.nodes import Segment
+    from precheck.probe.skeleton import Skeleton
+
+
+class Witness(Protocol):
+    """Is shown what runs make, and changes nothing."""
+
+    def saw(self, skeleton: Skeleton, segment: Segment) -> None:
+        """A run has passed a stretch of the model; its numbers are fetched."""
+
+    def ended(self, skeleton: Skeleton, batch: Batch, logits: Tensor) -> None:
+        """A run is at its end: logits ``(batch, seq, vocab)``, or what the model gives instead."""
+
+
+@dataclass(slots=True, eq=False)
+class PeakWitness:
+    """Remembers how large each operation's result became in float32, at real tokens."""
+
+    peaks: dict[tuple[str, str, int], float] = field(default_factory=dict)
+    """By module, operation, and how often it ran there before."""
+
+    def saw(self, skeleton: Skeleton, segment: Segment) -> None:
+        """Takes what a float32 run made."""
+        if skeleton.dtype is not Dtype.FLOAT32:
+            return
+        for node in segment.nodes:
+            abs_max = node.abs_max
+            if abs_max and abs_max > self.peaks.get(node.key, 0.0):
+                self.peaks[node.key] = abs_max
+
+    def ended(self, skeleton: Skeleton, batch: Batch, logits: Tensor) -> None:
+        """Logits are operations like others."""
+
+
+@dataclass(slots=True, eq=False)
+class Compared:
+    """Logits of a run against those of the original in float32."""
+
+    totals: LogitsTotals = field(default_factory=LogitsTotals)
+    max_difference: float = 0.0
+    """Largest absolute difference of two logits; NaN where one is not finite."""
+    is_identical: bool = True
+    """Bit for bit."""
+
+
+@dataclass(slots=True, eq=False)
+class LogitsWitness:
+    """Compares the logits of every run with those of the original in float32.
+
+    Args:
+        kept: those, by the names of a batch's probes; None keeps them now.
+        is_causal: whether a position predicts the token after it.
+    """
+
+    kept: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
+    keeps: bool = False
+    found: dict[tuple[Dtype, str], Compared] = field(default_factory=dict)
+    """By dtype and attention implementation."""
+
+    def saw(self, skeleton: Skeleton, segment: Segment) -> None:
+        """Nothing but the end counts."""
+
+    def ended(self, skeleton: Skeleton, batch: Batch, logits: Tensor) -> None:
+        """Keeps them, or compares them."""
+        names = tuple(probe.name for probe in batch.probes)
+        is_reference = skeleton.dtype is Dtype.FLOAT32
+        if self.keeps and is_reference and names not in self.kept:
+            self.kept[names] = logits.detach().float().cpu().clone()
+        reference = self.kept.get(names)
+        if reference is None:
+            return
+        ours = logits.detach().cpu()
+        known = self.found.setdefault((skeleton.dtype, skeleton.attn_implementation), Compared())
+        known.totals.add(ours, reference, batch=batch.to("cpu"), is_causal=False, alike=None)
+        real = batch.to("cpu").real_tokens
+        mine, theirs = real.tokens(ours).float(), real.tokens(reference)
+        known.is_identical &= bool(torch.equal(mine, theirs))
+        difference = float((mine - theirs).abs().max())
+        # max() of Python drops a NaN that comes second
+        known.max_difference = max(difference, known.max_difference)

@@ -1,0 +1,176 @@
+"""What a fix did, and what it was proved by: the JSON contract ``precheck-fix/1``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from precheck.records.finding import Verdict
+from precheck.records.precision import Dtype
+
+FIX_SCHEMA = "precheck-fix/1"
+
+
+class Remedy(StrEnum):
+    """What makes a checkpoint run in the dtype, the cheapest first."""
+
+    NOTHING = "nothing"
+    """It does already."""
+    ATTENTION = "attention"
+    """Another attention implementation; nothing is written."""
+    RESCALING = "rescaling"
+    """Weights times powers of two."""
+    FLOAT32_MODULES = "float32_modules"
+    """Some modules stay in float32: a recipe is written, no checkpoint."""
+    NONE = "none"
+    """Nothing was found."""
+
+
+class Exactness(StrEnum):
+    """How far the fixed checkpoint computes what the original does, in float32."""
+
+    EXACT = "exact"
+    """Bit for bit the same logits."""
+    ROUNDED = "rounded"
+    """But for the rounding of ``1 + w`` norms, or of values that became subnormal."""
+    EPSILONS = "epsilons"
+    """But for the epsilons of norms, which the config does not let scale."""
+    APPROXIMATE = "approximate"
+    """Equations were broken, because that was allowed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Factor:
+    """A part of a parameter and the power of two it was multiplied by."""
+
+    parameter: str
+    power: int
+    dim: int | None = None
+    """Dimension that ``start`` and ``stop`` count along, from the end; None for all of it."""
+    start: int | None = None
+    stop: int | None = None
+    shift: float | None = None
+    """It is ``shift + w`` that was multiplied."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingChange:
+    """A number of the config."""
+
+    name: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """How much room an operation's result had, and has."""
+
+    module: str
+    op: str
+    source: str
+    abs_max: float
+    """As it was, in float32."""
+    before_bits: float
+    after_bits: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProofRun:
+    """One checkpoint in one dtype against the original in float32, on probes kept for the proof."""
+
+    checkpoint: str
+    """``original`` or ``fixed``."""
+    dtype: Dtype
+    attn_implementation: str
+    verdict: Verdict
+    reason: str | None = None
+    kl_divergence_mean: float | None = None
+    kl_divergence_max: float | None = None
+    top1_agreement: float | None = None
+    max_logit_difference: float | None = None
+    """None where a logit is not finite."""
+    is_identical: bool = False
+    """Logits are the same bit for bit."""
+    greedy: str | None = None
+    """What it writes behind the prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MechanismRoom:
+    """The least headroom of a mechanism, before and after, on the probes kept for the proof."""
+
+    mechanism: str
+    before_bits: float | None
+    after_bits: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What was measured on the written checkpoint, with probes not used to choose the factors."""
+
+    holds: bool
+    exactness: Exactness
+    objections: tuple[str, ...]
+    """Why it does not hold."""
+    num_tokens: int
+    runs: tuple[ProofRun, ...]
+    headroom: tuple[MechanismRoom, ...]
+    num_changed: int
+    """Values that were multiplied."""
+    num_became_zero: int
+    num_became_subnormal: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Which modules to keep in float32, for ``precheck.apply``."""
+
+    model: str
+    dtype: Dtype
+    attn_implementation: str
+    modules: tuple[str, ...]
+    num_bytes: int
+    """What that costs in memory beside the 16-bit weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fix:
+    """What stands in ``precheck-fix.json``."""
+
+    schema: str = FIX_SCHEMA
+    precheck_version: str
+    model: str
+    revision: str | None
+    dtype: Dtype
+    attn_implementation: str
+    remedy: Remedy
+    sentence: str
+    """What to do, or what was done."""
+    reasons: tuple[str, ...] = ()
+    """Why not something cheaper, and what stands in the way."""
+    headroom_bits: float
+    """Asked for."""
+    factors: tuple[Factor, ...] = ()
+    settings: tuple[SettingChange, ...] = ()
+    rooms: tuple[Room, ...] = ()
+    """Results that did not fit or had little room, and those that have least now."""
+    recipe: Recipe | None = None
+    proof: Proof | None = None
+    """None where nothing was written."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the checkpoint runs in the dtype, by this remedy."""
+        if self.remedy is Remedy.NONE:
+            return False
+        return self.proof is None or self.proof.holds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers, ready for ``json.dumps``."""
+        plain = msgspec.to_builtins(self)
+        assert isinstance(plain, dict)  # noqa: S101  a dataclass always becomes a dict
+        return plain
