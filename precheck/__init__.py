@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from precheck.pipeline import read_report, scan, watch
+    from precheck.pipeline import apply, read_report, scan, watch
     from precheck.records.report import Report
 
 __version__ = "0.1.0"
-__all__ = ["Report", "__version__", "read_report", "scan", "watch"]
+__all__ = ["Report", "__version__", "apply", "read_report", "scan", "watch"]
 
 
 def __getattr__(name: str) -> object:
@@ -24,6 +24,10 @@ def __getattr__(name: str) -> object:
             from precheck.pipeline import watch  # noqa: PLC0415
 
             return watch
+        case "apply":
+            from precheck.pipeline import apply  # noqa: PLC0415
+
+            return apply
         case "read_report":
             from precheck.pipeline import read_report  # noqa: PLC0415
 

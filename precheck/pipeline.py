@@ -7,7 +7,7 @@ import math
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from precheck import __version__
 from precheck.errors import ReportError, ScanInterrupted, UsageError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from precheck.probe.live import Watch
+    from precheck.records.fix import Recipe
     from precheck.records.progress import Announcement, Observer, Step
     from precheck.records.prompts import Prompt
 
@@ -155,20 +156,34 @@ def read_report(path: str | Path) -> Report:
     Raises:
         ReportError: it is not there, not JSON, not a report, or of another major schema.
     """
+    return Report.from_dict(_read_json(path, what="report"))
+
+
+def _read_json(path: str | Path, *, what: str) -> dict[str, Any]:
+    """The content of a file that precheck wrote.
+
+    Raises:
+        ReportError: it is not there, or not JSON.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        plain = json.loads(text, parse_constant=_not_json, parse_float=_finite)
+        plain: dict[str, Any] = json.loads(text, parse_constant=_not_json, parse_float=_finite)
     except OSError as error:
         raise ReportError(
-            f"cannot read report: {str(path)!r}: {error.strerror}",
-            hint="write one: precheck scan MODEL -o report.json",
+            f"cannot read {what}: {str(path)!r}: {error.strerror}", hint=_WRITERS[what]
         ) from error
     except (ValueError, RecursionError) as error:  # of them UnicodeDecodeError, JSONDecodeError
         raise ReportError(
-            f"report is not JSON: {str(path)!r}: {error}",
-            hint="was it cut short? Scan again, or copy the file once more",
+            f"{what} is not JSON: {str(path)!r}: {error}",
+            hint="was it cut short? Write it again, or copy the file once more",
         ) from error
-    return Report.from_dict(plain)
+    return plain
+
+
+_WRITERS = {
+    "report": "write one: precheck scan MODEL -o report.json",
+    "recipe": "write one: precheck fix MODEL -o DIR",
+}
 
 
 def _not_json(name: str) -> float:
@@ -200,6 +215,36 @@ def watch(model: nn.Module, *, sample_every: int = 1) -> Watch:
     from precheck.probe.live import Watch
 
     return Watch(model, sample_every=sample_every)
+
+
+def apply(model: nn.Module, recipe: Recipe | str | Path) -> nn.Module:
+    """The model, with the modules of a recipe in float32 from now on.
+
+    Args:
+        model: loaded in the recipe's dtype; it is changed, and hooks stay on it.
+        recipe: of this model, or the file that ``precheck fix`` wrote.
+
+    Raises:
+        ReportError: the file is no recipe.
+        UsageError: the model has no such module, or is of another dtype.
+
+    Example:
+        ``model = precheck.apply(model, "fixed/precheck-recipe.json")``
+    """
+    from precheck.probe.loading import main_dtype
+    from precheck.probe.mixed import keep_in_float32
+    from precheck.records.fix import Recipe
+
+    if not isinstance(recipe, Recipe):
+        recipe = Recipe.from_dict(_read_json(recipe, what="recipe"))
+    found = str(main_dtype(model)).removeprefix("torch.")
+    if found != recipe.dtype:
+        raise UsageError(
+            f"the model is in {found} (expected {recipe.dtype}, which the recipe is for)",
+            hint=f"load it with dtype=torch.{recipe.dtype}",
+        )
+    keep_in_float32(model, recipe.modules)
+    return model
 
 
 def dtype_named(name: str) -> Dtype:

@@ -188,9 +188,18 @@ def tiny(name: str, *, num_layers: int = 3, seed: int = 0) -> PreTrainedModel:
 
     The same name, depth and seed give the same weights; the global random state is left alone.
     """
-    config = _CONFIGS[name](num_layers)
+    return tiny_of(_CONFIGS[name](num_layers), seed=seed)
+
+
+def tiny_config(name: str, *, num_layers: int = 3) -> PreTrainedConfig:
+    """The config of the architecture's tiny model."""
+    return _CONFIGS[name](num_layers)
+
+
+def tiny_of(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
+    """A healthy float32 model of any config, in eval mode."""
     with torch.random.fork_rng():
-        model = _with_head(name, config)
+        model = _with_head(config.model_type, config)
     _fill(model, seed)
     return model.eval()
 

@@ -78,19 +78,13 @@ def fix(
         overwrite=overwrite,
         device=device,
         max_memory=arguments.size(max_memory, flag="--max-memory"),
+        revision=revision,
+        trust_remote_code=trust_remote_code,
     )
     try:
         with terminal.progress(quiet=quiet) as observe:
             import_torch()
-            done = fixing.fix(
-                model,
-                output,
-                request=request,
-                report=given,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-                observe=observe,
-            )
+            done = fixing.fix(model, output, request=request, report=given, observe=observe)
     except KeyboardInterrupt as interrupted:
         terminal.say("interrupted; nothing was written")
         raise typer.Exit(ExitCode.INTERRUPTED) from interrupted

@@ -75,9 +75,10 @@ def _attention(best: Run, runs: Sequence[Run], report: Report) -> str:
     )
 
 
-def rooms(choice: Choice) -> tuple[Room, ...]:
-    """The tightest results, before or after, those first that did not fit."""
-    ordered = sorted(choice.fits, key=lambda each: min(each.before_bits, each.after_bits))
+def rooms(choice: Choice, *, headroom_bits: float) -> tuple[Room, ...]:
+    """Results that had less room than was asked for, the tightest first, or have less now."""
+    tight = [e for e in choice.fits if min(e.before_bits, e.after_bits) < headroom_bits]
+    ordered = sorted(tight, key=lambda each: each.before_bits)
     return tuple(
         Room(
             module=each.scaled.key[0],
@@ -126,6 +127,15 @@ def objections(runs: Iterable[ProofRun], *, dtype: Dtype) -> tuple[str, ...]:
         elif run.dtype is Dtype.FLOAT32 and kl > thresholds.SAME_KL_DIVERGENCE.value:
             found.append(f"float32 differs from the original in float32 by {kl:.2g} nat")
     return tuple(found)
+
+
+def is_close(kl_divergence: float | None) -> bool:
+    """Whether logits are as near to the original's as those of a run have to be.
+
+    Args:
+        kl_divergence: mean over real tokens, nats; None where a logit is not finite.
+    """
+    return kl_divergence is not None and kl_divergence <= thresholds.DEGRADED_KL_DIVERGENCE.value
 
 
 def too_large(choice: Choice) -> tuple[str, ...]:

@@ -7,25 +7,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from precheck.probe.facts import vocab_size
+from precheck.probe.loading import bare_model
 from precheck.probe.prompts import HELD_OUT, HELD_OUT_TOKENS, TextPrompt
 from precheck.probe.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from precheck.checkpoint.source import Checkpoint
     from precheck.records.prompts import Prompt
 
 _SEED = 20
 
 
-def held_out_prompts(checkpoint: Checkpoint, model: nn.Module) -> tuple[Prompt, ...]:
-    """Texts, or random token ids where there is no tokenizer or the context is too short.
-
-    Args:
-        checkpoint: its tokenizer is used.
-        model: tells how many words there are; needs no weights.
-    """
+def held_out_prompts(checkpoint: Checkpoint) -> tuple[Prompt, ...]:
+    """Texts, or random token ids where there is no tokenizer or the context is too short."""
+    model = bare_model(checkpoint)
     size = vocab_size(model)
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     vocabulary = read_vocabulary(checkpoint, size=size)

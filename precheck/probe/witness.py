@@ -58,17 +58,33 @@ class Compared:
     is_identical: bool = True
     """Bit for bit."""
 
+    def add(self, batch: Batch, logits: Tensor, reference: Tensor) -> None:
+        """Takes those of a batch; both ``(batch, seq, vocab)``, anywhere, any dtype."""
+        ours, theirs, here = logits.detach().cpu(), reference.cpu(), batch.to("cpu")
+        self.totals.add(ours, theirs, batch=here, is_causal=False, alike=None)
+        real = here.real_tokens
+        mine, known = real.tokens(ours).float(), real.tokens(theirs)
+        self.is_identical &= torch.equal(mine, known)
+        difference = float((mine - known).abs().max())
+        # max() of Python drops a NaN that comes second
+        self.max_difference = max(difference, self.max_difference)
+
+    @property
+    def kl_divergence(self) -> float | None:
+        """Mean over real tokens, nats; None where a logit is not finite."""
+        return None if self.totals.stats.num_nonfinite else self.totals.kl.value
+
 
 @dataclass(slots=True, eq=False)
 class LogitsWitness:
     """Compares the logits of every run with those of the original in float32.
 
     Args:
-        kept: those, by the names of a batch's probes; None keeps them now.
-        is_causal: whether a position predicts the token after it.
+        kept: those, with their batches, by the names of the batch's probes.
+        keeps: take them from the first float32 run.
     """
 
-    kept: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
+    kept: dict[tuple[str, ...], tuple[Batch, Tensor]] = field(default_factory=dict)
     keeps: bool = False
     found: dict[tuple[Dtype, str], Compared] = field(default_factory=dict)
     """By dtype and attention implementation."""
@@ -79,18 +95,9 @@ class LogitsWitness:
     def ended(self, skeleton: Skeleton, batch: Batch, logits: Tensor) -> None:
         """Keeps them, or compares them."""
         names = tuple(probe.name for probe in batch.probes)
-        is_reference = skeleton.dtype is Dtype.FLOAT32
-        if self.keeps and is_reference and names not in self.kept:
-            self.kept[names] = logits.detach().float().cpu().clone()
-        reference = self.kept.get(names)
-        if reference is None:
+        if self.keeps and skeleton.dtype is Dtype.FLOAT32 and names not in self.kept:
+            self.kept[names] = (batch, logits.detach().float().cpu().clone())
+        if names not in self.kept:
             return
-        ours = logits.detach().cpu()
-        known = self.found.setdefault((skeleton.dtype, skeleton.attn_implementation), Compared())
-        known.totals.add(ours, reference, batch=batch.to("cpu"), is_causal=False, alike=None)
-        real = batch.to("cpu").real_tokens
-        mine, theirs = real.tokens(ours).float(), real.tokens(reference)
-        known.is_identical &= bool(torch.equal(mine, theirs))
-        difference = float((mine - theirs).abs().max())
-        # max() of Python drops a NaN that comes second
-        known.max_difference = max(difference, known.max_difference)
+        found = self.found.setdefault((skeleton.dtype, skeleton.attn_implementation), Compared())
+        found.add(batch, logits, self.kept[names][1])

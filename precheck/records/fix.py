@@ -8,10 +8,11 @@ from typing import Any
 
 import msgspec
 
+from precheck.errors import ReportError
 from precheck.records.finding import Verdict
 from precheck.records.precision import Dtype
 
-FIX_SCHEMA = "precheck-fix/1"
+FIX_SCHEMA, RECIPE_SCHEMA = "precheck-fix/1", "precheck-recipe/1"
 
 
 class Remedy(StrEnum):
@@ -118,23 +119,48 @@ class Proof:
     """Why it does not hold."""
     num_tokens: int
     runs: tuple[ProofRun, ...]
-    headroom: tuple[MechanismRoom, ...]
-    num_changed: int
+    headroom: tuple[MechanismRoom, ...] = ()
+    num_changed: int = 0
     """Values that were multiplied."""
-    num_became_zero: int
-    num_became_subnormal: int
+    num_became_zero: int = 0
+    num_became_subnormal: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Which modules to keep in float32, for ``precheck.apply``."""
+    """Which modules to keep in float32, for ``precheck.apply``: the contract of its file."""
 
+    schema: str = RECIPE_SCHEMA
     model: str
     dtype: Dtype
     attn_implementation: str
     modules: tuple[str, ...]
     num_bytes: int
     """What that costs in memory beside the 16-bit weights."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers, ready for ``json.dumps``."""
+        plain = msgspec.to_builtins(self)
+        assert isinstance(plain, dict)  # noqa: S101  a dataclass always becomes a dict
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Recipe:
+        """The recipe that ``to_dict`` gave.
+
+        Raises:
+            ReportError: it is none, or of another schema.
+        """
+        schema = plain.get("schema")
+        if schema != RECIPE_SCHEMA:
+            raise ReportError(
+                f"not a recipe of precheck: schema {schema!r} (expected {RECIPE_SCHEMA!r})",
+                hint="precheck fix MODEL -o DIR writes one, where nothing cheaper is found",
+            )
+        try:
+            return msgspec.convert(plain, cls)
+        except msgspec.ValidationError as error:
+            raise ReportError(f"recipe not readable: {error}", hint="write it again") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

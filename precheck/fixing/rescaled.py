@@ -1,0 +1,156 @@
+"""The checkpoint times powers of two, or why that cannot be."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from precheck.fixing.proof import original, prove
+from precheck.judge.fixing import in_the_way, rooms, too_large
+from precheck.judge.rescaling import choose
+from precheck.records.fix import Factor, Remedy, SettingChange
+from precheck.records.progress import Announcement
+from precheck.records.quantities import counted
+from precheck.records.scaling import Kind
+from precheck.render.fix_report import render_fix_card
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from precheck.checkpoint.weights import Weights
+    from precheck.fixing.job import Job
+    from precheck.judge.rescaling import Choice
+    from precheck.probe.blueprint import Blueprint
+    from precheck.records.fix import Fix
+
+FIX_FILE, MODEL_CARD = "precheck-fix.json", "README.md"
+
+
+def rescaled(plan: Fix, job: Job) -> Fix:
+    """Chooses factors, writes the checkpoint, proves it, and keeps it if the proof holds.
+
+    Raises:
+        UnsupportedModelError: the data flow cannot be traced.
+        UsageError: the checkpoint cannot be written.
+    """
+    from precheck.probe.blueprint import read_blueprint
+
+    request = job.request
+    job.observe(Announcement(text="tracing what is scaled by what"))
+    with job.checkpoint.open_weights() as stored:
+        blueprint = read_blueprint(
+            job.checkpoint,
+            stored,
+            dtype=request.dtype,
+            attn_implementation=job.attn_implementation,
+        )
+        choice = choose(
+            blueprint.scales,
+            peaks=job.peaks,
+            limit=request.dtype.limits.max,
+            headroom_bits=request.headroom_bits,
+            may_break=request.may_break,
+        )
+        if choice.misfits or not choice.exponents:
+            return _refused(plan, choice, blueprint, job)
+        plan = _planned(plan, choice, job)
+        if request.is_dry_run:
+            return replace(plan, sentence="nothing was written (--dry-run)")
+        return _written(plan, choice, blueprint, stored, job)
+
+
+def _planned(plan: Fix, choice: Choice, job: Job) -> Fix:
+    factors = tuple(
+        Factor(
+            parameter=unknown.name,
+            power=power,
+            dim=None if unknown.stop is None else unknown.dim,
+            start=None if unknown.stop is None else unknown.start,
+            stop=unknown.stop,
+            shift=unknown.shift if unknown.kind is Kind.SHIFTED_WEIGHT else None,
+        )
+        for unknown, power in choice.exponents.items()
+        if unknown.kind is not Kind.SETTING
+    )
+    return replace(
+        plan,
+        remedy=Remedy.RESCALING,
+        factors=factors,
+        settings=tuple(_settings(choice, job).values()),
+        rooms=rooms(choice, headroom_bits=plan.headroom_bits),
+    )
+
+
+def _settings(choice: Choice, job: Job) -> dict[tuple[str, ...], SettingChange]:
+    """Numbers of the config that change, by their path."""
+    from precheck.probe.config_numbers import config_numbers
+
+    powers = {
+        each.name: each.step * power
+        for each, power in choice.exponents.items()
+        if each.kind is Kind.SETTING
+    }
+    return {
+        each.path: SettingChange(
+            name=each.name, before=each.value, after=each.value * 2.0 ** powers[each.name]
+        )
+        for each in config_numbers(job.checkpoint.config)
+        if each.name in powers
+    }
+
+
+def _refused(plan: Fix, choice: Choice, blueprint: Blueprint, job: Job) -> Fix:
+    """No exact rescaling brings everything into range: says what is in the way."""
+    loosened = choose(
+        blueprint.scales,
+        peaks=job.peaks,
+        limit=job.request.dtype.limits.max,
+        headroom_bits=0.0,
+        may_break=True,
+    )
+    return replace(
+        plan,
+        sentence="no exact rescaling brings it into range",
+        reasons=(*too_large(choice), *in_the_way(loosened)),
+        rooms=rooms(choice, headroom_bits=0.0),
+    )
+
+
+def _written(plan: Fix, choice: Choice, blueprint: Blueprint, stored: Weights, job: Job) -> Fix:
+    from precheck.checkpoint.rewriting import unfinished, write_checkpoint
+
+    changes = blueprint.stored_changes(choice.exponents, stored)
+    settings = {path: each.after for path, each in _settings(choice, job).items()}
+    with unfinished(job.output, overwrite=job.request.overwrite) as made:
+        job.observe(Announcement(text=f"writing {counted(len(changes), 'changed tensor')}"))
+        rounded = write_checkpoint(
+            made.folder,
+            job.checkpoint,
+            stored,
+            changes=changes,
+            settings=settings,
+            dtype=job.request.dtype,
+        )
+        proof = prove(made.folder, original(job), choice, rounded, job)
+        if not proof.holds:
+            return replace(
+                plan,
+                remedy=Remedy.NONE,
+                proof=proof,
+                sentence="the rescaled checkpoint was not proved, and is not kept",
+                reasons=proof.objections,
+            )
+        done = replace(plan, proof=proof, sentence=f"runs in {plan.dtype}: {job.output}")
+        _describe(made.folder, done)
+        made.take_place()
+    return done
+
+
+def _describe(folder: Path, done: Fix) -> None:
+    """The record of the fix, and a section of the model card."""
+    text = json.dumps(done.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / FIX_FILE).write_text(f"{text}\n", encoding="utf-8")
+    card = folder / MODEL_CARD
+    before = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    card.write_text(f"{before.rstrip()}\n\n{render_fix_card(done)}".lstrip(), encoding="utf-8")
