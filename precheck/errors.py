@@ -74,6 +74,10 @@ class WeightsElsewhereError(PrecheckError):
     """A model's code uses weights outside the module that owns them: they have to stay."""
 
 
+class UntraceableError(PrecheckError):
+    """What a model's forward does cannot be known without its numbers."""
+
+
 class ReportError(PrecheckError):
     """A report that cannot be read, or is of another major schema."""
 

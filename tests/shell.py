@@ -66,9 +66,9 @@ class Shell:
         self.monkeypatch = monkeypatch
         self.capfd = capfd
 
-    def __call__(self, *arguments: str | Path) -> Ended:
+    def __call__(self, *arguments: str | Path, command: str = "scan") -> Ended:
         before = files_in(self.folder)
-        self.monkeypatch.setattr(sys, "argv", ["precheck", "scan", *map(str, arguments)])
+        self.monkeypatch.setattr(sys, "argv", ["precheck", command, *map(str, arguments)])
         self.capfd.readouterr()
         with pytest.raises(SystemExit) as end:
             cli.main()
@@ -82,9 +82,16 @@ class Shell:
             left=tuple(sorted(name for name, _ in files_in(self.folder) - before)),
         )
 
-    def refuses(self, *arguments: str | Path, code: ExitCode, says: str, hint: str) -> Ended:
+    def refuses(
+        self,
+        *arguments: str | Path,
+        code: ExitCode,
+        says: str,
+        hint: str,
+        command: str = "scan",
+    ) -> Ended:
         """Runs what must end with this message, before anything was written or printed."""
-        ended = self(*arguments)
+        ended = self(*arguments, command=command)
         assert (ended.code, ended.out, ended.left) == (code, "", ()), ended.err
         assert says in ended.error
         assert hint in ended.hint

@@ -45,7 +45,7 @@ def fix(
         observe: told what happens.
 
     Raises:
-        UnsupportedModelError: quantised weights, or an architecture that cannot be traced.
+        UnsupportedModelError: quantised weights.
         UsageError: nothing can be written there.
         PrecheckError: the checkpoint cannot be scanned.
     """

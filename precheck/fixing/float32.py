@@ -34,8 +34,6 @@ def in_float32(refused: Fix, job: Job) -> Fix:
     from precheck.probe.recipes import MixedModel
     from precheck.probe.witness import LogitsWitness
 
-    if refused.remedy is Remedy.RESCALING:
-        return refused  # a dry run
     job.observe(Announcement(text="looking for modules that have to stay in float32"))
     asked = LogitsWitness(keeps=True)
     scanned(job, job.checkpoint, dtypes=(Dtype.FLOAT32,), witness=asked)

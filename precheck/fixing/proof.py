@@ -66,7 +66,7 @@ def prove(folder: Path, known: Original, choice: Choice, rounded: Rounded, job: 
         prompts=known.prompts,
     )
     runs = (*known.runs, *_runs("fixed", fixed, against))
-    found = objections(runs, dtype=dtype)
+    found = objections(runs, dtype=dtype, is_exact=choice.is_exact)
     return Proof(
         holds=not found,
         exactness=_exactness(runs, choice),

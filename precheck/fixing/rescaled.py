@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from precheck.errors import UntraceableError
 from precheck.fixing.proof import original, prove
 from precheck.judge.fixing import in_the_way, rooms, too_large
 from precheck.judge.rescaling import choose
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from precheck.judge.rescaling import Choice
     from precheck.probe.blueprint import Blueprint
     from precheck.records.fix import Fix
+    from precheck.records.scaling import TensorChange
 
 FIX_FILE, MODEL_CARD = "precheck-fix.json", "README.md"
 
@@ -31,33 +33,40 @@ def rescaled(plan: Fix, job: Job) -> Fix:
     """Chooses factors, writes the checkpoint, proves it, and keeps it if the proof holds.
 
     Raises:
-        UnsupportedModelError: the data flow cannot be traced.
         UsageError: the checkpoint cannot be written.
     """
     from precheck.probe.blueprint import read_blueprint
 
-    request = job.request
     job.observe(Announcement(text="tracing what is scaled by what"))
     with job.checkpoint.open_weights() as stored:
-        blueprint = read_blueprint(
-            job.checkpoint,
-            stored,
-            dtype=request.dtype,
-            attn_implementation=job.attn_implementation,
-        )
-        choice = choose(
-            blueprint.scales,
-            peaks=job.peaks,
-            limit=request.dtype.limits.max,
-            headroom_bits=request.headroom_bits,
-            may_break=request.may_break,
-        )
+        try:
+            blueprint = read_blueprint(
+                job.checkpoint,
+                stored,
+                dtype=plan.dtype,
+                attn_implementation=job.attn_implementation,
+            )
+            choice = _choice(blueprint, job)
+            changes = blueprint.stored_changes(choice.exponents, stored)
+        except UntraceableError as error:
+            return replace(plan, sentence="it cannot be rescaled", reasons=(error.message,))
         if choice.misfits or not choice.exponents:
             return _refused(plan, choice, blueprint, job)
         plan = _planned(plan, choice, job)
-        if request.is_dry_run:
+        if job.request.is_dry_run:
             return replace(plan, sentence="nothing was written (--dry-run)")
-        return _written(plan, choice, blueprint, stored, job)
+        return _written(plan, choice, changes, stored, job)
+
+
+def _choice(blueprint: Blueprint, job: Job) -> Choice:
+    request = job.request
+    return choose(
+        blueprint.scales,
+        peaks=job.peaks,
+        limit=request.dtype.limits.max,
+        headroom_bits=request.headroom_bits,
+        may_break=request.may_break,
+    )
 
 
 def _planned(plan: Fix, choice: Choice, job: Job) -> Fix:
@@ -117,10 +126,15 @@ def _refused(plan: Fix, choice: Choice, blueprint: Blueprint, job: Job) -> Fix:
     )
 
 
-def _written(plan: Fix, choice: Choice, blueprint: Blueprint, stored: Weights, job: Job) -> Fix:
+def _written(
+    plan: Fix,
+    choice: Choice,
+    changes: dict[str, tuple[TensorChange, ...]],
+    stored: Weights,
+    job: Job,
+) -> Fix:
     from precheck.checkpoint.rewriting import unfinished, write_checkpoint
 
-    changes = blueprint.stored_changes(choice.exponents, stored)
     settings = {path: each.after for path, each in _settings(choice, job).items()}
     with unfinished(job.output, overwrite=job.request.overwrite) as made:
         job.observe(Announcement(text=f"writing {counted(len(changes), 'changed tensor')}"))

@@ -9,7 +9,7 @@ from precheck.judge import thresholds
 from precheck.records.finding import Verdict
 from precheck.records.fix import MechanismRoom, ProofRun, Remedy, Room
 from precheck.records.precision import Accumulation, Dtype
-from precheck.records.quantities import magnitude
+from precheck.records.quantities import listed, magnitude
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -46,13 +46,19 @@ def cheaper_remedy(report: Report, dtype: Dtype, attn_implementation: str) -> De
             remedy=Remedy.NONE,
             sentence=f"broken in float32 itself ({reason}): there is nothing to keep as it is",
         )
-    runs = [
+    asked = [
         each
         for each in report.runs
-        if each.dtype is dtype and each.accumulation is Accumulation.FLOAT32 and not each.failure
+        if each.dtype is dtype and each.accumulation is Accumulation.FLOAT32
     ]
+    runs = [each for each in asked if each.failure is None]
+    if not runs:
+        reason = next((each.reason for each in asked), None) or "it was not measured"
+        return Decision(
+            remedy=Remedy.NONE, sentence=f"it cannot be run in {dtype} at all: {reason}"
+        )
     fine = [each for each in runs if each.verdict in _RUNS]
-    if runs and len(fine) == len(runs):
+    if len(fine) == len(runs):
         return Decision(
             remedy=Remedy.NOTHING, sentence=f"it runs in {dtype} as it is; nothing was written"
         )
@@ -111,8 +117,17 @@ def _least(report: Report, dtype: Dtype) -> dict[str, float]:
     return found
 
 
-def objections(runs: Iterable[ProofRun], *, dtype: Dtype) -> tuple[str, ...]:
-    """Why the written checkpoint is no fix; empty if it is one."""
+def objections(
+    runs: Iterable[ProofRun], *, dtype: Dtype, is_exact: bool = False
+) -> tuple[str, ...]:
+    """Why the written checkpoint is no fix; empty if it is one.
+
+    Args:
+        runs: of the original and of the fixed one.
+        dtype: what it was fixed for.
+        is_exact: it is to be the same model in float32, but for values that became too small.
+    """
+    same = thresholds.EXACT_KL_DIVERGENCE if is_exact else thresholds.SAME_KL_DIVERGENCE
     found: list[str] = []
     for run in runs:
         if run.checkpoint != "fixed":
@@ -124,7 +139,7 @@ def objections(runs: Iterable[ProofRun], *, dtype: Dtype) -> tuple[str, ...]:
             found.append(f"{run.dtype} has no finite logits to compare")
         elif run.dtype is dtype and kl > thresholds.DEGRADED_KL_DIVERGENCE.value:
             found.append(f"{run.dtype} differs from the original in float32 by {kl:.2g} nat")
-        elif run.dtype is Dtype.FLOAT32 and kl > thresholds.SAME_KL_DIVERGENCE.value:
+        elif run.dtype is Dtype.FLOAT32 and kl > same.value:
             found.append(f"float32 differs from the original in float32 by {kl:.2g} nat")
     return tuple(found)
 
@@ -149,11 +164,15 @@ def too_large(choice: Choice) -> tuple[str, ...]:
 
 def in_the_way(choice: Choice) -> tuple[str, ...]:
     """What forbids an exact rescaling, as sentences: one for each line of code."""
-    said = dict.fromkeys(
-        f"{_REASONS[each.reason]}: {each.op} at {each.source}, in {each.module or 'the model'}"
-        for each in choice.broken
+    modules: dict[tuple[str, str, str], list[str]] = {}
+    for each in choice.broken:
+        where = modules.setdefault((_REASONS[each.reason], each.op, each.source), [])
+        if each.module not in where:
+            where.append(each.module)
+    return tuple(
+        f"{reason}: {op} at {source}, in {listed(tuple(where), most=1) or 'the model'}"
+        for (reason, op, source), where in modules.items()
     )
-    return tuple(said)[:5]
 
 
 _REASONS = {

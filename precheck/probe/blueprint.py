@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from precheck.checkpoint.architecture import find_architecture, token_embedding
-from precheck.errors import UnsupportedModelError
+from precheck.errors import UntraceableError
 from precheck.probe.config_numbers import changed_config, find_settings
 from precheck.probe.conversion import find_recipes
 from precheck.probe.facts import decoder_start
@@ -49,7 +49,7 @@ class Blueprint:
         """What to do with which stored tensor, so that the parameters are multiplied so.
 
         Raises:
-            UnsupportedModelError: a stored tensor ends up in parts that are multiplied by
+            UntraceableError: a stored tensor ends up in parts that are multiplied by
                 different powers.
         """
         by_parameter: defaultdict[str, list[TensorChange]] = defaultdict(list)
@@ -69,7 +69,7 @@ def read_blueprint(
     """The equations of a checkpoint's model, as it runs in a 16-bit dtype.
 
     Raises:
-        UnsupportedModelError: its data flow cannot be traced.
+        UntraceableError: what its forward does depends on numbers.
     """
     model = _model(checkpoint, stored, dtype, attn_implementation)
     recipes = _recipes(model, stored)
@@ -175,10 +175,9 @@ def _of_recipe(
         if not powers:
             continue
         if len(powers) > 1 or covered != int(mine.sum()):
-            raise UnsupportedModelError(
+            raise UntraceableError(
                 f"{source!r} is stored as one tensor, and parts of it would be multiplied by "
-                "different powers of two",
-                hint="keep modules in float32 instead",
+                "different powers of two"
             )
         ((power, shift),) = powers
         found[source] = (TensorChange(power=power, shift=shift),)

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import (  # its only spelling
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from precheck.errors import UnsupportedModelError
+from precheck.errors import UntraceableError
 from precheck.probe.batches import Batch
 from precheck.probe.module_stack import ModuleStack
 from precheck.probe.nodes import match_key
@@ -110,7 +110,7 @@ def trace_flow(skeleton: Skeleton, *, decoder_start: int) -> Flow:
         decoder_start: first token of an encoder-decoder model's target.
 
     Raises:
-        UnsupportedModelError: what the forward does depends on numbers, or torch has no fake
+        UntraceableError: what the forward does depends on numbers, or torch has no fake
             kernel for one of its operations.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -122,9 +122,8 @@ def trace_flow(skeleton: Skeleton, *, decoder_start: int) -> Flow:
             with recorder:
                 output = skeleton.forward(batch)
     except Exception as error:
-        raise UnsupportedModelError(
-            f"the data flow of {type(skeleton.model).__name__} cannot be traced: {_reason(error)}",
-            hint="keep modules in float32 instead",
+        raise UntraceableError(
+            f"the data flow of {type(skeleton.model).__name__} cannot be traced: {_reason(error)}"
         ) from error
     finally:
         recorder.stack.detach()

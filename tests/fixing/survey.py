@@ -9,19 +9,24 @@ import argparse
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from precheck.fixing import FixRequest, fix
 from precheck.records.fix import Fix, Remedy
 from precheck.records.precision import Dtype
 from precheck.records.quantities import bits, nats
+from precheck.render.words import DASH
 from tests.tiny_models import save_checkpoint, tiny_config, tiny_inputs, tiny_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 HUGE = 40_000.0
 """Fits float16; twice it does not."""
@@ -194,7 +199,7 @@ FAULTS = {"residual": residual, "MLP output": mlp_output, "product": product}
 
 def _weight(model: PreTrainedModel, name: str) -> torch.Tensor:
     known = dict(model.named_parameters(remove_duplicate=False))
-    return known.get(f"{name}.weight", known.get(name))
+    return known[name if name in known else f"{name}.weight"]
 
 
 def _named(model: PreTrainedModel, name: str) -> torch.Tensor:
@@ -260,10 +265,10 @@ def row(architecture: str, fault: str, done: Fix) -> str:
         architecture,
         fault,
         remedy if done.holds else f"none: {done.sentence}",
-        "–" if ours is None or (kl := ours.kl_divergence_mean) is None else nats(kl),
-        "–" if theirs is None or (kl := theirs.kl_divergence_mean) is None else nats(kl),
-        "–" if worst is None else bits(worst.before_bits),
-        "–" if worst is None or done.remedy is not Remedy.RESCALING else bits(worst.after_bits),
+        DASH if ours is None or (kl := ours.kl_divergence_mean) is None else nats(kl),
+        DASH if theirs is None or (kl := theirs.kl_divergence_mean) is None else nats(kl),
+        DASH if worst is None else bits(worst.before_bits),
+        DASH if worst is None or done.remedy is not Remedy.RESCALING else bits(worst.after_bits),
     )
     return f"| {' | '.join(cells)} |"
 
@@ -285,8 +290,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     rows = [
-        "| model | planted | remedy | KL, fixed in float16 | KL, original in bfloat16 "
-        "| bits before | after |",
+        "| model | planted | remedy | KL, fixed | KL, bfloat16 | bits before | after |",
         "|---|---|---|---:|---:|---:|---:|",
     ]
     for architecture, fault in cases():
