@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test fuzz matrix mutants zoo install check fix docs facts gpu golden bench bench-scan bench-memory bench-scaling bench-arithmetic bench-live gallery help
+.PHONY: scan test fuzz matrix mutants zoo install check fix docs facts gpu golden bench bench-scan bench-memory bench-scaling bench-arithmetic bench-live bench-fix fixes gallery help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
@@ -32,6 +32,9 @@ mutants: install ## Switch each detector off, and see whether a test notices (ha
 
 zoo: install ## Scan a tiny model of every architecture, and write docs/coverage.md (half an hour)
 	$(BIN)/python -m tests.zoo.survey --output docs/coverage.md $(ARGS)
+
+fixes: install ## Fix planted models of 14 architectures, and write the table of docs/fix.md (3 minutes)
+	$(BIN)/python -m tests.fixing.survey --output docs/fix.md
 
 install: $(INSTALLED) ## Create the environment that the other targets use
 
@@ -87,6 +90,9 @@ bench-scaling: install ## Cost against layers, tokens and runs, with a picture (
 
 bench-arithmetic: install ## float32-rounded against native products (minutes)
 	$(BIN)/python -m benchmarks.arithmetic $(ARGS)
+
+bench-fix: install ## Write a fixed 7 B checkpoint in 4 GiB, as root, against copying it (minutes, 45 GB of disk)
+	$(BIN)/python -m benchmarks.fix_writing $(ARGS)
 
 bench-live: install ## What precheck.watch costs a model of a billion parameters (minutes)
 	$(BIN)/python -m benchmarks.live $(ARGS)

@@ -21,11 +21,14 @@ PACKAGE = Path(__file__).parents[1] / "precheck"
 
 IMPORTED: dict[tuple[str, str], tuple[str, ...]] = {
     ("torch._ops", "OpOverload"): (
-        "probe/accumulation.py", "probe/arithmetic.py", "probe/live.py", "probe/op_kinds.py",
-        "probe/ops.py",
+        "probe/accumulation.py", "probe/arithmetic.py", "probe/flow.py", "probe/live.py",
+        "probe/op_kinds.py", "probe/ops.py",
     ),
+    ("torch._subclasses.fake_tensor", "DataDependentOutputException"): ("probe/flow.py",),
+    ("torch._subclasses.fake_tensor", "DynamicOutputShapeException"): ("probe/flow.py",),
+    ("torch._subclasses.fake_tensor", "FakeTensorMode"): ("probe/flow.py",),
     ("torch.utils._python_dispatch", "TorchDispatchMode"): (
-        "probe/live.py", "probe/ops.py", "probe/reproduce.py",
+        "probe/flow.py", "probe/live.py", "probe/ops.py", "probe/reproduce.py",
     ),
     ("torch.utils._python_dispatch", "_disable_current_modes"): ("probe/live.py",),
     ("transformers.conversion_mapping", "get_model_conversion_mapping"): ("probe/conversion.py",),

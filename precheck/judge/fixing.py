@@ -103,7 +103,7 @@ def mechanism_rooms(before: Report, after: Report, *, dtype: Dtype) -> tuple[Mec
     old, new = _least(before, dtype), _least(after, dtype)
     return tuple(
         MechanismRoom(mechanism=each, before_bits=old.get(each), after_bits=new.get(each))
-        for each in dict.fromkeys((*old, *new))
+        for each in sorted({*old, *new}, key=lambda each: old.get(each, 0.0))
     )
 
 

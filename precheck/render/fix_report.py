@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.text import Text
 
 from precheck.records.fix import Exactness
-from precheck.records.quantities import bits, counted, magnitude, nats, percent
+from precheck.records.quantities import bits, listed, magnitude, nats, percent
 from precheck.render.columns import Column, table
 from precheck.render.markdown import code, prose
 from precheck.render.printed import printed
@@ -57,18 +56,17 @@ def _blocks(fix: Fix, *, width: int) -> Iterator[RenderableType]:
 
 def changes(fix: Fix) -> Iterator[str]:
     """What was multiplied, a line for each kind of thing."""
-    count = Counter((each.power, each.shift is not None) for each in fix.factors)
-    for (power, is_shifted), number in sorted(count.items()):
+    count = {(each.power, each.shift is not None) for each in fix.factors}
+    for power, is_shifted in sorted(count):
         names = [
             each.parameter
             for each in fix.factors
             if (each.power, each.shift is not None) == (power, is_shifted)
         ]
         what = "1 + w of " if is_shifted else ""
-        more = f" and {number - 2:,} more" if number > 2 else ""  # noqa: PLR2004  two are shown
-        yield f"{what}{counted(number, 'tensor')} x 2^{power}: {', '.join(names[:2])}{more}"
+        yield f"x 2^{power:<4} {what}{listed(tuple(names), most=1)}"
     for each in fix.settings:
-        yield f"{each.name}: {each.before:g} -> {each.after:g}"
+        yield f"{each.name} {each.before:g} -> {each.after:g}"
 
 
 def _room_columns(rooms: Sequence[Room]) -> tuple[Column, ...]:
