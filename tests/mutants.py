@@ -76,6 +76,19 @@ DETECTORS = (
     off("checkpoint/config.py", "_refuse_endless_stacks", "None", "tests/test_hostile.py"),
     off("probe/bounds.py", "count", "None", "tests/test_hostile.py"),
     off("libraries.py", "check_libraries", "None", "tests/test_libraries.py"),
+    off("judge/fixing.py", "objections", "()", "tests/fixing"),
+    off("checkpoint/rewriting.py", "check_room", "None", "tests/fixing"),
+    off("probe/config_numbers.py", "find_settings", "{}", "tests/fixing", "tests/probe"),
+    *(
+        Mutation(
+            name=f"scales: {what} is demanded nowhere",
+            file="precheck/probe/lanes.py",
+            old=r"        if form:\n",
+            new=f'        if form and reason != "{what}":\n',
+            tests=("tests/probe/test_scales.py",),
+        )
+        for what in ("alike", "not_linear", "clamp", "constant", "result")
+    ),
     Mutation(
         name="memory that runs out is called a bug",
         file="precheck/cli.py",

@@ -7,6 +7,7 @@ where float32 agrees and 16 bits part, it is attention, arithmetic or a kernel.
 
 from __future__ import annotations
 
+from math import isclose, log2
 from typing import TYPE_CHECKING
 
 from precheck.judge.side_by_side import (
@@ -20,6 +21,7 @@ from precheck.judge.side_by_side import (
     missing_runs,
     only_in,
 )
+from precheck.judge.thresholds import DIFFERENT_SIZE_FLOAT32
 from precheck.records.precision import Dtype
 from precheck.records.quantities import counted, listed, magnitude
 
@@ -43,6 +45,10 @@ def causes(first: Report, second: Report, pairs: list[Pair]) -> Iterator[str]:
         )
         return
     exact = [pair for pair in pairs if pair.first.dtype is Dtype.FLOAT32]
+    rescaled = _rescaled(first, second, exact)
+    if rescaled is not None:
+        yield rescaled
+        return
     parted = _where_float32_parts(first, second, exact)
     if parted is not None:
         yield from _why_float32_parts(first, second, exact, at=parted)
@@ -50,6 +56,47 @@ def causes(first: Report, second: Report, pairs: list[Pair]) -> Iterator[str]:
         other_weights = tuple(_weights_that_differ(first, second, at=None))
         yield from other_weights or _why_rounding_parts(first, second, pairs)
     yield from _what_was_asked(first, second, pairs)
+
+
+def _rescaled(first: Report, second: Report, exact: list[Pair]) -> str | None:
+    """Other weights, the same float32 logits, and every size times a power of two: a fix."""
+    stream = [
+        theirs.abs_max / ours.abs_max
+        for pair in exact
+        for _, ours, theirs in different_layers(pair)
+        if ours is not None and ours.abs_max and theirs is not None and theirs.abs_max
+    ]
+    inside = [
+        theirs.abs_max / ours.abs_max
+        for ours, theirs in different_values(first, second)
+        if ours.abs_max and theirs.abs_max
+    ]
+    ratios = [*stream, *inside]
+    if not different_weights(first, second) or not ratios or not all(map(_is_power, ratios)):
+        return None
+    if not exact or not all(_same_logits(pair) for pair in exact):
+        return None
+    powers = {round(log2(each)) for each in stream}
+    told = f"; the residual stream is 2^{powers.pop()} of what it was" if len(powers) == 1 else ""
+    return (
+        "The second is the first with weights times powers of two, as precheck fix writes it: "
+        f"in float32 the logits are the same{told}."
+    )
+
+
+def _is_power(ratio: float) -> bool:
+    return isclose(ratio, 2.0 ** round(log2(ratio)), rel_tol=DIFFERENT_SIZE_FLOAT32.value)
+
+
+def _same_logits(pair: Pair) -> bool:
+    ours, theirs = pair.first.logits, pair.second.logits
+    if ours is None or theirs is None or ours.abs_max is None or theirs.abs_max is None:
+        return False
+    same_size = isclose(ours.abs_max, theirs.abs_max, rel_tol=DIFFERENT_SIZE_FLOAT32.value)
+    both = (ours.perplexity, theirs.perplexity)
+    return same_size and (
+        None in both or isclose(both[0] or 0, both[1] or 0, rel_tol=DIFFERENT_SIZE_FLOAT32.value)
+    )
 
 
 def _where_float32_parts(first: Report, second: Report, exact: list[Pair]) -> str | None:

@@ -71,6 +71,17 @@ def test_writes_an_ordinary_checkpoint(shell: Shell, model: Path) -> None:
     assert scanned.code == ExitCode.GATE_HOLDS
 
 
+def test_diff_explains_the_two_checkpoints_to_each_other(shell: Shell, model: Path) -> None:
+    run(shell, model, "-o", "fixed")
+    shell(model, "-o", "before.json", "--quick")
+    shell("fixed", "-o", "after.json", "--quick")
+    ended = shell("before.json", "after.json", command="diff")
+    assert ended.code == ExitCode.GATE_FAILS
+    said = " ".join(ended.out.split())
+    assert "weights times powers of two, as precheck fix writes it" in said
+    assert "in float32 the logits are the same; the residual stream is 2^-8" in said
+
+
 def test_a_dry_run_writes_nothing_and_predicts(shell: Shell, model: Path) -> None:
     ended = run(shell, model, "-o", "fixed", "--dry-run")
     assert (ended.code, ended.left) == (ExitCode.GATE_HOLDS, ())
