@@ -89,7 +89,6 @@ def unfinished(target: Path, *, overwrite: bool) -> Iterator[Unfinished]:
     except OSError as error:
         raise _not_written(target, error) from error
     try:
-        made.chmod(0o777 & ~_umask())
         yield Unfinished(made, target)
     finally:
         shutil.rmtree(made, ignore_errors=True)
@@ -319,6 +318,7 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 def _take_place(made: Path, target: Path) -> None:
     """Renames, so that nobody sees half of it; what was there before is removed at the end."""
+    made.chmod(0o777 & ~_umask())  # nobody else could look into it so far
     old = None
     if target.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.resolve().parent))

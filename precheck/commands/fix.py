@@ -11,8 +11,9 @@ import typer
 from precheck import arguments, fixing, pipeline, terminal
 from precheck.commands.options import Debug
 from precheck.commands.scan import import_torch
-from precheck.errors import ExitCode
+from precheck.errors import ExitCode, UsageError
 from precheck.pipeline import dtype_named
+from precheck.probe.processes import num_processes
 from precheck.render.fix_report import render_fix
 
 
@@ -69,6 +70,11 @@ def fix(
     Exit code 0: it runs, 1: no cure was found or proved, 2: usage, 3: not completed.
     """
     del debug
+    if num_processes() > 1:
+        raise UsageError(
+            f"{num_processes()} processes to fix one checkpoint (expected one)",
+            hint="start it without accelerate launch",
+        )
     given = None if report is None else pipeline.read_report(report)
     request = fixing.FixRequest(
         dtype=dtype_named(for_dtype),

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from precheck import __version__
-from precheck.errors import UnsupportedModelError
+from precheck.errors import UnsupportedModelError, UsageError
 from precheck.fixing.float32 import in_float32
 from precheck.fixing.job import FixRequest, Job, scanned
 from precheck.fixing.rescaled import rescaled
@@ -46,7 +46,7 @@ def fix(
 
     Raises:
         UnsupportedModelError: quantised weights.
-        UsageError: nothing can be written there.
+        UsageError: nothing can be written there, or the report is about other weights.
         PrecheckError: the checkpoint cannot be scanned.
     """
     from precheck.checkpoint.rewriting import check_room, check_target
@@ -73,6 +73,11 @@ def fix(
     )
     dtypes = tuple(Dtype) if report is None else (Dtype.FLOAT32,)
     measured = scanned(job, checkpoint, dtypes=dtypes, witness=witness)
+    if report is not None and report.checkpoint.digest not in {None, measured.checkpoint.digest}:
+        raise UsageError(
+            f"the report is about other weights than {model!r}",
+            hint="leave --report out, or scan this checkpoint",
+        )
     report = report or measured
     attn = report.model.default_attn_implementation or "eager"
     job = replace(job, attn_implementation=attn)

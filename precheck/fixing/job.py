@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from precheck import __version__
+from precheck.errors import PrecheckError
 from precheck.judge import judge
 from precheck.records.precision import Dtype
 
@@ -71,6 +72,9 @@ def scanned(
         dtypes: to run it in.
         witness: is shown what the report does not keep.
         prompts: probes; None takes the built-in ones, and writes nothing behind them.
+
+    Raises:
+        PrecheckError: it could not be completed.
     """
     from precheck.probe.measure import measure
     from precheck.probe.request import Request
@@ -93,4 +97,10 @@ def scanned(
         ),
         observe=job.observe,
     )
-    return judge(measurements, version=__version__)
+    report = judge(measurements, version=__version__)
+    if not report.complete:
+        raise PrecheckError(
+            f"the scan was not completed: {report.incomplete_reason}",
+            hint="see what stops it: precheck scan MODEL",
+        )
+    return report

@@ -119,7 +119,7 @@ def with_figures(run: ProofRun, compared: Compared) -> ProofRun:
         run,
         kl_divergence_mean=compared.kl_divergence,
         kl_divergence_max=None if compared.kl_divergence is None else trace.kl_divergence_max,
-        top1_agreement=trace.top1_agreement,
+        top1_agreement=None if compared.kl_divergence is None else trace.top1_agreement,
         max_logit_difference=difference if isfinite(difference) else None,
         is_identical=compared.is_identical,
     )

@@ -10,6 +10,7 @@ from precheck.records.finding import Verdict
 from precheck.records.fix import MechanismRoom, ProofRun, Remedy, Room
 from precheck.records.precision import Accumulation, Dtype
 from precheck.records.quantities import listed, magnitude
+from precheck.records.traces import TOWERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -54,9 +55,7 @@ def cheaper_remedy(report: Report, dtype: Dtype, attn_implementation: str) -> De
     runs = [each for each in asked if each.failure is None]
     if not runs:
         reason = next((each.reason for each in asked), None) or "it was not measured"
-        return Decision(
-            remedy=Remedy.NONE, sentence=f"it cannot be run in {dtype} at all: {reason}"
-        )
+        return Decision(remedy=Remedy.NONE, sentence=f"no run in {dtype} to judge by: {reason}")
     fine = [each for each in runs if each.verdict in _RUNS]
     if len(fine) == len(runs):
         return Decision(
@@ -67,6 +66,11 @@ def cheaper_remedy(report: Report, dtype: Dtype, attn_implementation: str) -> De
             (each for each in fine if each.attn_implementation == attn_implementation), fine[0]
         )
         return Decision(remedy=Remedy.ATTENTION, sentence=_attention(best, runs, report))
+    if any(layer.section in TOWERS for run in runs for layer in run.layers):
+        return Decision(
+            remedy=Remedy.NONE,
+            sentence="it takes images or sounds, and a fix is chosen and proved on text alone",
+        )
     return None
 
 
@@ -182,5 +186,4 @@ _REASONS = {
     "constant": "a constant is added that is not scaled",
     "epsilon": "the epsilon of a norm is not scaled",
     "result": "the logits would change",
-    "untraced": "images or sounds enter there, and were not traced",
 }

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from precheck.checkpoint.architecture import find_architecture, token_embedding
 from precheck.errors import UntraceableError
 from precheck.probe.config_numbers import changed_config, find_settings
 from precheck.probe.conversion import find_recipes
@@ -19,7 +18,6 @@ from precheck.probe.scales import find_scales
 from precheck.probe.skeleton import Skeleton, attention_of
 from precheck.records.precision import Dtype
 from precheck.records.scaling import Kind, TensorChange
-from precheck.records.traces import TOWERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,7 +71,6 @@ def read_blueprint(
     """
     model = _model(checkpoint, stored, dtype, attn_implementation)
     recipes = _recipes(model, stored)
-    pinned = _joined_by_towers(model)
     flow = _flow(model)
     changed = replace(checkpoint, config=changed_config(checkpoint.config))
     settings: dict[tuple[int, int], Form] = {}
@@ -83,7 +80,7 @@ def read_blueprint(
         pass
     else:
         settings = find_settings(checkpoint.config, flow, other)
-    scales = find_scales(flow, settings=settings, pinned=pinned, dtype=torch.bfloat16)
+    scales = find_scales(flow, settings=settings, dtype=torch.bfloat16)
     bare, _ = empty_model(checkpoint, stored, Dtype.BFLOAT16)
     return Blueprint(scales=scales, recipes=recipes, model=bare)
 
@@ -134,16 +131,6 @@ def _made(recipe: Recipe, model: nn.Module, stored: Weights) -> dict[str, Tensor
         ],
         model,
     )
-
-
-def _joined_by_towers(model: nn.Module) -> tuple[str, ...]:
-    """The embedding, where what a tower makes of images or sounds takes its place."""
-    layout = find_architecture(model)
-    embedding = token_embedding(model)
-    if embedding is None or not any(each.section in TOWERS for each in layout.units):
-        return ()
-    own = {id(each) for each in embedding.parameters()}
-    return tuple(name for name, each in model.named_parameters() if id(each) in own)
 
 
 def _change(unknown: Unknown, power: int) -> TensorChange:

@@ -31,6 +31,11 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def num_processes() -> int:
+    """How many processes were launched together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 class Alone:
     """One process that does everything."""
 
@@ -114,7 +119,7 @@ def processes(device: str) -> Iterator[Alone | Together]:
     Raises:
         WorkerLostError: at any step, another process is gone.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+    if num_processes() <= 1:
         yield Alone()
         return
 

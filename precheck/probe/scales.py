@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 from precheck.probe.lanes import CONSTANT, ZERO, Cuts, Ledger, Scale, of_parameter
 from precheck.probe.op_kinds import MOVES
 from precheck.probe.scale_rules import Step
-from precheck.records.scaling import NOTHING, Form, Kind, Reason, Scaled, Scales, Unknown
+from precheck.records.scaling import NOTHING, Form, Kind, Reason, Scaled, Scales
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
@@ -41,7 +41,6 @@ def find_scales(
     flow: Flow,
     *,
     settings: Mapping[tuple[int, int], Form],
-    pinned: Iterable[str] = (),
     dtype: torch.dtype,
 ) -> Scales:
     """The equations of a flow, and how each stored result is scaled.
@@ -50,7 +49,6 @@ def find_scales(
         flow: a forward.
         settings: how numbers of the config reach operations: by index of the operation and of its
             scalar.
-        pinned: parameters that must not be scaled: something untraced is added to what they make.
         dtype: results in this dtype are the ones that may leave its range.
     """
     cuts: Cuts = {}
@@ -60,7 +58,6 @@ def find_scales(
         if not found.ledger.more_cuts:
             break
         cuts = _with(cuts, found.ledger.more_cuts)
-    found.pin(pinned)
     found.pin_what_is_used_twice()
     return Scales(equations=tuple(found.ledger.equations), scaled=tuple(found.scaled))
 
@@ -115,11 +112,6 @@ class _Interpreter:
             for output, scale in zip(made, step.results(scales, given, made), strict=True):
                 self._set(op, output, scale, given)
         self.ledger.demand(self.ledger.one(self._scale(self._flow.result)), Reason.RESULT)
-
-    def pin(self, parameters: Iterable[str]) -> None:
-        """What these make is joined with something that was not traced."""
-        for name in parameters:
-            self.ledger.demand(Form.of(Unknown(kind=Kind.WEIGHT, name=name)), Reason.UNTRACED)
 
     def pin_what_is_used_twice(self) -> None:
         """A weight that is used as it is and with a constant added cannot be both."""

@@ -65,9 +65,9 @@ class Compared:
         real = here.real_tokens
         mine, known = real.tokens(ours).float(), real.tokens(theirs)
         self.is_identical &= torch.equal(mine, known)
-        difference = float((mine - known).abs().max())
-        # max() of Python drops a NaN that comes second
-        self.max_difference = max(difference, self.max_difference)
+        difference = (mine - known).abs().max()
+        # torch hands a NaN on, Python's max() may not
+        self.max_difference = float(torch.tensor(self.max_difference).maximum(difference))
 
     @property
     def kl_divergence(self) -> float | None:

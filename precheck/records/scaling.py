@@ -95,8 +95,6 @@ class Reason(StrEnum):
     """The epsilon of a norm is to be scaled with what it is added to."""
     RESULT = "result"
     """The logits are to stay what they are."""
-    UNTRACED = "untraced"
-    """Something else enters that was not traced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

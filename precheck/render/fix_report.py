@@ -101,6 +101,8 @@ def _proof_blocks(fix: Fix, proof: Proof, *, width: int) -> Iterator[RenderableT
     )
     yield from (Text(f"  {shown(each)}", style="red") for each in proof.objections)
     yield table(_run_columns(proof.runs), width=width)
+    if not proof.headroom:
+        return
     yield Text()
     yield table(
         (

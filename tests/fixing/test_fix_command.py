@@ -96,6 +96,26 @@ def test_a_report_stands_for_the_scan(shell: Shell, model: Path) -> None:
     assert "2 runs on cpu" in ended.err  # float32 alone, to see how large everything becomes
 
 
+def test_a_report_about_other_weights_is_refused(shell: Shell, model: Path, healthy: Path) -> None:
+    shell(healthy, "-o", "report.json", "--quick")
+    ended = run(shell, model, "-o", "fixed", "--report", "report.json")
+    assert ended.code == ExitCode.USAGE
+    assert "the report is about other weights" in ended.error
+
+
+def test_several_processes_would_write_one_folder(shell: Shell, model: Path) -> None:
+    shell.monkeypatch.setenv("WORLD_SIZE", "2")
+    ended = run(shell, model, "-o", "fixed")
+    assert (ended.code, ended.left) == (ExitCode.USAGE, ())
+    assert "2 processes" in ended.error
+
+
+def test_what_takes_images_is_not_proved_on_text_alone(shell: Shell) -> None:
+    ended = run(shell, "demo:qwen2.5-vl-tower", "-o", "fixed")
+    assert (ended.code, ended.left) == (ExitCode.GATE_FAILS, ())
+    assert "it takes images or sounds" in ended.out
+
+
 def test_what_runs_already_is_left_alone(shell: Shell, healthy: Path) -> None:
     ended = run(shell, healthy, "-o", "fixed")
     assert (ended.code, ended.left) == (ExitCode.GATE_HOLDS, ())
