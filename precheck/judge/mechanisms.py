@@ -74,7 +74,7 @@ CURES = {
         code="PC103",
         title="the residual stream overflows",
         cause="Every layer adds to the stream, and the sum leaves the range.",
-        advice="Use bfloat16; where it is not native, float32 is what is left.",
+        advice="Use bfloat16; where it is not native, precheck fix may rescale it for float16.",
         in_vain="Other tools blame the next norm. No attention implementation helps.",
     ),
     Mechanism.PROJECTION: Cure(

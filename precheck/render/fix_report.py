@@ -46,7 +46,7 @@ def _blocks(fix: Fix, *, width: int) -> Iterator[RenderableType]:
         yield Text(f"  {shown(each)}")
     if fix.factors:
         yield Text()
-        yield from (Text(f"  {each}") for each in changes(fix))
+        yield from (Text(f"  {shown(each)}") for each in changes(fix))
     if fix.rooms:
         yield Text()
         yield table(_room_columns(fix.rooms), width=width)

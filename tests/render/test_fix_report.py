@@ -1,0 +1,177 @@
+"""What ``precheck fix`` prints, and its section of a model card, of one hand-made fix."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from rich.cells import cell_len
+
+from precheck.records.finding import Verdict
+from precheck.records.fix import (
+    Exactness,
+    Factor,
+    Fix,
+    MechanismRoom,
+    Proof,
+    ProofRun,
+    Recipe,
+    Remedy,
+    Room,
+    SettingChange,
+)
+from precheck.records.precision import Dtype
+from precheck.render.fix_report import render_fix, render_fix_card
+from tests.render.evil import EVIL
+from tests.render.test_console import assert_golden
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def run(checkpoint: str, dtype: Dtype, kl: float | None, *, verdict: Verdict) -> ProofRun:
+    return ProofRun(
+        checkpoint=checkpoint,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        verdict=verdict,
+        kl_divergence_mean=kl,
+        top1_agreement=None if kl is None else 1.0 - 10 * kl,
+        max_logit_difference=None if kl is None else 100 * kl,
+        is_identical=kl == 0,
+        greedy="!!!!!!!!" if kl is None else "Paris, and",
+    )
+
+
+RUNS = (
+    run("original", Dtype.FLOAT32, 0.0, verdict=Verdict.SAFE),
+    run("original", Dtype.FLOAT16, None, verdict=Verdict.OVERFLOW),
+    run("original", Dtype.BFLOAT16, 4.6e-4, verdict=Verdict.SAFE),
+    run("fixed", Dtype.FLOAT32, 0.0, verdict=Verdict.SAFE),
+    run("fixed", Dtype.FLOAT16, 6.4e-6, verdict=Verdict.SAFE),
+)
+FIX = Fix(
+    precheck_version="0.1.0",
+    model="google/gemma-3-4b-it",
+    revision="093f9f3",
+    dtype=Dtype.FLOAT16,
+    attn_implementation="sdpa",
+    remedy=Remedy.RESCALING,
+    sentence="runs in float16: fixed",
+    headroom_bits=2.0,
+    factors=(
+        Factor(parameter="model.embed_tokens.weight", power=-4),
+        Factor(parameter="model.layers.0.mlp.gate_up_proj", power=-4, dim=-2, start=8, stop=16),
+        Factor(parameter="model.layers.0.post_feedforward_layernorm.weight", power=-4, shift=1.0),
+        Factor(parameter="model.norm.weight", power=4, shift=1.0),
+    ),
+    settings=(SettingChange(name="rms_norm_eps", before=1e-6, after=3.90625e-9),),
+    rooms=(
+        Room(
+            module="model.layers.4",
+            op="aten.add",
+            source="modeling_gemma3.py:416",
+            abs_max=200_028.0,
+            before_bits=-1.6,
+            after_bits=2.4,
+        ),
+    ),
+    proof=Proof(
+        holds=True,
+        exactness=Exactness.EXACT,
+        objections=(),
+        num_tokens=533,
+        runs=RUNS,
+        headroom=(
+            MechanismRoom(mechanism="residual", before_bits=-0.9, after_bits=2.4),
+            MechanismRoom(mechanism="gated_product", before_bits=10.0, after_bits=None),
+        ),
+        num_changed=510_592,
+        num_became_zero=12,
+        num_became_subnormal=6_100,
+    ),
+)
+
+
+def with_proof(exactness: Exactness, *objections: str) -> Fix:
+    assert FIX.proof is not None
+    proof = replace(
+        FIX.proof, holds=not objections, exactness=exactness, objections=tuple(objections)
+    )
+    return replace(FIX, proof=proof, remedy=Remedy.NONE if objections else FIX.remedy)
+
+
+RECIPE = replace(
+    with_proof(Exactness.ROUNDED),
+    remedy=Remedy.FLOAT32_MODULES,
+    factors=(),
+    settings=(),
+    reasons=("no exact rescaling brings it into range:", "lm_head reaches 343,707"),
+    recipe=Recipe(
+        model="m",
+        dtype=Dtype.FLOAT16,
+        attn_implementation="sdpa",
+        modules=("lm_head",),
+        num_bytes=4096,
+    ),
+)
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_fix_is_shown_as_it_was_last_approved(width: int) -> None:
+    assert_golden(render_fix(FIX, width=width, colour=False), f"fix-{width}.txt")
+
+
+def test_its_section_of_the_model_card_is_as_it_was_last_approved() -> None:
+    assert_golden(render_fix_card(FIX), "fix.card.md")
+
+
+STORIES = {
+    "fixed": FIX,
+    "recipe": RECIPE,
+    "not proved": with_proof(Exactness.EPSILONS, "float32 differs from the original by 0.6 nat"),
+    "approximate": with_proof(Exactness.APPROXIMATE),
+    "nothing to do": replace(
+        FIX, remedy=Remedy.NOTHING, sentence="it runs", factors=(), rooms=(), proof=None
+    ),
+}
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+@pytest.mark.parametrize("story", STORIES)
+def test_no_line_is_wider_than_the_terminal(story: str, width: int) -> None:
+    text = render_fix(STORIES[story], width=width, colour=False)
+    assert max(cell_len(line) for line in text.split("\n")) <= width
+
+
+def test_the_first_line_says_whether_it_runs() -> None:
+    first = {name: render_fix(each, width=80, colour=False)[0] for name, each in STORIES.items()}
+    assert {name for name, mark in first.items() if mark == "✗"} == {"not proved"}
+
+
+def evil() -> Iterable[Fix]:
+    yield replace(FIX, model=EVIL, sentence=EVIL, reasons=(EVIL,))
+    yield replace(FIX, factors=(Factor(parameter=EVIL, power=-4),))
+    yield replace(FIX, settings=(SettingChange(name=EVIL, before=1.0, after=2.0),))
+    yield replace(FIX, rooms=(replace(FIX.rooms[0], module=EVIL, op=EVIL, source=EVIL),))
+    assert FIX.proof is not None
+    runs = tuple(replace(each, greedy=EVIL, attn_implementation=EVIL) for each in RUNS)
+    yield replace(FIX, proof=replace(FIX.proof, runs=runs, objections=(EVIL,)))
+
+
+def test_text_from_a_checkpoint_stays_text() -> None:
+    for each in evil():
+        for width in (80, 200):
+            text = render_fix(each, width=width, colour=False)
+            assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\udc80]", text)
+        card = render_fix_card(each)
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\udc80]", card)
+        for line in card.splitlines():
+            assert not re.search(r"(?<!\\)<script", line.partition("`")[0])
+
+
+def test_a_recipe_survives_its_file() -> None:
+    assert RECIPE.recipe is not None
+    assert Recipe.from_dict(RECIPE.recipe.to_dict()) == RECIPE.recipe
