@@ -9,7 +9,6 @@ never changes an expert.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tokenizers
@@ -17,8 +16,11 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from precheck.checkpoint.gallery.vocabularies import packaged_text
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 VOCAB_SIZE = 320
 """256 bytes, three special tokens, and a few merges."""
@@ -232,7 +234,7 @@ def save_checkpoint(model: PreTrainedModel, folder: Path, *, tokenizer: bool) ->
 
 
 def tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """A byte-level BPE of ``VOCAB_SIZE`` tokens, trained on this file; id 0 is ``!``.
+    """A byte-level BPE of ``VOCAB_SIZE`` tokens, trained on the packaged text; id 0 is ``!``.
 
     It prepends BOS, pads on the left, and has a chat template.
     """
@@ -245,7 +247,7 @@ def tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator([Path(__file__).read_text(encoding="utf-8")], trainer)
+    bpe.train_from_iterator([packaged_text()], trainer)
     bpe.add_special_tokens(special)
     bpe.post_processor = tokenizers.processors.TemplateProcessing(
         single="<|bos|> $A", pair="<|bos|> $A $B", special_tokens=[("<|bos|>", BOS)]
