@@ -31,7 +31,13 @@ def write(model: Path, output: Path) -> None:
     """The checkpoint with its residual stream times 2^-4."""
     opened = open_checkpoint(str(model), observe=lambda _: None)
     with opened.open_weights() as stored:
-        blueprint = read_blueprint(opened, stored, dtype=Dtype.FLOAT16, attn_implementation="sdpa")
+        blueprint = read_blueprint(
+            opened,
+            stored,
+            dtype=Dtype.FLOAT16,
+            attn_implementation="sdpa",
+            with_whole_numbers=False,
+        )
         last = f"model.layers.{opened.config.num_hidden_layers - 1}"
         choice = choose(
             blueprint.scales,

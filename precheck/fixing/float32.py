@@ -46,8 +46,11 @@ def in_float32(refused: Fix, job: Job) -> Fix:
     modules = model.smallest(
         asked.kept.values(), is_good=lambda found: is_close(found.kl_divergence)
     )
-    if not modules:
+    if modules is None:
         return refused
+    if not modules:
+        sentence = f"it runs in {refused.dtype} as it is, and nothing exact gives it more room"
+        return replace(refused, remedy=Remedy.NOTHING, sentence=sentence)
     recipe = Recipe(
         model=refused.model,
         dtype=refused.dtype,

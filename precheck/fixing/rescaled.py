@@ -35,18 +35,9 @@ def rescaled(plan: Fix, job: Job) -> Fix:
     Raises:
         UsageError: the checkpoint cannot be written.
     """
-    from precheck.probe.blueprint import read_blueprint
-
-    job.observe(Announcement(text="tracing what is scaled by what"))
     with job.checkpoint.open_weights() as stored:
         try:
-            blueprint = read_blueprint(
-                job.checkpoint,
-                stored,
-                dtype=plan.dtype,
-                attn_implementation=job.attn_implementation,
-            )
-            choice = _choice(blueprint, job)
+            blueprint, choice = _chosen(plan, stored, job)
             changes = blueprint.stored_changes(choice.exponents, stored)
         except UntraceableError as error:
             return replace(plan, sentence="it cannot be rescaled", reasons=(error.message,))
@@ -58,15 +49,29 @@ def rescaled(plan: Fix, job: Job) -> Fix:
         return _written(plan, choice, changes, stored, job)
 
 
-def _choice(blueprint: Blueprint, job: Job) -> Choice:
-    request = job.request
-    return choose(
-        blueprint.scales,
-        peaks=job.peaks,
-        limit=request.dtype.limits.max,
-        headroom_bits=request.headroom_bits,
-        may_break=request.may_break,
-    )
+def _chosen(plan: Fix, stored: Weights, job: Job) -> tuple[Blueprint, Choice]:
+    """What ties the factors together, and the factors; whole numbers change only if they must."""
+    from precheck.probe.blueprint import read_blueprint
+
+    job.observe(Announcement(text="tracing what is scaled by what"))
+    for with_whole_numbers in (False, True):
+        blueprint = read_blueprint(
+            job.checkpoint,
+            stored,
+            dtype=plan.dtype,
+            attn_implementation=job.attn_implementation,
+            with_whole_numbers=with_whole_numbers,
+        )
+        choice = choose(
+            blueprint.scales,
+            peaks=job.peaks,
+            limit=plan.dtype.limits.max,
+            headroom_bits=plan.headroom_bits,
+            may_break=job.request.may_break,
+        )
+        if not choice.misfits:
+            break
+    return blueprint, choice
 
 
 def _planned(plan: Fix, choice: Choice, job: Job) -> Fix:
@@ -102,7 +107,7 @@ def _settings(choice: Choice, job: Job) -> dict[tuple[str, ...], SettingChange]:
     }
     return {
         each.path: SettingChange(
-            name=each.name, before=each.value, after=each.value * 2.0 ** powers[each.name]
+            name=each.name, before=each.value, after=each.times(powers[each.name])
         )
         for each in config_numbers(job.checkpoint.config)
         if each.name in powers

@@ -193,8 +193,9 @@ class _Program:
     def _up(self, unknown: Unknown) -> highspy.highs.highs_var:
         if unknown not in self._ups:
             price = _PRICES[unknown.kind]
-            for side in (self._ups, self._downs):
+            least = -MOST_BITS if unknown.least is None else unknown.least
+            for side, most in ((self._ups, MOST_BITS), (self._downs, -least)):
                 side[unknown] = self._solver.addVariable(
-                    lb=0.0, ub=MOST_BITS, obj=price, type=self._integer
+                    lb=0.0, ub=most, obj=price, type=self._integer
                 )
         return self._ups[unknown]

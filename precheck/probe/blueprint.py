@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from precheck.errors import UntraceableError
-from precheck.probe.config_numbers import changed_config, find_settings
+from precheck.probe.config_numbers import ConfigNumber, config_numbers, find_settings
 from precheck.probe.conversion import find_recipes
 from precheck.probe.facts import decoder_start
 from precheck.probe.flow import trace_flow
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from precheck.checkpoint.weights import Weights
     from precheck.probe.conversion import Recipe
     from precheck.probe.flow import Flow
-    from precheck.records.scaling import Form, Scales, Unknown
+    from precheck.records.scaling import Scales, Unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,27 +62,50 @@ class Blueprint:
 
 
 def read_blueprint(
-    checkpoint: Checkpoint, stored: Weights, *, dtype: Dtype, attn_implementation: str
+    checkpoint: Checkpoint,
+    stored: Weights,
+    *,
+    dtype: Dtype,
+    attn_implementation: str,
+    with_whole_numbers: bool,
 ) -> Blueprint:
     """The equations of a checkpoint's model, as it runs in a 16-bit dtype.
+
+    Args:
+        checkpoint: its config and class.
+        stored: its tensors, of which the headers are read.
+        dtype: what it runs in.
+        attn_implementation: what it runs with.
+        with_whole_numbers: let whole numbers of the config change too. Most are sizes and counts,
+            and each is one trace more: seconds in all of a model of 28 layers.
 
     Raises:
         UntraceableError: what its forward does depends on numbers.
     """
     model = _model(checkpoint, stored, dtype, attn_implementation)
     recipes = _recipes(model, stored)
+    shapes = _shapes(model)
     flow = _flow(model)
-    changed = replace(checkpoint, config=changed_config(checkpoint.config))
-    settings: dict[tuple[int, int], Form] = {}
-    try:
-        other = _flow(_model(changed, stored, dtype, attn_implementation))
-    except Exception:  # noqa: BLE001, S110  a class may refuse such numbers: then they stay
-        pass
-    else:
-        settings = find_settings(checkpoint.config, flow, other)
+    changed: dict[ConfigNumber, Flow] = {}
+    for number in config_numbers(checkpoint.config):
+        if number.is_whole and not with_whole_numbers:
+            continue
+        try:
+            other = replace(checkpoint, config=number.changed(checkpoint.config))
+            twin = _model(other, stored, dtype, attn_implementation)
+            if _shapes(twin) == shapes:
+                changed[number] = _flow(twin)
+        except Exception:  # noqa: BLE001, S112  a class may refuse such a number: then it stays
+            continue
+    settings = find_settings(flow, changed)
     scales = find_scales(flow, settings=settings, dtype=torch.bfloat16)
     bare, _ = empty_model(checkpoint, stored, Dtype.BFLOAT16)
     return Blueprint(scales=scales, recipes=recipes, model=bare)
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Sizes and counts show in what is there; other numbers do not."""
+    return {name: tuple(each.shape) for name, each in model.state_dict().items()}
 
 
 def _model(

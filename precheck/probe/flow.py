@@ -83,6 +83,11 @@ class FlowOp:
         return list(values_in((self.args, self.kwargs)))
 
     @property
+    def inputs_shapes(self) -> list[tuple[int, ...]]:
+        """Their shapes."""
+        return [each.shape for each in self.inputs]
+
+    @property
     def scalars(self) -> list[float]:
         """The numbers among its arguments, in order."""
         return list(_numbers_in((self.args, self.kwargs)))

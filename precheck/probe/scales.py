@@ -40,15 +40,14 @@ _OF_NORMS = frozenset({"aten.sqrt", "aten.rsqrt", "aten.pow", "aten.reciprocal",
 def find_scales(
     flow: Flow,
     *,
-    settings: Mapping[tuple[int, int], Form],
+    settings: Mapping[int, Form],
     dtype: torch.dtype,
 ) -> Scales:
     """The equations of a flow, and how each stored result is scaled.
 
     Args:
         flow: a forward.
-        settings: how numbers of the config reach operations: by index of the operation and of its
-            scalar.
+        settings: how the numbers of operations follow from the config, by index of the operation.
         dtype: results in this dtype are the ones that may leave its range.
     """
     cuts: Cuts = {}
@@ -76,14 +75,14 @@ class _Interpreter:
     def __init__(
         self,
         flow: Flow,
-        settings: Mapping[tuple[int, int], Form],
+        settings: Mapping[int, Form],
         cuts: Cuts,
         dtype: torch.dtype,
     ) -> None:
         self.ledger = Ledger(op=flow.ops[0], cuts=cuts)
         self.scaled: list[Scaled] = []
         self._flow = flow
-        self._number_forms = {index: form for (index, _), form in settings.items()}
+        self._number_forms = settings
         self._dtype = dtype
         self._scales: dict[Value, Scale] = {}
         self._storages: dict[int, list[Value]] = {}

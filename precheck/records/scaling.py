@@ -33,6 +33,8 @@ class Unknown:
     """What the model adds to a shifted weight."""
     step: int = 1
     """2 for a setting of which the model takes the root: it changes by even powers of two."""
+    least: int | None = None
+    """The smallest exponent; None for any. A whole number stays one."""
 
 
 @dataclass(frozen=True, slots=True)

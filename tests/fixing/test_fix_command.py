@@ -110,12 +110,6 @@ def test_several_processes_would_write_one_folder(shell: Shell, model: Path) -> 
     assert "2 processes" in ended.error
 
 
-def test_what_takes_images_is_not_proved_on_text_alone(shell: Shell) -> None:
-    ended = run(shell, "demo:qwen2.5-vl-tower", "-o", "fixed")
-    assert (ended.code, ended.left) == (ExitCode.GATE_FAILS, ())
-    assert "it takes images or sounds" in ended.out
-
-
 def test_what_runs_already_is_left_alone(shell: Shell, healthy: Path) -> None:
     ended = run(shell, healthy, "-o", "fixed")
     assert (ended.code, ended.left) == (ExitCode.GATE_HOLDS, ())
