@@ -11,9 +11,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +52,6 @@ class Rounded:
     """Became zero in float16."""
     num_subnormal: int = 0
     """Became subnormal in float16, where they hold fewer digits."""
-    by_dtype: Counter[str] = field(default_factory=Counter)
-    """Elements that were changed, by the dtype they are stored in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +278,6 @@ def _count(rounded: Rounded, before: Tensor, after: Tensor) -> None:
     rounded.num_elements += before.numel()
     rounded.num_zero += max(0, new.num_float16_zero - old.num_float16_zero)
     rounded.num_subnormal += max(0, new.num_float16_subnormal - old.num_float16_subnormal)
-    rounded.by_dtype[str(before.dtype).removeprefix("torch.")] += before.numel()
 
 
 def _write_config(

@@ -42,7 +42,7 @@ class Form:
     """A sum of unknowns, each with a factor: the power of two that something is multiplied by.
 
     >>> q = Unknown(kind=Kind.WEIGHT, name="q")
-    >>> (Form.of(q) + Form.of(q)).halved() == Form.of(q)
+    >>> (Form.of(q) + Form.of(q)).times(0.5) == Form.of(q)
     True
     """
 
@@ -65,10 +65,6 @@ class Form:
     def times(self, factor: float) -> Form:
         """Every unknown as often."""
         return Form(tuple((each, factor * old) for each, old in self.terms)) if factor else Form()
-
-    def halved(self) -> Form:
-        """That of a square root."""
-        return self.times(0.5)
 
     def __bool__(self) -> bool:
         return bool(self.terms)

@@ -47,7 +47,7 @@ def _blocks(fix: Fix, *, width: int) -> Iterator[RenderableType]:
     if fix.factors:
         yield Text()
         yield from (Text(f"  {shown(each)}") for each in changes(fix))
-    if fix.rooms:
+    if fix.rooms and fix.factors:
         yield Text()
         yield table(_room_columns(fix.rooms), width=width)
     if fix.proof is not None:

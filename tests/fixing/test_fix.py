@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,8 +22,6 @@ from tests.fixing.survey import fixed
 from tests.tiny_models import save_checkpoint, tiny, tiny_config, tiny_inputs, tiny_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from precheck.records.fix import Fix, ProofRun
 
 
@@ -88,7 +88,18 @@ def test_norms_of_one_plus_w_are_rounded(tmp_path: Path) -> None:
     assert bool(logits(tmp_path / "fixed", torch.float16).isfinite().all())
 
 
-def test_a_recipe_where_epsilons_are_not_in_the_config(tmp_path: Path) -> None:
+def ten_lines() -> str:
+    readme = Path(__file__).parents[2] / "README.md"
+    found = re.findall(
+        r"^```python\n(.*?)^```", readme.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    (block,) = (each for each in found if "precheck-recipe.json" in each)
+    return str(block)
+
+
+def test_a_recipe_where_epsilons_are_not_in_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done = fixed("OPT", "MLP output", tmp_path)
     assert (done.remedy, done.holds) == (Remedy.FLOAT32_MODULES, True)
     assert done.recipe is not None
@@ -101,8 +112,16 @@ def test_a_recipe_where_epsilons_are_not_in_the_config(tmp_path: Path) -> None:
     )
     with torch.no_grad():
         assert not bool(model(**tiny_inputs("opt")).logits.isfinite().all())
+        plain = transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path / "model", dtype=torch.float16
+        )
         precheck.apply(model, file)
-        assert kl_divergence(exact, model(**tiny_inputs("opt")).logits) < 1e-4
+        applied = model(**tiny_inputs("opt")).logits
+        assert kl_divergence(exact, applied) < 1e-4
+        # the README's lines do the same without precheck
+        monkeypatch.chdir(tmp_path)
+        exec(ten_lines(), {"model": plain})  # noqa: S102  our own documentation
+        assert torch.equal(plain(**tiny_inputs("opt")).logits, applied)
     kept = {name for name, each in model.named_parameters() if each.dtype is torch.float32}
     assert {name.rpartition(".")[0] for name in kept} == set(done.recipe.modules)
     refuses_what_it_is_not_for(file, tmp_path / "model")
