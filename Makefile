@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test fuzz matrix mutants zoo install check fix docs facts gpu golden bench bench-scan bench-memory bench-scaling bench-arithmetic bench-live bench-fix fixes gallery help
+.PHONY: scan test test-slow fuzz matrix mutants zoo install check fix docs facts gpu golden bench bench-scan bench-memory bench-scaling bench-arithmetic bench-live bench-fix fixes gallery help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
@@ -18,7 +18,10 @@ gallery: install ## Scan every built-in model: a table that fits on a screen (a 
 
 # A file's tests stay in one process: they share models and scans.
 test: install ## Run the tests, offline, on the CPU: make test ARGS="-k planted"
-	$(BIN)/python -m pytest -n logical --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n logical --dist loadfile -m "not slow" $(ARGS)
+
+test-slow: install ## Run the tests that take longer than the others together may (a minute)
+	$(BIN)/python -m pytest -n logical -m slow tests
 
 fuzz: install ## Break checkpoints at random, 500 times each way (20 minutes)
 	PRECHECK_FUZZ_EXAMPLES=500 $(BIN)/python -m pytest -n logical tests/test_fuzz.py

@@ -74,7 +74,12 @@ def test_the_process_really_has_no_precheck(tmp_path: Path) -> None:
     assert "No module named 'precheck'" in run(tmp_path).stderr
 
 
-@pytest.mark.parametrize("name", list(STORIES))
+SLOW = "qwen2.5-vl-tower"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(e, marks=[pytest.mark.slow] if e == SLOW else []) for e in STORIES]
+)
 def test_the_overflow_shows_without_the_model(name: str, tmp_path: Path) -> None:
     layer, operation, size = STORIES[name]
     folder = tmp_path / "capsule"

@@ -28,7 +28,13 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("name", list(ODD))
+SLOW = {"Gemma3nForCausalLM", "Phi4MultimodalForCausalLM"}
+"""Half a minute together, of the ten that all tests may take."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(e, marks=[pytest.mark.slow] if e in SLOW else []) for e in ODD]
+)
 def test_it_is_scanned_silent_when_healthy_and_named_when_planted(name: str) -> None:
     row = survey(KINDS[name])
     assert row.built is None
