@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from precheck import __version__
+from precheck.checkpoint.folders import check_empty, check_parent
 from precheck.errors import ReportError, ScanInterrupted, UsageError
 from precheck.facts import devices
 from precheck.judge import judge
@@ -294,16 +294,8 @@ def _check_capsule(model: object, *, folder: Path, static: bool) -> None:
             "a capsule of a live module, or of what is not run (expected a checkpoint)",
             hint="save the model, and leave --static out",
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(
-            f"folder for the capsule is not empty: {str(folder)!r}",
-            hint="choose a folder that is not there",
-        )
-    parent = folder.resolve().parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UsageError(
-            f"cannot write into: {str(parent)!r}", hint="choose another place for the capsule"
-        )
+    check_empty(folder, what="folder for the capsule", hint="choose a folder that is not there")
+    check_parent(folder, hint="choose another place for the capsule")
 
 
 def _positive(generate: int) -> int:

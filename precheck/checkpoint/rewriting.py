@@ -8,6 +8,7 @@ Files of safetensors are written by hand, because the library writes a whole sha
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ import torch
 
 from precheck.checkpoint.audit import audit_tensor
 from precheck.checkpoint.config import CONFIG, read_json_object
+from precheck.checkpoint.folders import check_empty, check_parent
 from precheck.checkpoint.formats import SAFETENSORS
 from precheck.checkpoint.weights import SAFETENSORS_DTYPES, tensor_bytes
 from precheck.errors import UsageError
@@ -62,15 +64,8 @@ class Unfinished:
     target: Path
 
     def take_place(self) -> None:
-        """Renames, so that nobody sees half of it; what was there before is removed at the end.
-
-        Raises:
-            UsageError: it cannot be moved there.
-        """
-        try:
-            _take_place(self.folder, self.target)
-        except OSError as error:
-            raise _not_written(self.target, error) from error
+        """Renames, so that nobody sees half of it; what was there before is removed at the end."""
+        _take_place(self.folder, self.target)
 
 
 @contextmanager
@@ -78,17 +73,18 @@ def unfinished(target: Path, *, overwrite: bool) -> Iterator[Unfinished]:
     """A folder beside ``target``; it is removed at the end unless it has taken its place.
 
     Raises:
-        UsageError: something is in the way, or nothing can be written there.
+        UsageError: something is in the way, or could not be written: the disk is full.
     """
     check_target(target, overwrite=overwrite)
+    made: Path | None = None
     try:
         made = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.resolve().parent))
+        yield Unfinished(made, target)
     except OSError as error:
         raise _not_written(target, error) from error
-    try:
-        yield Unfinished(made, target)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:
@@ -98,21 +94,17 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         UsageError: it is a file, a folder with something in it, or not in a folder that is there.
     """
     try:
-        exists = target.exists()
-        if exists and not target.is_dir():
+        if target.exists() and not target.is_dir():
             raise UsageError(f"not a folder: {str(target)!r}", hint="choose another place")
-        if exists and not overwrite and any(target.iterdir()):
-            raise UsageError(
-                f"output folder is not empty: {str(target)!r}",
+        if not overwrite:
+            check_empty(
+                target,
+                what="output folder",
                 hint="choose a folder that is not there, or allow it with --overwrite",
             )
-        parent = target.resolve().parent
+        check_parent(target, hint="choose another place, or make that folder")
     except (OSError, RuntimeError) as error:
         raise _not_written(target, error) from error
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UsageError(
-            f"cannot write into: {str(parent)!r}", hint="choose another place, or make that folder"
-        )
 
 
 def check_room(target: Path, checkpoint: Checkpoint) -> None:
@@ -155,15 +147,12 @@ def write_checkpoint(
         dtype: what the config declares from now on.
 
     Raises:
-        UsageError: the disk is full, or a file cannot be written.
+        OSError: a file cannot be written, which ``unfinished`` tells.
         CheckpointError: a stored tensor cannot be read.
     """
-    try:
-        rounded = _write_weights(folder, stored, changes)
-        _write_config(folder, checkpoint, settings, dtype)
-        _carry_over(folder, checkpoint)
-    except OSError as error:
-        raise _not_written(folder, error) from error
+    rounded = _write_weights(folder, stored, changes)
+    _write_config(folder, checkpoint, settings, dtype)
+    _carry_over(folder, checkpoint)
     return rounded
 
 
@@ -180,7 +169,7 @@ def _write_weights(
             "metadata": {"total_size": sum(map(stored.nbytes, stored))},
             "weight_map": {name: file for file, names in shards.items() for name in names},
         }
-        _write_json(folder / SAFETENSORS[1], index)
+        write_json(folder / SAFETENSORS[1], index)
     return rounded
 
 
@@ -236,8 +225,7 @@ def _dtype(name: str, stored: Weights, changes: Mapping[str, Sequence[TensorChan
 
 def _size(name: str, stored: Weights, changes: Mapping[str, Sequence[TensorChange]]) -> int:
     dtype: torch.dtype = getattr(torch, _dtype(name, stored, changes))
-    was: torch.dtype = getattr(torch, stored.dtype(name))
-    return stored.nbytes(name) // was.itemsize * dtype.itemsize
+    return math.prod(stored.shape(name)) * dtype.itemsize
 
 
 def _write_shard(
@@ -295,7 +283,7 @@ def _write_config(
                 holder[key] = dtype
     if not {"dtype", "torch_dtype"} & set(content):
         content["dtype"] = dtype
-    _write_json(folder / CONFIG, content)
+    write_json(folder / CONFIG, content)
 
 
 def _carry_over(folder: Path, checkpoint: Checkpoint) -> None:
@@ -307,7 +295,8 @@ def _carry_over(folder: Path, checkpoint: Checkpoint) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Writes an object as people read it."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     file.write_text(f"{text}\n", encoding="utf-8")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from precheck import pipeline, terminal
+from precheck.checkpoint.folders import check_empty
 from precheck.commands.options import Debug
 from precheck.commands.scan import import_torch
 from precheck.errors import UsageError
@@ -53,10 +54,7 @@ def demo(
         raise UsageError(
             "no folder to save the model in (expected -o DIR)", hint=f"precheck demo {name} -o DIR"
         )
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(
-            f"output folder is not empty: {str(output)!r}", hint="choose a folder that is not there"
-        )
+    check_empty(output, what="output folder", hint="choose a folder that is not there")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

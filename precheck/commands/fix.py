@@ -8,13 +8,12 @@ from typing import Annotated
 
 import typer
 
-from precheck import arguments, fixing, pipeline, terminal
+from precheck import arguments, pipeline, terminal
 from precheck.commands.options import Debug
 from precheck.commands.scan import import_torch
 from precheck.errors import ExitCode, UsageError
 from precheck.pipeline import dtype_named
 from precheck.probe.processes import num_processes
-from precheck.render.fix_report import render_fix
 
 
 def fix(
@@ -70,6 +69,10 @@ def fix(
     Exit code 0: it runs, 1: no cure was found or proved, 2: usage, 3: not completed.
     """
     del debug
+    # not every command waits for them
+    from precheck import fixing
+    from precheck.render.fix_report import render_fix
+
     if num_processes() > 1:
         raise UsageError(
             f"{num_processes()} processes to fix one checkpoint (expected one)",

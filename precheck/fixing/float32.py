@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -105,9 +104,8 @@ def _proof(compared: Compared | None, known: Original, recipe: Recipe) -> Proof:
 
 
 def _write(recipe: Recipe, job: Job) -> None:
-    from precheck.checkpoint.rewriting import unfinished
+    from precheck.checkpoint.rewriting import unfinished, write_json
 
-    text = json.dumps(recipe.to_dict(), indent=2, ensure_ascii=False)
     with unfinished(job.output, overwrite=job.request.overwrite) as made:
-        (made.folder / RECIPE_FILE).write_text(f"{text}\n", encoding="utf-8")
+        write_json(made.folder / RECIPE_FILE, recipe.to_dict())
         made.take_place()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -168,8 +167,9 @@ def _written(
 
 def _describe(folder: Path, done: Fix) -> None:
     """The record of the fix, and a section of the model card."""
-    text = json.dumps(done.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / FIX_FILE).write_text(f"{text}\n", encoding="utf-8")
+    from precheck.checkpoint.rewriting import write_json
+
+    write_json(folder / FIX_FILE, done.to_dict())
     card = folder / MODEL_CARD
     before = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     card.write_text(f"{before.rstrip()}\n\n{render_fix_card(done)}".lstrip(), encoding="utf-8")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from precheck.judge import thresholds
-from precheck.records.finding import Verdict
+from precheck.records.finding import USABLE, Verdict
 from precheck.records.fix import MechanismRoom, ProofRun, Remedy, Room
 from precheck.records.precision import Accumulation, Dtype
 from precheck.records.quantities import listed, magnitude
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _RUNS = frozenset({Verdict.SAFE, Verdict.ABSORBED})
 """Needs nothing. What has little headroom runs too, and is given more."""
-_HOLDS = _RUNS | {Verdict.LOW_HEADROOM}
 _SHOWN_ROOMS = 12
 
 
@@ -137,7 +136,7 @@ def objections(
         if run.checkpoint != "fixed":
             continue
         kl = run.kl_divergence_mean
-        if run.dtype is dtype and run.verdict not in _HOLDS:
+        if run.dtype is dtype and run.verdict not in USABLE:
             found.append(f"{run.dtype} is {run.verdict}: {run.reason or 'see the scan'}")
         if kl is None:
             found.append(f"{run.dtype} has no finite logits to compare")

@@ -99,6 +99,7 @@ def choose(
         if form:
             program.bound(form, bits=math.log2(limit / abs_max) - headroom_bits)
     exponents = program.solve()
+    violated = [each for each in scales.equations if each.form.value(exponents)]
     fits = tuple(
         _fit(scaled, abs_max, limit=limit, exponents=exponents)
         for abs_max, scaled in sizes.values()
@@ -106,8 +107,8 @@ def choose(
     return Choice(
         exponents={unknown: power for unknown, power in exponents.items() if power},
         fits=fits,
-        loose=tuple(each for each in _violated(scales, exponents) if _is_loosable(each)),
-        broken=tuple(each for each in _violated(scales, exponents) if not _is_loosable(each)),
+        loose=tuple(each for each in violated if _is_loosable(each)),
+        broken=tuple(each for each in violated if not _is_loosable(each)),
     )
 
 
@@ -130,10 +131,6 @@ def _sizes(
         if abs_max > found.get(each.form, (0.0, each))[0]:
             found[each.form] = (abs_max, each)
     return found
-
-
-def _violated(scales: Scales, exponents: dict[Unknown, int]) -> list[Equation]:
-    return [each for each in scales.equations if each.form.value(exponents)]
 
 
 def _is_loosable(equation: Equation) -> bool:

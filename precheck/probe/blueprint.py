@@ -15,7 +15,7 @@ from precheck.probe.facts import decoder_start
 from precheck.probe.flow import trace_flow
 from precheck.probe.loading import empty_model, kept_in_float32, quiet_transformers
 from precheck.probe.scales import find_scales
-from precheck.probe.skeleton import Skeleton, attention_of
+from precheck.probe.skeleton import Skeleton, attention_of, twin
 from precheck.records.precision import Dtype
 from precheck.records.scaling import Kind, TensorChange
 
@@ -85,22 +85,21 @@ def read_blueprint(
     model = _model(checkpoint, stored, dtype, attn_implementation)
     recipes = _recipes(model, stored)
     shapes = _shapes(model)
-    flow = _flow(model)
+    flow = _flow(twin(model))
     changed: dict[ConfigNumber, Flow] = {}
     for number in config_numbers(checkpoint.config):
         if number.is_whole and not with_whole_numbers:
             continue
         try:
             other = replace(checkpoint, config=number.changed(checkpoint.config))
-            twin = _model(other, stored, dtype, attn_implementation)
-            if _shapes(twin) == shapes:
-                changed[number] = _flow(twin)
+            changed_model = _model(other, stored, dtype, attn_implementation)
+            if _shapes(changed_model) == shapes:
+                changed[number] = _flow(changed_model)
         except Exception:  # noqa: BLE001, S112  a class may refuse such a number: then it stays
             continue
     settings = find_settings(flow, changed)
     scales = find_scales(flow, settings=settings, dtype=torch.bfloat16)
-    bare, _ = empty_model(checkpoint, stored, Dtype.BFLOAT16)
-    return Blueprint(scales=scales, recipes=recipes, model=bare)
+    return Blueprint(scales=scales, recipes=recipes, model=model)
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -135,14 +134,20 @@ def _flow(model: nn.Module) -> Flow:
 
 
 def _recipes(model: nn.Module, stored: Weights) -> dict[str, tuple[Recipe, ...]]:
-    first = {id(each): name for name, each in model.named_parameters()}
-    everything = dict(model.named_parameters(remove_duplicate=False))
+    first = _first_names(model)
     found: defaultdict[str, list[Recipe]] = defaultdict(list)
     for recipe in find_recipes(model, stored):
         for target in _made(recipe, model, stored):
-            if target in everything:
-                found[first[id(everything[target])]].append(recipe)
+            if target in first:
+                found[first[target]].append(recipe)
     return {name: tuple(each) for name, each in found.items()}
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """By each name of a parameter the first one that the model has for it; tied ones have two."""
+    first = {id(each): name for name, each in model.named_parameters()}
+    everything = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(each)] for name, each in everything}
 
 
 def _made(recipe: Recipe, model: nn.Module, stored: Weights) -> dict[str, Tensor]:
@@ -207,9 +212,8 @@ def _places(
         thin = (*shape[:-1], 1) if is_thin and len(shape) > 1 else shape
         numbered.append(torch.full(thin, number, dtype=torch.int32))
     made = recipe.convert(numbered, model)
-    first = {id(each): each_name for each_name, each in model.named_parameters()}
-    everything = dict(model.named_parameters(remove_duplicate=False))
-    return next(each for target, each in made.items() if first[id(everything[target])] == name)
+    first = _first_names(model)
+    return next(each for target, each in made.items() if first[target] == name)
 
 
 def _part(mine: Tensor, change: TensorChange) -> Tensor:

@@ -104,9 +104,7 @@ def find_settings(flow: Flow, changed: Mapping[ConfigNumber, Flow]) -> dict[int,
 
 def _uses(flow: Flow, other: Flow) -> dict[int, float]:
     """The power to which a number goes into each operation that uses it; none where unclear."""
-    if [(e.name, e.inputs_shapes) for e in flow.ops] != [
-        (e.name, e.inputs_shapes) for e in other.ops
-    ]:
+    if _way(flow) != _way(other):
         return {}
     found: dict[int, float] = {}
     for index, (op, twin) in enumerate(zip(flow.ops, other.ops, strict=True)):
@@ -122,6 +120,11 @@ def _uses(flow: Flow, other: Flow) -> dict[int, float]:
             return {}
         found[index] = powers.pop() or 0.0
     return found
+
+
+def _way(flow: Flow) -> list[tuple[str, list[tuple[int, ...]]]]:
+    """Which operations ran, on tensors of which shapes."""
+    return [(op.name, [each.shape for each in op.inputs]) for op in flow.ops]
 
 
 def _power(ratio: float) -> float | None:

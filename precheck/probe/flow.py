@@ -6,9 +6,10 @@ a forward does depending on numbers cannot be traced.
 
 from __future__ import annotations
 
+import logging
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +29,7 @@ from precheck.probe.op_kinds import op_kind
 from precheck.probe.skeleton import first_line
 from precheck.probe.source_line import source_line
 from precheck.probe.tokens import with_decoder_input
-from precheck.probe.trees import tensors_in
+from precheck.probe.trees import mapped, tensors_in
 from precheck.probe.unit_call import logits_in
 from precheck.records.traces import Probe
 
@@ -80,17 +81,13 @@ class FlowOp:
     @property
     def inputs(self) -> list[Value]:
         """The tensors it reads, in order."""
-        return list(values_in((self.args, self.kwargs)))
-
-    @property
-    def inputs_shapes(self) -> list[tuple[int, ...]]:
-        """Their shapes."""
-        return [each.shape for each in self.inputs]
+        return [each for each in _leaves((self.args, self.kwargs)) if isinstance(each, Value)]
 
     @property
     def scalars(self) -> list[float]:
         """The numbers among its arguments, in order."""
-        return list(_numbers_in((self.args, self.kwargs)))
+        leaves = _leaves((self.args, self.kwargs))
+        return [e for e in leaves if isinstance(e, int | float) and not isinstance(e, bool)]
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -137,35 +134,13 @@ def trace_flow(skeleton: Skeleton, *, decoder_start: int) -> Flow:
     return Flow(ops=tuple(recorder.ops), result=recorder.value(result))
 
 
-def values_in(tree: Any) -> Iterator[Value]:
-    """Every value in nested tuples, lists and dicts, in order."""
-    if isinstance(tree, Value):
+def _leaves(tree: Any) -> Iterator[Any]:
+    """Everything in nested tuples, lists and dicts that is none of these, in order."""
+    if isinstance(tree, tuple | list | dict):
+        for each in tree.values() if isinstance(tree, dict) else tree:
+            yield from _leaves(each)
+    else:
         yield tree
-    elif isinstance(tree, tuple | list):
-        for each in tree:
-            yield from values_in(each)
-    elif isinstance(tree, dict):
-        for each in tree.values():
-            yield from values_in(each)
-
-
-def _numbers_in(tree: Any) -> Iterator[float]:
-    if isinstance(tree, float | int) and not isinstance(tree, bool):
-        yield tree
-    elif isinstance(tree, tuple | list):
-        for each in tree:
-            yield from _numbers_in(each)
-    elif isinstance(tree, dict):
-        for each in tree.values():
-            yield from _numbers_in(each)
-
-
-@dataclass(slots=True, eq=False)
-class _Known:
-    """Values by tensor; the tensors are kept, so that an identity means one of them."""
-
-    values: dict[int, Value] = field(default_factory=dict)
-    alive: list[Tensor] = field(default_factory=list)
 
 
 class _Recorder(TorchDispatchMode):
@@ -175,34 +150,31 @@ class _Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.stack = stack
         self.ops: list[FlowOp] = []
-        self._known = _Known()
+        self._known: dict[int, tuple[Value, Tensor]] = {}
+        """By the identity of a tensor, which is kept, so that no other one gets it."""
         self._counts: dict[tuple[str, str], int] = {}
 
     def value(self, tensor: Tensor) -> Value:
         """What stands for a tensor."""
-        known = self._known.values.get(id(tensor))
-        if known is None:
-            known = Value(
+        if id(tensor) not in self._known:
+            value = Value(
                 shape=tuple(tensor.shape),
                 dtype=tensor.dtype,
                 storage=tensor.untyped_storage()._cdata,  # noqa: SLF001  its only spelling
             )
-            self._remember(tensor, known)
-        return known
+            self._known[id(tensor)] = (value, tensor)
+        return self._known[id(tensor)][0]
 
     def name(self, parameter: Tensor, name: str) -> None:
         """``parameter`` is the model's parameter of that name."""
-        self._remember(parameter, replace(self.value(parameter), parameter=name))
-
-    def _remember(self, tensor: Tensor, value: Value) -> None:
-        self._known.values[id(tensor)] = value
-        self._known.alive.append(tensor)
+        named = replace(self.value(parameter), parameter=name)
+        self._known[id(parameter)] = (named, parameter)
 
     def __torch_dispatch__(
         self, func: OpOverload, _types: object, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        given, named = self._valued(tuple(args)), self._valued(dict(kwargs))
+        given, named = mapped(args, self.value), mapped(kwargs, self.value)
         output = func(*args, **kwargs)
         made = list(tensors_in(output))
         if made:
@@ -228,15 +200,6 @@ class _Recorder(TorchDispatchMode):
                 outputs=tuple(map(self.value, made)),
             )
         )
-
-    def _valued(self, tree: Any) -> Any:
-        if isinstance(tree, torch.Tensor):
-            return self.value(tree)
-        if isinstance(tree, tuple | list):
-            return tuple(map(self._valued, tree))
-        if isinstance(tree, dict):
-            return {key: self._valued(each) for key, each in tree.items()}
-        return tree
 
 
 def _without_numbers(model: nn.Module, recorder: _Recorder) -> None:
@@ -269,8 +232,6 @@ def _batch(skeleton: Skeleton, decoder_start: int) -> Batch:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Torch logs what a fake kernel refuses before it raises."""
-    import logging  # noqa: PLC0415
-
     log = logging.getLogger("torch._subclasses.fake_tensor")
     was_disabled, log.disabled = log.disabled, True
     try:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from precheck.probe.facts import vocab_size
+from precheck.probe.facts import max_context, vocab_size
 from precheck.probe.loading import bare_model
 from precheck.probe.prompts import HELD_OUT, HELD_OUT_TOKENS, TextPrompt
 from precheck.probe.vocabulary import read_vocabulary
@@ -22,7 +22,7 @@ def held_out_prompts(checkpoint: Checkpoint) -> tuple[Prompt, ...]:
     """Texts, or random token ids where there is no tokenizer or the context is too short."""
     model = bare_model(checkpoint)
     size = vocab_size(model)
-    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    limit = max_context(model)
     vocabulary = read_vocabulary(checkpoint, size=size)
     texts = []
     for text in HELD_OUT:

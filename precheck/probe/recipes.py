@@ -38,8 +38,13 @@ class MixedModel:
     ) -> None:
         with quiet_transformers():
             model, _ = load_model(checkpoint, dtype, attn_implementation=attn_implementation)
-        self._model = model.to(device).eval()
-        self._dtype = dtype
+        self._model = model.to(device)
+        self._skeleton = Skeleton(
+            model=self._model,
+            dtype=dtype,
+            attn_implementation=attention_of(self._model),
+            requested_attn_implementation=attn_implementation,
+        )
         self._narrow: torch.dtype = getattr(torch, dtype)
         self.sizes = {
             name: size
@@ -82,15 +87,9 @@ class MixedModel:
         return next(each.dtype for each in own if each.is_floating_point())
 
     def _logits(self, batch: Batch) -> Tensor:
-        skeleton = Skeleton(
-            model=self._model,
-            dtype=self._dtype,
-            attn_implementation=attention_of(self._model),
-            requested_attn_implementation=attention_of(self._model),
-        )
         with torch.no_grad():
-            output = skeleton.forward(batch)
-        logits = logits_in(output, skeleton.vocab_size)
+            output = self._skeleton.forward(batch)
+        logits = logits_in(output, self._skeleton.vocab_size)
         if logits is None:
             raise TypeError("the model gives no logits")
         return logits

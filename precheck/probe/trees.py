@@ -56,7 +56,7 @@ def _is_dataclass(tree: Any) -> bool:
     return dataclasses.is_dataclass(tree) and not isinstance(tree, type)
 
 
-def mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def mapped(tree: Any, change: Callable[[Tensor], Any]) -> Any:
     """The same containers with every tensor changed; other objects as they are."""
     if isinstance(tree, torch.Tensor):
         return change(tree)

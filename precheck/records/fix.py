@@ -10,6 +10,7 @@ import msgspec
 
 from precheck.errors import ReportError
 from precheck.records.finding import Verdict
+from precheck.records.plain import plain
 from precheck.records.precision import Dtype
 
 FIX_SCHEMA, RECIPE_SCHEMA = "precheck-fix/1", "precheck-recipe/1"
@@ -140,25 +141,23 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, ready for ``json.dumps``."""
-        plain = msgspec.to_builtins(self)
-        assert isinstance(plain, dict)  # noqa: S101  a dataclass always becomes a dict
-        return plain
+        return plain(self)
 
     @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> Recipe:
+    def from_dict(cls, content: dict[str, Any]) -> Recipe:
         """The recipe that ``to_dict`` gave.
 
         Raises:
             ReportError: it is none, or of another schema.
         """
-        schema = plain.get("schema")
+        schema = content.get("schema")
         if schema != RECIPE_SCHEMA:
             raise ReportError(
                 f"not a recipe of precheck: schema {schema!r} (expected {RECIPE_SCHEMA!r})",
                 hint="precheck fix MODEL -o DIR writes one, where nothing cheaper is found",
             )
         try:
-            return msgspec.convert(plain, cls)
+            return msgspec.convert(content, cls)
         except msgspec.ValidationError as error:
             raise ReportError(f"recipe not readable: {error}", hint="write it again") from error
 
@@ -197,6 +196,4 @@ class Fix:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, ready for ``json.dumps``."""
-        plain = msgspec.to_builtins(self)
-        assert isinstance(plain, dict)  # noqa: S101  a dataclass always becomes a dict
-        return plain
+        return plain(self)

@@ -10,6 +10,7 @@ import msgspec
 from precheck.errors import ReportError
 from precheck.records.advice import Recommendation
 from precheck.records.finding import Finding, Verdict
+from precheck.records.plain import plain as plain_data
 from precheck.records.sizes import AttentionFacts, CacheSize, Widths
 from precheck.records.traces import Coverage, Headroom, Overflow, Probe, RunTrace
 
@@ -226,9 +227,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, ready for ``json.dumps``."""
-        plain = msgspec.to_builtins(self)
-        assert isinstance(plain, dict)  # noqa: S101  a dataclass always becomes a dict
-        return plain
+        return plain_data(self)
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Report:

@@ -9,7 +9,7 @@ import argparse
 import sys
 import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,19 +59,35 @@ _LLAMA = Blocks(
     output="model.layers.{}.mlp.down_proj",
     inner=("model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.up_proj"),
 )
-_EXPERTS = Blocks(
-    embedding="model.embed_tokens",
-    last_norm="model.norm",
+_EXPERTS = replace(
+    _LLAMA,
     output="model.layers.{}.mlp.experts.down_proj",
     inner=("model.layers.{}.mlp.experts.gate_up_proj",),
 )
-_GEMMA = Blocks(
-    embedding="model.embed_tokens",
-    last_norm="model.norm",
-    output="model.layers.{}.mlp.down_proj",
-    inner=_LLAMA.inner,
-    post_norm="model.layers.{}.post_feedforward_layernorm",
-    shift=1.0,
+_OLMO = replace(_LLAMA, post_norm="model.layers.{}.post_feedforward_layernorm")
+_GEMMA = replace(_OLMO, shift=1.0)
+_NEOX = Blocks(
+    embedding="gpt_neox.embed_in",
+    last_norm="gpt_neox.final_layer_norm",
+    output="gpt_neox.layers.{}.mlp.dense_4h_to_h",
+    inner=("gpt_neox.layers.{}.mlp.dense_h_to_4h",),
+    is_gated=False,
+    has_bias=True,
+)
+_OPT = replace(
+    _NEOX,
+    embedding="model.decoder.embed_tokens",
+    last_norm="model.decoder.final_layer_norm",
+    output="model.decoder.layers.{}.fc2",
+    inner=("model.decoder.layers.{}.fc1",),
+)
+_GPT2 = replace(
+    _NEOX,
+    embedding="transformer.wte",
+    last_norm="transformer.ln_f",
+    output="transformer.h.{}.mlp.c_proj",
+    inner=("transformer.h.{}.mlp.c_fc",),
+    is_transposed=True,
 )
 
 
@@ -106,57 +122,12 @@ ARCHITECTURES: dict[str, tuple[Callable[[], PreTrainedConfig], Blocks]] = {
     "Gemma 3": (lambda: tiny_config("gemma3"), _GEMMA),
     "Phi-3": (
         lambda: tiny_config("phi3"),
-        Blocks(
-            embedding="model.embed_tokens",
-            last_norm="model.norm",
-            output="model.layers.{}.mlp.down_proj",
-            inner=("model.layers.{}.mlp.gate_up_proj",),
-        ),
+        replace(_LLAMA, inner=("model.layers.{}.mlp.gate_up_proj",)),
     ),
-    "OLMo 2": (
-        _like_llama(transformers.Olmo2Config),
-        Blocks(
-            embedding="model.embed_tokens",
-            last_norm="model.norm",
-            output="model.layers.{}.mlp.down_proj",
-            inner=_LLAMA.inner,
-            post_norm="model.layers.{}.post_feedforward_layernorm",
-        ),
-    ),
-    "GPT-2": (
-        lambda: tiny_config("gpt2"),
-        Blocks(
-            embedding="transformer.wte",
-            last_norm="transformer.ln_f",
-            output="transformer.h.{}.mlp.c_proj",
-            inner=("transformer.h.{}.mlp.c_fc",),
-            is_gated=False,
-            has_bias=True,
-            is_transposed=True,
-        ),
-    ),
-    "OPT": (
-        lambda: tiny_config("opt"),
-        Blocks(
-            embedding="model.decoder.embed_tokens",
-            last_norm="model.decoder.final_layer_norm",
-            output="model.decoder.layers.{}.fc2",
-            inner=("model.decoder.layers.{}.fc1",),
-            is_gated=False,
-            has_bias=True,
-        ),
-    ),
-    "GPT-NeoX": (
-        lambda: tiny_config("gpt_neox"),
-        Blocks(
-            embedding="gpt_neox.embed_in",
-            last_norm="gpt_neox.final_layer_norm",
-            output="gpt_neox.layers.{}.mlp.dense_4h_to_h",
-            inner=("gpt_neox.layers.{}.mlp.dense_h_to_4h",),
-            is_gated=False,
-            has_bias=True,
-        ),
-    ),
+    "OLMo 2": (_like_llama(transformers.Olmo2Config), _OLMO),
+    "GPT-2": (lambda: tiny_config("gpt2"), _GPT2),
+    "OPT": (lambda: tiny_config("opt"), _OPT),
+    "GPT-NeoX": (lambda: tiny_config("gpt_neox"), _NEOX),
 }
 
 
@@ -208,28 +179,22 @@ def _named(model: PreTrainedModel, name: str) -> torch.Tensor:
 
 def _input_of(model: PreTrainedModel, module: str) -> torch.Tensor:
     """What a module is given on the average, where all tokens bring nearly the same."""
+    if not module.endswith("experts.down_proj"):
+        return _given(model, module)
+    # a parameter: every expert is given the same hidden states, and makes its own product
+    place = module.rpartition(".")[0]
+    gate, up = (model.get_submodule(place).gate_up_proj @ _given(model, place)).chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate) * up
+
+
+def _given(model: PreTrainedModel, module: str) -> torch.Tensor:
     given: list[torch.Tensor] = []
-    place = module
-    if place.endswith("experts.down_proj"):  # a parameter: experts take them one by one
-        return _expert_input(model, place)
-    handle = model.get_submodule(place).register_forward_pre_hook(
+    handle = model.get_submodule(module).register_forward_pre_hook(
         lambda _, args: given.append(args[0])
     )
     model(**tiny_inputs(model.config.model_type))
     handle.remove()
     return given[0].flatten(0, -2).mean(dim=0)
-
-
-def _expert_input(model: PreTrainedModel, name: str) -> torch.Tensor:
-    """The same for the product of each expert: all are given the same hidden states."""
-    experts = model.get_submodule(name.rpartition(".")[0])
-    given: list[torch.Tensor] = []
-    handle = experts.register_forward_pre_hook(lambda _, args: given.append(args[0]))
-    model(**tiny_inputs(model.config.model_type))
-    handle.remove()
-    hidden = given[0].flatten(0, -2).mean(dim=0)
-    gate, up = (experts.gate_up_proj @ hidden).chunk(2, dim=-1)
-    return torch.nn.functional.silu(gate) * up
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from precheck.checkpoint import rewriting
 from precheck.errors import ExitCode
-from precheck.records.fix import FIX_SCHEMA
+from precheck.records.fix import FIX_SCHEMA, Fix
 from tests.fixing.survey import planted
 from tests.shell import change_weights, files_in
 
@@ -41,6 +41,13 @@ def model(shell: Shell, broken: Path) -> Path:
 
 def run(shell: Shell, *arguments: str | Path) -> Ended:
     return shell(*arguments, command="fix")
+
+
+def raising(error: BaseException) -> Callable[..., object]:
+    def fail(*_: object) -> object:
+        raise error
+
+    return fail
 
 
 def test_writes_an_ordinary_checkpoint(shell: Shell, model: Path) -> None:
@@ -167,21 +174,25 @@ def test_a_disk_too_small_is_said_before_anything_is_read(shell: Shell, model: P
 
 
 def test_a_disk_that_fills_up_leaves_nothing(shell: Shell, model: Path) -> None:
-    def full(*_: object) -> bytes:
-        raise OSError(28, "No space left on device")
-
-    shell.monkeypatch.setattr(rewriting, "tensor_bytes", full)
+    shell.monkeypatch.setattr(
+        rewriting, "tensor_bytes", raising(OSError(28, "No space left on device"))
+    )
     ended = run(shell, model, "-o", "fixed")
     assert (ended.code, ended.left) == (ExitCode.USAGE, ())
     assert "No space left on device" in ended.error
     assert not [each for each in shell.folder.iterdir() if "fixed" in each.name]
 
 
-def test_an_interrupted_write_leaves_nothing(shell: Shell, model: Path) -> None:
-    def interrupted(*_: object) -> bytes:
-        raise KeyboardInterrupt
+def test_a_disk_that_fills_up_at_the_end_leaves_nothing(shell: Shell, model: Path) -> None:
+    full = OSError(28, "No space left on device")
+    shell.monkeypatch.setattr(Fix, "to_dict", raising(full))
+    ended = run(shell, model, "-o", "fixed")
+    assert (ended.code, ended.left) == (ExitCode.USAGE, ())
+    assert "cannot write checkpoint: 'fixed': No space left on device" in ended.error
 
-    shell.monkeypatch.setattr(rewriting, "tensor_bytes", interrupted)
+
+def test_an_interrupted_write_leaves_nothing(shell: Shell, model: Path) -> None:
+    shell.monkeypatch.setattr(rewriting, "tensor_bytes", raising(KeyboardInterrupt()))
     ended = run(shell, model, "-o", "fixed")
     assert (ended.code, ended.left) == (ExitCode.INTERRUPTED, ())
     assert "nothing was written" in ended.err
@@ -227,10 +238,7 @@ def test_an_overwritten_folder_stays_where_nothing_is_proved(shell: Shell, model
     (shell.folder / "fixed/mine.txt").write_text("mine")
     before = files_in(shell.folder)
 
-    def interrupted(*_: object) -> bytes:
-        raise KeyboardInterrupt
-
-    shell.monkeypatch.setattr(rewriting, "tensor_bytes", interrupted)
+    shell.monkeypatch.setattr(rewriting, "tensor_bytes", raising(KeyboardInterrupt()))
     run(shell, model, "-o", "fixed", "--overwrite")
     assert files_in(shell.folder) == before
 
