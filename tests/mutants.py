@@ -97,6 +97,13 @@ DETECTORS = (
         tests=("tests/test_fault_matrix.py",),
     ),
     Mutation(
+        name="signals are lost while a model is copied",
+        file="precheck/probe/signals.py",
+        old=r"if handler is not None:  # one",
+        new="if False:  # one",
+        tests=("tests/probe/test_signals.py",),
+    ),
+    Mutation(
         name="a file is not looked at again",
         file="precheck/checkpoint/weights.py",
         old=r"(    def check_unchanged\(self\) -> None:\n)        opened, now",

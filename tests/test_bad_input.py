@@ -896,7 +896,7 @@ def test_ctrl_c_from_outside_ends_the_process_with_a_partial_report(shell: Shell
     time.sleep(0.2)  # what comes after it is the first batch
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (ExitCode.INTERRUPTED, "")
+    assert (process.returncode, out) == (ExitCode.INTERRUPTED, ""), err
     assert err == "interrupted\nwhat was measured until then is in partial.json\n"
     report = Report.from_dict(json.loads((shell.folder / "partial.json").read_text()))
     assert not report.complete

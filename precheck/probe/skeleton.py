@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from precheck.errors import UnsupportedConfigurationError
 from precheck.probe.settings import setting, text_config
+from precheck.probe.signals import deferred_signals
 from precheck.records.precision import Accumulation, Arithmetic
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ def twin(
         replace: gives the parameter to use for each of the model's; itself shares it.
     """
     memo: dict[int, Any] = {id(each): replace(each) for each in model.parameters(recurse=True)}
-    return copy.deepcopy(model, memo)
+    with deferred_signals():
+        return copy.deepcopy(model, memo)
 
 
 def switch_attention(model: nn.Module, attn_implementation: str) -> str:
