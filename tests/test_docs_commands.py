@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from precheck import cli
-from tests.test_docs import PAGES, commands
+from tests.test_docs import PAGES, ROOT, commands
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+TRANSLATION = ROOT / "README.zh.md"
 
 
 def typed(words: list[str]) -> list[str]:
@@ -24,7 +26,9 @@ def typed(words: list[str]) -> list[str]:
     return [*words, *(["--quick"] if words[0] == "scan" and not is_short else [])]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [each for each in PAGES if each != TRANSLATION], ids=lambda page: page.name
+)
 def test_commands_run(
     page: Path,
     tmp_path: Path,
@@ -47,3 +51,13 @@ def test_commands_run(
             baseline.write_text(text.replace('reason = ""', 'reason = "known"'), encoding="utf-8")
         for capsule in tmp_path.glob("capsule"):
             shutil.rmtree(capsule)
+
+
+def test_the_translation_types_what_the_readme_does() -> None:
+    prompt = "a prompt that fails"  # the one argument that is translated
+    ours, theirs = (
+        [[each for each in words if each.isascii() and each != prompt] for words in commands(page)]
+        for page in (ROOT / "README.md", TRANSLATION)
+    )
+    assert theirs
+    assert [words for words in theirs if words not in ours] == []

@@ -74,11 +74,11 @@ def test_the_process_really_has_no_precheck(tmp_path: Path) -> None:
     assert "No module named 'precheck'" in run(tmp_path).stderr
 
 
-SLOW = "qwen2.5-vl-tower"
+SLOW = {"left-padding", "qwen2.5-vl-tower"}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(e, marks=[pytest.mark.slow] if e == SLOW else []) for e in STORIES]
+    "name", [pytest.param(e, marks=[pytest.mark.slow] if e in SLOW else []) for e in STORIES]
 )
 def test_the_overflow_shows_without_the_model(name: str, tmp_path: Path) -> None:
     layer, operation, size = STORIES[name]

@@ -28,8 +28,8 @@ ODD = {
 }
 
 
-SLOW = {"Gemma3nForCausalLM", "Phi4MultimodalForCausalLM"}
-"""Half a minute together, of the ten that all tests may take."""
+SLOW = {"Gemma3nForCausalLM", "Gemma4ForCausalLM", "Phi4MultimodalForCausalLM"}
+"""Three quarters of a minute together, of the ten that all tests may take."""
 
 
 @pytest.mark.parametrize(
