@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,11 +20,18 @@ from safetensors.torch import save_file
 from precheck.checkpoint.gallery import saved
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import argparse
 
 SHARD_BYTES = 2 << 30
 STD = 0.02
 _BLOCK_ELEMENTS = 1 << 26
+
+
+def add_options(parser: argparse.ArgumentParser, *, size: str) -> None:
+    """Which checkpoint to use, and where it is kept."""
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--size", default=size, help="1.5b or 7b")
+    parser.add_argument("--layers", type=int)
 
 
 def qwen2_config(size: str, *, num_layers: int | None = None) -> transformers.Qwen2Config:

@@ -12,17 +12,19 @@ import os
 import shutil
 import statistics
 import sys
-import tempfile
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from benchmarks.checkpoints import checkpoint, size_bytes
+from benchmarks.checkpoints import add_options, checkpoint, size_bytes
 from benchmarks.runs import forget_cached, memory_limit, watch
 from precheck.checkpoint.rewriting import write_checkpoint
 from precheck.checkpoint.source import open_checkpoint
 from precheck.judge.rescaling import choose
 from precheck.probe.blueprint import read_blueprint
 from precheck.records.precision import Dtype
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _GIB = 1 << 30
 
@@ -65,9 +67,7 @@ def copy(model: Path, output: Path) -> None:
 def main() -> None:
     """Prints a line for each pair, and the ratio of the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
-    parser.add_argument("--size", default="7b")
-    parser.add_argument("--layers", type=int)
+    add_options(parser, size="7b")
     parser.add_argument("--limit", type=float, default=4.0, help="GiB")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--child", choices=("write", "copy"), help=argparse.SUPPRESS)

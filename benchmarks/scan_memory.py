@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.checkpoints import checkpoint, size_bytes
+from benchmarks.checkpoints import add_options, checkpoint, size_bytes
 from benchmarks.runs import Watched, forget_cached, memory_limit, scan_command, watch
 
 _GIB = 1 << 30
@@ -23,9 +23,7 @@ _GIB = 1 << 30
 def main() -> None:
     """Prints a line for each run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
-    parser.add_argument("--size", default="7b")
-    parser.add_argument("--layers", type=int)
+    add_options(parser, size="7b")
     parser.add_argument("--limit", type=float, default=4.0, help="GiB")
     parser.add_argument("--sparse", action="store_true")
     parser.add_argument("options", nargs="*", help="more options of precheck scan")

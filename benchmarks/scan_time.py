@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.checkpoints import checkpoint
+from benchmarks.checkpoints import add_options, checkpoint
 from benchmarks.runs import scan_command, token_prompts, watch
 
 _HERE = Path(__file__).parent
@@ -23,9 +23,7 @@ _HERE = Path(__file__).parent
 def main() -> None:
     """Prints a line for each thing that was timed, and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
-    parser.add_argument("--size", default="1.5b")
-    parser.add_argument("--layers", type=int)
+    add_options(parser, size="1.5b")
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()

@@ -73,6 +73,14 @@ def signals_stay_as_they_are() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """A shell that runs the tests in the background has Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def no_progress_bars() -> Iterator[None]:
     """Saving a model shows one, and its monitor thread would outlive the first test."""

@@ -39,7 +39,7 @@ from tests.shell import change_config, change_weights
 from tests.tiny_models import PAD, VOCAB_SIZE, save_checkpoint, tiny
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from precheck.records.finding import Finding
     from precheck.records.report import Run
@@ -751,14 +751,6 @@ def press_at(shell: Shell, moment: Callable[[Announcement | Step], bool]) -> Non
         return contextlib.nullcontext(observe)
 
     shell.monkeypatch.setattr(terminal, "progress", progress)
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """A shell that runs the tests in the background has Ctrl-C ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 MOMENTS: Mapping[str, Callable[[Announcement | Step], bool]] = {

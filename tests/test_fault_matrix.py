@@ -30,9 +30,11 @@ from precheck.records.finding import Verdict
 from precheck.records.report import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from tests.shell import Shell
+
+pytestmark = pytest.mark.usefixtures("ctrl_c")
 
 LAYER: Any = modeling_qwen2.Qwen2DecoderLayer
 
@@ -111,14 +113,6 @@ STAGES: dict[str, Stage] = {
         owner=Path, name="write_text", faults=(MEMORY, GONE, STALE, FULL, SIGINT, SIGTERM)
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def signals() -> Iterator[None]:
-    """A shell that runs the tests in the background has Ctrl-C ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def plant(shell: Shell, stage: Stage, fault: str) -> None:

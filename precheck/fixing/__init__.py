@@ -7,12 +7,14 @@ powers of two, some modules in float32.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from precheck import __version__
 from precheck.errors import UnsupportedModelError, UsageError
 from precheck.fixing.float32 import in_float32
 from precheck.fixing.job import FixRequest, Job, scanned
+from precheck.fixing.proof import original
 from precheck.fixing.rescaled import rescaled
 from precheck.judge.fixing import cheaper_remedy
 from precheck.records.fix import Fix, Remedy
@@ -94,5 +96,6 @@ def fix(
     cheap = cheaper_remedy(report, request.dtype, attn)
     if cheap is not None:
         return replace(plan, remedy=cheap.remedy, sentence=cheap.sentence)
-    done = rescaled(plan, job)
-    return done if done.holds else in_float32(done, job)
+    known = cache(lambda: original(job))  # both remedies are proved against it
+    done = rescaled(plan, job, known=known)
+    return done if done.holds else in_float32(done, job, known=known)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from precheck.fixing.job import scanned
-from precheck.fixing.proof import original, with_figures
+from precheck.fixing.proof import with_figures
 from precheck.judge.fixing import is_close, objections
 from precheck.records.finding import Verdict
 from precheck.records.fix import Exactness, Proof, ProofRun, Recipe, Remedy
@@ -15,6 +15,8 @@ from precheck.records.progress import Announcement
 from precheck.records.quantities import counted, num_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from precheck.fixing.job import Job
     from precheck.fixing.proof import Original
     from precheck.probe.witness import Compared
@@ -23,8 +25,13 @@ if TYPE_CHECKING:
 RECIPE_FILE = "precheck-recipe.json"
 
 
-def in_float32(refused: Fix, job: Job) -> Fix:
+def in_float32(refused: Fix, job: Job, *, known: Callable[[], Original]) -> Fix:
     """The recipe, proved and written; ``refused`` itself where nothing was found.
+
+    Args:
+        refused: what came of rescaling.
+        job: the checkpoint.
+        known: what the original does on the probes of the proof.
 
     Raises:
         MemoryExhaustedError: the model does not fit into memory in 16 bits.
@@ -68,8 +75,8 @@ def in_float32(refused: Fix, job: Job) -> Fix:
     )
     if job.request.is_dry_run:
         return replace(found, sentence=f"{_kept(recipe)}; nothing was written (--dry-run)")
-    known = original(job)
-    proof = _proof(model.compared(modules, known.logits.kept.values()), known, recipe)
+    before = known()
+    proof = _proof(model.compared(modules, before.logits.kept.values()), before, recipe)
     if not proof.holds:
         sentence = "nothing was found that holds on other probes too"
         return replace(found, remedy=Remedy.NONE, proof=proof, sentence=sentence)

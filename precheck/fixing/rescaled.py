@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from precheck.errors import UntraceableError
-from precheck.fixing.proof import original, prove
+from precheck.fixing.proof import prove
 from precheck.judge.fixing import in_the_way, rooms, too_large
 from precheck.judge.rescaling import choose
 from precheck.records.fix import Factor, Remedy, SettingChange
@@ -16,24 +16,33 @@ from precheck.records.scaling import Kind
 from precheck.render.fix_report import render_fix_card
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from precheck.checkpoint.rewriting import Unfinished
     from precheck.checkpoint.weights import Weights
     from precheck.fixing.job import Job
+    from precheck.fixing.proof import Original
     from precheck.judge.rescaling import Choice
     from precheck.probe.blueprint import Blueprint
-    from precheck.records.fix import Fix
-    from precheck.records.scaling import TensorChange
+    from precheck.records.fix import Fix, Proof
 
 FIX_FILE, MODEL_CARD = "precheck-fix.json", "README.md"
 
 
-def rescaled(plan: Fix, job: Job) -> Fix:
+def rescaled(plan: Fix, job: Job, *, known: Callable[[], Original]) -> Fix:
     """Chooses factors, writes the checkpoint, proves it, and keeps it if the proof holds.
+
+    Args:
+        plan: what is known of the fix so far.
+        job: the checkpoint.
+        known: what the original does on the probes of the proof.
 
     Raises:
         UsageError: the checkpoint cannot be written.
     """
+    from precheck.checkpoint.rewriting import unfinished, write_checkpoint
+
     with job.checkpoint.open_weights() as stored:
         try:
             blueprint, choice = _chosen(plan, stored, job)
@@ -42,10 +51,22 @@ def rescaled(plan: Fix, job: Job) -> Fix:
             return replace(plan, sentence="it cannot be rescaled", reasons=(error.message,))
         if choice.misfits or not choice.exponents:
             return _refused(plan, choice, blueprint, job)
-        plan = _planned(plan, choice, job)
+        settings = _settings(choice, job)
+        plan = _planned(plan, choice, tuple(settings.values()))
         if job.request.is_dry_run:
             return replace(plan, sentence="nothing was written (--dry-run)")
-        return _written(plan, choice, changes, stored, job)
+        with unfinished(job.output, overwrite=job.request.overwrite) as made:
+            job.observe(Announcement(text=f"writing {counted(len(changes), 'changed tensor')}"))
+            rounded = write_checkpoint(
+                made.folder,
+                job.checkpoint,
+                stored,
+                changes=changes,
+                settings={path: each.after for path, each in settings.items()},
+                dtype=job.request.dtype,
+            )
+            proof = prove(made.folder, known(), choice, rounded, job)
+            return _finished(plan, made, job, proof=proof)
 
 
 def _chosen(plan: Fix, stored: Weights, job: Job) -> tuple[Blueprint, Choice]:
@@ -73,7 +94,7 @@ def _chosen(plan: Fix, stored: Weights, job: Job) -> tuple[Blueprint, Choice]:
     return blueprint, choice
 
 
-def _planned(plan: Fix, choice: Choice, job: Job) -> Fix:
+def _planned(plan: Fix, choice: Choice, settings: tuple[SettingChange, ...]) -> Fix:
     factors = tuple(
         Factor(
             parameter=unknown.name,
@@ -90,7 +111,7 @@ def _planned(plan: Fix, choice: Choice, job: Job) -> Fix:
         plan,
         remedy=Remedy.RESCALING,
         factors=factors,
-        settings=tuple(_settings(choice, job).values()),
+        settings=settings,
         rooms=rooms(choice, headroom_bits=plan.headroom_bits),
     )
 
@@ -130,38 +151,19 @@ def _refused(plan: Fix, choice: Choice, blueprint: Blueprint, job: Job) -> Fix:
     )
 
 
-def _written(
-    plan: Fix,
-    choice: Choice,
-    changes: dict[str, tuple[TensorChange, ...]],
-    stored: Weights,
-    job: Job,
-) -> Fix:
-    from precheck.checkpoint.rewriting import unfinished, write_checkpoint
-
-    settings = {path: each.after for path, each in _settings(choice, job).items()}
-    with unfinished(job.output, overwrite=job.request.overwrite) as made:
-        job.observe(Announcement(text=f"writing {counted(len(changes), 'changed tensor')}"))
-        rounded = write_checkpoint(
-            made.folder,
-            job.checkpoint,
-            stored,
-            changes=changes,
-            settings=settings,
-            dtype=job.request.dtype,
+def _finished(plan: Fix, made: Unfinished, job: Job, *, proof: Proof) -> Fix:
+    """Puts the checkpoint into its place if it is proved."""
+    if not proof.holds:
+        return replace(
+            plan,
+            remedy=Remedy.NONE,
+            proof=proof,
+            sentence="the rescaled checkpoint was not proved, and is not kept",
+            reasons=proof.objections,
         )
-        proof = prove(made.folder, original(job), choice, rounded, job)
-        if not proof.holds:
-            return replace(
-                plan,
-                remedy=Remedy.NONE,
-                proof=proof,
-                sentence="the rescaled checkpoint was not proved, and is not kept",
-                reasons=proof.objections,
-            )
-        done = replace(plan, proof=proof, sentence=f"runs in {plan.dtype}: {job.output}")
-        _describe(made.folder, done)
-        made.take_place()
+    done = replace(plan, proof=proof, sentence=f"runs in {plan.dtype}: {job.output}")
+    _describe(made.folder, done)
+    made.take_place()
     return done
 
 

@@ -144,13 +144,13 @@ class Recipe:
         return plain(self)
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Recipe:
+    def from_dict(cls, content: object) -> Recipe:
         """The recipe that ``to_dict`` gave.
 
         Raises:
             ReportError: it is none, or of another schema.
         """
-        schema = content.get("schema")
+        schema = content.get("schema") if isinstance(content, dict) else None
         if schema != RECIPE_SCHEMA:
             raise ReportError(
                 f"not a recipe of precheck: schema {schema!r} (expected {RECIPE_SCHEMA!r})",

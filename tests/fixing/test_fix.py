@@ -133,9 +133,10 @@ def refuses_what_it_is_not_for(recipe: Path, model: Path) -> None:
         precheck.apply(load(model), recipe)
     with pytest.raises(UsageError, match="no such module with parameters"):
         precheck.apply(tiny("llama").half(), recipe)
-    recipe.write_text('{"schema": "precheck/1"}')
-    with pytest.raises(ReportError, match="not a recipe"):
-        precheck.apply(tiny("llama").half(), recipe)
+    for content in ('{"schema": "precheck/1"}', "[]"):
+        recipe.write_text(content)
+        with pytest.raises(ReportError, match="not a recipe"):
+            precheck.apply(tiny("llama").half(), recipe)
 
 
 def test_scores_where_the_config_has_their_scale(tmp_path: Path) -> None:

@@ -213,6 +213,7 @@ def test_what_is_not_proved_is_not_kept(shell: Shell, model: Path) -> None:
     assert not (shell.folder / "fixed/model.safetensors").exists()
     assert "the rescaled checkpoint was not proved, and is not kept" in ended.out
     assert "float32 differs from the original in float32 by" in " ".join(ended.out.split())
+    assert ended.err.count("new probes: the original") == 1  # for the recipe's proof too
 
 
 def test_a_folder_with_something_in_it_is_left_alone(shell: Shell, model: Path) -> None:

@@ -14,7 +14,6 @@ from precheck.probe.signals import deferred_signals
 from precheck.probe.skeleton import twin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import FrameType
 
 ENDING = [signal.SIGINT, signal.SIGTERM]
@@ -40,13 +39,13 @@ def model_sent(sent: signal.Signals) -> nn.Module:
     return model
 
 
+pytestmark = pytest.mark.usefixtures("ctrl_c")
+
+
 @pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """As the command line has them."""
-    before = {each: signal.signal(each, signal.default_int_handler) for each in ENDING}
-    yield
-    for each, handler in before.items():
-        signal.signal(each, handler)
+def handlers() -> None:
+    """As the command line has them; tests/conftest.py puts back what was there."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.mark.parametrize("sent", ENDING)
