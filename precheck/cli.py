@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import traceback
 import warnings
 from io import TextIOWrapper
@@ -20,6 +18,7 @@ from precheck.commands.knowledge import env, explain, gpus
 from precheck.commands.report import report
 from precheck.commands.scan import scan
 from precheck.errors import ExitCode, PrecheckError
+from precheck.signals import end_once
 
 app = typer.Typer(
     name="precheck",
@@ -53,9 +52,7 @@ def precheck(
 
 
 def _prepare_process(*, debug: bool) -> None:
-    if threading.current_thread() is threading.main_thread():
-        # what a scheduler sends before it kills: what was measured until then is kept
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_once()
     for stream in (sys.stdout, sys.stderr):
         # A report quotes tokens in any script; a terminal without it is no reason to fail.
         if isinstance(stream, TextIOWrapper):

@@ -67,18 +67,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def signals_stay_as_they_are() -> Iterator[None]:
-    """The command line takes SIGTERM for Ctrl-C."""
-    before = signal.getsignal(signal.SIGTERM)
+    """The command line takes Ctrl-C and SIGTERM for one."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for each, handler in before.items():
+        signal.signal(each, handler)
 
 
 @pytest.fixture
-def ctrl_c() -> Iterator[None]:
+def ctrl_c() -> None:
     """A shell that runs the tests in the background has Ctrl-C ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -98,10 +98,17 @@ DETECTORS = (
     ),
     Mutation(
         name="signals are lost while a model is copied",
-        file="precheck/probe/signals.py",
+        file="precheck/signals.py",
         old=r"if handler is not None:  # one",
         new="if False:  # one",
-        tests=("tests/probe/test_signals.py",),
+        tests=("tests/test_signals.py",),
+    ),
+    Mutation(
+        name="a second Ctrl-C falls into what the first one made",
+        file="precheck/signals.py",
+        old=r"if now - ended > SAME_SECONDS:",
+        new="if True:",
+        tests=("tests/test_signals.py", "tests/test_fault_matrix.py"),
     ),
     Mutation(
         name="a file is not looked at again",

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from precheck.errors import UnsupportedConfigurationError
 from precheck.probe.settings import setting, text_config
-from precheck.probe.signals import deferred_signals
 from precheck.records.precision import Accumulation, Arithmetic
+from precheck.signals import deferred_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable

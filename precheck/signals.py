@@ -1,16 +1,44 @@
-"""Ctrl-C where a library would swallow it."""
+"""Signals to end: told twice they end once, and no library swallows one."""
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
+SAME_SECONDS = 2.0
+"""A launcher that got Ctrl-C too hands it on: what comes this soon is the same one."""
+
+
+def end_once() -> None:
+    """Makes signals to end a ``KeyboardInterrupt``, and the same one told twice a single one.
+
+    The second would be raised where what was measured until the first is kept. SIGTERM is what a
+    scheduler sends before it kills. A signal that is ignored (a shell does that for what it runs
+    in the background) stays ignored. Only the main thread can do this; in another nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    ended = -math.inf
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        nonlocal ended
+        now = time.monotonic()
+        if now - ended > SAME_SECONDS:
+            ended = now
+            raise KeyboardInterrupt
+
+    for each in ENDING:
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, end)
 
 
 @contextmanager

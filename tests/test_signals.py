@@ -1,17 +1,18 @@
-"""Ctrl-C while a model is copied, where a bare ``except`` in ``copyreg`` swallows it."""
+"""Signals that are told twice, and Ctrl-C while a model is copied: ``copyreg`` swallows it."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from copy import deepcopy
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from torch import nn
 
-from precheck.probe.signals import deferred_signals
 from precheck.probe.skeleton import twin
+from precheck.signals import SAME_SECONDS, deferred_signals, end_once
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -46,6 +47,36 @@ pytestmark = pytest.mark.usefixtures("ctrl_c")
 def handlers() -> None:
     """As the command line has them; tests/conftest.py puts back what was there."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.mark.parametrize("sent", ENDING)
+@pytest.mark.parametrize("first", ENDING)
+def test_a_signal_that_is_told_twice_ends_once(
+    monkeypatch: pytest.MonkeyPatch, first: signal.Signals, sent: signal.Signals
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("precheck.signals.time", SimpleNamespace(monotonic=lambda: now))
+    end_once()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(first)
+    now += SAME_SECONDS
+    signal.raise_signal(sent)
+    now += 0.1
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(sent)
+
+
+def test_what_the_shell_had_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_once()
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_only_the_main_thread_hears_signals() -> None:
+    thread = threading.Thread(target=end_once)
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("sent", ENDING)
