@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import signal
 import threading
@@ -34,11 +35,18 @@ def end_once() -> None:
         now = time.monotonic()
         if now - ended > SAME_SECONDS:
             ended = now
+            atexit.register(_ignore)
             raise KeyboardInterrupt
 
     for each in ENDING:
         if signal.getsignal(each) is not signal.SIG_IGN:
             signal.signal(each, end)
+
+
+def _ignore() -> None:
+    """What is left is Python's own end, where a signal would only take the exit code away."""
+    for each in ENDING:
+        signal.signal(each, signal.SIG_IGN)
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def test_a_signal_keeps_what_was_measured(sent: signal.Signals, tmp_path: Path) 
         if line.startswith("weights read"):
             break
     time.sleep(1)
-    for _ in range(2):  # by the terminal and by a launcher that hands it on
+    for _ in range(10):  # by the terminal, and by launchers that hand it on
         process.send_signal(sent)
         time.sleep(0.05)
     _, err = process.communicate(timeout=120)
