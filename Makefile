@@ -37,7 +37,7 @@ zoo: install ## Scan a tiny model of every architecture, and write docs/coverage
 	$(BIN)/python -m tests.zoo.survey --output docs/coverage.md $(ARGS)
 
 fixes: install ## Fix planted models of 14 architectures, and write the table of docs/fix.md (3 minutes)
-	$(BIN)/python -m tests.fixing.survey --output docs/fix.md
+	$(BIN)/python -m tests.cure.survey --output docs/fix.md
 
 install: $(INSTALLED) ## Create the environment that the other targets use
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.watching import build, cast, random_probes, timed
-from precheck.probe.arithmetic import RoundedProducts
-from precheck.probe.module_stack import ModuleStack
-from precheck.probe.ops import OpWatcher
-from precheck.probe.skeleton import twin
+from precheck.measure.models.skeleton import twin
+from precheck.measure.watch.module_stack import ModuleStack
+from precheck.measure.watch.ops import OpWatcher
+from precheck.measure.watch.rounded_products import RoundedProducts
 
 if TYPE_CHECKING:
-    from precheck.probe.batches import Batch
+    from precheck.measure.probes.batch import Batch
 
 
 def main() -> None:

@@ -19,9 +19,9 @@ import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from precheck.probe.arithmetic import RoundedProducts
-from precheck.probe.op_kinds import op_kind
-from precheck.probe.trees import tensors_in
+from precheck.measure.watch.op_kinds import op_kind
+from precheck.measure.watch.rounded_products import RoundedProducts
+from precheck.measure.watch.trees import tensors_in
 
 
 class Rounded(TorchDispatchMode):

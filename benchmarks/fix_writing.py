@@ -19,8 +19,8 @@ from benchmarks.checkpoints import add_options, checkpoint, size_bytes
 from benchmarks.runs import forget_cached, memory_limit, watch
 from precheck.checkpoint.rewriting import write_checkpoint
 from precheck.checkpoint.source import open_checkpoint
-from precheck.judge.rescaling import choose
-from precheck.probe.blueprint import read_blueprint
+from precheck.cure.scales.blueprint import read_blueprint
+from precheck.cure.scales.solve import choose
 from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:

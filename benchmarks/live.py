@@ -16,7 +16,7 @@ import torch
 
 import precheck
 from benchmarks.watching import build, cast
-from precheck.probe.skeleton import twin
+from precheck.measure.models.skeleton import twin
 
 if TYPE_CHECKING:
     from collections.abc import Callable

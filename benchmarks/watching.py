@@ -18,14 +18,14 @@ import torch
 import transformers
 
 from precheck.checkpoint.architecture import find_architecture
-from precheck.probe.batches import Batch
-from precheck.probe.classify import Classifier
-from precheck.probe.lockstep import Worker, advance
-from precheck.probe.prompts import ROW_TOKENS
-from precheck.probe.residency import AlwaysThere
-from precheck.probe.run_totals import RunTotals
-from precheck.probe.run_watch import RunWatch
-from precheck.probe.skeleton import Skeleton, twin
+from precheck.measure.blame.mechanisms import Classifier
+from precheck.measure.lockstep.run_totals import RunTotals
+from precheck.measure.lockstep.run_watch import RunWatch
+from precheck.measure.lockstep.turns import Worker, advance
+from precheck.measure.models.shared import AlwaysThere
+from precheck.measure.models.skeleton import Skeleton, twin
+from precheck.measure.probes.batch import Batch
+from precheck.measure.probes.builtin import ROW_TOKENS
 from precheck.records.precision import Dtype
 from precheck.records.traces import Probe
 

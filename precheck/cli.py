@@ -10,7 +10,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from precheck import __version__, terminal
+from precheck import __version__
+from precheck.commands import terminal
 from precheck.commands.demo import demo
 from precheck.commands.difference import diff
 from precheck.commands.fix import fix

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from precheck.probe.live import Watch
+    from precheck.measure.blame.live import Watch
     from precheck.records.fix import Recipe
     from precheck.records.progress import Announcement, Observer, Step
     from precheck.records.prompts import Prompt
@@ -93,9 +93,9 @@ def scan(
     _check_text(prompts or ())
     # torch and transformers take seconds to import; precheck --help does not wait for them.
     from precheck.checkpoint.source import open_checkpoint
-    from precheck.probe.measure import check_request, measure
-    from precheck.probe.request import Request
-    from precheck.probe.static import describe
+    from precheck.measure.measure import check_request, measure
+    from precheck.measure.request import Request
+    from precheck.measure.subject.static import describe
 
     observe = observe or _ignore
     request = Request(
@@ -212,7 +212,7 @@ def watch(model: nn.Module, *, sample_every: int = 1) -> Watch:
         ``with precheck.watch(model) as watch: model.generate(**inputs)``, then
         ``watch.first_overflow`` and ``watch.broken_forward``
     """
-    from precheck.probe.live import Watch
+    from precheck.measure.blame.live import Watch
 
     return Watch(model, sample_every=sample_every)
 
@@ -231,8 +231,8 @@ def apply(model: nn.Module, recipe: Recipe | str | Path) -> nn.Module:
     Example:
         ``model = precheck.apply(model, "fixed/precheck-recipe.json")``
     """
-    from precheck.probe.loading import main_dtype
-    from precheck.probe.mixed import keep_in_float32
+    from precheck.cure.mixed import keep_in_float32
+    from precheck.measure.models.loading import main_dtype
     from precheck.records.fix import Recipe
 
     if not isinstance(recipe, Recipe):

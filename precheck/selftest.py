@@ -44,8 +44,8 @@ def selftest(device: str = "auto") -> Iterator[Check]:
     Raises:
         UsageError: the device is not here.
     """
-    from precheck.probe.arithmetic_check import check_arithmetic
-    from precheck.probe.environment import resolve_device
+    from precheck.measure.machine.arithmetic_check import check_arithmetic
+    from precheck.measure.machine.environment import resolve_device
 
     where = resolve_device(device)
     yield from check_arithmetic(where)

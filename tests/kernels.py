@@ -11,7 +11,7 @@ _BACKENDS = {
     3: "cudnn",
     4: "overrideable",
 }
-"""``torch.nn.attention.SDPBackend`` by number, in the words of ``judge/sdpa.py``."""
+"""``torch.nn.attention.SDPBackend`` by number, in the words of ``judge/devices/sdpa.py``."""
 
 
 def chosen_kernel(

@@ -19,8 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-RULES = "precheck/judge/rules.py"
-JUDGING = ("tests/judge", "tests/gallery tests/probe/test_static.py tests/test_bad_input.py")
+RULES = "precheck/judge/findings/rules.py"
+JUDGING = (
+    "tests/judge",
+    "tests/gallery tests/measure/subject/test_static.py tests/test_bad_input.py",
+)
 SECONDS = 900
 
 
@@ -46,46 +49,62 @@ def off(file: str, function: str, value: str, *tests: str) -> Mutation:
     )
 
 
-CULPRITS = ("tests/probe/test_detectors.py", "tests/probe/test_culprits.py")
+CULPRITS = ("tests/measure/blame/test_detectors.py", "tests/measure/blame/test_culprits.py")
 DETECTORS = (
-    off("probe/examine.py", "unexpected", "None", *CULPRITS),
-    off("probe/unit_call.py", "is_odd", "False", *CULPRITS),
-    off("probe/unit_call.py", "routed_nodes", "frozenset()", *CULPRITS),
-    off("probe/unit_call.py", "logits_in", "None", "tests/test_custom_code.py"),
-    off("probe/trees.py", "_is_dataclass", "False", "tests/test_custom_code.py"),
+    off("measure/blame/examine.py", "unexpected", "None", *CULPRITS),
+    off("measure/blame/unit_call.py", "is_odd", "False", *CULPRITS),
+    off("measure/blame/unit_call.py", "routed_nodes", "frozenset()", *CULPRITS),
+    off("measure/blame/unit_call.py", "logits_in", "None", "tests/test_custom_code.py"),
+    off("measure/watch/trees.py", "_is_dataclass", "False", "tests/test_custom_code.py"),
     Mutation(
         name="results forgets inputs that were written into",
-        file="precheck/probe/trees.py",
+        file="precheck/measure/watch/trees.py",
         old=r"if each\._version != before",
         new="if False",
         tests=("tests/test_custom_code.py",),
     ),
     Mutation(
         name="compiled blocks stay compiled",
-        file="precheck/probe/environment.py",
+        file="precheck/measure/machine/environment.py",
         old=r'"torch\._dynamo" not in sys\.modules',
         new="True",
         tests=("tests/test_custom_code.py",),
     ),
-    off("probe/symptom.py", "symptom_of", "None", "tests/probe/test_culprits.py", "tests/gallery"),
-    off("probe/scores.py", "raw_score_abs_max", "None", "tests/probe/test_truth.py"),
-    off("probe/compare.py", "routing_agreement", "None", "tests/probe/test_detectors.py"),
-    off("probe/memory.py", "is_out_of_memory", "False", "tests/test_fault_matrix.py"),
-    off("probe/loading.py", "kept_modules", "{}", "tests/probe/test_static.py"),
+    off(
+        "measure/lockstep/symptom.py",
+        "symptom_of",
+        "None",
+        "tests/measure/blame/test_culprits.py",
+        "tests/gallery",
+    ),
+    off(
+        "measure/watch/fused_scores.py",
+        "raw_score_abs_max",
+        "None",
+        "tests/measure/lockstep/test_truth.py",
+    ),
+    off(
+        "measure/lockstep/layers.py",
+        "routing_agreement",
+        "None",
+        "tests/measure/blame/test_detectors.py",
+    ),
+    off("measure/machine/memory.py", "is_out_of_memory", "False", "tests/test_fault_matrix.py"),
+    off("measure/models/loading.py", "kept_modules", "{}", "tests/measure/subject/test_static.py"),
     off("checkpoint/config.py", "_refuse_code", "None", "tests/checkpoint/test_source.py"),
     off("checkpoint/config.py", "_refuse_endless_stacks", "None", "tests/test_hostile.py"),
-    off("probe/bounds.py", "count", "None", "tests/test_hostile.py"),
+    off("measure/models/bounds.py", "count", "None", "tests/test_hostile.py"),
     off("libraries.py", "check_libraries", "None", "tests/test_libraries.py"),
-    off("judge/fixing.py", "objections", "()", "tests/fixing"),
-    off("checkpoint/rewriting.py", "check_room", "None", "tests/fixing"),
-    off("probe/config_numbers.py", "find_settings", "{}", "tests/fixing", "tests/probe"),
+    off("cure/objections.py", "objections", "()", "tests/cure"),
+    off("checkpoint/rewriting.py", "check_room", "None", "tests/cure"),
+    off("cure/scales/settings.py", "find_settings", "{}", "tests/cure", "tests/probe"),
     *(
         Mutation(
             name=f"scales: {what} is demanded nowhere",
-            file="precheck/probe/lanes.py",
+            file="precheck/cure/scales/lanes.py",
             old=r"        if form:\n",
             new=f'        if form and reason != "{what}":\n',
-            tests=("tests/probe/test_scales.py",),
+            tests=("tests/cure/scales/test_scales.py",),
         )
         for what in ("alike", "not_linear", "clamp", "constant", "result")
     ),

@@ -26,11 +26,11 @@ import transformers
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from transformers.models.qwen2 import modeling_qwen2
 
-from precheck import terminal
 from precheck.checkpoint import audit, source
 from precheck.checkpoint.weights import Weights
+from precheck.commands import terminal
 from precheck.errors import ExitCode
-from precheck.probe import scan
+from precheck.measure import scan
 from precheck.records.finding import Severity, Verdict
 from precheck.records.progress import Announcement, Step
 from precheck.records.report import Report

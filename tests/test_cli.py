@@ -504,7 +504,8 @@ def test_scans_a_built_in_model_as_a_person_would(tmp_path: Path) -> None:
 
 PRESSES_CTRL_C = """
 import contextlib, os, signal
-from precheck import cli, terminal
+from precheck import cli
+from precheck.commands import terminal
 from precheck.records.progress import Step
 
 # A shell that runs the tests in the background has Ctrl-C ignored, and children inherit that.

@@ -17,7 +17,7 @@ import yaml
 from precheck import cli
 from precheck.checkpoint.gallery import GALLERY
 from precheck.errors import ExitCode
-from precheck.judge.rules import RULES
+from precheck.judge.findings.rules import RULES
 from precheck.records import advice, finding, report, sizes, traces
 
 ROOT = Path(__file__).parents[1]

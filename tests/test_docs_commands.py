@@ -37,7 +37,7 @@ def test_commands_run(
 ) -> None:
     """One after the other, in one folder, as a reader would."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("precheck.probe.capsule._breaks", lambda *_args, **_named: True)
+    monkeypatch.setattr("precheck.measure.capsule.write._breaks", lambda *_args, **_named: True)
     for words in commands(page):
         if words == ["precheck", "demo", "--scan"]:
             continue  # a minute; tests/gallery scans them all

@@ -24,9 +24,9 @@ from transformers.models.qwen2 import modeling_qwen2
 from precheck import pipeline
 from precheck.checkpoint import audit, weights
 from precheck.errors import ExitCode
-from precheck.probe import scan
-from precheck.probe.lockstep import Worker
-from precheck.probe.logits import LogitsTotals
+from precheck.measure import scan
+from precheck.measure.lockstep.logits import LogitsTotals
+from precheck.measure.lockstep.turns import Worker
 from precheck.records.finding import Verdict
 from precheck.records.report import Report
 

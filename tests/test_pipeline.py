@@ -27,7 +27,7 @@ from precheck.records.traces import Coverage, Probe, RunTrace
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from precheck.probe.request import Request
+    from precheck.measure.request import Request
 
 MEASURED = Measurements(
     model=ModelFacts(
@@ -70,7 +70,7 @@ def replace_measure(
         asked.update(asdict(request), subject=subject, observe=observe)
         return measure()
 
-    module = ModuleType("precheck.probe.measure")
+    module = ModuleType("precheck.measure.measure")
     module.__dict__["measure"] = measured
     module.__dict__["check_request"] = lambda *_, **__: None
     monkeypatch.setitem(sys.modules, module.__name__, module)

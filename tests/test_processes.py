@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from precheck.errors import ExitCode
-from precheck.probe.processes import Alone, Together
+from precheck.measure.processes import Alone, Together
 from precheck.records.report import Report
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ TIMEOUT = 180
 
 LOSES_ONE = """
 import contextlib, os, signal
-from precheck import cli, terminal
+from precheck import cli
+from precheck.commands import terminal
 from precheck.records.progress import Step
 
 def die(event):

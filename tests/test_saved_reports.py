@@ -13,7 +13,7 @@ import pytest
 from precheck import cli
 from precheck.facts.findings import explanations
 from precheck.judge import judge
-from precheck.judge.rules import RULES
+from precheck.judge.findings.rules import RULES
 from precheck.render import SUFFIXES, Format
 from tests import hand_made
 

@@ -21,40 +21,65 @@ PACKAGE = Path(__file__).parents[1] / "precheck"
 
 IMPORTED: dict[tuple[str, str], tuple[str, ...]] = {
     ("torch._ops", "OpOverload"): (
-        "probe/accumulation.py", "probe/arithmetic.py", "probe/flow.py", "probe/live.py",
-        "probe/op_kinds.py", "probe/ops.py",
+        "measure/watch/float16_sums.py",
+        "measure/watch/rounded_products.py",
+        "cure/scales/flow.py",
+        "measure/blame/live.py",
+        "measure/watch/op_kinds.py",
+        "measure/watch/ops.py",
     ),
-    ("torch._subclasses.fake_tensor", "DataDependentOutputException"): ("probe/flow.py",),
-    ("torch._subclasses.fake_tensor", "DynamicOutputShapeException"): ("probe/flow.py",),
-    ("torch._subclasses.fake_tensor", "FakeTensorMode"): ("probe/flow.py",),
+    ("torch._subclasses.fake_tensor", "DataDependentOutputException"): ("cure/scales/flow.py",),
+    ("torch._subclasses.fake_tensor", "DynamicOutputShapeException"): ("cure/scales/flow.py",),
+    ("torch._subclasses.fake_tensor", "FakeTensorMode"): ("cure/scales/flow.py",),
     ("torch.utils._python_dispatch", "TorchDispatchMode"): (
-        "probe/flow.py", "probe/live.py", "probe/ops.py", "probe/reproduce.py",
+        "cure/scales/flow.py",
+        "measure/blame/live.py",
+        "measure/watch/ops.py",
+        "measure/capsule/reproduce.py",
     ),
-    ("torch.utils._python_dispatch", "_disable_current_modes"): ("probe/live.py",),
-    ("transformers.conversion_mapping", "get_model_conversion_mapping"): ("probe/conversion.py",),
-    ("transformers.core_model_loading", "WeightConverter"): ("probe/conversion.py",),
-    ("transformers.core_model_loading", "WeightRenaming"): ("probe/conversion.py",),
-    ("transformers.core_model_loading", "dot_natural_key"): ("probe/conversion.py",),
-    ("transformers.core_model_loading", "rename_source_key"): ("probe/conversion.py",),
-}  # fmt: skip
+    ("torch.utils._python_dispatch", "_disable_current_modes"): ("measure/blame/live.py",),
+    ("transformers.conversion_mapping", "get_model_conversion_mapping"): (
+        "measure/models/conversion.py",
+    ),
+    ("transformers.core_model_loading", "WeightConverter"): ("measure/models/conversion.py",),
+    ("transformers.core_model_loading", "WeightRenaming"): ("measure/models/conversion.py",),
+    ("transformers.core_model_loading", "dot_natural_key"): ("measure/models/conversion.py",),
+    ("transformers.core_model_loading", "rename_source_key"): ("measure/models/conversion.py",),
+}
 """What is imported, and the files that may: one seam each."""
 
 ATTRIBUTES: list[tuple[object, str, str]] = [
-    (torch.compiler, "set_stance", "compiled blocks run uncompiled (probe/environment.py)"),
-    (torch.Tensor, "_version", "inputs that a layer writes into are results (probe/trees.py)"),
-    (torch.UntypedStorage, "_cdata", "views are told from copies (probe/examine.py)"),
-    (transformers.PreTrainedModel, "_from_config", "models without weights (probe/loading.py)"),
+    (
+        torch.compiler,
+        "set_stance",
+        "compiled blocks run uncompiled (measure/machine/environment.py)",
+    ),
+    (
+        torch.Tensor,
+        "_version",
+        "inputs that a layer writes into are results (measure/watch/trees.py)",
+    ),
+    (torch.UntypedStorage, "_cdata", "views are told from copies (measure/blame/examine.py)"),
+    (
+        transformers.PreTrainedModel,
+        "_from_config",
+        "models without weights (measure/models/loading.py)",
+    ),
     (
         transformers.PreTrainedModel,
         "_can_set_attn_implementation",
-        "attention is switched on a built model (probe/skeleton.py)",
+        "attention is switched on a built model (measure/models/skeleton.py)",
     ),
     (
         transformers.PreTrainedModel,
         "set_attn_implementation",
-        "attention is switched on a built model (probe/skeleton.py)",
+        "attention is switched on a built model (measure/models/skeleton.py)",
     ),
-    (transformers.AutoModelForCausalLM, "_model_mapping", "classes by config (probe/loading.py)"),
+    (
+        transformers.AutoModelForCausalLM,
+        "_model_mapping",
+        "classes by config (measure/models/loading.py)",
+    ),
 ]
 
 
@@ -102,7 +127,7 @@ def test_a_dispatch_mode_sees_the_operations_of_a_model() -> None:
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             del types
-            seen.append(func._schema.name)  # noqa: SLF001  as probe/op_kinds.py
+            seen.append(func._schema.name)  # noqa: SLF001  as measure/watch/op_kinds.py
             return func(*args, **(kwargs or {}))
 
     model = tiny("qwen2")
@@ -112,7 +137,7 @@ def test_a_dispatch_mode_sees_the_operations_of_a_model() -> None:
 
 
 def test_a_parameter_can_be_put_into_a_module_without_registering_it() -> None:
-    """probe/streaming.py and probe/residency.py do."""
+    """measure/models/streamed.py and measure/models/shared.py do."""
     layer = torch.nn.Linear(2, 2, bias=False)
     ones = torch.nn.Parameter(torch.ones(2, 2))
     layer._parameters["weight"] = ones  # noqa: SLF001

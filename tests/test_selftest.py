@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from precheck import cli
 from precheck.errors import ExitCode
-from precheck.probe.arithmetic_check import check_arithmetic
-from precheck.render.selftest_table import render_selftest
+from precheck.measure.machine.arithmetic_check import check_arithmetic
+from precheck.render.screens.selftest import render_selftest
 from precheck.selftest import selftest
 
 
@@ -69,7 +69,7 @@ def test_a_reduction_that_misses_nan_is_found(monkeypatch: pytest.MonkeyPatch) -
 def test_a_precheck_that_does_not_find_planted_faults_is_found(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from precheck.probe.inspection import Inspected, Inspection  # noqa: PLC0415  torch is there
+    from precheck.measure.blame.second_look import Inspected, Inspection  # noqa: PLC0415  torch is there
 
     look = Inspection.look
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from torch import nn
 
-from precheck.probe.skeleton import twin
+from precheck.measure.models.skeleton import twin
 from precheck.signals import SAME_SECONDS, deferred_signals, end_once
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from precheck import terminal
+from precheck.commands import terminal
 from precheck.records.progress import Announcement, Step
 
 if TYPE_CHECKING:

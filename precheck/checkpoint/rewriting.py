@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from precheck.checkpoint.source import Checkpoint
     from precheck.checkpoint.weights import Weights
-    from precheck.records.scaling import TensorChange
+    from precheck.cure.scales.forms import TensorChange
 
 SHARD_BYTES = 5_000_000_000
 """A file holds at most this much, as with ``save_pretrained``; one tensor may be larger."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from precheck import pipeline, terminal
+from precheck import pipeline
 from precheck.checkpoint.folders import check_empty
+from precheck.commands import terminal
 from precheck.commands.options import Debug
 from precheck.commands.scan import import_torch
 from precheck.errors import UsageError
@@ -64,7 +65,7 @@ def demo(
 
 
 def _scan_gallery(names: list[str]) -> None:
-    from precheck.render.gallery_table import render_gallery
+    from precheck.render.screens.gallery import render_gallery
 
     import_torch()
     reports: dict[str, Report] = {}

@@ -11,11 +11,12 @@ from typing import Annotated
 import msgspec
 import typer
 
-from precheck import pipeline, terminal
+from precheck import pipeline
+from precheck.commands import terminal
 from precheck.commands.options import Debug
 from precheck.errors import ExitCode
-from precheck.judge.difference import difference
-from precheck.render.difference import render_difference
+from precheck.judge.comparison.difference import difference
+from precheck.render.screens.difference import render_difference
 
 
 class DiffFormat(StrEnum):

@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
-from precheck import arguments, pipeline, terminal
+from precheck import pipeline
+from precheck.commands import arguments, terminal
 from precheck.commands.options import Debug
 from precheck.commands.scan import import_torch
 from precheck.errors import ExitCode, UsageError
+from precheck.measure.processes import num_processes
 from precheck.pipeline import dtype_named
-from precheck.probe.processes import num_processes
 
 
 def fix(
@@ -70,8 +71,8 @@ def fix(
     """
     del debug
     # not every command waits for them
-    from precheck import fixing
-    from precheck.render.fix_report import render_fix
+    from precheck.cure import fix as fixing
+    from precheck.render.screens.fix import render_fix
 
     if num_processes() > 1:
         raise UsageError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from precheck import arguments, terminal
+from precheck.commands import arguments, terminal
 from precheck.errors import BaselineError, ExitCode
 from precheck.judge.baseline import Accepted, accept, read_baseline
 from precheck.judge.gate import FailOn, gate

@@ -7,16 +7,17 @@ from typing import Annotated
 
 import typer
 
-from precheck import __version__, terminal
+from precheck import __version__
+from precheck.commands import terminal
 from precheck.commands.options import Debug
 from precheck.commands.scan import import_torch
 from precheck.errors import ExitCode
 from precheck.facts.devices import find
 from precheck.facts.findings import explanation, explanations
-from precheck.render.device_table import render_device, render_devices
-from precheck.render.environment import environment_facts
-from precheck.render.explanation import render_codes, render_explanation
-from precheck.render.selftest_table import render_selftest
+from precheck.render.parts.environment import environment_facts
+from precheck.render.screens.devices import render_device, render_devices
+from precheck.render.screens.explanation import render_codes, render_explanation
+from precheck.render.screens.selftest import render_selftest
 from precheck.selftest import selftest
 
 
@@ -56,7 +57,7 @@ def env(
     if check:
         _selftest(device)
         return
-    from precheck.probe.environment import read_environment
+    from precheck.measure.machine.environment import read_environment
 
     facts = (("precheck", __version__), *environment_facts(read_environment()))
     terminal.write_stdout("\n".join(f"- {label}: {value}" for label, value in facts))
@@ -91,7 +92,7 @@ def gpus(
     if name is not None:
         terminal.write_stdout(render_device(find(name), width=width, colour=colour))
         return
-    from precheck.probe.devices import find_devices
+    from precheck.measure.machine.devices import find_devices
 
     found = find_devices()
     terminal.write_stdout(render_devices(found, width=width, colour=colour))
@@ -101,8 +102,8 @@ def gpus(
 
 def _checked() -> str:
     """What was measured of the device that a scan would use."""
-    from precheck.probe.arithmetic_check import check_sums
-    from precheck.probe.environment import resolve_device
+    from precheck.measure.machine.arithmetic_check import check_sums
+    from precheck.measure.machine.environment import resolve_device
 
     device = resolve_device("auto")
     check = check_sums(device)

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from precheck import arguments, pipeline, terminal
+from precheck import pipeline
+from precheck.commands import arguments, terminal
 from precheck.commands.gating import Gating
 from precheck.commands.options import (
     AllLayers,
@@ -26,7 +27,7 @@ from precheck.commands.options import (
 from precheck.commands.writing import plan_writing
 from precheck.errors import ExitCode, ScanInterrupted
 from precheck.judge.gate import FailOn
-from precheck.probe.processes import is_first_process
+from precheck.measure.processes import is_first_process
 from precheck.records.report import Report
 from precheck.render import Format
 
@@ -216,7 +217,7 @@ def import_torch() -> None:
     check_libraries()
     gc.disable()
     try:
-        for name in ("precheck.checkpoint.source", "precheck.probe.measure"):
+        for name in ("precheck.checkpoint.source", "precheck.measure.measure"):
             import_module(name)
     finally:
         gc.enable()

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from precheck import arguments, terminal
+from precheck.commands import arguments, terminal
 from precheck.errors import UsageError
 from precheck.records.prompts import ImagePrompt
 from precheck.render import RENDERERS, SUFFIXES, Format, render_console
-from precheck.render.redaction import redacted
+from precheck.render.parts.redaction import redacted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from precheck.judge.mechanisms import CURES
+from precheck.judge.cures import CURES
 from precheck.records.finding import Severity, Verdict
 from precheck.records.precision import Configuration, Dtype
 

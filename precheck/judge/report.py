@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from precheck.facts import devices
+from precheck.judge.advice.recommend import recommend
+from precheck.judge.advice.static import recommend_unmeasured
 from precheck.judge.evidence import Evidence
-from precheck.judge.recommend import recommend
-from precheck.judge.rules import findings
-from precheck.judge.static import recommend_unmeasured
+from precheck.judge.findings.rules import findings
 from precheck.judge.verdict import verdict
 from precheck.records.report import Report
 

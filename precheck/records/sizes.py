@@ -30,8 +30,8 @@ class AttentionFacts:
 class CacheSize:
     """Elements of the key-value cache of one sequence, of all layers together.
 
-    Measured on transformers' own cache in a test (``tests/probe/test_sizes.py``). Engines that
-    keep multi-head latent attention compressed take less.
+    Measured on transformers' own cache in a test (``tests/measure/subject/test_footprint.py``).
+    Engines that keep multi-head latent attention compressed take less.
     """
 
     elements_per_token: int

@@ -6,13 +6,13 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
-from precheck.render.baseline_report import BaselineReport
-from precheck.render.console_report import ConsoleReport, render_console
-from precheck.render.html_report import HtmlReport
-from precheck.render.json_report import JsonReport
-from precheck.render.markdown_report import MarkdownReport
-from precheck.render.model_card import ModelCard
-from precheck.render.sarif_report import SarifReport
+from precheck.render.formats.baseline_report import BaselineReport
+from precheck.render.formats.console_report import ConsoleReport, render_console
+from precheck.render.formats.html_report import HtmlReport
+from precheck.render.formats.json_report import JsonReport
+from precheck.render.formats.markdown_report import MarkdownReport
+from precheck.render.formats.model_card import ModelCard
+from precheck.render.formats.sarif_report import SarifReport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,7 +18,7 @@ import torch
 
 from precheck.facts.devices import find
 from precheck.facts.engines import engine
-from precheck.judge.engines import default_of
+from precheck.judge.devices.engines import default_of
 from precheck.judge.thresholds import USABLE_MEMORY
 from precheck.records.precision import Dtype
 from precheck.records.report import ModelFacts

@@ -18,16 +18,16 @@ from transformers.integrations import sdpa_attention
 from precheck.facts.attention import implementation, table
 from precheck.facts.devices import Float16Sums, find
 from precheck.facts.engines import engine
-from precheck.judge import sdpa
-from precheck.probe.configurations import KNOWN_ATTENTION
-from precheck.probe.device_check import float16_sums
-from precheck.probe.sizes import _FLAGS
+from precheck.judge.devices import sdpa
+from precheck.measure.machine.device_check import float16_sums
+from precheck.measure.models.configurations import KNOWN_ATTENTION
+from precheck.measure.subject.footprint import _FLAGS
 from precheck.records.precision import Dtype
 from precheck.records.sizes import AttentionFacts
 from tests.kernels import chosen_kernel
 
 SDPA_RULES_READ_FOR = ("2.13",)
-"""Releases of torch whose ``sdp_utils.cpp`` the rules of ``judge/sdpa.py`` were compared with."""
+"""Releases of torch whose ``sdp_utils.cpp`` was compared with ``judge/devices/sdpa.py``."""
 
 
 def test_the_kernel_rules_were_read_for_this_torch() -> None:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import precheck
 from precheck.checkpoint.gallery import GALLERY
-from precheck.probe.prompts import BUILTIN
+from precheck.measure.probes.builtin import BUILTIN
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,9 +7,9 @@ import torch
 
 import precheck
 from precheck.facts.devices import Float16Sums, Support, of
-from precheck.judge.sdpa import sdpa_kernel
-from precheck.probe.device_check import float16_sums
-from precheck.probe.devices import find_devices
+from precheck.judge.devices.sdpa import sdpa_kernel
+from precheck.measure.machine.device_check import float16_sums
+from precheck.measure.machine.devices import find_devices
 from precheck.records.precision import Dtype
 from precheck.records.sizes import AttentionFacts
 from tests.kernels import chosen_kernel

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import precheck
 from precheck.checkpoint.gallery import GALLERY
 from precheck.judge import judge
-from precheck.judge.difference import difference
+from precheck.judge.comparison.difference import difference
 from precheck.judge.thresholds import DIFFERENT_SIZE, DIFFERENT_SIZE_FLOAT32
 from precheck.records.precision import Arithmetic, Dtype
 from tests import hand_made
@@ -185,7 +185,9 @@ def test_threads_and_arithmetic_make_no_difference(
 ) -> None:
     """The evidence behind the thresholds: rounded products, another order of summation."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr("precheck.probe.arithmetic.cpu_capabilities", lambda: {"avx2": True})
+    monkeypatch.setattr(
+        "precheck.measure.watch.rounded_products.cpu_capabilities", lambda: {"avx2": True}
+    )
     torch.set_num_threads(2)
     try:
         found = difference(before, precheck.scan(folder, quick=True))

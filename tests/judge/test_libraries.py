@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from precheck.judge import judge
+from precheck.judge.findings.libraries import KNOWN_FAULTS
 from precheck.judge.gate import FailOn, gate
-from precheck.judge.libraries import KNOWN_FAULTS
 from precheck.records.finding import Confidence, Finding, Severity
 from tests.hand_made import measurements
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from precheck.judge import judge
-from precheck.judge.mechanisms import CURES
-from precheck.judge.rules import RULES
+from precheck.judge.cures import CURES
+from precheck.judge.findings.rules import RULES
 from precheck.records.finding import Confidence, Finding, Severity
 from precheck.records.precision import Dtype
 from precheck.records.report import CheckpointAudit, Device, TensorFault

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from precheck.facts.devices import find
-from precheck.judge.sdpa import falls_to_math, sdpa_kernel
+from precheck.judge.devices.sdpa import falls_to_math, sdpa_kernel
 from precheck.records.precision import Dtype
 from precheck.records.sizes import AttentionFacts
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from precheck.judge.difference import difference
+from precheck.judge.comparison.difference import difference
 from precheck.judge.gate import FailOn, gate
 from precheck.render import RENDERERS, Format
-from precheck.render.difference import render_difference
-from precheck.render.redaction import redacted
+from precheck.render.parts.redaction import redacted
+from precheck.render.screens.difference import render_difference
 from tests.any_report import reports
 
 if TYPE_CHECKING:

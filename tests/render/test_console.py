@@ -13,7 +13,7 @@ from precheck.judge import judge
 from precheck.records.precision import Dtype
 from precheck.records.traces import Symptom
 from precheck.render import RENDERERS, Format, render_console
-from precheck.render.words import shown
+from precheck.render.parts.words import shown
 from tests import hand_made
 from tests.judge import stories
 

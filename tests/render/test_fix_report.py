@@ -23,7 +23,7 @@ from precheck.records.fix import (
     SettingChange,
 )
 from precheck.records.precision import Dtype
-from precheck.render.fix_report import render_fix, render_fix_card
+from precheck.render.screens.fix import render_fix, render_fix_card
 from tests.render.evil import EVIL
 from tests.render.test_console import assert_golden
 

@@ -20,7 +20,7 @@ from precheck.judge import judge
 from precheck.judge.baseline import accept, read_baseline
 from precheck.records.traces import LayerTrace, Section
 from precheck.render import RENDERERS, SUFFIXES, Format
-from precheck.render.markdown_report import LIMIT
+from precheck.render.formats.markdown_report import LIMIT
 from tests import hand_made
 from tests.judge import stories
 from tests.render.evil import EVIL, evil_report

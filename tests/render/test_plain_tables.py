@@ -9,11 +9,11 @@ from rich.cells import cell_len
 
 from precheck.facts.findings import explanation, explanations
 from precheck.judge import judge
-from precheck.judge.difference import difference
+from precheck.judge.comparison.difference import difference
 from precheck.records.report import Device
-from precheck.render.difference import render_difference
-from precheck.render.environment import environment_facts
-from precheck.render.explanation import render_codes, render_explanation
+from precheck.render.parts.environment import environment_facts
+from precheck.render.screens.difference import render_difference
+from precheck.render.screens.explanation import render_codes, render_explanation
 from tests import hand_made
 from tests.render.test_console import assert_golden
 

@@ -11,7 +11,7 @@ from precheck.judge import judge
 from precheck.records.precision import Dtype
 from precheck.records.traces import GREEDY, Generation, Probe
 from precheck.render import RENDERERS, Format
-from precheck.render.redaction import PRIVATE_TEXT, redacted
+from precheck.render.parts.redaction import PRIVATE_TEXT, redacted
 from tests import hand_made
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""A checkpoint that breaks, made into one that does not, and the proof: ``precheck fix``."""

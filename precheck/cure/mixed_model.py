@@ -1,0 +1,95 @@
+"""Looks for modules that have to stay in float32, by running the model with fewer and fewer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from precheck.cure.mixed import keep_in_float32, owners, smallest_set
+from precheck.measure.blame.unit_call import logits_in
+from precheck.measure.lockstep.witness import Compared
+from precheck.measure.models.loading import load_model, quiet_transformers
+from precheck.measure.models.skeleton import Skeleton, attention_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from torch import Tensor
+
+    from precheck.checkpoint.source import Checkpoint
+    from precheck.measure.probes.batch import Batch
+    from precheck.records.precision import Dtype
+
+Answer = tuple["Batch", "Tensor"]
+"""A batch and the logits that the original gives in float32."""
+
+
+class MixedModel:
+    """A checkpoint loaded in a 16-bit dtype, of which any modules can be had in float32.
+
+    Raises:
+        CheckpointError: it does not load.
+        MemoryExhaustedError: there is no room for it.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, dtype: Dtype, attn_implementation: str, device: str
+    ) -> None:
+        with quiet_transformers():
+            model, _ = load_model(checkpoint, dtype, attn_implementation=attn_implementation)
+        self._model = model.to(device)
+        self._skeleton = Skeleton(
+            model=self._model,
+            dtype=dtype,
+            attn_implementation=attention_of(self._model),
+            requested_attn_implementation=attn_implementation,
+        )
+        self._narrow: torch.dtype = getattr(torch, dtype)
+        self.sizes = {
+            name: size
+            for name, size in owners(self._model).items()
+            if self._own_dtype(name) == self._narrow
+        }
+        """Elements of the modules that may be had in float32."""
+
+    def compared(self, modules: Collection[str], answers: Collection[Answer]) -> Compared | None:
+        """Its logits with these modules in float32; None where the forward raises."""
+        handles = keep_in_float32(self._model, modules)
+        found = Compared()
+        try:
+            for batch, reference in answers:
+                found.add(batch, self._logits(batch), reference)
+        except (RuntimeError, ValueError, TypeError):  # kernels refuse operands of two dtypes
+            return None
+        finally:
+            for handle in handles:
+                handle.remove()
+            for name in modules:  # exact: they were made from 16 bits
+                for parameter in self._model.get_submodule(name).parameters(recurse=False):
+                    if parameter.is_floating_point():
+                        parameter.data = parameter.data.to(self._narrow)
+        return found
+
+    def smallest(
+        self, answers: Collection[Answer], *, is_good: Callable[[Compared], bool]
+    ) -> frozenset[str] | None:
+        """A set of modules in float32 of which none can be left out; None if none is enough."""
+
+        def will_do(modules: frozenset[str]) -> bool:
+            found = self.compared(modules, answers)
+            return found is not None and is_good(found)
+
+        return smallest_set(self.sizes, will_do)
+
+    def _own_dtype(self, name: str) -> torch.dtype:
+        own = self._model.get_submodule(name).parameters(recurse=False)
+        return next(each.dtype for each in own if each.is_floating_point())
+
+    def _logits(self, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            output = self._skeleton.forward(batch)
+        logits = logits_in(output, self._skeleton.vocab_size)
+        if logits is None:
+            raise TypeError("the model gives no logits")
+        return logits

@@ -1,0 +1,246 @@
+"""The operations of a forward and what each reads, traced without weights: the data flow.
+
+Tensors are fake (shapes and dtypes, no numbers), so a model of any size is traced in a second. What
+a forward does depending on numbers cannot be traced.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import (  # its only spelling
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from precheck.errors import UntraceableError
+from precheck.measure.blame.unit_call import logits_in
+from precheck.measure.models.skeleton import first_line
+from precheck.measure.probes.batch import Batch
+from precheck.measure.probes.tokens import with_decoder_input
+from precheck.measure.watch.module_stack import ModuleStack
+from precheck.measure.watch.op_kinds import op_kind
+from precheck.measure.watch.segment import match_key
+from precheck.measure.watch.source_line import source_line
+from precheck.measure.watch.trees import mapped, tensors_in
+from precheck.records.traces import Probe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+    from torch._ops import OpOverload
+
+    from precheck.measure.models.skeleton import Skeleton
+
+_ROWS, _LENGTH = 2, 8
+"""Of the traced batch; what is done to a row or a token does not depend on how many there are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Value:
+    """A tensor of the trace: what is known of it without numbers."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    storage: int
+    """The same for views of one another."""
+    parameter: str | None = None
+    """Its name in the model, if it is a parameter."""
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it holds real or complex numbers."""
+        return self.dtype.is_floating_point or self.dtype.is_complex
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FlowOp:
+    """One operation; tensors among its arguments are values."""
+
+    name: str
+    """ATen name without overload."""
+    is_view: bool
+    module: str
+    ordinal: int
+    """How often the same operation ran in the module before."""
+    filename: str
+    line: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[Value, ...]
+
+    @property
+    def inputs(self) -> list[Value]:
+        """The tensors it reads, in order."""
+        return [each for each in _leaves((self.args, self.kwargs)) if isinstance(each, Value)]
+
+    @property
+    def scalars(self) -> list[float]:
+        """The numbers among its arguments, in order."""
+        leaves = _leaves((self.args, self.kwargs))
+        return [e for e in leaves if isinstance(e, int | float) and not isinstance(e, bool)]
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What matches the operation in a run."""
+        return match_key(self.module, self.name, self.ordinal)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Flow:
+    """A whole forward."""
+
+    ops: tuple[FlowOp, ...]
+    result: Value
+    """Logits, or what the model gives instead."""
+
+
+def trace_flow(skeleton: Skeleton, *, decoder_start: int) -> Flow:
+    """The data flow of a model whose parameters may be on ``meta``; it is not to be used after.
+
+    Args:
+        skeleton: takes token ids; in bfloat16, which every fake kernel knows.
+        decoder_start: first token of an encoder-decoder model's target.
+
+    Raises:
+        UntraceableError: what the forward does depends on numbers, or torch has no fake
+            kernel for one of its operations.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    recorder = _Recorder(ModuleStack(skeleton.model))
+    try:
+        with mode, torch.no_grad(), _quiet():
+            _without_numbers(skeleton.model, recorder)
+            batch = _batch(skeleton, decoder_start)
+            with recorder:
+                output = skeleton.forward(batch)
+    except Exception as error:
+        raise UntraceableError(
+            f"the data flow of {type(skeleton.model).__name__} cannot be traced: {_reason(error)}"
+        ) from error
+    finally:
+        recorder.stack.detach()
+    found = logits_in(output, skeleton.vocab_size)
+    result = next(iter(tensors_in(output))) if found is None else found
+    return Flow(ops=tuple(recorder.ops), result=recorder.value(result))
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    """Everything in nested tuples, lists and dicts that is none of these, in order."""
+    if isinstance(tree, tuple | list | dict):
+        for each in tree.values() if isinstance(tree, dict) else tree:
+            yield from _leaves(each)
+    else:
+        yield tree
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down every operation, with values for tensors."""
+
+    def __init__(self, stack: ModuleStack) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.stack = stack
+        self.ops: list[FlowOp] = []
+        self._known: dict[int, tuple[Value, Tensor]] = {}
+        """By the identity of a tensor, which is kept, so that no other one gets it."""
+        self._counts: dict[tuple[str, str], int] = {}
+
+    def value(self, tensor: Tensor) -> Value:
+        """What stands for a tensor."""
+        if id(tensor) not in self._known:
+            value = Value(
+                shape=tuple(tensor.shape),
+                dtype=tensor.dtype,
+                storage=tensor.untyped_storage()._cdata,  # noqa: SLF001  its only spelling
+            )
+            self._known[id(tensor)] = (value, tensor)
+        return self._known[id(tensor)][0]
+
+    def name(self, parameter: Tensor, name: str) -> None:
+        """``parameter`` is the model's parameter of that name."""
+        named = replace(self.value(parameter), parameter=name)
+        self._known[id(parameter)] = (named, parameter)
+
+    def __torch_dispatch__(
+        self, func: OpOverload, _types: object, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        given, named = mapped(args, self.value), mapped(kwargs, self.value)
+        output = func(*args, **kwargs)
+        made = list(tensors_in(output))
+        if made:
+            self._record(func, given, named, made)
+        return output
+
+    def _record(self, func: OpOverload, args: Any, kwargs: Any, made: list[Tensor]) -> None:
+        kind, module = op_kind(func), self.stack.names[-1]
+        filename, line = source_line(sys._getframe(2))  # noqa: SLF001  inspect.stack reads files
+        counted = match_key(module, kind.name, 0)[:2]
+        ordinal = self._counts.get(counted, 0)
+        self._counts[counted] = ordinal + 1
+        self.ops.append(
+            FlowOp(
+                name=kind.name,
+                is_view=kind.is_view,
+                module=module,
+                ordinal=ordinal,
+                filename=filename,
+                line=line,
+                args=args,
+                kwargs=kwargs,
+                outputs=tuple(map(self.value, made)),
+            )
+        )
+
+
+def _without_numbers(model: nn.Module, recorder: _Recorder) -> None:
+    """Replaces every parameter by a fake one on the CPU; shared ones stay shared."""
+    made: dict[int, nn.Parameter] = {}
+    for path, module in model.named_modules():
+        for key, parameter in module._parameters.items():  # noqa: SLF001  setattr would register
+            if parameter is None:
+                continue
+            if id(parameter) not in made:
+                empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+                made[id(parameter)] = nn.Parameter(empty, requires_grad=False)
+                recorder.name(made[id(parameter)], f"{path}.{key}" if path else key)
+            module._parameters[key] = made[id(parameter)]  # noqa: SLF001
+        for key, buffer in module._buffers.items():  # noqa: SLF001
+            if buffer is not None and buffer.is_meta:
+                module._buffers[key] = torch.empty(buffer.shape, dtype=buffer.dtype)  # noqa: SLF001
+
+
+def _batch(skeleton: Skeleton, decoder_start: int) -> Batch:
+    probes = tuple(
+        Probe(name=f"row {row}", kind="token_ids", num_tokens=_LENGTH) for row in range(_ROWS)
+    )
+    batch = Batch(probes=probes, input_ids=torch.zeros((_ROWS, _LENGTH), dtype=torch.int64))
+    return (
+        with_decoder_input(batch, start_id=decoder_start) if skeleton.is_encoder_decoder else batch
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch logs what a fake kernel refuses before it raises."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = was_disabled
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
+        return f"{error.func} makes it depend on numbers"
+    return first_line(error)

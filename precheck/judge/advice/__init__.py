@@ -1,0 +1,1 @@
+"""What to use, and why not the rest."""

@@ -1,0 +1,245 @@
+"""Which of the measured configurations to use on a device, and why not the others.
+
+**Idea.** Every measured configuration gets a rank, a tuple that is compared from left to right:
+what cannot be used at all is left out before, then whether it fits into the device's memory, then
+whether float32 would be faster there, then size (16 bits before 32), then the verdict (safe before
+low headroom before absorbed), then the dtype, then the attention implementation (fused before
+eager, which writes an N x N matrix). The first of the order is recommended, all others are
+rejected, each with the first entry of its rank that is worse, in words.
+
+Between float16 and bfloat16 both ways are right somewhere. float16 keeps three more bits of every
+value and is what a GPU without native bfloat16 computes; bfloat16 has the range of float32. So
+float16 is chosen where bfloat16 is not native; elsewhere only if it is measurably closer to
+float32 and has range to spare (``thresholds.PREFER_FLOAT16``).
+
+Beside the choice stand what the model takes of the device's memory, the attention implementations
+that were not run, what engines would do by default, and smaller remedies. None of them is chosen:
+what was not measured is shown as predicted.
+
+**Assumptions.** The verdicts hold on the device advised for. They were measured on one device,
+and range and rounding carry over to another as far as both round alike; kernels do not. Hence
+``predicted`` on every device but the one measured.
+
+**What it cannot see.** Throughput, kernels that accumulate in float16, prompts that were not tried.
+It never clamps: a clamped value is another value (Gemma-3-12b, clamped: gsm8k 0.874 -> 0.647,
+https://github.com/huggingface/transformers/pull/36832).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from precheck.facts import devices
+from precheck.facts.devices import Hardware, Support
+from precheck.judge.advice.ranking import VERDICT_WORDS, gravest_runs, rank_of, why_not, worse
+from precheck.judge.advice.remedies import remedies
+from precheck.judge.devices.attention_options import attention_options
+from precheck.judge.devices.engines import engine_advice
+from precheck.judge.devices.fit import does_not_fit, fit, fits_words
+from precheck.judge.findings import checkpoint
+from precheck.records.advice import Recommendation, Rejected
+from precheck.records.finding import Confidence, Verdict
+from precheck.records.loss import loss
+from precheck.records.precision import Accumulation, Arithmetic, Configuration, Dtype
+from precheck.records.quantities import bits, listed, magnitude
+from precheck.records.tightest import tightest
+
+if TYPE_CHECKING:
+    from precheck.judge.evidence import Evidence
+    from precheck.records.report import Run
+
+
+def recommend(evidence: Evidence, *, device: Hardware) -> Recommendation:
+    """What to use on this device, of what was measured."""
+    every = gravest_runs(evidence)
+    # sums in float16 are a property of a kernel that nobody chooses: a warning (PC109), no choice
+    runs = {c: run for c, run in every.items() if c.accumulation is Accumulation.FLOAT32}
+    broken = why_nothing(evidence)
+    excluded = {c: why for c, run in runs.items() if (why := why_not(evidence, run, device))}
+    if broken is not None:
+        excluded = dict.fromkeys(runs, "the checkpoint itself is broken")
+    ranks = {
+        configuration: rank_of(evidence, run, device=device, runs=runs)
+        for configuration, run in runs.items()
+        if configuration not in excluded
+    }
+    chosen = min(ranks, key=ranks.__getitem__, default=None)
+    if chosen is None:
+        return completed(
+            evidence,
+            Recommendation(
+                dtype=None,
+                attn_implementation=None,
+                target=device.target,
+                reasons=(broken or _nothing_left(device),),
+                rejected=rejected(excluded),
+                snippets={},
+                confidence=_confidence(evidence, device),
+            ),
+            device=device,
+        )
+    others = {
+        configuration: excluded.get(configuration) or worse(configuration, chosen, ranks=ranks)
+        for configuration in runs
+        if configuration != chosen
+    }
+    return completed(
+        evidence,
+        Recommendation(
+            dtype=chosen.dtype,
+            attn_implementation=chosen.attn_implementation,
+            target=device.target,
+            reasons=_reasons(evidence, runs[chosen], device=device),
+            rejected=rejected(others),
+            snippets=snippets(evidence, chosen),
+            confidence=_confidence(evidence, device),
+        ),
+        device=device,
+    )
+
+
+def completed(evidence: Evidence, choice: Recommendation, *, device: Hardware) -> Recommendation:
+    """The choice with what stands beside it: memory, attention, engines, smaller remedies."""
+    dtype = choice.dtype or evidence.measurements.model.deploy_dtype
+    chosen = None
+    if choice.dtype is not None and choice.attn_implementation is not None:
+        chosen = Configuration(
+            dtype=Dtype(choice.dtype), attn_implementation=choice.attn_implementation
+        )
+    is_broken = chosen is None and why_nothing(evidence) is not None
+    model = evidence.measurements.model
+    is_live = model.id == model.architecture  # a module of the caller's: nothing to serve
+    engines = (
+        () if is_broken or is_live else engine_advice(evidence, device=device, recommended=chosen)
+    )
+    commands = {
+        each.engine: each.command
+        for each in engines
+        if each.command is not None and each.engine != "transformers" and chosen is not None
+    }
+    return replace(
+        choice,
+        snippets={**choice.snippets, **commands},
+        fits=tuple(fit(evidence.measurements, device=device, dtype=each) for each in Dtype),
+        attention=attention_options(
+            evidence,
+            device=device,
+            dtype=Dtype(dtype) if dtype in set(Dtype) else Dtype.BFLOAT16,
+            is_measured_there=choice.confidence == Confidence.MEASURED,
+        ),
+        engines=engines,
+        remedies=() if is_broken else remedies(evidence, device=device, chosen=chosen),
+    )
+
+
+def rejected(why: dict[Configuration, str]) -> tuple[Rejected, ...]:
+    """Why each configuration was not chosen, as the report has it."""
+    return tuple(
+        Rejected(dtype=c.dtype, attn_implementation=c.attn_implementation, why=reason)
+        for c, reason in why.items()
+    )
+
+
+def why_nothing(evidence: Evidence) -> str | None:
+    """Why no configuration of this checkpoint can be recommended, if that is so."""
+    audit = evidence.measurements.checkpoint
+    if checkpoint.has_random_parameters(audit):
+        names = audit.missing + audit.mismatched
+        return f"newly initialised parameters make the outputs random: {listed(names)}"
+    if audit.nonfinite:
+        return f"stored weights are not finite: {listed(tuple(f.name for f in audit.nonfinite))}"
+    if evidence.broken_references:
+        return "the model is not finite in float32, so no dtype can be right"
+    return None
+
+
+def _reasons(evidence: Evidence, run: Run, *, device: Hardware) -> tuple[str, ...]:
+    measured = evidence.measurements
+    figures = loss(run).sentence
+    tight = tightest(measured.headroom, run.configuration)
+    longest = measured.coverage.longest_probe_tokens
+    reasons = [f"{VERDICT_WORDS[run.verdict]}{f': {run.reason}' if run.reason else ''}"]
+    if run.verdict is not Verdict.ABSORBED and figures and run.dtype is not Dtype.FLOAT32:
+        reasons.append(figures)
+    if tight is not None and run.verdict is Verdict.SAFE and run.dtype is Dtype.FLOAT16:
+        reasons.append(
+            f"{bits(tight[1])} bits of headroom: at most {magnitude(tight[0].abs_max)} in "
+            f"{tight[0].module}"
+        )
+    if run.dtype is Dtype.FLOAT32:
+        reasons.append(_why_float32(evidence, device))
+    elif device.kind == "cpu":
+        reasons.append(_why_half_on_a_cpu(run))
+    found = fit(measured, device=device, dtype=run.dtype)
+    reasons += [said for said in (does_not_fit(found), fits_words(found)) if said]
+    reasons += device.assumptions
+    reasons.append(f"not tested beyond {longest:,} tokens")
+    if _confidence(evidence, device) is Confidence.PREDICTED:
+        where = device.compute_capability or device.name
+        reasons.append(f"measured on {_measured_on(evidence)}, predicted for {where}")
+    return tuple(reasons)
+
+
+def _why_half_on_a_cpu(run: Run) -> str:
+    if run.arithmetic is Arithmetic.NATIVE:
+        return "half the memory"
+    return (
+        f"half the memory, but slow here: this CPU has no {run.dtype} arithmetic (the scan's "
+        "products were computed in float32 and rounded)"
+    )
+
+
+def _why_float32(evidence: Evidence, device: Hardware) -> str:
+    usable = {
+        run.dtype
+        for run in evidence.runs
+        if run.dtype is not Dtype.FLOAT32 and why_not(evidence, run, device) is None
+    }
+    if usable:
+        return f"{' and '.join(sorted(usable))} would be slower here: not native"
+    cost = "twice the memory"
+    if device.float32_cost and device.float32_cost > 1:
+        cost += f", matrix products up to {device.float32_cost:g} times slower"
+    if device.bfloat16 in {Support.EMULATED, Support.NONE}:
+        where = device.compute_capability or device.name
+        return f"no float16 configuration holds, and {where} has no bfloat16; it costs {cost}"
+    return f"no 16-bit configuration that was measured holds; it costs {cost}"
+
+
+def _nothing_left(device: Hardware) -> str:
+    return (
+        f"no measured configuration can be used on {device.name}; what was not measured is not "
+        "recommended"
+    )
+
+
+def _measured_on(evidence: Evidence) -> str:
+    return evidence.runs[0].device if evidence.runs else "nothing"
+
+
+def _confidence(evidence: Evidence, device: Hardware) -> Confidence:
+    """Measured only if the runs were on a device of this very kind."""
+    kind, _, index = _measured_on(evidence).partition(":")
+    if kind != ("cuda" if device.kind == "rocm" else device.kind):
+        return Confidence.PREDICTED
+    if kind != "cuda":
+        return Confidence.MEASURED
+    found = [each for each in evidence.measurements.environment.devices if each.kind == device.kind]
+    used = found[int(index or 0)] if int(index or 0) < len(found) else None
+    same = used is not None and devices.of(used).compute_capability == device.compute_capability
+    return Confidence.MEASURED if same else Confidence.PREDICTED
+
+
+def snippets(evidence: Evidence, configuration: Configuration) -> dict[str, str]:
+    """Code to paste, by the library it is for."""
+    model = evidence.measurements.model
+    name = json.dumps(model.local_id, ensure_ascii=False)
+    return {
+        "transformers": (
+            f"model = {model.auto_class}.from_pretrained(\n"
+            f"    {name}, dtype=torch.{configuration.dtype}, "
+            f"attn_implementation={json.dumps(configuration.attn_implementation)}\n)"
+        )
+    }

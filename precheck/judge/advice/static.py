@@ -1,0 +1,125 @@
+"""What to use on a device where nothing was run: declared dtype, documented faults, hardware, fit.
+
+The same order as for measured configurations (``ranking``), with what is documented of the family
+in the place of a verdict and the dtype the checkpoint declares in the place of precision.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from precheck.facts.devices import Hardware, Support, is_slow
+from precheck.judge.advice.recommend import completed, rejected, snippets, why_nothing
+from precheck.judge.devices.fit import does_not_fit, fit, fits_words
+from precheck.judge.prediction import Prediction, predict
+from precheck.records.advice import Recommendation
+from precheck.records.finding import USABLE, Confidence
+from precheck.records.precision import Configuration, Dtype
+
+if TYPE_CHECKING:
+    from precheck.judge.evidence import Evidence
+
+
+class _Rank(NamedTuple):
+    """Smaller is better, compared from left to right."""
+
+    does_not_fit: bool
+    is_slow: bool
+    num_bytes: int
+    is_unknown: bool
+    is_not_declared: bool
+    name: str
+
+
+def recommend_unmeasured(evidence: Evidence, *, device: Hardware) -> Recommendation:
+    """What to use on this device as far as anything is known without running the model."""
+    model = evidence.measurements.model
+    attn = model.default_attn_implementation or "sdpa"
+    broken = why_nothing(evidence)
+    excluded: dict[Configuration, str] = {}
+    ranks: dict[Configuration, _Rank] = {}
+    for dtype in Dtype:
+        configuration = Configuration(dtype=dtype, attn_implementation=attn)
+        found = predict(evidence, dtype, attn)
+        why = broken or _why_not(evidence, dtype, found, device=device)
+        if why is not None:
+            excluded[configuration] = why
+            continue
+        ranks[configuration] = _Rank(
+            does_not_fit=fit(evidence.measurements, device=device, dtype=dtype).fits is False,
+            is_slow=is_slow(dtype, device),
+            num_bytes=dtype.limits.num_bytes,
+            is_unknown=found.verdict is None and dtype != model.deploy_dtype,
+            is_not_declared=dtype != model.deploy_dtype,
+            name=str(configuration),
+        )
+    chosen = min(ranks, key=ranks.__getitem__, default=None)
+    others = {
+        each: excluded.get(each) or _worse(ranks[each], ranks[chosen], dtype=chosen.dtype)
+        for each in (*excluded, *ranks)
+        if chosen is not None and each != chosen
+    }
+    return completed(
+        evidence,
+        Recommendation(
+            dtype=None if chosen is None else chosen.dtype,
+            attn_implementation=None if chosen is None else attn,
+            target=device.target,
+            reasons=(broken or "nothing can be used there",)
+            if chosen is None
+            else _reasons(evidence, chosen, device=device),
+            rejected=rejected(excluded if chosen is None else others),
+            snippets={} if chosen is None else snippets(evidence, chosen),
+            confidence=Confidence.PREDICTED,
+        ),
+        device=device,
+    )
+
+
+def _why_not(
+    evidence: Evidence, dtype: Dtype, found: Prediction, *, device: Hardware
+) -> str | None:
+    if found.verdict is not None and found.verdict not in USABLE:
+        return f"documented: {found.why}"
+    where = device.compute_capability or device.name
+    if device.support(dtype) is Support.NONE:
+        return f"{device.name} has no {dtype}"
+    if dtype is Dtype.BFLOAT16 and device.emulates_bfloat16:
+        return f"bfloat16 is only emulated on {where}"
+    beyond = evidence.measurements.checkpoint.out_of_float16_range
+    if dtype is Dtype.FLOAT16 and beyond:
+        return f"stored weights leave float16: {beyond[0].name}"
+    return None
+
+
+def _worse(rank: _Rank, best: _Rank, *, dtype: Dtype) -> str:
+    if rank.does_not_fit and not best.does_not_fit:
+        return "does not fit"
+    if rank.is_slow and not best.is_slow:
+        return "slower there"
+    if rank.num_bytes > best.num_bytes:
+        return f"twice the memory of {dtype}"
+    if rank.is_unknown:
+        return f"nothing is known of it; the checkpoint declares {dtype}"
+    return f"not what the checkpoint declares ({dtype})"
+
+
+def _reasons(evidence: Evidence, chosen: Configuration, *, device: Hardware) -> tuple[str, ...]:
+    model = evidence.measurements.model
+    found = predict(evidence, chosen.dtype, chosen.attn_implementation)
+    takes = fit(evidence.measurements, device=device, dtype=chosen.dtype)
+    reasons = []
+    if chosen.dtype == model.deploy_dtype:
+        reasons.append(f"the checkpoint declares {chosen.dtype}")
+    elif chosen.dtype is not Dtype.FLOAT32:
+        reasons.append(
+            f"the checkpoint declares {model.deploy_dtype}; whether {chosen.dtype} holds it is not "
+            "known"
+        )
+    if found.verdict is not None and chosen.dtype is not Dtype.FLOAT32:
+        reasons.append(found.why)
+    if chosen.dtype is Dtype.FLOAT32 and device.float32_cost and device.float32_cost > 1:
+        reasons.append(f"matrix products up to {device.float32_cost:g} times slower than 16 bits'")
+    reasons += [said for said in (does_not_fit(takes), fits_words(takes)) if said]
+    reasons += device.assumptions
+    return (*reasons, "nothing was run: predicted")

@@ -1,0 +1,224 @@
+"""What most likely explains that two reports differ.
+
+It is read off where the difference shows. Float32 values that part can only come from other inputs,
+other weights or other code, in that order of certainty, because the first two are in the reports;
+where float32 agrees and 16 bits part, it is attention, arithmetic or a kernel.
+"""
+
+from __future__ import annotations
+
+from math import isclose, log2
+from typing import TYPE_CHECKING
+
+from precheck.judge.comparison.side_by_side import (
+    NONE,
+    Pair,
+    different_layers,
+    different_values,
+    different_weights,
+    figures,
+    how,
+    missing_runs,
+    only_in,
+)
+from precheck.judge.thresholds import DIFFERENT_SIZE_FLOAT32
+from precheck.records.precision import Dtype
+from precheck.records.quantities import counted, listed, magnitude
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from precheck.records.report import Report
+
+
+def causes(first: Report, second: Report, pairs: list[Pair]) -> Iterator[str]:
+    """One sentence each, likeliest first."""
+    ours, theirs = first.model, second.model
+    if (ours.architecture, ours.num_decoder_layers) != (
+        theirs.architecture,
+        theirs.num_decoder_layers,
+    ):
+        yield (
+            f"They are about different models: {ours.architecture} with "
+            f"{counted(ours.num_decoder_layers, 'layer')}, {theirs.architecture} with "
+            f"{counted(theirs.num_decoder_layers, 'layer')}."
+        )
+        return
+    exact = [pair for pair in pairs if pair.first.dtype is Dtype.FLOAT32]
+    rescaled = _rescaled(first, second, exact)
+    if rescaled is not None:
+        yield rescaled
+        return
+    parted = _where_float32_parts(first, second, exact)
+    if parted is not None:
+        yield from _why_float32_parts(first, second, exact, at=parted)
+    else:
+        other_weights = tuple(_weights_that_differ(first, second, at=None))
+        yield from other_weights or _why_rounding_parts(first, second, pairs)
+    yield from _what_was_asked(first, second, pairs)
+
+
+def _rescaled(first: Report, second: Report, exact: list[Pair]) -> str | None:
+    """Other weights, the same float32 logits, and every size times a power of two: a fix."""
+    stream = [
+        theirs.abs_max / ours.abs_max
+        for pair in exact
+        for _, ours, theirs in different_layers(pair)
+        if ours is not None and ours.abs_max and theirs is not None and theirs.abs_max
+    ]
+    inside = [
+        theirs.abs_max / ours.abs_max
+        for ours, theirs in different_values(first, second)
+        if ours.abs_max and theirs.abs_max
+    ]
+    ratios = [*stream, *inside]
+    if not different_weights(first, second) or not ratios or not all(map(_is_power, ratios)):
+        return None
+    if not exact or not all(_same_logits(pair) for pair in exact):
+        return None
+    powers = {round(log2(each)) for each in stream}
+    told = f"; the residual stream is 2^{powers.pop()} of what it was" if len(powers) == 1 else ""
+    return (
+        "The second is the first with weights times powers of two, as precheck fix writes it: "
+        f"in float32 the logits are the same{told}."
+    )
+
+
+def _is_power(ratio: float) -> bool:
+    return isclose(ratio, 2.0 ** round(log2(ratio)), rel_tol=DIFFERENT_SIZE_FLOAT32.value)
+
+
+def _same_logits(pair: Pair) -> bool:
+    ours, theirs = pair.first.logits, pair.second.logits
+    if ours is None or theirs is None or ours.abs_max is None or theirs.abs_max is None:
+        return False
+    same_size = isclose(ours.abs_max, theirs.abs_max, rel_tol=DIFFERENT_SIZE_FLOAT32.value)
+    both = (ours.perplexity, theirs.perplexity)
+    return same_size and (
+        None in both or isclose(both[0] or 0, both[1] or 0, rel_tol=DIFFERENT_SIZE_FLOAT32.value)
+    )
+
+
+def _where_float32_parts(first: Report, second: Report, exact: list[Pair]) -> str | None:
+    """The first layer whose output differs, else the first operation inside one that does."""
+    layer = next((found[0][0] for pair in exact if (found := different_layers(pair))), None)
+    if layer is not None:
+        return layer
+    inside = {id(ours) for ours, _ in different_values(first, second)}
+    return next((row.module for row in first.headroom if id(row) in inside), None)
+
+
+def _weights_that_differ(first: Report, second: Report, *, at: str | None) -> Iterator[str]:
+    weights = different_weights(first, second)
+    if weights:
+        reach = f", and float32 values part from {at} on" if at else ""
+        yield f"The weights differ in {listed(weights)}{reach}.{_moved_most(first, second)}"
+    elif not (first.checkpoint.digest and second.checkpoint.digest) and (
+        first.model.revision != second.model.revision
+    ):
+        yield "The revisions differ, and one report does not tell what its weights are."
+
+
+def _moved_most(first: Report, second: Report) -> str:
+    """The operation whose largest value changed most."""
+    different = different_values(first, second)
+    if not different:
+        return ""
+    ours, theirs = different[0]
+    return (
+        f" What changed most: {ours.mechanism.phrase} in {ours.module}, from "
+        f"{magnitude(ours.abs_max)} to {magnitude(theirs.abs_max)}."
+    )
+
+
+def _why_float32_parts(
+    first: Report, second: Report, exact: list[Pair], *, at: str
+) -> Iterator[str]:
+    """Other inputs, other weights, or other code."""
+    causes = list(_weights_that_differ(first, second, at=at))
+    if _probe_sizes(first) != _probe_sizes(second):
+        causes.append("The probes differ, so the values do.")
+    if causes:
+        yield from causes
+        return
+    used = [
+        pair for pair in exact if pair.first.attn_implementation != pair.second.attn_implementation
+    ]
+    for pair in used:
+        yield (
+            f"{pair.name} used {pair.first.attn_implementation} in one and "
+            f"{pair.second.attn_implementation} in the other, and they do not compute the same."
+        )
+    versions = _versions(first, second, "transformers")
+    if versions is not None:
+        yield (
+            f"Float32 values part from {at} on: {_weights_known(first, second)} the modeling code "
+            f"of transformers {versions[0]} and {versions[1]} computes something else there."
+            f"{_moved_most(first, second)}"
+        )
+    elif not used:
+        yield (
+            f"Float32 values part from {at} on, and nothing in the reports explains it: look for "
+            "code that comes with the checkpoint, other prompts of the same length, or a faulty "
+            "device."
+        )
+
+
+def _weights_known(first: Report, second: Report) -> str:
+    digest = first.checkpoint.digest
+    is_same = digest is not None and digest == second.checkpoint.digest
+    return "the weights are the same, so" if is_same else "if the weights are the same,"
+
+
+def _probe_sizes(report: Report) -> dict[str, int]:
+    return {each.name: each.num_tokens for each in report.probes}
+
+
+def _why_rounding_parts(first: Report, second: Report, pairs: list[Pair]) -> Iterator[str]:
+    """Float32 agrees: what rounds otherwise is attention, arithmetic, or a kernel."""
+    rounded = [
+        pair
+        for pair in pairs
+        if pair.first.dtype is not Dtype.FLOAT32
+        and (different_layers(pair) or any(True for _ in figures(pair)))
+    ]
+    if not rounded:
+        return
+    names = listed(tuple(pair.name for pair in rounded))
+    causes = [
+        f"{what}: {ours} in one, {theirs} in the other"
+        for pair in rounded
+        for what, ours, theirs in how(pair)
+        if ours != theirs
+    ]
+    for library in ("torch", "transformers"):
+        versions = _versions(first, second, library)
+        if versions is not None:
+            causes.append(f"{library}: {versions[0]} in one, {versions[1]} in the other")
+    if causes:
+        yield (
+            f"Float32 agrees, so weights and inputs are the same; {names} differs by how it was "
+            f"computed: {listed(tuple(dict.fromkeys(causes)))}."
+        )
+    else:
+        yield (
+            f"Float32 agrees and {names} differs, and the reports name no cause: another kernel "
+            "was chosen, or the device computes wrongly (precheck gpus --check)."
+        )
+
+
+def _what_was_asked(first: Report, second: Report, pairs: list[Pair]) -> Iterator[str]:
+    if any(True for _ in missing_runs(first, second)):
+        yield "They measured different configurations (--dtype, --attn)."
+    same = not any(different_layers(pair) or any(True for _ in figures(pair)) for pair in pairs)
+    if same and (only_in(first, second) or only_in(second, first)):
+        if first.precheck_version != second.precheck_version:
+            yield "The figures agree; the findings differ by the version of precheck."
+        else:
+            yield "The figures agree; the findings differ by the devices or the probes."
+
+
+def _versions(first: Report, second: Report, library: str) -> tuple[str, str] | None:
+    ours = first.environment.libraries.get(library, NONE)
+    theirs = second.environment.libraries.get(library, NONE)
+    return None if ours == theirs else (ours, theirs)

@@ -1,0 +1,1 @@
+"""What a device, its kernels and its engines make of a model."""

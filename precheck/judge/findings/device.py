@@ -1,0 +1,121 @@
+"""Findings on what a device or the installed software cannot do (PC4xx)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from precheck.facts.engines import engine
+from precheck.judge.devices.engines import engine_advice
+from precheck.judge.devices.fit import does_not_fit, fit
+from precheck.judge.devices.sdpa import MATH_KERNEL, falls_to_math
+from precheck.records.finding import Confidence, Finding, Severity
+from precheck.records.precision import Dtype
+from precheck.records.quantities import first_sentence
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from precheck.judge.evidence import Evidence
+
+
+def emulates_bfloat16(evidence: Evidence) -> Iterator[Finding]:
+    """A checkpoint that declares bfloat16, meant for a GPU that only emulates it."""
+    model = evidence.measurements.model
+    if model.deploy_dtype != Dtype.BFLOAT16:
+        return
+    for device in evidence.devices:
+        if not device.emulates_bfloat16:
+            continue
+        is_math = falls_to_math(device, Dtype.BFLOAT16, model.attention)
+        math = f"; sdpa there uses {MATH_KERNEL}" if is_math else ""
+        where = f" ({device.compute_capability})" if device.compute_capability else ""
+        yield Finding(
+            code="PC401",
+            severity=Severity.NOTE,
+            confidence=Confidence.DOCUMENTED,
+            message=(
+                f"The checkpoint declares bfloat16, which {device.name}{where} only emulates"
+                f"{math}. torch.cuda.is_bf16_supported() says True all the same."
+            ),
+            advice=(
+                'Pass the recommended dtype instead of dtype="auto"; '
+                "torch.cuda.is_bf16_supported(including_emulation=False) tells the truth."
+            ),
+        )
+
+
+def unsafe_defaults(evidence: Evidence) -> Iterator[Finding]:
+    """Engines that would run the model in a dtype that breaks it, if they were told nothing."""
+    for device in evidence.devices:
+        if device.kind == "cpu":
+            continue
+        for each in engine_advice(evidence, device=device, recommended=None):
+            if each.is_default_safe is not False or each.engine == engine("transformers").name:
+                continue
+            yield Finding(
+                code="PC403",
+                severity=Severity.WARNING,
+                confidence=Confidence.PREDICTED,
+                message=f"{each.engine} {each.version} on {device.name}: {each.default}.",
+                advice=f"Run: {each.command}" if each.command else f"{each.why}.",
+            )
+
+
+def too_large(evidence: Evidence) -> Iterator[Finding]:
+    """A checkpoint that does not fit into a device's memory as it would be loaded."""
+    dtype = evidence.measurements.model.deploy_dtype
+    if dtype not in set(Dtype):
+        return
+    for device in evidence.devices:
+        found = fit(evidence.measurements, device=device, dtype=Dtype(dtype))
+        why = does_not_fit(found)
+        if why is None:
+            continue
+        halves = fit(evidence.measurements, device=device, dtype=Dtype.FLOAT16).fits
+        is_wide = dtype == Dtype.FLOAT32
+        yield Finding(
+            code="PC404",
+            severity=Severity.WARNING,
+            confidence=Confidence.PREDICTED,
+            message=f"In {dtype} it {why} of {device.name}.",
+            advice=(
+                "Load it in 16 bits, if that is safe."
+                if is_wide and halves
+                else "Use a quantised checkpoint, a larger device, or split it over several "
+                '(device_map="auto", --tensor-parallel-size).'
+            ),
+        )
+
+
+def assumed(evidence: Evidence) -> Iterator[Finding]:
+    """Devices that the table does not know, or not exactly, and what is taken for granted."""
+    for device in evidence.devices:
+        for assumption in device.assumptions:
+            yield Finding(
+                code="PC405",
+                severity=Severity.NOTE,
+                confidence=Confidence.PREDICTED,
+                message=f"{assumption}.",
+                advice="precheck gpus lists what is known of devices, with its sources.",
+            )
+
+
+def could_not_run(evidence: Evidence) -> Iterator[Finding]:
+    """Configurations that were asked for and could not be run."""
+    reasons: dict[str, list[int]] = {}
+    for index, run in enumerate(evidence.runs):
+        if run.failure is not None:
+            reasons.setdefault(run.failure, []).append(index)
+    for failure, runs in reasons.items():
+        names = ", ".join(
+            f"{evidence.runs[index].dtype} + {evidence.runs[index].requested_attn_implementation}"
+            for index in runs
+        )
+        yield Finding(
+            code="PC402",
+            severity=Severity.WARNING,
+            confidence=Confidence.MEASURED,
+            runs=tuple(runs),
+            message=f"{names} could not be run: {first_sentence(failure)}.",
+            advice="Use a configuration that was measured; nothing is known about this one.",
+        )

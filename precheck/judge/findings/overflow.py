@@ -1,0 +1,238 @@
+"""Findings on what left the range of its dtype (PC1xx, PC301, PC302)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from precheck.judge.cures import CURES, NO_SAMPLING_CURE, NOT_EQUIVALENT
+from precheck.records.finding import Confidence, Finding, Severity, Verdict
+from precheck.records.precision import Accumulation, Dtype
+from precheck.records.quantities import counted, listed, magnitude
+from precheck.records.traces import Mechanism
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from precheck.judge.evidence import Evidence
+    from precheck.records.traces import Overflow
+
+_Place = tuple[Mechanism, str, str, str]
+_Rows = dict[_Place, tuple[list[int], list["Overflow"]]]
+
+
+def reaches_output(mechanism: Mechanism) -> Callable[[Evidence], Iterator[Finding]]:
+    """The rule that finds this mechanism where its overflow spoils the output."""
+
+    def rule(evidence: Evidence) -> Iterator[Finding]:
+        for runs, rows in _escaped(evidence, mechanism=mechanism).values():
+            yield _overflow_finding(evidence, runs=tuple(runs), rows=rows)
+
+    return rule
+
+
+def _escaped(evidence: Evidence, *, mechanism: Mechanism) -> _Rows:
+    """Per first place, the runs it happened in and every row of the mechanism there."""
+    places: _Rows = {}
+    for index, run in evidence.with_verdict(Verdict.OVERFLOW):
+        rows = [each for each in run.overflows if each.mechanism is mechanism and not each.absorbed]
+        if rows:
+            first = rows[0]
+            place = (mechanism, first.module, first.op, first.source)
+            runs, seen = places.setdefault(place, ([], []))
+            runs.append(index)
+            seen.extend(row for row in rows if row.module not in {each.module for each in seen})
+    return places
+
+
+def _overflow_finding(
+    evidence: Evidence, *, runs: tuple[int, ...], rows: list[Overflow]
+) -> Finding:
+    first, cure = rows[0], CURES[rows[0].mechanism]
+    names = tuple(evidence.runs[index].name for index in runs)
+    others = (
+        f" The same happens in {counted(len(rows) - 1, 'further module')}." if len(rows) > 1 else ""
+    )
+    safe = evidence.safe_names()
+    measured = f" Measured safe here: {listed(safe)}." if safe else ""
+    return Finding(
+        code=cure.code,
+        severity=_severity(evidence, runs),
+        confidence=Confidence.MEASURED,
+        runs=runs,
+        probes=first.probes,
+        message=(
+            f"{listed(names)}: {first.event} in {where(first)}. "
+            f"{needs(first)} {cure.cause}{others} The fault spreads from there, "
+            f"and the output is not finite.{_while_writing(evidence, runs)}"
+        ),
+        advice=f"{cure.advice}{measured}",
+        in_vain=_joined(cure.in_vain, NO_SAMPLING_CURE, NOT_EQUIVALENT),
+    ).at(*rows)
+
+
+def _while_writing(evidence: Evidence, runs: tuple[int, ...]) -> str:
+    """After how many tokens it begins, where the prompt itself is fine."""
+    steps = {
+        (each.probe, each.broken_step)
+        for index in runs
+        for each in evidence.runs[index].generations
+        if each.broken_step
+    }
+    if not steps:
+        return ""
+    probe, step = min(steps, key=lambda each: (each[1], each[0]))
+    return f" Behind {probe} it begins after {counted(step, 'token')} of the answer."
+
+
+def _severity(evidence: Evidence, runs: tuple[int, ...]) -> Severity:
+    """A warning where only a kernel that adds up in float16 breaks: few do."""
+    added_up = {evidence.runs[index].accumulation for index in runs}
+    return Severity.WARNING if added_up == {Accumulation.FLOAT16} else Severity.ERROR
+
+
+def sums_that_fit(evidence: Evidence) -> Iterator[Finding]:
+    """Runs in which no sum inside a product can leave float16, whatever the kernel."""
+    for index, run in enumerate(evidence.runs):
+        sums = run.partial_sums
+        if sums is None or sums.num_beyond_float16 or run.verdict is Verdict.FAILED:
+            continue
+        yield Finding(
+            code="PC115",
+            severity=Severity.NOTE,
+            confidence=Confidence.MEASURED,
+            runs=(index,),
+            module=sums.module,
+            message=(
+                f"No sum inside a matrix product can leave float16: |x| @ |w| is at most "
+                f"{magnitude(sums.largest_bound)} ({sums.module}), over "
+                f"{sums.num_products:,} products. A kernel that adds up in float16 cannot "
+                "overflow here, in whatever order."
+            ),
+            advice="Nothing to do; it holds for the prompts that were run.",
+        )
+
+
+def where(row: Overflow) -> str:
+    """Layer, module, operation and source line of an overflow."""
+    layer = (
+        f"{row.section} layer {row.layer} ({row.module})" if row.layer is not None else row.module
+    )
+    return f"{layer}, {row.op} at {row.source}"
+
+
+def needs(row: Overflow) -> str:
+    """What the operation had to hold, and what its dtype holds."""
+    if row.mechanism is Mechanism.MASK and not row.is_out_of_range:
+        return "No number is too large here."
+    if row.reference_abs_max is None:
+        return f"The limit is {magnitude(row.limit)}; there is no float32 value to compare with."
+    if row.partial_sum is not None:
+        return (
+            f"The result is {magnitude(row.reference_abs_max)}; sums on the way to it can reach "
+            f"{magnitude(row.partial_sum)}, the limit is {magnitude(row.limit)}."
+        )
+    only = "" if row.reference_abs_max > row.limit else "only "
+    needed = magnitude(row.reference_abs_max)
+    return f"It takes {only}{needed} in float32, the limit is {magnitude(row.limit)}."
+
+
+def not_located(evidence: Evidence) -> Iterator[Finding]:
+    """Runs whose output is not finite although no watched operation made it so."""
+    runs = tuple(
+        index
+        for index, run in evidence.with_verdict(Verdict.OVERFLOW)
+        if run.first_overflow is None
+    )
+    if runs:
+        names = tuple(evidence.runs[index].name for index in runs)
+        yield Finding(
+            code="PC111",
+            severity=Severity.ERROR,
+            confidence=Confidence.MEASURED,
+            runs=runs,
+            message=(
+                f"{listed(names)}: the output is not finite, and no watched operation made it so. "
+                "The fault is inside an operation that precheck does not watch."
+            ),
+            advice="Use a configuration that was measured safe.",
+            in_vain=_joined(NO_SAMPLING_CURE, NOT_EQUIVALENT),
+        )
+
+
+def absorbed(evidence: Evidence) -> Iterator[Finding]:
+    """Overflows that later operations made finite again: a note, unless accuracy is lost too."""
+    places: dict[tuple[Mechanism, str, str], tuple[list[int], list[Overflow]]] = {}
+    for index, run in enumerate(evidence.runs):
+        if run.reference_nonfinite or run.verdict is Verdict.FAILED:
+            continue
+        for row in run.overflows:
+            if row.absorbed:
+                runs, rows = places.setdefault((row.mechanism, row.op, row.source), ([], []))
+                rows.append(row)
+                if index not in runs:
+                    runs.append(index)
+    for runs, rows in places.values():
+        yield _absorbed_finding(evidence, runs=tuple(runs), rows=rows)
+
+
+def _absorbed_finding(
+    evidence: Evidence, *, runs: tuple[int, ...], rows: list[Overflow]
+) -> Finding:
+    first = rows[0]
+    verdicts = {evidence.runs[index].verdict for index in runs}
+    harmful = Verdict.DEGRADED in verdicts
+    if harmful:
+        consequence = "The output is finite, and far from float32's: the run is degraded."
+    elif Verdict.OVERFLOW in verdicts:
+        consequence = "It is not what spoils the output."
+    else:
+        consequence = "The precision figures show no harm."
+    return Finding(
+        code="PC112",
+        severity=Severity.WARNING if harmful else Severity.NOTE,
+        confidence=Confidence.MEASURED,
+        runs=runs,
+        probes=first.probes,
+        message=(
+            f"{listed(tuple(evidence.runs[index].name for index in runs))}: "
+            f"absorbed {first.event} in {where(first)} "
+            f"({counted(len({row.module for row in rows}), 'module')}). {needs(first)} Later "
+            f"operations make it finite again. {consequence}"
+        ),
+        advice=(
+            CURES[first.mechanism].advice
+            if harmful
+            else "Nothing to do here; other prompts may differ, so scan with yours (--prompts)."
+        ),
+        in_vain=NOT_EQUIVALENT if harmful else "",
+    ).at(*rows)
+
+
+def broken_in_float32(evidence: Evidence) -> Iterator[Finding]:
+    """Float32 runs that are not finite: no dtype can mend that."""
+    runs = evidence.broken_references
+    if not runs:
+        return
+    first = next((row for index in runs for row in evidence.runs[index].overflows), None)
+    names = tuple(evidence.runs[index].name for index in runs)
+    place = f" It starts in {where(first)}." if first else ""
+    finding = Finding(
+        code="PC113",
+        severity=Severity.ERROR,
+        confidence=Confidence.MEASURED,
+        runs=runs,
+        message=(
+            f"The model is broken in {Dtype.FLOAT32}: the output of {listed(names)} is not "
+            f"finite.{place} No other dtype can be judged against it, and none will mend it."
+        ),
+        advice=(
+            "Check the weights (a truncated download, a merge or a training run that diverged), "
+            "then scan again."
+        ),
+        in_vain="Changing the dtype or the attention implementation does not help.",
+    )
+    yield finding.at(first) if first else finding
+
+
+def _joined(*sentences: str) -> str:
+    return " ".join(each for each in sentences if each)

@@ -1,0 +1,78 @@
+"""All rules in one ordered tuple: a code, what it stands for, and the function that finds it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from precheck.judge.cures import CURES
+from precheck.judge.findings import (
+    attention,
+    checkpoint,
+    coverage,
+    device,
+    divergence,
+    headroom,
+    libraries,
+    overflow,
+    unmeasured,
+)
+from precheck.records.finding import Finding, Severity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from precheck.judge.evidence import Evidence
+
+
+class Rule(NamedTuple):
+    """A stable code, its title, and its findings in given evidence."""
+
+    code: str
+    title: str
+    find: Callable[[Evidence], Iterable[Finding]]
+
+
+RULES = (
+    Rule("PC501", "parameters are missing", checkpoint.missing),
+    Rule("PC502", "parameters have another shape", checkpoint.mismatched),
+    Rule("PC508", "a library is known to break this", libraries.known_faults),
+    Rule("PC504", "weights are not finite", checkpoint.nonfinite),
+    Rule("PC113", "the model is broken in float32", overflow.broken_in_float32),
+    *(
+        Rule(cure.code, cure.title, overflow.reaches_output(mechanism))
+        for mechanism, cure in CURES.items()
+    ),
+    Rule("PC111", "the output is not finite, and no operation is named", overflow.not_located),
+    Rule("PC201", "accuracy is lost without any NaN", divergence.degraded),
+    Rule("PC305", "float32 runs disagree", attention.references_disagree),
+    Rule("PC303", "eager attention would overflow", attention.eager_would_overflow),
+    Rule("PC114", "less than one bit of headroom is left", headroom.low_headroom),
+    Rule("PC115", "no sum inside a product can leave float16", overflow.sums_that_fit),
+    Rule("PC112", "an overflow was absorbed", overflow.absorbed),
+    Rule("PC503", "weights outside float16", checkpoint.out_of_float16_range),
+    Rule("PC202", "weights too small for float16", divergence.flushed_weights),
+    Rule("PC203", "precision not judged, experts differ", divergence.unjudged),
+    Rule("PC402", "a configuration could not be run", device.could_not_run),
+    Rule("PC116", "documented of the family", unmeasured.documented),
+    Rule("PC403", "an engine's default is unsafe here", device.unsafe_defaults),
+    Rule("PC404", "does not fit into the memory", device.too_large),
+    Rule("PC901", "the scan is incomplete", coverage.incomplete),
+    Rule("PC401", "bfloat16 is only emulated here", device.emulates_bfloat16),
+    Rule("PC304", "another attention implementation was used", attention.replaced),
+    Rule("PC505", "stored tensors are not used", checkpoint.unexpected),
+    Rule("PC506", "config and tensors name different dtypes", checkpoint.declares_another_dtype),
+    Rule("PC507", "modules are kept in float32", checkpoint.kept_in_float32),
+    Rule("PC509", "the modeling code clamps values", checkpoint.clamps),
+    Rule("PC405", "something is assumed of a device", device.assumed),
+    Rule("PC902", "probes were not run", coverage.probes_not_run),
+    Rule("PC903", "nothing was run", unmeasured.nothing_was_run),
+)
+"""In the order of the telling: what makes everything after it meaningless comes first."""
+
+_GRAVITY = {severity: gravity for gravity, severity in enumerate(Severity)}
+
+
+def findings(evidence: Evidence) -> tuple[Finding, ...]:
+    """What every rule finds, gravest first, then in the order of the rules and of the runs."""
+    found = [finding for rule in RULES for finding in rule.find(evidence)]
+    return tuple(sorted(found, key=lambda finding: _GRAVITY[finding.severity]))

@@ -1,0 +1,1 @@
+"""Which operation made a fault, and why."""

@@ -1,0 +1,320 @@
+"""Finds producers, element by element: what design section 2 calls an unexpected element.
+
+The reference pass keeps a snapshot of every output: its bounds, and the tensor itself only where
+it holds a mask or is not finite. The pass of the run compares each output with its snapshot as it
+is made, and carries along which producers each tensor is tainted by. A producer has an unexpected
+element in its output and none in its inputs; whatever is made from it is a propagator.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.weak import WeakIdKeyDictionary
+
+from precheck.measure.watch.op_kinds import ALLOCATIONS, MASK_WRITERS, PRODUCTS, SOFTMAXES
+from precheck.measure.watch.reduce import MASK_SENTINEL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from collections.abc import Set as AbstractSet
+
+    from torch import Tensor
+
+    from precheck.measure.probes.batch import RealTokens
+    from precheck.measure.watch.segment import OpNode
+
+CLEAN: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Snapshot:
+    """An output of the reference: all ordinary numbers, or kept to be looked at."""
+
+    shape: tuple[int, ...]
+    low: float
+    high: float
+    values: Tensor | None
+
+    @classmethod
+    def of(cls, output: Tensor) -> Snapshot:
+        """The snapshot of a floating-point tensor."""
+        low, high = bounds(output)
+        is_plain = math.isfinite(low) and math.isfinite(high) and low > MASK_SENTINEL
+        values = None if is_plain else output.detach().clone()
+        return cls(shape=tuple(output.shape), low=low, high=high, values=values)
+
+    @property
+    def abs_max(self) -> float | None:
+        """Largest finite magnitude, masks left out."""
+        if self.values is None:
+            return max(abs(self.low), abs(self.high))
+        numbers = self.values[self.values.isfinite() & (self.values > MASK_SENTINEL)]
+        return float(numbers.abs().max()) if numbers.numel() else None
+
+
+def bounds(tensor: Tensor) -> tuple[float, float]:
+    """Minimum and maximum; NaN if any element is; (0, 0) for an empty tensor."""
+    if tensor.numel() == 0:
+        return 0.0, 0.0
+    low, high = torch.aminmax(tensor)
+    return float(low), float(high)
+
+
+def unexpected(output: Tensor, reference: Tensor | None) -> Tensor | None:
+    """Where ``output`` has unexpected elements (bool, its shape); None where it has none.
+
+    ``reference`` None stands for one of ordinary numbers throughout.
+    """
+    bad = output.isfinite().logical_not_()
+    if not bool(bad.any()):
+        return None
+    if reference is not None:
+        is_mask = reference <= MASK_SENTINEL
+        ordinary = reference.isfinite() & ~is_mask
+        bad = (bad & ordinary) | (output.isnan() & is_mask)
+    return bad if bool(bad.any()) else None
+
+
+def unexpected_in(output: Tensor, reference: Tensor) -> Tensor | None:
+    """The same for two whole tensors, reading the reference only if ``output`` asks for it."""
+    low, high = bounds(output)
+    if math.isfinite(low) and math.isfinite(high):
+        return None
+    return unexpected(output, reference)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Producer:
+    """An operation that made unexpected elements; ``identity`` is what its taint is called."""
+
+    identity: int
+    node: OpNode
+    num_elements: int
+    rows: tuple[int, ...]
+    """Rows of the batch it happened in; () where the output's shape does not tell."""
+    positions: dict[int, int]
+    """By row, the first real token at which it happened, where the shape tells."""
+    reference_abs_max: float | None
+    limit: float
+    is_weight: bool
+    """It read a weight that left the dtype when it was cast."""
+
+
+class ReferenceOps:
+    """Snapshots of a reference segment, by the key that matches operations."""
+
+    def __init__(self) -> None:
+        self.snapshots: dict[tuple[str, str, int], Snapshot] = {}
+
+    def before(self, tensors: list[Tensor], *, overwrites: bool) -> None:
+        """Nothing to remember: the reference is never in doubt."""
+
+    def viewed(self, base: Tensor, views: list[Tensor]) -> None:
+        """A view is looked at where it is used."""
+
+    def handed_on(self, output: Tensor) -> None:
+        """Nothing to compare with."""
+
+    def ran(self, node: OpNode, tensors: list[Tensor], output: Tensor) -> None:
+        """Keeps a snapshot, but of a cast: its reference is the value it was given."""
+        del tensors
+        if not node.is_cast and node.op not in ALLOCATIONS:
+            self.snapshots[node.key] = Snapshot.of(output)
+
+
+class Examiner:
+    """Compares a segment of a run with its reference.
+
+    Args:
+        reference: snapshots to compare with; None judges every operation by itself (the rule for
+            operations without a match).
+        real_tokens: tells the rows of a batch apart.
+        weight_faults: ids of parameters that are not finite where the reference's are; it changes
+            as weights come and go.
+        next_identity: gives every producer of a run another name.
+    """
+
+    def __init__(
+        self,
+        *,
+        reference: ReferenceOps | None,
+        real_tokens: RealTokens,
+        weight_faults: AbstractSet[int],
+        next_identity: Callable[[], int],
+    ) -> None:
+        self.is_matchable: Callable[[OpNode], bool] = lambda _: True
+        """False for an operation whose rows mean something else in the reference: experts that
+        were sent other tokens."""
+        self._producers: list[Producer] = []
+        self._reference = reference
+        self._real_tokens = real_tokens
+        self._weight_faults = weight_faults
+        self._views_of_faults: set[int] = set()
+        self._next_identity = next_identity
+        # by identity, which another tensor may have once this one is gone
+        self._taints = WeakIdKeyDictionary()
+        self._storages: dict[int, frozenset[int]] = {}
+        self._input_bounds: list[tuple[float, float]] | None = None
+        self._input_taint = CLEAN
+
+    def compare_with(self, reference: ReferenceOps) -> None:
+        """Goes on with another segment; taints stay."""
+        self._reference = reference
+        self._storages.clear()
+
+    def take_producers(self) -> list[Producer]:
+        """The producers since the last call."""
+        taken, self._producers = self._producers, []
+        return taken
+
+    def taint(self, tensor: Tensor, sources: frozenset[int]) -> None:
+        """Marks ``tensor`` as carrying the faults of ``sources``; none cleans it."""
+        if sources:
+            self._taints[tensor] = sources
+        else:
+            self._taints.pop(tensor, None)
+
+    def sources(self, tensor: Tensor) -> frozenset[int]:
+        """The producers whose faults ``tensor`` carries."""
+        own: frozenset[int] = self._taints.get(tensor, CLEAN)
+        if not self._storages:
+            return own
+        return own | self._storages.get(_storage(tensor), CLEAN)
+
+    def before(self, tensors: list[Tensor], *, overwrites: bool) -> None:
+        """Remembers what the inputs carry, before the operation may overwrite one of them."""
+        self._input_taint = CLEAN.union(*(self.sources(each) for each in tensors))
+        self._input_bounds = [_bounds_of_number(each) for each in tensors] if overwrites else None
+
+    def viewed(self, base: Tensor, views: list[Tensor]) -> None:
+        """A view of a tainted tensor is tainted."""
+        sources = self.sources(base)
+        for each in views:
+            self.taint(each, sources)
+            if self._is_faulty_weight(base):
+                self._views_of_faults.add(id(each))
+
+    def ran(self, node: OpNode, tensors: list[Tensor], output: Tensor) -> None:
+        """Decides whether ``node`` is a producer, a propagator or neither."""
+        is_in_place = any(output is each for each in tensors)
+        if self._storages and (not is_in_place or _is_whole(output)):
+            self._storages.pop(_storage(output), None)  # new memory, or all of it written again
+        is_weight = any(map(self._is_faulty_weight, tensors))
+        found, reference_abs_max = None, None
+        if node.op not in ALLOCATIONS:
+            found, reference_abs_max = self._unexpected(node, tensors, output, is_weight=is_weight)
+        if found is None:
+            self.taint(output, CLEAN)
+            self._views_of_faults.discard(id(output))
+            return
+        sources = self._input_taint
+        if not sources:
+            producer = self._producer(node, found, reference_abs_max, is_weight=is_weight)
+            self._producers.append(producer)
+            sources = frozenset({producer.identity})
+        self.taint(output, sources)
+        if is_in_place:  # other views of the storage see it too
+            storage = _storage(output)
+            self._storages[storage] = self._storages.get(storage, CLEAN) | sources
+
+    def handed_on(self, output: Tensor) -> None:
+        """Complex numbers have no limits of their own here: they carry what they were made of."""
+        is_broken = not bool(output.isfinite().all())
+        self.taint(output, self._input_taint if is_broken else CLEAN)
+
+    def _is_faulty_weight(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._weight_faults or id(tensor) in self._views_of_faults
+
+    def _unexpected(
+        self, node: OpNode, tensors: list[Tensor], output: Tensor, *, is_weight: bool
+    ) -> tuple[Tensor | None, float | None]:
+        low, high = bounds(output)
+        if math.isfinite(low) and math.isfinite(high):
+            return None, None
+        if node.is_cast:
+            given = tensors[0]
+            expected = None if self._input_taint else _as_reference(given, output.dtype)
+            return unexpected(output, expected), Snapshot.of(given).abs_max
+        snapshot = self._snapshot(node)
+        if snapshot is not None:
+            return unexpected(output, snapshot.values), snapshot.abs_max
+        if self._input_taint or is_weight or self._makes_out_of_finite(node, tensors, low, high):
+            return unexpected(output, None), None
+        return None, None
+
+    def _snapshot(self, node: OpNode) -> Snapshot | None:
+        if self._reference is None or not self.is_matchable(node):
+            return None
+        snapshot = self._reference.snapshots.get(node.key)
+        return snapshot if snapshot is not None and snapshot.shape == node.shape else None
+
+    def _makes_out_of_finite(
+        self, node: OpNode, tensors: list[Tensor], low: float, high: float
+    ) -> bool:
+        """The rule without a match: finite inputs, and it writes no mask.
+
+        -inf next to a mask is the mask's; NaN and +inf never are, and a product reads no mask. A
+        softmax may be given -inf, which masks.
+        """
+        if node.op in MASK_WRITERS or node.has_mask_scalar or node.dtype is None:
+            return False
+        given = list(self._input_bounds or map(_bounds_of_number, tensors))
+        if node.op in SOFTMAXES:
+            return all(each_high < math.inf for _, each_high in given) and math.isnan(low)
+        if not all(math.isfinite(each) for pair in given for each in pair):
+            return False
+        mask = torch.finfo(node.dtype).min / 2
+        reads_mask = node.op not in PRODUCTS and any(each_low <= mask for each_low, _ in given)
+        is_mask = reads_mask and low == -math.inf and high < math.inf
+        return not is_mask
+
+    def _producer(
+        self,
+        node: OpNode,
+        found: Tensor,
+        reference_abs_max: float | None,
+        *,
+        is_weight: bool,
+    ) -> Producer:
+        assert node.dtype is not None  # noqa: S101  only floating-point outputs are examined
+        return Producer(
+            identity=self._next_identity(),
+            node=node,
+            num_elements=int(found.sum()),
+            rows=self._real_tokens.rows_with(found),
+            positions=self._real_tokens.first_positions(found),
+            reference_abs_max=reference_abs_max,
+            limit=float(torch.finfo(node.dtype).max),
+            is_weight=is_weight,
+        )
+
+
+def _bounds_of_number(tensor: Tensor) -> tuple[float, float]:
+    return bounds(tensor) if tensor.is_floating_point() else (0.0, 0.0)
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether it covers its storage."""
+    return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def _storage(tensor: Tensor) -> int:
+    """What tells the memory of one tensor from another's."""
+    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001  its only spelling
+
+
+def _as_reference(given: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a cast to ``dtype`` was given, its own mask values spelled as the reference's are.
+
+    Masks of a 16-bit model that are added in float32 (ProphetNet) are twice its smallest number,
+    to the bit; no activation is.
+    """
+    mask = given <= torch.finfo(given.dtype).min / 2
+    smallest = torch.finfo(dtype).min
+    values = given.float()
+    mask |= (given < smallest) & (values.fmod(smallest) == 0)
+    return values.masked_fill(mask, -math.inf)

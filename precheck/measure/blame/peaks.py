@@ -1,0 +1,187 @@
+"""Producers and peaks of a whole run, gathered over units and batches."""
+
+from __future__ import annotations
+
+import linecache
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from precheck.records.precision import Dtype, headroom_bits
+from precheck.records.traces import Headroom, Mechanism, Overflow, Section
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from precheck.measure.blame.examine import Producer
+    from precheck.measure.capsule.write import Entry
+    from precheck.measure.watch.segment import OpNode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a segment stands: its unit and what the report calls it."""
+
+    order: int
+    """Counts segments through the forward; the same for every batch."""
+    layer: int | None
+    section: Section
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Found:
+    """A producer, where it stands and why it happened."""
+
+    producer: Producer
+    place: Place
+    mechanism: Mechanism
+    probes: tuple[str, ...]
+    first_positions: dict[str, int]
+    """By probe, where its real tokens are first hit."""
+    entry: Entry | None = None
+    """How its unit was called, where a capsule was asked for."""
+
+    @property
+    def code(self) -> str:
+        """The text of its line, stripped."""
+        node = self.producer.node
+        return linecache.getline(node.filename, node.line).strip()
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """One row of the report."""
+        node = self.producer.node
+        return (node.module, node.op, node.source)
+
+
+def overflow_rows(found: Iterable[tuple[Found, bool]]) -> tuple[Overflow, ...]:
+    """One row per (module, op, source) in model order, of producers and whether each is absorbed.
+
+    Counts add up, magnitudes take the maximum, and a row is absorbed only if every producer is.
+    """
+    rows: dict[tuple[str, str, str], list[tuple[Found, bool]]] = {}
+    for each in sorted(found, key=lambda pair: _order(pair[0])):
+        rows.setdefault(each[0].key, []).append(each)
+    return tuple(_row(group) for group in rows.values())
+
+
+def _order(found: Found) -> tuple[int, int]:
+    return (found.place.order, found.producer.node.index)
+
+
+def _row(group: list[tuple[Found, bool]]) -> Overflow:
+    first = next((each for each, is_absorbed in group if not is_absorbed), group[0][0])
+    node = first.producer.node
+    needed = [
+        each.producer.reference_abs_max
+        for each, _ in group
+        if each.producer.reference_abs_max is not None
+    ]
+    return Overflow(
+        module=node.module,
+        layer=first.place.layer,
+        section=first.place.section,
+        op=node.op,
+        source=node.source,
+        source_file=node.source_file,
+        code=first.code,
+        mechanism=first.mechanism,
+        reference_abs_max=max(needed, default=None),
+        limit=first.producer.limit,
+        num_elements=sum(each.producer.num_elements for each, _ in group),
+        probes=tuple(dict.fromkeys(name for each, _ in group for name in each.probes)),
+        partial_sum=node.sum_bound if first.mechanism is Mechanism.ACCUMULATION else None,
+        first_positions=_first_positions([each.first_positions for each, _ in group]),
+        absorbed=all(is_absorbed for _, is_absorbed in group),
+    )
+
+
+def _first_positions(found: list[dict[str, int]]) -> dict[str, int]:
+    first: dict[str, int] = {}
+    for each in found:
+        for probe, position in each.items():
+            first[probe] = min(position, first.get(probe, position))
+    return first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Peak:
+    """The largest reference value of one mechanism in one unit, among ops that run in a dtype."""
+
+    abs_max: float
+    node: OpNode
+    place: Place
+
+
+@dataclass(slots=True)
+class Peaks:
+    """The peaks of a run, by (segment, mechanism)."""
+
+    dtype: Dtype
+    attn_implementation: str
+    found: dict[tuple[int, Mechanism], Peak] = field(default_factory=dict)
+
+    def add(self, *, node: OpNode, abs_max: float, mechanism: Mechanism, place: Place) -> None:
+        """Keeps the larger."""
+        self._keep((place.order, mechanism), Peak(abs_max=abs_max, node=node, place=place))
+
+    def merge(self, other: Peaks) -> Peaks:
+        """The peaks of both sets of batches together."""
+        both = replace(self, found=dict(self.found))
+        for key, peak in other.found.items():
+            both._keep(key, peak)  # noqa: SLF001  one of us
+        return both
+
+    def _keep(self, key: tuple[int, Mechanism], peak: Peak) -> None:
+        known = self.found.get(key)
+        if known is None or peak.abs_max > known.abs_max:
+            self.found[key] = peak
+
+
+_IMPLEMENTATION_MATTERS = frozenset({Mechanism.ATTENTION_SCORES, Mechanism.MASK})
+
+
+def headroom_rows(runs: Iterable[Peaks]) -> tuple[Headroom, ...]:
+    """A row per op that is some dtype's largest of its mechanism in its unit, in model order.
+
+    Scores and masks count for the attention implementation that materialises them; every other
+    mechanism counts for all.
+    """
+    rows: dict[tuple[int, int, str | None, str, str, Mechanism], dict[Dtype, Peak]] = {}
+    best: dict[tuple[int, Mechanism, str | None, Dtype], Peak] = {}
+    for run in runs:
+        for (order, mechanism), peak in run.found.items():
+            attn = run.attn_implementation if mechanism in _IMPLEMENTATION_MATTERS else None
+            key = (order, mechanism, attn, run.dtype)
+            if key not in best or peak.abs_max > best[key].abs_max:
+                best[key] = peak
+    for (order, mechanism, attn, dtype), peak in best.items():
+        node = peak.node
+        name = (order, node.index, attn, node.module, node.op, mechanism)
+        rows.setdefault(name, {})[dtype] = peak
+    return tuple(
+        _headroom_row(mechanism, attn, peaks)
+        for (_, _, attn, _, _, mechanism), peaks in sorted(
+            rows.items(), key=lambda each: (each[0][0], each[0][1], each[0][2] or "")
+        )
+    )
+
+
+def _headroom_row(mechanism: Mechanism, attn: str | None, peaks: dict[Dtype, Peak]) -> Headroom:
+    peak = max(peaks.values(), key=lambda each: each.abs_max)
+    bits = {
+        dtype.value: left
+        for dtype, of_dtype in peaks.items()
+        if (left := headroom_bits(of_dtype.abs_max, dtype)) is not None
+    }
+    return Headroom(
+        module=peak.node.module,
+        layer=peak.place.layer,
+        section=peak.place.section,
+        op=peak.node.op,
+        source=peak.node.source,
+        source_file=peak.node.source_file,
+        mechanism=mechanism,
+        attn_implementation=attn,
+        abs_max=peak.abs_max,
+        headroom_bits=bits,
+    )

@@ -1,0 +1,133 @@
+"""Looking into a unit whose numbers are odd: it is called again, for the reference and the run.
+
+Keeping every output of every run would cost hundreds of megabytes a layer; the inputs and the
+weights are still there, so the few units that break are run a second time with every operation
+examined.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from precheck.measure.blame.examine import CLEAN, Examiner, Producer, ReferenceOps
+from precheck.measure.blame.unit_call import UnitCall, hidden_states_in, is_odd, routed_nodes
+from precheck.measure.watch.reduce import tensor_stats
+from precheck.measure.watch.segment import Segment
+from precheck.measure.watch.trees import copied, results, tensors_in, versions_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from torch import Tensor
+
+    from precheck.measure.probes.batch import RealTokens
+    from precheck.measure.watch.ops import OpWatcher
+
+
+class Inspected(NamedTuple):
+    """What looking into a unit gave."""
+
+    sources: list[frozenset[int]]
+    """What each output tensor is tainted by, in order."""
+    producers: tuple[Producer, ...]
+    segment: Segment
+    """The operations the producers are among."""
+
+
+class Inspection:
+    """Calls the units of one run again.
+
+    Args:
+        new_watcher: makes a watcher for the run's model.
+        new_examiner: makes an examiner for the run, against snapshots or (None) by itself.
+        replaying: a context in which the run's units are no turns of the lockstep.
+        real_tokens: which positions count.
+    """
+
+    def __init__(
+        self,
+        *,
+        new_watcher: Callable[[], OpWatcher],
+        new_examiner: Callable[[ReferenceOps | None], Examiner],
+        replaying: Callable[[], AbstractContextManager[None]],
+        real_tokens: RealTokens,
+    ) -> None:
+        self._new_watcher = new_watcher
+        self._new_examiner = new_examiner
+        self._replaying = replaying
+        self._real_tokens = real_tokens
+
+    def look(self, call: UnitCall, partner: UnitCall | None, reference: Inspection) -> Inspected:
+        """What a unit's outputs are tainted by, and the producers in it.
+
+        Args:
+            call: the unit as this run called it.
+            partner: the same as the reference called it; None where the two part.
+            reference: the reference's inspection.
+        """
+        incoming = CLEAN.union(*call.sources)
+        if incoming and call.is_lost:
+            return Inspected([incoming for _ in call.results], (), call.segment)
+        if not is_odd(call.segment, Segment() if partner is None else partner.segment):
+            return Inspected([CLEAN for _ in call.results], (), call.segment)
+        return self._examine(call, partner, reference)
+
+    def look_at_reference(self, call: UnitCall) -> Inspected:
+        """A float32 run that breaks has no reference: each operation is judged by itself."""
+        clean = Inspected([CLEAN for _ in call.results], (), call.segment)
+        hidden = call.hidden_states
+        if hidden is None or all(node.is_finite for node in call.segment.nodes) or call.is_lost:
+            return clean
+        if not tensor_stats(self._real_tokens.tokens(hidden)).num_nonfinite:
+            return clean
+        found = self._examine(call, None, self)
+        return Inspected(clean.sources, found.producers, found.segment)
+
+    def snapshots(self, call: UnitCall) -> ReferenceOps:
+        """Every operation's output of a reference's unit; made once for all runs."""
+        if call.ops is None:
+            call.ops = ReferenceOps()
+            self._call_again(call, copied(call.args), copied(call.kwargs), call.ops)
+        return call.ops
+
+    def _examine(
+        self, call: UnitCall, partner: UnitCall | None, reference: Inspection
+    ) -> Inspected:
+        examiner = self._new_examiner(None if partner is None else reference.snapshots(partner))
+        if partner is not None and _routes_differ(call, partner):
+            routed = routed_nodes(call.segment)
+            examiner.is_matchable = lambda node: (
+                node.index not in routed or node.module == call.unit.name
+            )
+        args, kwargs = copied(call.args), copied(call.kwargs)
+        for each, sources in zip(tensors_in((args, kwargs)), call.sources, strict=True):
+            examiner.taint(each, sources)
+        handed_on, segment = self._call_again(call, args, kwargs, examiner)
+        tainted = [examiner.sources(each) for each in handed_on]
+        return Inspected(tainted, tuple(examiner.take_producers()), segment)
+
+    def _call_again(
+        self,
+        call: UnitCall,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        examination: Examiner | ReferenceOps,
+    ) -> tuple[list[Tensor], Segment]:
+        given = list(tensors_in((args, kwargs)))
+        versions = versions_of(given)
+        watcher = self._new_watcher()
+        watcher.examination = examination
+        watcher.begin(hidden_states_in(given))
+        with self._replaying(), watcher:
+            output = call.module(*args, **kwargs)
+        return results(output, given, versions), watcher.end()
+
+
+def _routes_differ(call: UnitCall, partner: UnitCall) -> bool:
+    return len(call.segment.routes) != len(partner.segment.routes) or not all(
+        torch.equal(ours, theirs)
+        for ours, theirs in zip(call.segment.routes, partner.segment.routes, strict=True)
+    )

@@ -1,0 +1,1 @@
+"""The layer that overflows, for somebody without the model."""

@@ -1,0 +1,1 @@
+"""Every run over every batch, together, unit by unit."""

@@ -1,0 +1,25 @@
+"""Errors of one run that end all of them."""
+
+from __future__ import annotations
+
+from precheck.errors import PrecheckError, WeightsElsewhereError
+from precheck.measure.machine.memory import is_out_of_memory, memory_error
+from precheck.measure.models.skeleton import first_line
+
+
+def raise_if_fatal(error: BaseException) -> None:
+    """Raises what concerns every run; of an error of one run alone, nothing.
+
+    Raises:
+        PrecheckError: weights that cannot be read, or memory that ran out.
+        WeightsElsewhereError: weights are used outside the module that owns them.
+    """
+    if isinstance(error, RuntimeError | NotImplementedError) and "meta" in str(error):
+        raise WeightsElsewhereError(
+            f"weights are used outside the module that owns them: {first_line(error)}",
+            hint="--resident",
+        ) from error
+    if isinstance(error, PrecheckError):
+        raise error
+    if is_out_of_memory(error):
+        raise memory_error(error, doing="during the scan") from error

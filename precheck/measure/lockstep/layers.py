@@ -1,0 +1,150 @@
+"""How far a run is from its reference: hidden states, routing and logits, in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from precheck.measure.watch.reduce import tensor_stats
+from precheck.records.stats import TensorStats
+from precheck.records.traces import LayerTrace, Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+CHUNK_ELEMENTS = 1 << 20
+"""Elements taken to float64 at a time: 8 MiB stay in the cache, and logits of 512 tokens x 152k
+would need 622 MB."""
+
+
+def token_errors(hidden_states: Tensor, reference: Tensor) -> Tensor:
+    """``||x - r|| / ||r||`` of every token, ``(tokens,)`` float64 on the CPU.
+
+    Both are ``(tokens, hidden)``. Not finite where ``x`` is not; 0 where both are zero. A mean of
+    these weighs every token alike: a norm over the whole tensor would show only the few tokens
+    with massive activations.
+    """
+    step = max(1, CHUNK_ELEMENTS // max(1, hidden_states.shape[-1]))
+    errors = [torch.empty(0, dtype=torch.float64)]
+    for start in range(0, hidden_states.shape[0], step):
+        ours = float64(hidden_states[start : start + step])
+        theirs = float64(reference[start : start + step])
+        norm = _norm(theirs)
+        distance = _norm(ours - theirs)
+        error = torch.where((norm == 0) & (distance == 0), norm, distance / norm)
+        errors.append(error.cpu())
+    return torch.cat(errors)
+
+
+def _norm(tokens: Tensor) -> Tensor:
+    """Of each row, ``(tokens,)``; a product, which is several times faster than ``norm``."""
+    squares: Tensor = torch.linalg.vecdot(tokens, tokens)
+    return squares.sqrt_()
+
+
+def float64(tensor: Tensor) -> Tensor:
+    """The same numbers in float64; on the CPU where the device has none."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+@dataclass(slots=True)
+class Mean:
+    """A mean that can be continued: a sum and how many it is of."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, values: Tensor) -> None:
+        """Takes the finite ones among ``values`` (float64)."""
+        finite = values[values.isfinite()]
+        self.total += float(finite.sum())
+        self.count += finite.numel()
+
+    def merge(self, other: Mean) -> Mean:
+        """The mean of both sets of values together."""
+        return Mean(total=self.total + other.total, count=self.count + other.count)
+
+    @property
+    def value(self) -> float | None:
+        """None of nothing."""
+        return self.total / self.count if self.count else None
+
+
+def merged(ours: Mean | None, theirs: Mean | None) -> Mean | None:
+    """The mean of both where there are both, else the one there is."""
+    return ours.merge(theirs) if ours is not None and theirs is not None else ours or theirs
+
+
+@dataclass(slots=True)
+class LayerTotals:
+    """What a batch says of one decoder layer."""
+
+    index: int
+    section: Section
+    module: str
+    stats: TensorStats = field(default_factory=TensorStats)
+    error: Mean = field(default_factory=Mean)
+    error_same_routing: Mean | None = None
+    routing: Mean | None = None
+
+    def add(self, tokens: Tensor, reference: Tensor | None, alike: Tensor | None) -> None:
+        """Takes a batch's output ``(tokens, hidden)``.
+
+        ``alike`` (bool, ``(tokens,)``) marks tokens that every router so far sent where the
+        reference sent them; None without a router.
+        """
+        self.stats = self.stats.merge(tensor_stats(tokens))
+        if reference is None or reference.shape != tokens.shape:
+            return
+        errors = token_errors(tokens, reference)
+        self.error.add(errors)
+        if alike is not None and alike.shape == errors.shape:
+            self.error_same_routing = self.error_same_routing or Mean()
+            self.error_same_routing.add(errors[alike])
+
+    def add_routing(self, agrees: Tensor) -> None:
+        """Takes which tokens this layer's router sent where the reference's did (bool)."""
+        self.routing = self.routing or Mean()
+        self.routing.add(agrees.double())
+
+    def merge(self, other: LayerTotals) -> LayerTotals:
+        """What both sets of batches say together."""
+        return LayerTotals(
+            index=self.index,
+            section=self.section,
+            module=self.module,
+            stats=self.stats.merge(other.stats),
+            error=self.error.merge(other.error),
+            error_same_routing=merged(self.error_same_routing, other.error_same_routing),
+            routing=merged(self.routing, other.routing),
+        )
+
+    @property
+    def trace(self) -> LayerTrace:
+        """As the report has it."""
+        same = self.error_same_routing
+        return LayerTrace(
+            index=self.index,
+            section=self.section,
+            module=self.module,
+            abs_max=self.stats.abs_max,
+            num_nan=self.stats.num_nan,
+            num_inf=self.stats.num_inf,
+            relative_error=self.error.value,
+            relative_error_same_routing=None if same is None else same.value,
+            routing_agreement=None if self.routing is None else self.routing.value,
+        )
+
+
+def routing_agreement(routes: Tensor, reference: Tensor) -> Tensor:
+    """Tokens that were sent to the same set of experts, ``(tokens,)`` bool on the CPU.
+
+    Both are expert indices ``(..., k)``; their order within a token does not matter.
+    """
+    k = routes.shape[-1]
+    ours = routes.reshape(-1, k).sort(dim=-1).values
+    theirs = reference.reshape(-1, k).sort(dim=-1).values
+    return (ours == theirs).all(dim=-1).cpu()

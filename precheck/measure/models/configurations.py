@@ -1,0 +1,123 @@
+"""Which configurations become runs: asked for, required by the gate, and the references."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from precheck.errors import UnsupportedConfigurationError, UsageError
+from precheck.records.precision import Accumulation, Configuration, Dtype
+from precheck.records.traces import RunTrace
+
+if TYPE_CHECKING:
+    from precheck.measure.models.shared import SharedModels
+    from precheck.measure.models.skeleton import Skeleton
+
+KNOWN_ATTENTION = (
+    "eager",
+    "sdpa",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+    "flex_attention",
+)
+"""Names transformers registers; kernels of the Hub are named ``owner/name``.
+
+**Source**: ``transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS`` and its documentation.
+"""
+
+
+UNWATCHABLE = {
+    "flex_attention": "flex_attention runs as one compiled operation, which cannot be watched",
+}
+"""Implementations that a dispatch mode does not see into, and why."""
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Group:
+    """The runs of one attention implementation; ``reference`` is their float32 run."""
+
+    reference: Skeleton
+    others: list[Skeleton]
+
+    @property
+    def skeletons(self) -> list[Skeleton]:
+        """Every run, the reference first."""
+        return [self.reference, *self.others]
+
+
+def check_attention_name(name: str, *, trust_remote_code: bool) -> None:
+    """Refuses a name that transformers cannot know.
+
+    Raises:
+        UsageError: an unknown name, or a kernel of the Hub (which is code) without permission.
+    """
+    if "/" in name:
+        if not trust_remote_code:
+            raise UsageError(
+                f"attention kernel from the Hub: {name!r} (it is code that would run here)",
+                hint="allow it with --trust-remote-code",
+            )
+    elif name not in KNOWN_ATTENTION:
+        raise UsageError(
+            f"unknown attention implementation: {name!r} (expected {', '.join(KNOWN_ATTENTION)})",
+            hint="kernels of the Hub are named owner/name",
+        )
+
+
+def build_groups(
+    weights: SharedModels,
+    *,
+    dtypes: tuple[Dtype, ...],
+    attn_implementations: tuple[str, ...] | None,
+    required: tuple[Configuration, ...],
+    device: str,
+    accumulations: frozenset[Accumulation],
+) -> tuple[list[Group], list[RunTrace]]:
+    """Skeletons by attention implementation, and a trace for each run that cannot be.
+
+    Requests that turn out to be one implementation are run once. Sums in float16 are measured for
+    float16 with the default attention.
+    """
+    default = weights.default_attention()
+    names = attn_implementations or tuple(dict.fromkeys((default, "eager")))
+    wanted: dict[str, list[Dtype]] = {name: list(dtypes) for name in names}
+    for configuration in required:
+        extra = wanted.setdefault(configuration.attn_implementation, [])
+        if configuration.dtype not in extra:
+            extra.append(configuration.dtype)
+    groups: dict[str, Group] = {}
+    failed: list[RunTrace] = []
+    for name, asked in wanted.items():
+        try:
+            if name in UNWATCHABLE:
+                raise UnsupportedConfigurationError(UNWATCHABLE[name])  # noqa: TRY301
+            reference = weights.skeleton(Dtype.FLOAT32, name)
+        except UnsupportedConfigurationError as error:
+            failed += [_failed(dtype, name, device, error.message) for dtype in asked]
+            continue
+        group = groups.setdefault(
+            reference.attn_implementation, Group(reference=reference, others=[])
+        )
+        present = {each.dtype for each in group.skeletons}
+        group.others += [
+            weights.skeleton(dtype, name)
+            for dtype in Dtype
+            if dtype in asked and dtype not in present
+        ]
+    if Accumulation.FLOAT16 in accumulations and default in groups:
+        group = groups[default]
+        group.others += [
+            each.adding_up_in_float16() for each in group.others if each.dtype is Dtype.FLOAT16
+        ]
+    return list(groups.values()), failed
+
+
+def _failed(dtype: Dtype, name: str, device: str, reason: str) -> RunTrace:
+    return RunTrace(
+        dtype=dtype,
+        attn_implementation=name,
+        requested_attn_implementation=name,
+        device=device,
+        failure=reason,
+    )

@@ -1,0 +1,159 @@
+"""A configuration's model, ready to run: real modules over weights that may be shared."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel
+
+from precheck.errors import UnsupportedConfigurationError
+from precheck.measure.models.settings import setting, text_config
+from precheck.records.precision import Accumulation, Arithmetic
+from precheck.signals import deferred_signals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from precheck.measure.probes.batch import Batch
+    from precheck.records.precision import Dtype
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Skeleton:
+    """The model of one configuration.
+
+    ``weight_faults`` are the ids of parameters that are not finite where the float32 ones are.
+    """
+
+    model: nn.Module
+    dtype: Dtype
+    attn_implementation: str
+    requested_attn_implementation: str
+    arithmetic: Arithmetic = Arithmetic.NATIVE
+    accumulation: Accumulation = Accumulation.FLOAT32
+    weight_faults: set[int] = field(default_factory=set)
+    weights: dict[int, str] = field(default_factory=dict)
+    accepts: frozenset[str] = frozenset()
+    """Names of the arguments of the model's forward."""
+
+    def __post_init__(self) -> None:
+        self.model.eval()
+        named = (*self.model.named_parameters(), *self.model.named_buffers())
+        self.weights = {id(tensor): name for name, tensor in named}
+        self.accepts = frozenset(inspect.signature(self.model.forward).parameters)
+
+    def another(self) -> Skeleton:
+        """The same configuration with modules and hooks of its own, over the same parameters."""
+        return replace(self, model=twin(self.model), weight_faults=set(self.weight_faults))
+
+    def adding_up_in_float16(self) -> Skeleton:
+        """The same model with products as some kernels compute them."""
+        return replace(
+            self.another(),
+            arithmetic=Arithmetic.FLOAT32_ROUNDED,
+            accumulation=Accumulation.FLOAT16,
+        )
+
+    @property
+    def experts_implementation(self) -> str | None:
+        """How experts are computed (``grouped_mm`` ...); None without experts."""
+        config = getattr(self.model, "config", None)
+        has_experts = any(type(each).__name__.endswith("Experts") for each in self.model.modules())
+        return getattr(config, "_experts_implementation", None) if has_experts else None
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Words that the model scores, if its config tells."""
+        found = setting(text_config(self.model), "vocab_size")
+        return found if isinstance(found, int) else None
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether it takes a target beside the input."""
+        return bool(getattr(getattr(self.model, "config", None), "is_encoder_decoder", False))
+
+    def forward(self, batch: Batch) -> Any:
+        """The model's own forward over a batch, without a cache."""
+        return self.model(**self.inputs(batch))
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor | bool]:
+        """What the forward is called with."""
+        inputs: dict[str, Tensor | bool] = {}
+        if "input_ids" in self.accepts or not batch.media:
+            inputs["input_ids"] = batch.input_ids
+        for name, each in batch.media.items():  # as with ``inputs.to(dtype)``, which users write
+            inputs[name] = each.to(getattr(torch, self.dtype)) if each.is_floating_point() else each
+        if batch.attention_mask is not None:
+            inputs["attention_mask"] = batch.attention_mask
+        if batch.decoder_input_ids is not None:
+            inputs["decoder_input_ids"] = batch.decoder_input_ids
+        if "use_cache" in self.accepts:
+            inputs["use_cache"] = False
+        return inputs
+
+
+def twin(
+    model: nn.Module, *, replace: Callable[[Tensor], Tensor] = lambda tensor: tensor
+) -> nn.Module:
+    """A copy of ``model`` with modules, buffers and hooks of its own over the same parameters.
+
+    Args:
+        model: left as it is.
+        replace: gives the parameter to use for each of the model's; itself shares it.
+    """
+    memo: dict[int, Any] = {id(each): replace(each) for each in model.parameters(recurse=True)}
+    with deferred_signals():
+        return copy.deepcopy(model, memo)
+
+
+def switch_attention(model: nn.Module, attn_implementation: str) -> str:
+    """Makes ``model`` use another attention implementation; returns the one really in use.
+
+    Raises:
+        UnsupportedConfigurationError: the model or this environment does not have it.
+    """
+    if attn_implementation == attention_of(model):
+        return attn_implementation
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedConfigurationError(
+            f"attention implementation cannot be chosen for {type(model).__name__}",
+        )
+    try:
+        model.set_attn_implementation(attn_implementation)
+    except Exception as error:  # transformers raises ValueError, ImportError, and kernels' own
+        raise UnsupportedConfigurationError(first_line(error)) from error
+    return attention_of(model)
+
+
+def attention_of(model: nn.Module) -> str:
+    """The attention implementation in use; modules without such a choice are ``eager``."""
+    return getattr(getattr(model, "config", None), "_attn_implementation", None) or "eager"
+
+
+def can_switch_attention(model: nn.Module) -> bool:
+    """Whether the implementation can change after construction."""
+    return isinstance(model, PreTrainedModel) and model._can_set_attn_implementation()  # noqa: SLF001  its only spelling
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its name."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def nonfinite_parameters(model: nn.Module) -> dict[str, int]:
+    """Ids of parameters that hold an element that is not finite, by name; of those in memory."""
+    return {
+        name: id(parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point()
+        and not parameter.is_meta
+        and parameter.numel()
+        and not bool(torch.stack(torch.aminmax(parameter.detach())).isfinite().all())
+    }

@@ -1,0 +1,100 @@
+"""The checkpoint's own tokenizer, or why there is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoTokenizer
+
+from precheck.measure.models.loading import quiet_transformers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from precheck.checkpoint.source import Checkpoint
+    from precheck.measure.probes.builtin import TextPrompt
+
+
+TOKENIZER_FILES = ("tokenizer*", "tokenization_*", "vocab*", "merges.txt", "*.model", "*.tiktoken")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """The tokenizer, if there is one that fits, and what token ids are allowed."""
+
+    size: int
+    tokenizer: Any = None
+    problem: str | None = None
+    """Why there is no tokenizer, in words."""
+
+    def encode(self, prompt: TextPrompt) -> list[int] | None:
+        """Token ids as the tokenizer really makes them; None where it cannot."""
+        if self.tokenizer is None:
+            return None
+        try:
+            with quiet_transformers():  # it warns of texts longer than its own idea of the context
+                return self._encode(prompt)
+        except Exception:  # noqa: BLE001  a tokenizer or a template may raise anything
+            return None
+
+    def _encode(self, prompt: TextPrompt) -> list[int] | None:
+        if prompt.kind != "chat":
+            with_special = prompt.kind != "bare"
+            return list(self.tokenizer(prompt.text, add_special_tokens=with_special)["input_ids"])
+        if not getattr(self.tokenizer, "chat_template", None):
+            return None
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt.text}],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def has_all(self, ids: Sequence[int]) -> bool:
+        """Whether the model has an embedding for every id."""
+        return all(0 <= each < self.size for each in ids)
+
+    def decode(self, ids: Sequence[int]) -> str | None:
+        """Text of token ids as an answer shows it; None without a tokenizer."""
+        if self.tokenizer is None:
+            return None
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        if not isinstance(text, str):
+            return None
+        left_out = self.tokenizer.decode(list(ids[:1]))
+        return text or f"an empty answer ({left_out} is a special token, which is left out)"
+
+    @property
+    def pad_id(self) -> int:
+        """What fills a padded row; its value is masked, so any id does."""
+        found = getattr(self.tokenizer, "pad_token_id", None)
+        return found if isinstance(found, int) and 0 <= found < self.size else 0
+
+
+def read_vocabulary(checkpoint: Checkpoint | None, *, size: int) -> Vocabulary:
+    """The checkpoint's tokenizer, or why there is none.
+
+    A tokenizer that fails, or that has more tokens than the model's embedding has rows, is left
+    out: token ids that cover the vocabulary take its place.
+    """
+    if checkpoint is None:
+        return Vocabulary(size=size, problem="a live module has no tokenizer")
+    if not any(any(checkpoint.folder.glob(each)) for each in TOKENIZER_FILES):
+        # transformers would make an empty tokenizer of the config alone
+        return Vocabulary(size=size, problem="no tokenizer files")
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(
+                checkpoint.folder,
+                trust_remote_code=checkpoint.trust_remote_code,
+                local_files_only=True,
+            )
+            sample = tokenizer("Hello 1 上海")["input_ids"]
+    except Exception as error:  # noqa: BLE001  a tokenizer may raise anything; the scan goes on
+        return Vocabulary(size=size, problem=f"the tokenizer does not load: {type(error).__name__}")
+    if not sample:
+        return Vocabulary(size=size, problem="no tokenizer: it makes no tokens of text")
+    if max(sample) >= size:
+        return Vocabulary(size=size, problem="the tokenizer has more tokens than the model")
+    return Vocabulary(size=size, tokenizer=tokenizer)

@@ -1,0 +1,1 @@
+"""What a checkpoint or a live model is before anything runs."""

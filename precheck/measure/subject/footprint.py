@@ -1,0 +1,182 @@
+"""How a model attends and what it takes in memory, without its weights.
+
+The cache is measured, not computed from a formula: the model is built on ``meta`` tensors, which
+have shapes and no memory, and its own forward fills its own cache for a few lengths. Sliding
+windows, states of linear attention and compressed keys are in it as transformers keeps them.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from precheck.measure.models.loading import quiet_transformers
+from precheck.measure.models.settings import setting, text_config
+from precheck.records.sizes import AttentionFacts, CacheSize, Widths
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from precheck.checkpoint.architecture import Architecture
+
+_FLAGS = (
+    ("_supports_sdpa", ("sdpa",)),
+    (
+        "_supports_flash_attn",
+        ("flash_attention_2", "flash_attention_3", "flash_attention_4"),
+    ),
+    ("_supports_flex_attn", ("flex_attention",)),
+)
+"""Of a transformers model class, and what each stands for."""
+
+_HEAD_DIMS = ("head_dim", "global_head_dim", "qk_head_dim", "d_kv", "kv_channels")
+_SHORT, _BEYOND = 8, 64
+"""Tokens: a length inside any window, and how far beyond a window to look."""
+
+
+def attention_facts(model: nn.Module, layout: Architecture) -> AttentionFacts | None:
+    """What decides which attention it can have; None if it is no transformers model."""
+    if not isinstance(model, PreTrainedModel):
+        return None
+    text = text_config(model)
+    supported = [name for flag, names in _FLAGS if getattr(model, flag, False) for name in names]
+    flash = getattr(model, "_compatible_flash_implementations", None)
+    num_heads = _number(text, "num_attention_heads")
+    head_dim = _head_dim(text, num_heads)
+    value_head_dim = _number(text, "v_head_dim")
+    return AttentionFacts(
+        supported=("eager", *supported),
+        flash_kernels=None if flash is None else tuple(map(str, flash)),
+        num_heads=num_heads,
+        num_key_value_heads=_number(text, "num_key_value_heads") or num_heads,
+        head_dim=head_dim,
+        value_head_dim=value_head_dim or head_dim,
+        softcap=_softcap(text),
+        sliding_window=_window(text),
+        has_sinks=any(name.endswith("sinks") for name, _ in model.named_parameters()),
+        is_causal=layout.is_causal,
+    )
+
+
+def widths(model: nn.Module) -> Widths | None:
+    """What decides the memory of activations; None for a model without matrices."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    matrices = [
+        weight
+        for each in model.modules()
+        if each is not head
+        and not isinstance(each, nn.Embedding)
+        and isinstance(weight := getattr(each, "weight", None), torch.Tensor)
+        and weight.dim() == 2  # noqa: PLR2004  a matrix
+    ]
+    text = text_config(model)
+    inside = [max(each.shape) for each in matrices] + [
+        _number(text, name) or 0 for name in ("intermediate_size", "ffn_dim", "d_ff")
+    ]
+    hidden = _number(text, "hidden_size") or max((min(each.shape) for each in matrices), default=0)
+    if not hidden:
+        return None
+    vocabulary = 0 if head is None else int(head.weight.shape[0])
+    return Widths(hidden=hidden, widest=max(inside, default=hidden), vocabulary=vocabulary)
+
+
+def cache_size(model: nn.Module) -> CacheSize | None:
+    """What the key-value cache of one sequence takes; None where the model's forward tells none.
+
+    Forwards of a copy without weights: nothing of ``model`` is run or changed.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return None
+    window = _window(text_config(model)) or 0
+    try:
+        with quiet_transformers(), torch.no_grad(), torch.device("meta"):
+            empty = _without_weights(model)
+            short, next_one = (_cached(empty, each) for each in (_SHORT, _SHORT + 1))
+            long, longer = short, next_one
+            if window:
+                beyond = window + _BEYOND
+                long, longer = (_cached(empty, each) for each in (beyond, beyond + 1))
+    except Exception:  # noqa: BLE001  code of any model, on tensors without values
+        return None
+    near_slope, far_slope = next_one - short, longer - long
+    if not near_slope and not short:
+        return None
+    return CacheSize(
+        elements_per_token=far_slope,
+        windowed_elements_per_token=near_slope - far_slope,
+        window=window if near_slope > far_slope else 0,
+        fixed_elements=max(0, short - _SHORT * near_slope),
+    )
+
+
+def _without_weights(model: PreTrainedModel) -> PreTrainedModel:
+    config = deepcopy(model.config)
+    for each in (config, config.get_text_config()):
+        each.pad_token_id = None  # some models look for it among the ids, which have no values here
+        each.use_cache = True
+    empty: PreTrainedModel = type(model)._from_config(config)  # noqa: SLF001  its only spelling
+    if hasattr(empty, "set_experts_implementation"):
+        empty.set_experts_implementation("batched_mm")  # the others look at where tokens go
+    empty.eval()
+    return empty
+
+
+def _cached(model: Any, length: int) -> int:
+    """Elements in the cache after a prompt of so many tokens."""
+    ids = torch.zeros(1, length, dtype=torch.long)
+    inputs = {"input_ids": ids}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    output = model(**inputs, use_cache=True)
+    found = {id(each): each for each in _tensors(output.past_key_values, set())}
+    return sum(each.numel() for each in found.values() if each.is_floating_point())
+
+
+def _tensors(holder: object, seen: set[int]) -> Iterator[torch.Tensor]:
+    if id(holder) in seen:
+        return
+    seen.add(id(holder))
+    if isinstance(holder, torch.Tensor):
+        yield holder
+    elif isinstance(holder, dict):
+        for each in holder.values():
+            yield from _tensors(each, seen)
+    elif isinstance(holder, list | tuple):
+        for each in holder:
+            yield from _tensors(each, seen)
+    elif hasattr(holder, "__dict__") and not isinstance(holder, type):
+        yield from _tensors(vars(holder), seen)
+
+
+def _head_dim(text: Any, num_heads: int | None) -> int | None:
+    found = [each for name in _HEAD_DIMS if (each := _number(text, name)) is not None]
+    parts = [_number(text, name) for name in ("qk_nope_head_dim", "qk_rope_head_dim")]
+    if parts[0] is not None and parts[1] is not None:
+        return parts[0] + parts[1]
+    if found:
+        return max(found)
+    hidden = _number(text, "hidden_size")
+    return hidden // num_heads if hidden and num_heads else None
+
+
+def _window(text: Any) -> int | None:
+    """The sliding window, where some layer uses it."""
+    window = _number(text, "sliding_window")
+    layer_types = setting(text, "layer_types")
+    if layer_types is not None:
+        return window if "sliding_attention" in layer_types else None
+    return window if getattr(text, "use_sliding_window", True) else None
+
+
+def _softcap(text: Any) -> float | None:
+    found = setting(text, "attn_logit_softcapping")
+    return float(found) if isinstance(found, int | float) and found else None
+
+
+def _number(config: Any, name: str) -> int | None:
+    found = setting(config, name)
+    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None

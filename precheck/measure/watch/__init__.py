@@ -1,0 +1,1 @@
+"""Every operation that ran: where, and how large its result became."""

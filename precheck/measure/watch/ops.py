@@ -1,0 +1,246 @@
+"""Watches every operation of a run: where it happened, what it read, and how large it became.
+
+Idea. A ``TorchDispatchMode`` sees each ATen operation below autograd, after composite functions
+are taken apart, whatever the modeling code looks like. Hooks on every module keep a stack of
+names, so that an operation knows the module it ran in. One ``torch.aminmax`` per output says
+whether it is finite and how large it is: it reads the tensor once and hands NaN on. The results
+stay on the device until a unit is over and are then fetched together.
+
+Assumptions. Operations that only view or move data cannot make a fault and are not reduced. Of an
+operation with several outputs the first floating-point one is watched. A tensor keeps its Python
+identity while it lives, which is what links an operation to those it reads from.
+
+What it cannot see: inside one kernel (fused attention, the accumulator of a product), what is
+computed without a dispatched operation, and what the hooks themselves switch off (fusions).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from precheck.measure.watch.float16_sums import Float16Sums
+from precheck.measure.watch.op_kinds import CASTS, FUSED_ATTENTION, OpKind, op_kind
+from precheck.measure.watch.reduce import MASK_SENTINEL
+from precheck.measure.watch.segment import HIDDEN, OTHER, WEIGHT, OpNode, Origin, Segment
+from precheck.measure.watch.source_line import source_line
+from precheck.measure.watch.trees import tensors_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch import Tensor
+    from torch._ops import OpOverload
+
+    from precheck.measure.probes.batch import RealTokens
+    from precheck.measure.watch.module_stack import ModuleStack
+    from precheck.measure.watch.rounded_products import RoundedProducts
+
+
+class Examination(Protocol):
+    """Looks at operations more closely, one by one, while they run."""
+
+    def before(self, tensors: list[Tensor], *, overwrites: bool) -> None:
+        """The inputs of the next operation, which may write into one of them."""
+
+    def viewed(self, base: Tensor, views: list[Tensor]) -> None:
+        """``views`` share the storage of ``base``."""
+
+    def ran(self, node: OpNode, tensors: list[Tensor], output: Tensor) -> None:
+        """``node`` made the floating-point ``output`` out of ``tensors``."""
+
+    def handed_on(self, output: Tensor) -> None:
+        """The last operation made something complex, such as a rotation by ``view_as_complex``."""
+
+
+class OpWatcher(TorchDispatchMode):
+    """Records every operation of one run into the current segment.
+
+    ``check`` runs before each operation and may raise to leave the forward. While ``examination``
+    is set, every operation is shown to it. ``products`` computes matrix products where the device
+    has no arithmetic for the run's dtype.
+
+    ``device`` is the run's, where its parameters come and go: code that asks an absent one for its
+    device is told this one, and an operation on an absent one raises.
+    """
+
+    def __init__(
+        self,
+        *,
+        stack: ModuleStack | None,
+        weights: dict[int, str],
+        real_tokens: RealTokens,
+        check: Callable[[], None],
+        products: RoundedProducts | Float16Sums | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.segment = Segment()
+        self.examination: Examination | None = None
+        self.paused = False
+        self.num_watched = 0
+        self.unwatched: Counter[str] = Counter()
+        self._stack = stack
+        self._weights = weights
+        self._real_tokens = real_tokens
+        self._check = check
+        self._products = products
+        self._device = device
+        self._origins: dict[int, Origin] = {}
+        self._ran_at: tuple[str, tuple[str, int]] | None = None
+        """Module and source line of an operation that ran before; None of one that runs."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: the wrapper that keeps the compiler out would cost more than the handler itself."""
+        return False
+
+    def begin(self, hidden: Iterable[Tensor] = ()) -> None:
+        """Opens a segment; ``hidden`` are the tensors it starts from that carry activations."""
+        self.segment = Segment()
+        self._origins = {id(each): Origin(HIDDEN, 0) for each in hidden}
+
+    def end(self) -> Segment:
+        """The segment, its numbers fetched."""
+        self.segment.fetch()
+        return self.segment
+
+    def __torch_dispatch__(
+        self, func: OpOverload, _types: object, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
+        self._check()
+        tensors = list(tensors_in((args, kwargs)))
+        if self._device is not None:
+            kwargs = self._on_device(kwargs, tensors)
+        if self.examination is not None:
+            self.examination.before(tensors, overwrites=op_kind(func).overwrites)
+        products = self._products
+        if products is not None and products.takes(op_kind(func).name, tensors):
+            output = products.compute(func, args, kwargs)
+        else:
+            output = func(*args, **kwargs)
+        self._record(func, args, tensors, output)
+        return output
+
+    def _on_device(self, kwargs: dict[str, Any], tensors: list[Tensor]) -> dict[str, Any]:
+        """``ids.to(embedding.weight.device)`` is asked before the weight is there.
+
+        Raises:
+            RuntimeError: an operation on tensors without values, which torch may answer with
+                whatever lies in memory.
+        """
+        if any(each.is_meta for each in tensors):
+            raise RuntimeError("an operation on a meta tensor")
+        asked = kwargs.get("device")
+        if asked is None or torch.device(asked).type != "meta":
+            return kwargs
+        return {**kwargs, "device": self._device}
+
+    def replay(
+        self,
+        func: OpOverload,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+        *,
+        module: str,
+        source: tuple[str, int],
+    ) -> None:
+        """Records an operation that ran before, in ``module``, at file and line ``source``."""
+        tensors = list(tensors_in((args, kwargs)))
+        if self.examination is not None:
+            self.examination.before(tensors, overwrites=False)
+        self._ran_at = (module, source)
+        try:
+            self._record(func, args, tensors, output)
+        finally:
+            self._ran_at = None
+
+    def _record(self, func: OpOverload, args: Any, tensors: list[Tensor], output: Any) -> None:
+        kind = op_kind(func)
+        outputs = list(tensors_in(output))
+        if not outputs:
+            return
+        if kind.is_view:
+            self._record_view(tensors[0], outputs)
+            self._skip(kind.name)
+            return
+        node = self._node(kind, args, tensors, outputs[0])
+        for each in outputs:
+            self._origins[id(each)] = Origin(node.index, 0)
+        if kind.name == "aten.topk":
+            self.segment.routes.append(outputs[1])
+        if FUSED_ATTENTION in kind.name:
+            self.segment.scores.append((node, tensors[0], tensors[1]))
+        self._reduce(kind, node, outputs[0])
+        self._examine(node, tensors, outputs[0])
+
+    def _examine(self, node: OpNode, tensors: list[Tensor], output: Tensor) -> None:
+        if self.examination is None:
+            return
+        if output.is_floating_point():
+            self.examination.ran(node, tensors, output)
+        elif output.is_complex():
+            self.examination.handed_on(output)
+
+    def _record_view(self, base: Tensor, views: list[Tensor]) -> None:
+        origin = self._origin(base)
+        for each in views:
+            self._origins[id(each)] = Origin(origin.node, int(each.storage_offset()))
+        if self.examination is not None:
+            self.examination.viewed(base, views)
+
+    def _reduce(self, kind: OpKind, node: OpNode, output: Tensor) -> None:
+        if kind.is_move or not output.is_floating_point() or output.numel() == 0:
+            self._skip(kind.name)
+            return
+        self.num_watched += 1
+        self.segment.reduce_later(node, output)
+        real = self._real_tokens.select(output)
+        if real is output:
+            node.is_all_real = True
+        elif real is not None and real.numel():
+            self.segment.reduce_later(node, real, is_real=True)
+
+    def _skip(self, name: str) -> None:
+        self.unwatched[name] += 1
+
+    def _node(self, kind: OpKind, args: Any, tensors: list[Tensor], output: Tensor) -> OpNode:
+        is_cast = kind.name in CASTS
+        if self._ran_at is None:
+            assert self._stack is not None  # noqa: S101  only replays have none
+            module = self._stack.names[-1]
+            filename, line = source_line(sys._getframe(2))  # noqa: SLF001  inspect.stack reads files
+        else:
+            module, (filename, line) = self._ran_at
+        node = OpNode(
+            index=len(self.segment.nodes),
+            module=module,
+            op=kind.name,
+            ordinal=0 if is_cast else self.segment.ordinal(module, kind.name),
+            inputs=tuple(self._origin(each) for each in tensors),
+            shape=tuple(output.shape),
+            dtype=output.dtype if output.is_floating_point() else None,
+            is_cast=is_cast,
+            has_mask_scalar=any(isinstance(each, float) and each <= MASK_SENTINEL for each in args),
+            filename=filename,
+            line=line,
+        )
+        if isinstance(self._products, Float16Sums):
+            node.sum_bound = self._products.bound
+            node.overflowed_inside = self._products.is_inside
+        self.segment.nodes.append(node)
+        return node
+
+    def _origin(self, tensor: Tensor) -> Origin:
+        # first: a parameter that has just come may have the identity of an output that is gone
+        if id(tensor) in self._weights:
+            return Origin(WEIGHT, 0)
+        return self._origins.get(id(tensor)) or Origin(OTHER, 0)

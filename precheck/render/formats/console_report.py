@@ -1,0 +1,164 @@
+"""The report as a person reads it in ten seconds, in a terminal of any width."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from precheck.records.finding import Severity
+from precheck.render.parts.advice import advice
+from precheck.render.parts.culprit import culprit_panel, focus, layers_around
+from precheck.render.parts.deployment import deployment
+from precheck.render.parts.generation_table import generation_tables
+from precheck.render.parts.headline import headline, identity, scope
+from precheck.render.parts.layer_table import layer_tables
+from precheck.render.parts.run_table import run_table
+from precheck.render.parts.words import SEVERITY_MARKS, VERDICT_MARKS, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rich.console import RenderableType
+
+    from precheck.records.finding import Finding
+    from precheck.records.report import Report
+    from precheck.render.parts.headline import Headline
+
+_WIDEST_PROSE = 110
+"""Columns; longer lines are hard to read, whatever room there is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsoleReport:
+    """Text for a terminal; ``all_layers`` adds every layer of every run."""
+
+    extension: str = ".txt"
+    width: int = 100
+    colour: bool = False
+    all_layers: bool = True
+
+    def render(self, report: Report) -> str:
+        """The report as text, with a line break at the end and no trailing blanks."""
+        return render_console(
+            report, width=self.width, colour=self.colour, all_layers=self.all_layers
+        )
+
+
+def render_console(report: Report, *, width: int, colour: bool, all_layers: bool = False) -> str:
+    """The report as text.
+
+    Args:
+        report: what to show.
+        width: columns of the terminal.
+        colour: with ANSI colours; nothing is told by colour alone.
+        all_layers: every layer of every run as well.
+    """
+    out = io.StringIO()
+    console = Console(
+        file=out,
+        width=width,
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        no_color=not colour,
+        legacy_windows=False,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        # The text depends on the arguments alone, not on FORCE_COLOR or COLUMNS.
+        _environ={},
+    )
+    prose = min(width, _WIDEST_PROSE)
+    for number, section in enumerate(
+        _sections(report, prose=prose, width=width, all_layers=all_layers)
+    ):
+        if number:
+            console.print()
+        for renderable in section:
+            console.print(renderable)
+    return "\n".join(line.rstrip() for line in out.getvalue().split("\n"))
+
+
+def _sections(
+    report: Report, *, prose: int, width: int, all_layers: bool
+) -> Iterator[Sequence[RenderableType]]:
+    """Everything there is to print, in the order of its weight."""
+
+    def narrow(renderable: RenderableType, *, indent: int = 0) -> RenderableType:
+        return Padding(renderable, (0, width - prose, 0, indent), expand=False)
+
+    yield (
+        narrow(_marked(headline(report))),
+        narrow(Text(scope(report), style="dim"), indent=2),
+        narrow(Text(identity(report), style="dim"), indent=2),
+    )
+    if not report.is_static:
+        yield (run_table(report, width=width),)
+    if (panel := culprit_panel(report, width=prose)) is not None:
+        yield (panel,)
+    yield from (_all_layers if all_layers else _layers_around)(report, width=width)
+    for title, written in generation_tables(report, width=width):
+        yield (Text(title, style="bold"), written)
+    for finding in report.findings:
+        yield (narrow(_finding(finding, report=report)),)
+    if told := [each.code for each in report.findings if each.severity is not Severity.NOTE]:
+        yield (Text(f"More on a finding: precheck explain {shown(told[0])}", style="dim"),)
+    yield tuple(narrow(each) for each in advice(report))
+    for section in deployment(report, width=prose):
+        yield tuple(narrow(each) for each in section)
+
+
+def _marked(line: Headline) -> RenderableType:
+    mark = VERDICT_MARKS[line.verdict]
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_row(
+        *(Text(part, style=f"bold {mark.style}") for part in (mark.symbol, shown(line.words)))
+    )
+    return grid
+
+
+def _layers_around(report: Report, *, width: int) -> Iterator[Sequence[RenderableType]]:
+    around = layers_around(report, width=width)
+    if around is not None:
+        at = focus(report)
+        name = "" if at is None else f", {shown(at.run.attn_implementation)}"
+        yield (Text(f"Layers around it{name}", style="bold"), around)
+
+
+def _all_layers(report: Report, *, width: int) -> Iterator[Sequence[RenderableType]]:
+    title = Text("Largest value after each layer", style="bold")
+    for number, layers in enumerate(layer_tables(report, width=width)):
+        yield (layers,) if number else (title, layers)
+
+
+def _finding(finding: Finding, *, report: Report) -> RenderableType:
+    """Code and message; what to do and what not, unless it is a note."""
+    mark = SEVERITY_MARKS[finding.severity]
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    label = Text(f"{mark.symbol} {shown(finding.code)} {finding.severity}", style=mark.style)
+    grid.add_row(label, Text(shown(_short(finding, report=report))))
+    if finding.severity is not Severity.NOTE:
+        grid.add_row("", Text(f"→ {shown(finding.advice)}"))
+        if finding.in_vain:
+            grid.add_row("", Text(shown(finding.in_vain), style="dim"))
+    if finding.accepted is not None:
+        grid.add_row("", Text(f"accepted: {shown(finding.accepted)}", style="green"))
+    return grid
+
+
+def _short(finding: Finding, *, report: Report) -> str:
+    """The message; of the finding that the culprit panel tells in full, the first sentence."""
+    at = focus(report)
+    overflow = at.run.first_overflow if at else None
+    told = overflow is not None and (finding.module, finding.source) == (
+        overflow.module,
+        overflow.source,
+    )
+    return finding.message.split(". ", 1)[0] if told else finding.message

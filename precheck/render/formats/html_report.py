@@ -1,0 +1,155 @@
+"""The report as one HTML file: no script, no network; for screens, phones and paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, NamedTuple
+
+from rich.text import Text
+
+from precheck.facts.findings import explanations
+from precheck.records.finding import Verdict
+from precheck.render.parts.charts import charts
+from precheck.render.parts.columns import Column, filled
+from precheck.render.parts.culprit import columns_around, culprit_facts, focus
+from precheck.render.parts.deployment import comparison_columns
+from precheck.render.parts.environment import environment_facts
+from precheck.render.parts.generation_table import generation_columns
+from precheck.render.parts.headline import headline, identity, scope
+from precheck.render.parts.layer_table import layer_columns
+from precheck.render.parts.reproduction import install_command, own_prompts, scan_command
+from precheck.render.parts.run_table import run_columns
+from precheck.render.parts.source_link import source_link
+from precheck.render.parts.words import DASH, SEVERITY_MARKS, VERDICT_MARKS, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jinja2 import Template
+    from markupsafe import Markup
+
+    from precheck.records.report import Report, Run
+
+_LONGEST_TEXT = 400
+
+
+class _Table(NamedTuple):
+    caption: str
+    headers: list[str]
+    rows: list[list[Text]]
+    numbers: list[bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HtmlReport:
+    """A self-contained page."""
+
+    extension: str = ".html"
+
+    def render(self, report: Report) -> str:
+        """The whole page; all text from outside is escaped, and no script may run in it."""
+        line = headline(report)
+        at = focus(report)
+        overflow = at.run.first_overflow if at else None
+        return _template().render(
+            line=line,
+            mark=VERDICT_MARKS[line.verdict],
+            identity=identity(report),
+            scope=scope(report),
+            report=report,
+            recommendations=report.recommendations,
+            runs=_table("What was measured", run_columns(report)),
+            devices=_table("Devices", comparison_columns(report)),
+            culprit=culprit_facts(report, at.run, overflow) if at and overflow else [],
+            culprit_of=at.run.name if at else "",
+            culprit_link=source_link(
+                report, source=overflow.source, source_file=overflow.source_file
+            )
+            if overflow
+            else None,
+            around=_table("Layers around it", columns_around(report)),
+            charts=list(charts(report)),
+            probes=_table("What each probe did", _probe_columns(report)),
+            findings=report.findings,
+            severity_marks=SEVERITY_MARKS,
+            explained=_explained(report),
+            written=[
+                _table(title, columns)
+                for title, columns in generation_columns(report, longest=_LONGEST_TEXT)
+            ],
+            layers=_table("Largest value after each layer", layer_columns(report)),
+            environment=environment_facts(report.environment),
+            install=install_command(report),
+            scan=scan_command(report),
+            own_prompts=own_prompts(report),
+        )
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415  only this format needs it
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["shown"] = shown
+    text = files("precheck.render").joinpath("report.html").read_text(encoding="utf-8")
+    return environment.from_string(text)
+
+
+def _table(caption: str, columns: Sequence[Column]) -> _Table | None:
+    kept = filled(columns)
+    if not kept or not kept[0].cells:
+        return None
+    return _Table(
+        caption=caption,
+        headers=[each.header.replace("\n", " ").strip() for each in kept],
+        rows=[list(row) for row in zip(*(each.cells for each in kept), strict=True)],
+        numbers=[each.justify == "right" for each in kept],
+    )
+
+
+def _probe_columns(report: Report) -> list[Column]:
+    """A row for each probe, and what every run that breaks does with it."""
+    broken = [run for run in report.runs if run.overflows]
+
+    def column(header: str, cells: list[Text], *, is_number: bool = False) -> Column:
+        return Column(header=header, cells=cells, justify="right" if is_number else "left")
+
+    return [
+        column("probe", [Text(shown(each.name)) for each in report.probes]),
+        column("kind", [Text(shown(each.kind)) for each in report.probes]),
+        column("tokens", [Text(f"{each.num_tokens:,}") for each in report.probes], is_number=True),
+        *(
+            column(shown(run.name), [_probe_cell(run, each.name) for each in report.probes])
+            for run in broken
+        ),
+    ]
+
+
+def _probe_cell(run: Run, probe: str) -> Text:
+    """The first overflow in a probe, and the first of its tokens that is hit."""
+    found = next((each for each in run.overflows if probe in each.probes), None)
+    if found is None:
+        return Text(DASH)
+    mark = VERDICT_MARKS[Verdict.ABSORBED if found.absorbed else Verdict.OVERFLOW]
+    place = str(found.section) if found.layer is None else f"layer {found.layer}"
+    position = found.first_positions.get(probe)
+    token = "" if position is None else f", token {position}"
+    return Text(f"{mark.symbol} {place}{token}", style=mark.style)
+
+
+def _explained(report: Report) -> dict[str, Markup]:
+    """The documentation of each code, as HTML; it is our own text."""
+    from markdown_it import MarkdownIt  # noqa: PLC0415  only this format needs them
+    from markupsafe import Markup  # noqa: PLC0415
+
+    known = explanations()
+    markdown = MarkdownIt("commonmark", {"html": False})
+    return {
+        code: Markup(markdown.render(known[code].text))  # noqa: S704  it comes with precheck
+        for code in {each.code for each in report.findings}
+        if code in known
+    }

@@ -1,0 +1,158 @@
+"""A section for a model card: how large the model's activations get, and what it runs in.
+
+Published research asks that every model card tell it ("Measuring Maximum Activations in Open Large
+Language Models", https://arxiv.org/abs/2605.15572).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.text import Text
+
+from precheck.records.finding import USABLE
+from precheck.records.precision import Accumulation, Dtype
+from precheck.records.quantities import bits, counted, magnitude
+from precheck.records.tightest import tightest
+from precheck.render.parts import markdown
+from precheck.render.parts.columns import Column
+from precheck.render.parts.headline import scope
+from precheck.render.parts.words import DASH, shown, verdict_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from precheck.records.report import Report, Run
+    from precheck.records.traces import LayerTrace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """Markdown for a model card, with the figures as YAML metadata before it."""
+
+    extension: str = ".md"
+
+    def render(self, report: Report) -> str:
+        """The section; the metadata is what huggingface_hub's ``ModelCard`` reads.
+
+        **Source**: the ``model-index`` of
+        https://github.com/huggingface/hub-docs/blob/main/modelcard.md
+        """
+        metadata = yaml.safe_dump(_metadata(report), allow_unicode=True, sort_keys=False)
+        return f"---\n{metadata}---\n\n" + "\n\n".join(_sections(report)) + "\n"
+
+
+def _metadata(report: Report) -> dict[str, Any]:
+    name = shown(report.model.local_id.rstrip("/").rpartition("/")[2] or "model")
+    metrics = [
+        {
+            "type": "max_activation",
+            "name": f"Maximum activation, {shown(run.name)}",
+            "value": largest.abs_max,
+            "verified": False,
+        }
+        for run in report.runs
+        if (largest := _largest(run)) is not None
+    ]
+    if not metrics:
+        return {"tags": ["precheck"]}
+    probes = counted(len(report.probes), "probe")
+    result = {
+        "task": {"type": "text-generation"},
+        "dataset": {
+            "type": "precheck-probes",
+            "name": f"precheck {shown(report.precheck_version)}, {probes}",
+        },
+        "metrics": metrics,
+    }
+    return {"tags": ["precheck"], "model-index": [{"name": name, "results": [result]}]}
+
+
+def _sections(report: Report) -> Iterator[str]:
+    yield "## Numerical range and precision"
+    yield _safe(report)
+    if report.runs:
+        yield markdown.table(_columns(report))
+    yield _how(report)
+
+
+def _safe(report: Report) -> str:
+    if report.is_static:
+        return "Nothing was run: no configuration was measured."
+    safe = [
+        markdown.code(run.name)
+        for run in report.runs
+        if run.verdict in USABLE and not _is_sums(run)
+    ]
+    unsafe = [markdown.code(run.name) for run in report.runs if run.verdict not in USABLE]
+    told = [f"Measured safe: {', '.join(safe)}." if safe else "No configuration was measured safe."]
+    if unsafe:
+        told.append(f"Not safe: {', '.join(unsafe)}.")
+    return " ".join(told)
+
+
+def _is_sums(run: Run) -> bool:
+    """What a kernel with float16 sums does is no configuration that one would choose."""
+    return run.accumulation is Accumulation.FLOAT16
+
+
+def _columns(report: Report) -> list[Column]:
+    def column(header: str, cells: list[str], *, is_number: bool = False) -> Column:
+        texts = [Text(each) for each in cells]
+        return Column(header=header, cells=texts, justify="right" if is_number else "left")
+
+    largest = [_largest(run) for run in report.runs]
+    return [
+        column("configuration", [run.name for run in report.runs]),
+        column("verdict", [verdict_text(run.verdict).plain for run in report.runs]),
+        column(
+            "maximum activation",
+            [_reached(run) for run in report.runs],
+            is_number=True,
+        ),
+        column("where", ["" if each is None else each.module for each in largest]),
+        column(
+            "bits of headroom", [_bits_left(report, run) for run in report.runs], is_number=True
+        ),
+    ]
+
+
+def _reached(run: Run) -> str:
+    largest = _largest(run)
+    if largest is not None:
+        return magnitude(largest.abs_max or 0.0)
+    return "not finite" if run.layers else DASH
+
+
+def _bits_left(report: Report, run: Run) -> str:
+    """The least over every operation, not of the residual stream alone."""
+    found = tightest(report.headroom, run.configuration)
+    return DASH if found is None or run.dtype is Dtype.FLOAT32 else bits(found[1])
+
+
+def _largest(run: Run) -> LayerTrace | None:
+    """None for a run that is not finite somewhere: what it reached until then is no maximum."""
+    if not all(layer.is_finite for layer in run.layers):
+        return None
+    found = [layer for layer in run.layers if layer.abs_max is not None]
+    return max(found, key=lambda layer: layer.abs_max or 0.0, default=None)
+
+
+def _how(report: Report) -> str:
+    libraries = report.environment.libraries
+    versions = ", ".join(
+        f"{name} {libraries[name]}" for name in ("torch", "transformers") if name in libraries
+    )
+    devices = ", ".join(dict.fromkeys(run.device for run in report.runs)) or "no device"
+    weights = report.checkpoint.digest
+    told = [
+        "Maximum activation: the largest finite value of the residual stream after any layer;",
+        "headroom: log2 of the dtype's limit over the largest value of the tightest operation;",
+        f"both over {counted(report.coverage.num_tokens, 'token')}.",
+        f"Measured by precheck {report.precheck_version} on {devices} with {versions};",
+        f"{scope(report)}.",
+        *([f"Digest of the weights: {weights}."] if weights else []),
+    ]
+    return markdown.prose(" ".join(told))

@@ -1,0 +1,1 @@
+"""What formats and screens are made of."""

@@ -1,0 +1,80 @@
+"""What every run wrote behind a prompt, and where it parts from float32 or breaks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from precheck.render.parts.columns import Column, table
+from precheck.render.parts.words import DASH, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.table import Table
+
+    from precheck.records.report import Report, Run
+    from precheck.records.traces import Generation
+
+_REST = 58
+"""Columns that are not the text's."""
+_SHORTEST = 20
+
+
+def generation_tables(report: Report, *, width: int) -> Iterator[tuple[str, Table]]:
+    """A title and a table for each prompt that was continued."""
+    longest = max(_SHORTEST, width - _REST)
+    for title, columns in generation_columns(report, longest=longest):
+        yield title, table(columns, width=width)
+
+
+def generation_columns(report: Report, *, longest: int) -> Iterator[tuple[str, list[Column]]]:
+    """A title and the columns for each prompt, texts cut at ``longest`` characters."""
+    prompts = dict.fromkeys(each.probe for run in report.runs for each in run.generations)
+    for prompt in prompts:
+        rows = [
+            (run, each) for run in report.runs for each in run.generations if each.probe == prompt
+        ]
+        yield f"Written behind {shown(prompt)}", _columns(rows, longest=longest)
+
+
+def _columns(rows: list[tuple[Run, Generation]], *, longest: int) -> list[Column]:
+    def words(header: str, cells: list[str], *, rank: int = 0) -> Column:
+        return Column(
+            header=header, cells=[Text(shown(each)) for each in cells], rank=rank, justify="left"
+        )
+
+    return [
+        words("run", [run.name for run, _ in rows]),
+        words("way", [each.way for _, each in rows]),
+        Column(
+            header="parts at",
+            cells=[Text(_token(each.first_difference)) for _, each in rows],
+            rank=1,
+        ),
+        Column(
+            header="breaks after",
+            cells=[
+                Text(_tokens(each.broken_step), style="" if each.broken_step is None else "red")
+                for _, each in rows
+            ],
+        ),
+        words("text", [_text(each)[:longest] for _, each in rows]),
+    ]
+
+
+def _token(index: int | None) -> str:
+    return DASH if index is None else f"token {index}"
+
+
+def _tokens(step: int | None) -> str:
+    if step is None:
+        return DASH
+    return "the prompt" if step == 0 else f"{step} token{'s' if step > 1 else ''}"
+
+
+def _text(each: Generation) -> str:
+    """The text, and the error that ended it."""
+    text = repr(each.text or "")
+    return text if each.error is None else f"{each.error} after {text}"

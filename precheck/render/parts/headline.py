@@ -1,0 +1,159 @@
+"""The verdict line: what a reader takes away who reads nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from precheck.records.finding import USABLE, Severity, Verdict
+from precheck.records.quantities import counted, first_sentence, listed
+from precheck.records.traces import Section
+from precheck.render.parts.words import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from precheck.records.finding import Finding
+    from precheck.records.report import Report, Run
+    from precheck.records.traces import Overflow
+
+_SAYS = {
+    Verdict.OVERFLOW: ("overflows", "overflow"),
+    Verdict.DEGRADED: ("loses accuracy", "lose accuracy"),
+    Verdict.FAILED: ("could not be run", "could not be run"),
+    Verdict.ABSORBED: ("absorbs an overflow", "absorb an overflow"),
+    Verdict.LOW_HEADROOM: (
+        "has less than one bit of headroom",
+        "have less than one bit of headroom",
+    ),
+}
+"""What one run with the verdict does, and what several do; gravest for a reader first."""
+
+
+class Headline(NamedTuple):
+    """A line, and the verdict it is marked with."""
+
+    verdict: Verdict
+    words: str
+
+
+def headline(report: Report) -> Headline:
+    """One line with the gravest that was found, or that all is well."""
+    broken = _broken(report)
+    if broken is not None:
+        return Headline(Verdict.OVERFLOW, f"BROKEN: {first_sentence(broken.message)}")
+    if report.is_static:
+        return _static(report)
+    if not report.runs:
+        return Headline(Verdict.FAILED, "NOTHING WAS MEASURED")
+    said = [
+        f"{listed(names, most=2)} {words[len(names) > 1]}{_layers(report, verdict)}"
+        for verdict, words in _SAYS.items()
+        if (names := _names(report, verdict))
+    ]
+    if not said:
+        return Headline(Verdict.SAFE, f"SAFE in {_all(len(report.runs))} measured")
+    gravest = next(verdict for verdict in _SAYS if _names(report, verdict))
+    return Headline(gravest, "; ".join(said))
+
+
+def scope(report: Report) -> str:
+    """How far the verdict reaches."""
+    if report.is_static:
+        return "nothing was run: config, headers and weights were read, the rest is documented"
+    coverage = report.coverage
+    probes = counted(len(report.probes), "probe")
+    longest = counted(coverage.longest_probe_tokens, "token")
+    parts = [f"not tested beyond {longest} ({probes})"]
+    if _broken(report) is not None:
+        parts = ["the runs only show how broken weights round"]
+    elif _usable(report) < len(report.runs):
+        runs = counted(len(report.runs), "configuration")
+        parts.insert(0, f"{_usable(report)} of {runs} can be used")
+    if not report.complete:
+        parts.append(f"INCOMPLETE: {report.incomplete_reason or 'the scan ended early'}")
+    return shown("; ".join(parts))
+
+
+def identity(report: Report) -> str:
+    """Which model this is about."""
+    model = report.model
+    parts = [
+        model.id,
+        model.architecture,
+        counted(model.num_decoder_layers, "layer"),
+        f"{_parameters(model.num_parameters)} parameters",
+    ]
+    if model.deploy_dtype is not None:
+        parts.append(model.deploy_dtype)
+    if model.revision is not None:
+        parts.insert(1, f"@{model.revision[:12]}")
+    return shown(" · ".join(parts))
+
+
+def _static(report: Report) -> Headline:
+    """What speaks against the checkpoint as it would be loaded, without running it."""
+    declared = report.model.deploy_dtype
+    for severity, verdict in (
+        (Severity.ERROR, Verdict.OVERFLOW),
+        (Severity.WARNING, Verdict.LOW_HEADROOM),
+    ):
+        found = [each for each in report.findings if each.severity is severity]
+        if found:
+            gist = first_sentence(found[0].message).split("; ", 1)[0].split(" (", 1)[0]
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            return Headline(verdict, f"NOT RUN: {gist}{more}")
+    return Headline(Verdict.SAFE, f"NOT RUN: nothing is known against {declared}")
+
+
+def _broken(report: Report) -> Finding | None:
+    return next(
+        (
+            finding
+            for finding in report.findings
+            if finding.severity is Severity.ERROR
+            and (finding.code.startswith("PC5") or finding.code == "PC113")
+        ),
+        None,
+    )
+
+
+def _names(report: Report, verdict: Verdict) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(run.name for run in _of(report, verdict)))
+
+
+def _of(report: Report, verdict: Verdict) -> Iterable[Run]:
+    return (run for run in report.runs if run.verdict is verdict)
+
+
+def _layers(report: Report, verdict: Verdict) -> str:
+    places = {_place(run.first_overflow) for run in _of(report, verdict)}
+    (place, *others) = places
+    return "" if others or place is None else f" in {place}"
+
+
+def _place(overflow: Overflow | None) -> str | None:
+    """``layer 3``, and of which part if it is not the decoder's."""
+    if overflow is None or overflow.layer is None:
+        return None
+    part = "" if overflow.section is Section.DECODER else f"{overflow.section} "
+    return f"{part}layer {overflow.layer}"
+
+
+def _usable(report: Report) -> int:
+    return sum(run.verdict in USABLE for run in report.runs)
+
+
+def _all(number: int) -> str:
+    return "the one configuration" if number == 1 else f"all {number} configurations"
+
+
+def _parameters(number: int) -> str:
+    """A number of parameters, in millions or billions.
+
+    >>> _parameters(7_615_616_512), _parameters(1_214_080), _parameters(640)
+    ('7.6 B', '1.2 M', '640')
+    """
+    for unit, letter in ((1e9, " B"), (1e6, " M")):
+        if number >= unit:
+            return f"{number / unit:.1f}{letter}"
+    return f"{number:,}"

@@ -1,0 +1,83 @@
+"""Markdown as GitHub reads it, with everything that came from outside written out as text."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import TYPE_CHECKING
+
+from precheck.render.parts.columns import filled
+from precheck.render.parts.words import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from precheck.render.parts.columns import Column
+
+_PUNCTUATION = re.compile(r"([\\`*_{}\[\]<>|~#$!&])")
+_LONGEST_CELL = 300
+
+
+def prose(text: str, *, longest: int = 2000) -> str:
+    r"""Text that shows as it is: no markup, no HTML, no mention of a person, on one line.
+
+    >>> prose("<script> *a* @someone\n")
+    '\\<script\\> \\*a\\* @<!-- -->someone\\\\n'
+    """
+    escaped = _PUNCTUATION.sub(r"\\\1", shown(_cut(text, longest)))
+    return _unmentioned(escaped)
+
+
+def code(text: str, *, longest: int = _LONGEST_CELL) -> str:
+    r"""A code span; its fence is longer than any run of backticks inside.
+
+    >>> code("a`b"), code("")
+    ('``a`b``', '')
+    """
+    if not text:
+        return ""
+    inside = shown(_cut(text, longest))
+    fence = "`" * (max((len(run) for run in re.findall(r"`+", inside)), default=0) + 1)
+    gap = " " if inside.startswith("`") or inside.endswith("`") else ""
+    return f"{fence}{gap}{inside}{gap}{fence}"
+
+
+def block(lines: str, *, language: str = "") -> str:
+    """A fenced block; line breaks stay, everything else that acts on a terminal is written out."""
+    inside = "\n".join(shown(line) for line in lines.split("\n"))
+    fence = "`" * max(3, max((len(run) for run in re.findall(r"`+", inside)), default=0) + 1)
+    return f"{fence}{language}\n{inside}\n{fence}"
+
+
+def table(columns: Sequence[Column], *, step: int = 1) -> str:
+    """A table of these columns; with ``step`` 3 every third row."""
+    kept = filled(columns)
+    headers = [each.header.replace("\n", " ").strip() for each in kept]
+    marks = ["---:" if each.justify == "right" else "---" for each in kept]
+    rows = zip(*(each.cells[::step] for each in kept), strict=True)
+    body = ([_cell(cell.plain) for cell in row] for row in rows)
+    return "\n".join(map(_row, (map(_cell, headers), marks, *body)))
+
+
+def details(summary: str, body: str) -> str:
+    """Folded until a reader opens it."""
+    # backslashes mean nothing inside a block of HTML
+    title = _unmentioned(html.escape(shown(_cut(summary, _LONGEST_CELL))))
+    return f"<details>\n<summary>{title}</summary>\n\n{body}\n\n</details>"
+
+
+def _unmentioned(text: str) -> str:
+    """GitHub tells people whose name stands behind an @; a comment between them prevents it."""
+    return text.replace("@", "@<!-- -->")
+
+
+def _cell(text: str) -> str:
+    return prose(text.strip(), longest=_LONGEST_CELL)
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"

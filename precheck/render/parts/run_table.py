@@ -1,0 +1,126 @@
+"""One row for every run: its verdict, and the figures behind it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from precheck.records.finding import Verdict
+from precheck.records.loss import loss
+from precheck.records.precision import Accumulation, Dtype
+from precheck.records.quantities import bits, magnitude, nats, percent
+from precheck.records.tightest import tightest
+from precheck.records.traces import Section
+from precheck.render.parts.columns import Column, table
+from precheck.render.parts.words import DASH, shown, verdict_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.table import Table
+
+    from precheck.records.report import Report, Run
+    from precheck.records.traces import Headroom, Overflow
+
+_LONGEST_SYMPTOM = 80
+
+
+def run_table(report: Report, *, width: int) -> Table:
+    """The table of runs, as many columns as the width has room for."""
+    return table(run_columns(report), width=width)
+
+
+def run_columns(report: Report) -> tuple[Column, ...]:
+    """All that is told of the runs, a row each."""
+
+    def column(header: str, cell: Callable[[Run], str], *, rank: int) -> Column:
+        cells = [Text(shown(cell(run)), style=_style(run)) for run in report.runs]
+        return Column(header=header, cells=cells, rank=rank)
+
+    def words(header: str, cell: Callable[[Run], str], *, rank: int = 0) -> Column:
+        cells = [Text(shown(cell(run))) for run in report.runs]
+        return Column(header=header, cells=cells, rank=rank, justify="left")
+
+    return (
+        words("dtype", lambda run: run.dtype),
+        words("attention", _attention),
+        Column(
+            header="verdict",
+            cells=[verdict_text(run.verdict) for run in report.runs],
+            justify="left",
+        ),
+        words("where", lambda run: _where(report, run), rank=4),
+        column("max |x|", _largest, rank=6),
+        column("bits left", lambda run: _bits_left(report, run), rank=2),
+        column("KL", _divergence, rank=1),
+        column("top-1", _agreement, rank=3),
+        column("rel. error", _relative_error, rank=7),
+        column("perplexity", _perplexity, rank=8),
+        words("mechanism", _mechanism, rank=10),
+        words("a user sees", _symptom, rank=9),
+    )
+
+
+def _attention(run: Run) -> str:
+    sums = " (fp16 sums)" if run.accumulation is Accumulation.FLOAT16 else ""
+    return f"{run.attn_implementation}{sums}"
+
+
+def _style(run: Run) -> str:
+    """Dim for the reference, whose figures say nothing about a loss."""
+    return "dim" if run.dtype is Dtype.FLOAT32 else ""
+
+
+def _largest(run: Run) -> str:
+    found = [layer.abs_max for layer in run.layers if layer.abs_max is not None]
+    fault = not all(layer.is_finite for layer in run.layers)
+    return f"{magnitude(max(found)) if found else ''}{' NaN' if fault else ''}" or DASH
+
+
+def _bits_left(report: Report, run: Run) -> str:
+    found = tightest(report.headroom, run.configuration)
+    return bits(found[1]) if found and run.verdict is not Verdict.FAILED else DASH
+
+
+def _where(report: Report, run: Run) -> str:
+    """Of the overflow, else of the least headroom where that is what the verdict is about."""
+    place: Overflow | Headroom | None = run.first_overflow
+    if run.verdict is Verdict.LOW_HEADROOM:
+        found = tightest(report.headroom, run.configuration)
+        place = found[0] if found else None
+    if place is None:
+        return ""
+    if place.layer is None:
+        return str(place.section)
+    is_tower = place.section in {Section.VISION, Section.AUDIO}
+    return f"{place.section if is_tower else 'layer'} {place.layer}"
+
+
+def _mechanism(run: Run) -> str:
+    return run.first_overflow.mechanism.replace("_", " ") if run.first_overflow else ""
+
+
+def _divergence(run: Run) -> str:
+    figure = loss(run).kl_divergence
+    return DASH if figure is None or run.dtype is Dtype.FLOAT32 else nats(figure)
+
+
+def _agreement(run: Run) -> str:
+    if run.logits is None or run.logits.top1_agreement is None or run.dtype is Dtype.FLOAT32:
+        return DASH
+    return percent(run.logits.top1_agreement)
+
+
+def _relative_error(run: Run) -> str:
+    figure = loss(run).relative_error
+    return DASH if figure is None or run.dtype is Dtype.FLOAT32 else percent(figure)
+
+
+def _perplexity(run: Run) -> str:
+    figure = run.logits.perplexity if run.logits else None
+    return DASH if figure is None else magnitude(figure)
+
+
+def _symptom(run: Run) -> str:
+    return run.symptom.greedy[:_LONGEST_SYMPTOM] if run.symptom else ""

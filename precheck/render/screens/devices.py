@@ -1,0 +1,155 @@
+"""Devices: those of this machine, and what is known of all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from precheck.facts import attention, devices
+from precheck.facts.devices import DeviceRow, Float16Sums, Hardware
+from precheck.records.quantities import listed, num_bytes
+from precheck.render.parts.columns import GAP, Column, table
+from precheck.render.parts.printed import printed
+from precheck.render.parts.words import DASH, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from precheck.records.report import Device
+
+_LEAST_ROOM = 20
+"""Columns for the names of products, however narrow the terminal is."""
+
+_SUMS = {
+    Float16Sums.FLOAT32: "float32",
+    Float16Sums.SPLIT_K: "float32; partial sums of blocks may be added up in float16",
+    Float16Sums.UNKNOWN: "not known",
+}
+
+
+def render_devices(found: Sequence[Device], *, width: int, colour: bool) -> str:
+    """What is here, and a row for every kind of device that is known."""
+    return printed(
+        Text("Here", style="bold"),
+        _here(found, width=width),
+        Text(),
+        Text("Known", style="bold"),
+        _known(width=width),
+        Text(),
+        Text("one of them: precheck gpus NAME; advice for it: precheck scan MODEL --gpu NAME"),
+        width=width,
+        colour=colour,
+    )
+
+
+def render_device(device: Hardware, *, width: int, colour: bool) -> str:
+    """Everything known of one device, with its sources."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    fp8 = "not known" if device.fp8 is None else "native" if device.fp8 else "no"
+    rows = [
+        ("device", shown(device.name)),
+        ("kind", f"{device.kind}, {device.architecture}"),
+        ("capability", device.compute_capability or DASH),
+        ("memory", DASH if device.memory_bytes is None else num_bytes(device.memory_bytes)),
+        ("float16", device.float16.value),
+        ("bfloat16", device.bfloat16.value),
+        ("fp8", fp8),
+        ("slower than float32", ", ".join(device.slow) or DASH),
+        ("float32 costs", _cost(device)),
+        ("float16 products", f"added up in {_SUMS[device.float16_sums]}"),
+        ("attention", _attention(device)),
+        ("confidence", device.confidence.value),
+        *(("assumed", shown(each)) for each in device.assumptions),
+        *(("source" if not number else "", each) for number, each in enumerate(device.sources)),
+    ]
+    for label, text in rows:
+        grid.add_row(label, Text(text))
+    return printed(grid, width=width, colour=colour)
+
+
+def _here(found: Sequence[Device], *, width: int) -> Table:
+    known = [devices.of(each) for each in found]
+
+    def column(header: str, cells: list[str], *, rank: int = 0) -> Column:
+        return Column(
+            header=header, cells=[Text(shown(each)) for each in cells], rank=rank, justify="left"
+        )
+
+    return table(
+        (
+            column("device", [each.name for each in found]),
+            column("capability", [each.compute_capability or DASH for each in found]),
+            column("float16", [each.float16.value for each in known]),
+            column("bfloat16", [each.bfloat16.value for each in known]),
+            column("memory", [_size(each.memory_bytes) for each in found]),
+            column("free", [_size(each.memory_free_bytes) for each in found], rank=1),
+            column("driver", [each.driver or DASH for each in found], rank=2),
+            column("torch", ["yes" if each.is_usable else "cannot use it" for each in found]),
+            column("taken for", [each.architecture for each in known], rank=3),
+        ),
+        width=width,
+    )
+
+
+def _known(*, width: int) -> Table:
+    rows = devices.table().device
+
+    def column(header: str, cells: list[str], *, rank: int = 0) -> Column:
+        return Column(
+            header=header, cells=[Text(each) for each in cells], rank=rank, justify="left"
+        )
+
+    columns = (
+        column("id", [each.id for each in rows]),
+        column("float16", [each.float16.value for each in rows]),
+        column("bfloat16", [each.bfloat16.value for each in rows]),
+        column("fp8", ["yes" if each.fp8 else "no" for each in rows], rank=2),
+        column("FlashAttention", [_versions(each) for each in rows], rank=1),
+    )
+    room = max(_LEAST_ROOM, width - GAP - sum(each.width + GAP for each in columns))
+    names = [_products(each, room=room) for each in rows]
+    return table((*columns, column("what", names)), width=width)
+
+
+def _versions(row: DeviceRow) -> str:
+    """Versions with kernels for it; a question mark where that is not known."""
+    device = devices.find(row.id)
+    said = []
+    for each in attention.table().implementation:
+        runs = each.runs_on(device)
+        if each.version and runs is not False:
+            said.append(f"{each.version}{'' if runs else '?'}")
+    return " ".join(said) or DASH
+
+
+def _products(row: DeviceRow, *, room: int) -> str:
+    """As many names as there is room for, and how many there are besides."""
+    names = [each.name for each in row.products] or [row.architecture]
+    for most in range(len(names), 0, -1):
+        said = listed(tuple(names), most=most)
+        if len(said) <= room:
+            return said
+    return f"{names[0][: room - 1]}…"
+
+
+def _attention(device: Hardware) -> str:
+    names = [
+        f"{each.name}{'' if each.runs_on(device) else ' (not known)'}"
+        for each in attention.table().implementation
+        if each.runs_on(device) is not False
+    ]
+    return ", ".join(names)
+
+
+def _cost(device: Hardware) -> str:
+    if device.float32_cost is None:
+        return "not known"
+    return f"up to {device.float32_cost:g} times the time of 16-bit products, twice the memory"
+
+
+def _size(size: int | None) -> str:
+    return DASH if size is None else num_bytes(size)

@@ -1,0 +1,81 @@
+"""Two reports compared, for a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from precheck.render.parts.printed import printed
+from precheck.render.parts.words import SEVERITY_MARKS, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
+
+    from precheck.records.difference import Change, Difference
+    from precheck.records.finding import Finding
+
+
+def render_difference(
+    found: Difference, *, names: tuple[str, str], width: int, colour: bool
+) -> str:
+    """What most likely explains it first, then everything that differs.
+
+    Args:
+        found: what differs.
+        names: what the two reports are called.
+        width: columns of the terminal.
+        colour: with ANSI colours.
+    """
+    return printed(*_lines(found, names=names), width=width, colour=colour)
+
+
+def _lines(found: Difference, *, names: tuple[str, str]) -> Iterator[RenderableType]:
+    if found.is_empty:
+        yield Text("✓ no difference in verdicts, figures and findings", style="bold green")
+    else:
+        yield Text("✗ they differ", style="bold red")
+        for each in found.explanations:
+            yield Text(f"→ {shown(each)}")
+    groups = (
+        ("Runs", found.runs),
+        ("First layer that differs", found.layers),
+        ("Largest values", found.values),
+        ("Advice", found.advice),
+        ("Model and inputs", found.model),
+        ("Environment", found.environment),
+    )
+    for title, changes in groups:
+        if changes:
+            yield Text()
+            yield _changes(title, changes, names=names)
+    for title, findings in (("Gone", found.gone), ("New", found.new)):
+        if findings:
+            yield Text()
+            yield Text(f"{title} findings", style="bold")
+            yield from map(_finding, findings)
+
+
+def _changes(title: str, changes: tuple[Change, ...], *, names: tuple[str, str]) -> Table:
+    grid = Table(
+        box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_edge=False
+    )
+    grid.add_column(Text(title, style="bold"), ratio=3, overflow="fold")
+    for name in names:
+        grid.add_column(Text(shown(name)), ratio=4, overflow="fold")
+    for each in changes:
+        grid.add_row(*(Text(shown(part)) for part in (each.what, each.first, each.second)))
+    return grid
+
+
+def _finding(finding: Finding) -> Table:
+    mark = SEVERITY_MARKS[finding.severity]
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    label = Text(f"{mark.symbol} {shown(finding.code)} {finding.severity}", style=mark.style)
+    grid.add_row(label, Text(shown(finding.message)))
+    return grid

@@ -1,0 +1,193 @@
+"""What a fix did and what it was proved by: for a terminal, and for the model card."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.text import Text
+
+from precheck.records.fix import Exactness
+from precheck.records.quantities import bits, listed, magnitude, nats, percent
+from precheck.render.parts.columns import Column, table
+from precheck.render.parts.markdown import code, prose
+from precheck.render.parts.printed import printed
+from precheck.render.parts.words import DASH, shown, verdict_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rich.console import RenderableType
+
+    from precheck.records.fix import Fix, Proof, ProofRun, Room
+
+_LONGEST_TEXT = 40
+
+_EXACTNESS = {
+    Exactness.EXACT: "in float32 it gives the same logits, bit for bit",
+    Exactness.ROUNDED: "in float32 it gives the same logits but for rounding",
+    Exactness.EPSILONS: (
+        "in float32 it gives the same logits but for the epsilons of norms, which the config does "
+        "not let scale"
+    ),
+    Exactness.APPROXIMATE: "it computes nearly the same, as was allowed (--allow-approximate)",
+}
+
+
+def render_fix(fix: Fix, *, width: int, colour: bool) -> str:
+    """The whole story on a terminal of this width."""
+    return printed(Group(*_blocks(fix, width=width)), width=width, colour=colour)
+
+
+def _blocks(fix: Fix, *, width: int) -> Iterator[RenderableType]:
+    mark, style = ("✓", "green") if fix.holds else ("✗", "red")
+    yield Text(f"{mark} {shown(fix.model)}: {shown(fix.sentence)}", style=f"bold {style}")
+    for each in fix.reasons:
+        yield Text(f"  {shown(each)}")
+    if fix.factors:
+        yield Text()
+        yield from (Text(f"  {shown(each)}") for each in changes(fix))
+    if fix.rooms and fix.factors:
+        yield Text()
+        yield table(_room_columns(fix.rooms), width=width)
+    if fix.proof is not None:
+        yield from _proof_blocks(fix, fix.proof, width=width)
+
+
+def changes(fix: Fix) -> Iterator[str]:
+    """What was multiplied, a line for each kind of thing."""
+    count = {(each.power, each.shift is not None) for each in fix.factors}
+    for power, is_shifted in sorted(count):
+        names = [
+            each.parameter
+            for each in fix.factors
+            if (each.power, each.shift is not None) == (power, is_shifted)
+        ]
+        what = "1 + w of " if is_shifted else ""
+        yield f"x 2^{power:<4} {what}{listed(tuple(names), most=1)}"
+    for each in fix.settings:
+        yield f"{each.name} {each.before:g} -> {each.after:g}"
+
+
+def _room_columns(rooms: Sequence[Room]) -> tuple[Column, ...]:
+    def left(header: str, cells: list[str], *, rank: int = 0) -> Column:
+        return Column(
+            header=header, cells=[Text(shown(each)) for each in cells], rank=rank, justify="left"
+        )
+
+    return (
+        left("result of", [each.module or "the model" for each in rooms]),
+        left("operation", [each.op for each in rooms], rank=2),
+        left("source", [each.source for each in rooms], rank=1),
+        Column(header="largest", cells=[Text(magnitude(each.abs_max)) for each in rooms]),
+        Column(header="bits before", cells=[_bits(each.before_bits) for each in rooms]),
+        Column(header="after", cells=[_bits(each.after_bits) for each in rooms]),
+    )
+
+
+def _bits(value: float | None) -> Text:
+    if value is None:
+        return Text(DASH)
+    return Text(bits(value), style="red" if value < 0 else "")
+
+
+def _proof_blocks(fix: Fix, proof: Proof, *, width: int) -> Iterator[RenderableType]:
+    held = "Proved" if proof.holds else "Not proved"
+    yield Text()
+    yield Text(
+        f"{held} on {proof.num_tokens:,} tokens that were not used to choose: "
+        f"{_EXACTNESS[proof.exactness]}",
+        style="bold",
+    )
+    yield from (Text(f"  {shown(each)}", style="red") for each in proof.objections)
+    yield table(_run_columns(proof.runs), width=width)
+    if not proof.headroom:
+        return
+    yield Text()
+    yield table(
+        (
+            Column(
+                header=f"least headroom in {fix.dtype}",
+                cells=[Text(each.mechanism.replace("_", " ")) for each in proof.headroom],
+                justify="left",
+            ),
+            Column(header="bits before", cells=[_bits(e.before_bits) for e in proof.headroom]),
+            Column(header="after", cells=[_bits(e.after_bits) for e in proof.headroom]),
+        ),
+        width=width,
+    )
+    yield Text(f"  {_rounded(proof)}")
+
+
+def _rounded(proof: Proof) -> str:
+    total = max(1, proof.num_changed)
+    return (
+        f"of {proof.num_changed:,} values that were multiplied, in float16 "
+        f"{percent(proof.num_became_zero / total)} became zero, "
+        f"{percent(proof.num_became_subnormal / total)} subnormal"
+    )
+
+
+def _run_columns(runs: Sequence[ProofRun]) -> tuple[Column, ...]:
+    def figures(header: str, cells: list[str], *, rank: int = 0) -> Column:
+        return Column(header=header, cells=[Text(each) for each in cells], rank=rank)
+
+    return (
+        Column(
+            header="run",
+            cells=[
+                Text(f"{e.checkpoint} {e.dtype} + {shown(e.attn_implementation)}") for e in runs
+            ],
+            justify="left",
+        ),
+        Column(header="verdict", cells=[verdict_text(e.verdict) for e in runs], justify="left"),
+        figures("KL", [DASH if (kl := e.kl_divergence_mean) is None else nats(kl) for e in runs]),
+        figures(
+            "top-1",
+            [DASH if (top := e.top1_agreement) is None else percent(top) for e in runs],
+            rank=2,
+        ),
+        figures("largest\ndifference", [_difference(each) for each in runs], rank=1),
+        Column(
+            header="writes",
+            cells=[Text(shown(repr(e.greedy or ""))[:_LONGEST_TEXT]) for e in runs],
+            rank=3,
+            justify="left",
+        ),
+    )
+
+
+def _difference(run: ProofRun) -> str:
+    if run.is_identical:
+        return "identical"
+    return DASH if run.max_logit_difference is None else f"{run.max_logit_difference:.1e}"
+
+
+def render_fix_card(fix: Fix) -> str:
+    """A section for the model card, in Markdown."""
+    lines = [
+        f"## Rescaled for {fix.dtype}",
+        "",
+        (
+            f"Made from {code(fix.model)} by precheck {prose(fix.precheck_version)}: weights were "
+            f"multiplied by powers of two, so that every result fits into {fix.dtype}."
+        ),
+    ]
+    proof = fix.proof
+    if proof is not None:
+        lines += [
+            f"On {proof.num_tokens:,} tokens {_EXACTNESS[proof.exactness]}.",
+            "",
+            "| run | KL to the original in float32, nat | top-1 |",
+            "|---|---:|---:|",
+            *(_card_row(each) for each in proof.runs),
+        ]
+    lines += ["", *(f"- {prose(each)}" for each in changes(fix)), ""]
+    lines.append("Every factor and figure: `precheck-fix.json`.")
+    return "\n".join(lines) + "\n"
+
+
+def _card_row(run: ProofRun) -> str:
+    kl = "not finite" if run.kl_divergence_mean is None else nats(run.kl_divergence_mean)
+    top = DASH if run.top1_agreement is None else percent(run.top1_agreement)
+    return f"| {run.checkpoint}, {run.dtype} | {kl} | {top} |"

@@ -1,0 +1,234 @@
+"""Whatever the equations of a model allow leaves it the same model, bit for bit."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+from precheck.cure.scales.equations import find_scales
+from precheck.cure.scales.flow import trace_flow
+from precheck.cure.scales.forms import Kind, Reason
+from precheck.cure.scales.settings import config_numbers, find_settings
+from precheck.cure.scales.solve import choose
+from precheck.measure.models.skeleton import Skeleton
+from precheck.records.precision import Dtype
+from tests.tiny_models import TINY, attn_implementations, tiny, tiny_config, tiny_inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from precheck.cure.scales.flow import Flow
+    from precheck.cure.scales.forms import Scales
+    from precheck.cure.scales.solve import Choice
+
+
+def flow_of(model: nn.Module, attn_implementation: str = "sdpa") -> Flow:
+    skeleton = Skeleton(
+        model=model.to(torch.bfloat16),
+        dtype=Dtype.BFLOAT16,
+        attn_implementation=attn_implementation,
+        requested_attn_implementation=attn_implementation,
+    )
+    return trace_flow(skeleton, decoder_start=0)
+
+
+def scales_of(name: str, attn_implementation: str) -> Scales:
+    def traced(config: PreTrainedConfig) -> Flow:
+        with torch.device("meta"):
+            empty: PreTrainedModel = type(model)(config)
+        empty.set_attn_implementation(attn_implementation)
+        return flow_of(empty, attn_implementation)
+
+    model = tiny(name)
+    config = tiny_config(name)
+    flow = traced(config)
+    changed = {
+        each: traced(each.changed(config)) for each in config_numbers(config) if not each.is_whole
+    }
+    settings = find_settings(flow, changed)
+    return find_scales(flow, settings=settings, dtype=torch.bfloat16)
+
+
+def rescaled(name: str, choice: Choice) -> PreTrainedModel:
+    model = tiny(name)
+    config = model.config
+    for number in config_numbers(config):
+        for unknown, power in choice.exponents.items():
+            if unknown.kind is Kind.SETTING and unknown.name == number.name:
+                config = number.set(config, number.value * 2.0 ** (power * unknown.step))
+    twin: PreTrainedModel = type(model)(config).eval()
+    twin.set_attn_implementation(model.config._attn_implementation)  # noqa: SLF001
+    twin.load_state_dict(model.state_dict())
+    parameters = dict(twin.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for unknown, power in choice.exponents.items():
+            if unknown.kind is Kind.SETTING:
+                continue
+            part: torch.Tensor = parameters[unknown.name]
+            if unknown.stop is not None:
+                part = part.narrow(unknown.dim, unknown.start, unknown.stop - unknown.start)
+            part.copy_((part.double() + unknown.shift) * 2.0**power - unknown.shift)
+    return twin
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, name: str, attn_implementation: str) -> torch.Tensor:
+    model.set_attn_implementation(attn_implementation)
+    found: torch.Tensor = model(**tiny_inputs(name)).logits
+    return found
+
+
+CASES = [(name, attn) for name in TINY for attn in attn_implementations(name)]
+
+
+@pytest.mark.parametrize(("name", "attn"), CASES)
+def test_any_exact_rescaling_leaves_the_model_the_same(name: str, attn: str) -> None:
+    scales = scales_of(name, attn)
+    before = logits(tiny(name), name, attn)
+    chooser = random.Random(0)  # noqa: S311  no secret
+    rows = sorted({each.key for each in scales.scaled if each.form})
+    num_changed = 0
+    for _ in range(4):
+        # some results are too large by some bits, and something has to be done about it
+        peaks = {key: 2.0 ** chooser.randint(14, 20) for key in chooser.sample(rows, 3)}
+        choice = choose(scales, peaks=peaks, limit=65504.0, headroom_bits=1.0)
+        num_changed += bool(choice.exponents)
+        after = logits(rescaled(name, choice), name, attn)
+        if choice.is_exact:
+            assert torch.equal(after, before), choice.exponents
+        elif not choice.loose:  # 1 + w is rounded
+            assert (after - before).abs().max() < 1e-4
+    assert num_changed
+
+
+class Small(nn.Module):
+    """Reads an embedding and gives logits; what happens in between is given."""
+
+    def __init__(self, between: Callable[[Small, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(32, 8)
+        self.inner = nn.Linear(8, 8, bias=False)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 32, bias=False)
+        self._between = between
+
+    def forward(self, input_ids: torch.Tensor) -> Any:
+        hidden = self._between(self, self.embed(input_ids))
+        return (self.head(self.norm(hidden)),)
+
+
+def demanded(between: Callable[[Small, torch.Tensor], torch.Tensor]) -> set[Reason]:
+    """What is demanded of the embedding itself, beside the epsilon of the norm."""
+    scales = find_scales(flow_of(Small(between)), settings={}, dtype=torch.bfloat16)
+    return {
+        each.reason
+        for each in scales.equations
+        if any(unknown.name == "embed.weight" for unknown, _ in each.form.terms)
+        and each.reason is not Reason.EPSILON
+    }
+
+
+FREE: dict[str, Callable[[Small, torch.Tensor], torch.Tensor]] = {
+    "nothing": lambda _, x: x,
+    "relu": lambda _, x: x.relu(),
+    "clamp at zero": lambda _, x: x.clamp(min=0),
+    "a root of a square": lambda _, x: (x**2).sqrt(),
+    "divided by its size": lambda _, x: x / x.norm(dim=-1, keepdim=True),
+    "rms norm": lambda _, x: x * (x.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt(),
+    "where it is above zero": lambda _, x: torch.where(x > 0, x, 2 * x),
+    "masked": lambda _, x: x.masked_fill(torch.ones(8, dtype=torch.bool), 0.0),
+    "written into zeros": lambda _, x: torch.zeros_like(x).copy_(x),
+    "added to zeros in place": lambda _, x: torch.zeros_like(x).add_(x),
+    "the larger half": lambda _, x: x.sort(dim=-1).values,
+}
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_what_hands_a_factor_on_demands_nothing(name: str) -> None:
+    assert demanded(FREE[name]) == set()
+
+
+PINNED: dict[str, tuple[Callable[[Small, torch.Tensor], torch.Tensor], Reason]] = {
+    "silu": (lambda _, x: torch.nn.functional.silu(x), Reason.NOT_LINEAR),
+    "exp": (lambda _, x: x.exp(), Reason.NOT_LINEAR),
+    "a power of x": (lambda _, x: 2.0**x, Reason.NOT_LINEAR),
+    "rounded": (lambda _, x: x.round(), Reason.NOT_LINEAR),
+    "rounded while divided": (
+        lambda _, x: torch.div(x, 2.0, rounding_mode="floor"),
+        Reason.NOT_LINEAR,
+    ),
+    "as an integer": (lambda _, x: x + x.long(), Reason.NOT_LINEAR),
+    "clamped": (lambda _, x: x.clamp(-10, 10), Reason.CLAMP),
+    "above a threshold": (lambda _, x: x * (x > 0.5), Reason.CLAMP),
+    "a constant added": (lambda _, x: x + 1.0, Reason.CONSTANT),
+    "a small constant added": (lambda _, x: x + 1e-6, Reason.CONSTANT),
+    "a tensor added": (lambda _, x: x + torch.ones(8, dtype=x.dtype), Reason.CONSTANT),
+    "zeros and one": (lambda _, x: x + (torch.zeros_like(x) + 1.0), Reason.CONSTANT),
+    "zeros with ones in them": (
+        lambda _, x: (
+            x + torch.zeros_like(x).scatter(-1, torch.zeros(1, 1, 1, dtype=torch.int64), 1.0)
+        ),
+        Reason.CONSTANT,
+    ),
+    "zeros filled": (lambda _, x: x + torch.zeros_like(x).fill_(1.0), Reason.CONSTANT),
+    "masked by a number": (
+        lambda _, x: x.masked_fill(torch.ones(8, dtype=torch.bool), 3.0),
+        Reason.CONSTANT,
+    ),
+    "its square added": (lambda _, x: x + x * x, Reason.ALIKE),
+    "its half beside its square": (
+        lambda _, x: torch.cat([x[..., :4], x[..., 4:] ** 2], -1),
+        Reason.ALIKE,
+    ),
+    "its mean beside its square": (
+        lambda _, x: x.mean(-1, keepdim=True) + (x**2).sum(-1, keepdim=True) + 0 * x,
+        Reason.ALIKE,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_what_does_not_pins_and_says_why(name: str) -> None:
+    between, reason = PINNED[name]
+    assert reason in demanded(between)
+
+
+def test_halves_of_one_product_are_scaled_apart() -> None:
+    def gated(model: Small, x: torch.Tensor) -> torch.Tensor:
+        gate, up = model.inner(x).chunk(2, dim=-1)
+        return torch.cat([torch.sigmoid(gate) * up] * 2, dim=-1)
+
+    scales = find_scales(flow_of(Small(gated)), settings={}, dtype=torch.bfloat16)
+    parts = {
+        (unknown.dim, unknown.start, unknown.stop)
+        for each in scales.scaled
+        for unknown, _ in each.form.terms
+        if unknown.name == "inner.weight"
+    }
+    assert parts == {(-2, 0, 4), (-2, 4, 8)}
+    (pinned,) = (each for each in scales.equations if each.reason is Reason.NOT_LINEAR)
+    assert {(u.name, u.start) for u, _ in pinned.form.terms} == {
+        ("embed.weight", 0),
+        ("inner.weight", 0),
+    }
+
+
+def test_a_weight_used_with_and_without_a_constant_stays() -> None:
+    def twice(model: Small, x: torch.Tensor) -> torch.Tensor:
+        return x * (1 + model.norm.weight)
+
+    scales = find_scales(flow_of(Small(twice)), settings={}, dtype=torch.bfloat16)
+    pinned = {
+        unknown.kind
+        for each in scales.equations
+        if len(each.form.terms) == 1
+        for unknown, _ in each.form.terms
+        if unknown.name == "norm.weight"
+    }
+    assert pinned == {Kind.WEIGHT, Kind.SHIFTED_WEIGHT}

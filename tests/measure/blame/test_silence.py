@@ -1,0 +1,114 @@
+"""Healthy models: nothing above a note, in any dtype and attention implementation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+import transformers
+
+from precheck.pipeline import scan
+from precheck.records.finding import Severity, Verdict
+from precheck.records.precision import Dtype
+from tests.measure.mixtures import undecided
+from tests.measure.scans import run_of
+from tests.tiny_models import TINY, attn_implementations, save_checkpoint, tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from precheck.records.report import Report
+
+
+def grave(report: Report) -> list[str]:
+    """What is said above a note."""
+    return [each.message for each in report.findings if each.severity is not Severity.NOTE]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_healthy_model_is_safe_in_every_configuration(name: str, tmp_path: Path) -> None:
+    report = scan(save_checkpoint(tiny(name), tmp_path, tokenizer=True))
+    assert grave(report) == []
+    assert {(run.dtype, run.attn_implementation) for run in report.runs} == {
+        (dtype, attn) for dtype in Dtype for attn in attn_implementations(name)
+    }
+    assert {run.verdict for run in report.runs} == {Verdict.SAFE}
+    assert all(run.overflows == () for run in report.runs)
+    assert all(run.symptom is None for run in report.runs)
+    assert all(layer.num_nan == layer.num_inf == 0 for run in report.runs for layer in run.layers)
+    kinds = [probe.kind for probe in report.probes]
+    assert len(kinds) >= 14
+    assert {"text", "chat", "padded", "token_ids"} <= set(kinds)
+    assert report.recommendation is not None
+    assert report.recommendation.dtype is not None
+
+
+def test_a_mask_written_as_minus_infinity_is_no_fault() -> None:
+    # Latent attention: heads of unequal width take sdpa to the kernel that writes its own mask,
+    # keys are put together in new memory, and the router hides groups behind -inf.
+    config = transformers.DeepseekV3Config(
+        vocab_size=100,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        intermediate_size=64,
+        moe_intermediate_size=16,
+        n_routed_experts=8,
+        n_group=2,
+        topk_group=1,
+        num_experts_per_tok=2,
+        first_k_dense_replace=1,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+    )
+    torch.manual_seed(0)
+    report = scan(transformers.DeepseekV3ForCausalLM(config), quick=True)
+    assert {run.verdict for run in report.runs} == {Verdict.SAFE}
+    assert all(run.overflows == () for run in report.runs)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gpt2", "mixtral"])
+def test_a_healthy_live_module_is_safe_in_every_configuration(name: str) -> None:
+    report = scan(tiny(name), quick=True)
+    assert grave(report) == []
+    assert {run.verdict for run in report.runs} == {Verdict.SAFE}
+    assert len(report.runs) == 3 * len(attn_implementations(name))
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize(
+    ("layers", "tie"),
+    [
+        pytest.param((2,), 1e-3, id="last-layer"),
+        pytest.param((0,), 1e-1, id="first-layer"),
+        pytest.param((0, 1, 2), 1e-2, id="every-layer"),
+    ],
+)
+def test_tokens_sent_to_other_experts_are_no_finding(
+    name: str, layers: tuple[int, ...], tie: float, tmp_path: Path
+) -> None:
+    model = undecided(name, layers=layers, tie=tie)
+    save_checkpoint(model, tmp_path, tokenizer=True)
+    report = scan(tmp_path, dtypes=["bfloat16"], attn_implementations=["eager"])
+    run = run_of(report, "bfloat16", "eager")
+    agreement = [layer.routing_agreement for layer in run.layers]
+    assert all(each is not None for each in agreement)
+    assert min(each for each in agreement if each is not None) < 1
+    assert grave(report) == []
+    assert run.verdict is Verdict.SAFE
+    assert run.overflows == ()
+
+
+def test_agreement_is_whole_where_routers_decide(tmp_path: Path) -> None:
+    save_checkpoint(tiny("qwen3_moe"), tmp_path, tokenizer=True)
+    report = scan(tmp_path, dtypes=["bfloat16"], attn_implementations=["eager"], quick=True)
+    run = run_of(report, "bfloat16", "eager")
+    assert [layer.routing_agreement for layer in run.layers] == [1.0, 1.0, 1.0]
+    assert all(layer.relative_error_same_routing == layer.relative_error for layer in run.layers)
+    assert run.logits is not None
+    assert run.logits.kl_divergence_mean_same_routing == run.logits.kl_divergence_mean

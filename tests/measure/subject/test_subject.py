@@ -1,0 +1,67 @@
+"""What is read off a model before it runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+import transformers
+
+from precheck.checkpoint.source import open_checkpoint
+from precheck.errors import UnsupportedModelError
+from precheck.measure.models.loading import count_parameters
+from precheck.measure.subject.subject import max_context, vocab_size
+from tests.tiny_models import save_checkpoint, tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_positions_that_count_from_behind_the_padding_shorten_the_context() -> None:
+    config = transformers.RobertaConfig(
+        vocab_size=100,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=20,
+        pad_token_id=1,
+    )
+    model = transformers.RobertaForMaskedLM(config).eval()
+    longest = max_context(model)
+    assert longest == 18
+    with torch.no_grad():
+        model(torch.full((1, longest), 5))
+        with pytest.raises(RuntimeError, match="out of bounds"):
+            model(torch.full((1, longest + 1), 5))
+
+
+def test_rotary_positions_use_the_whole_context() -> None:
+    model = tiny("qwen2")
+    assert max_context(model) == model.config.max_position_embeddings
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gpt2", "t5", "mixtral"])
+def test_parameters_are_counted_without_memory_for_them(name: str, tmp_path: Path) -> None:
+    model = tiny(name)
+    checkpoint = open_checkpoint(
+        str(save_checkpoint(model, tmp_path, tokenizer=False)), observe=lambda _: None
+    )
+    assert count_parameters(checkpoint) == sum(each.numel() for each in model.parameters())
+
+
+def test_a_model_of_sound_that_writes_no_text_is_refused() -> None:
+    config = transformers.Wav2Vec2Config(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=(8,),
+        conv_stride=(2,),
+        conv_kernel=(3,),
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+    )
+    with pytest.raises(UnsupportedModelError, match="input_values"):
+        vocab_size(transformers.Wav2Vec2Model(config))

@@ -1,0 +1,218 @@
+"""Products in float32, rounded: the same but for rounding, and the same verdicts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from precheck.measure.watch import rounded_products as arithmetic
+from precheck.measure.watch.ops import OpWatcher
+from precheck.measure.watch.rounded_products import RoundedProducts, arithmetic_of, cpu_capabilities
+from precheck.pipeline import scan
+from precheck.records.precision import Arithmetic, Dtype
+from tests.measure.scans import faulty_run, scan_of
+from tests.planted import FAULTS, PlantedFault, planted_checkpoint
+from tests.tiny_models import save_checkpoint, tiny
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import Tensor
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@pytest.fixture
+def no_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor with bfloat16 arithmetic and no float16."""
+    monkeypatch.setattr(arithmetic, "cpu_capabilities", lambda: {"avx512_bf16": True, "avx2": True})
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ({}, ("native", "native")),  # a processor that says nothing
+        ({"avx2": True, "avx512_bf16": False}, ("float32-rounded", "float32-rounded")),
+        ({"avx512_bf16": True, "avx512_fp16": False}, ("float32-rounded", "native")),
+        ({"avx512_bf16": True, "avx512_fp16": True}, ("native", "native")),
+        ({"amx_fp16": True, "amx_bf16": True}, ("native", "native")),
+        ({"fp16_arith": True, "bf16": False, "neon": True}, ("native", "float32-rounded")),
+    ],
+)
+def test_the_instruction_set_decides(
+    known: dict[str, bool], expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arithmetic, "cpu_capabilities", lambda: known)
+    found = arithmetic_of(Dtype.FLOAT16, "cpu"), arithmetic_of(Dtype.BFLOAT16, "cpu")
+    assert found == expected
+    assert arithmetic_of(Dtype.FLOAT32, "cpu") is Arithmetic.NATIVE
+    assert arithmetic_of(Dtype.FLOAT16, "cuda:0") is Arithmetic.NATIVE
+
+
+def test_torch_says_what_the_processor_has() -> None:
+    # The seam: if torch stops telling, float16 scans on such processors get slow without a word.
+    known = cpu_capabilities()
+    assert isinstance(known.get("architecture"), str)
+
+
+def operands(dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """Ordinary ones, ones at the edges of the range, and what is not finite."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, generator=generator) * scale).to(dtype)
+
+    tiny_ones = draw(16, 64, scale=float(torch.finfo(dtype).smallest_normal))
+    large = draw(16, 64, scale=200.0)
+    odd = draw(16, 64)
+    odd[3, 5], odd[4, 6], odd[5, 7] = torch.inf, -torch.inf, torch.nan
+    return [
+        (draw(16, 64), draw(64, 24)),
+        (draw(16, 64), draw(24, 64).t()),  # as a linear layer has it
+        (draw(64, 16).t(), draw(64, 48)[:, ::2]),
+        (tiny_ones, draw(64, 24)),
+        (large, large.t()),
+        (odd, draw(64, 24)),
+        (draw(1, 64).expand(16, 64), draw(64, 24)),
+        (draw(0, 64), draw(64, 24)),
+    ]
+
+
+def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Distance of neighbouring numbers of the dtype at the magnitude of ``values`` (float64)."""
+    info = torch.finfo(dtype)
+    exponent = values.abs().clamp(min=info.smallest_normal).log2().floor()
+    return torch.exp2(exponent) * info.eps
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("op", ["mm", "addmm", "bmm", "baddbmm"])
+def test_a_product_is_the_float64_one_rounded_once(
+    dtype: torch.dtype, number: int, op: str
+) -> None:
+    left, right = operands(dtype)[number]
+    bias = torch.linspace(-3, 3, 24).to(dtype)[: right.shape[1]]
+    if right.shape[1] != bias.shape[0]:
+        bias = bias[:1]
+    args: tuple[Tensor, ...] = (left, right)
+    if op.endswith("bmm"):
+        args = (left.expand(2, *left.shape), right.expand(2, *right.shape))
+    if op in {"addmm", "baddbmm"}:
+        args = (bias, *args)
+    func = getattr(torch.ops.aten, op).default
+    rounded = RoundedProducts(dtype).compute(func, args, {})
+    native = func(*args)
+    exact = func(*(each.double() for each in args))
+    assert rounded.dtype is dtype
+    assert rounded.shape == native.shape
+    assert torch.equal(rounded.isnan(), exact.to(dtype).isnan())
+    # half an ulp is the rounding, the rest what sums of 64 float32 products lose
+    scale = func(*(each.double().abs() for each in args))
+    allowed = 0.5 * ulp(exact, dtype) + 64 * 2**-24 * scale
+    finite = rounded.isfinite() & exact.isfinite()
+    error = (rounded.double() - exact).abs()
+    assert bool((error <= allowed)[finite].all())
+    # and it overflows where the exact one, rounded, does
+    assert torch.equal(rounded.isinf(), exact.to(torch.float32).to(dtype).isinf())
+    # VDPBF16PS, the processor's own product of bfloat16, takes subnormal sums for zero
+    is_tiny = float(scale.max()) < 1e-30 if scale.numel() else True
+    if not is_tiny and native.isfinite().all():
+        assert float((rounded == native).double().mean()) > 0.95
+
+
+def test_memory_is_used_again_and_never_shared_by_two_operands() -> None:
+    products = RoundedProducts(torch.float16)
+    generator = torch.Generator().manual_seed(0)
+    for size in (8, 64, 16):
+        same = torch.randn(size, size, generator=generator).half()
+        found = products.compute(torch.ops.aten.mm.default, (same, same.t()), {})
+        torch.testing.assert_close(found, (same.float() @ same.t().float()).half())
+    assert [each.numel() for each in products._scratch] == [64 * 64, 64 * 64]  # noqa: SLF001
+
+
+def test_only_products_of_the_dtype_are_taken() -> None:
+    products = RoundedProducts(torch.float16)
+    half, single = torch.ones(2, 2).half(), torch.ones(2, 2)
+    assert products.takes("aten.mm", [half, half])
+    assert not products.takes("aten.mm", [single, single])
+    assert not products.takes("aten.mul", [half, half])
+    assert not products.takes("aten._scaled_dot_product_flash_attention_for_cpu", [half] * 3)
+
+
+SLOW_KINDS = [each for each in FAULTS if each.dtype is Dtype.FLOAT16]
+
+
+@pytest.mark.usefixtures("no_float16")
+@pytest.mark.parametrize("fault", SLOW_KINDS[::3], ids=lambda each: each.name)
+def test_planted_faults_are_found_as_with_native_products(
+    fault: PlantedFault, tmp_path: Path
+) -> None:
+    run = faulty_run(scan_of(fault, tmp_path), fault)
+    assert run.arithmetic is Arithmetic.FLOAT32_ROUNDED
+    found = run.first_overflow
+    assert found is not None
+    assert (found.module, found.op) == (fault.module, fault.op)
+    assert found.mechanism is fault.mechanism
+    assert found.absorbed is fault.absorbed
+
+
+@pytest.mark.usefixtures("no_float16")
+@pytest.mark.parametrize("name", ["qwen2", "gpt2", "mixtral", "qwen3_moe", "t5", "gemma3"])
+def test_healthy_models_stay_safe(name: str, tmp_path: Path) -> None:
+    report = scan(save_checkpoint(tiny(name), tmp_path, tokenizer=True), quick=True)
+    assert {run.verdict for run in report.runs} == {"safe"}
+    for run in report.runs:
+        expected = "float32-rounded" if run.dtype is Dtype.FLOAT16 else "native"
+        assert run.arithmetic == expected
+
+
+@pytest.mark.usefixtures("no_float16")
+def test_a_live_module_too() -> None:
+    report = scan(tiny("qwen2"), quick=True, dtypes=["float16"])
+    assert {run.dtype: str(run.arithmetic) for run in report.runs} == {
+        Dtype.FLOAT32: "native",
+        Dtype.FLOAT16: "float32-rounded",
+    }
+
+
+@pytest.mark.usefixtures("no_float16")
+def test_logits_are_as_near_to_float64_as_native_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_checkpoint(tiny("qwen2"), tmp_path, tokenizer=True)
+
+    def divergence() -> float:
+        report = scan(folder, dtypes=["float16"], attn_implementations=["sdpa"], quick=True)
+        (logits,) = (run.logits for run in report.runs if run.dtype is Dtype.FLOAT16)
+        assert logits is not None
+        assert logits.kl_divergence_mean is not None
+        return logits.kl_divergence_mean
+
+    rounded = divergence()
+    monkeypatch.setattr(arithmetic, "cpu_capabilities", dict)
+    native = divergence()
+    assert rounded != native
+    assert 0.3 < rounded / native < 3
+
+
+@pytest.mark.usefixtures("no_float16")
+def test_a_fault_is_looked_into_with_the_same_arithmetic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is called again must not be computed in another way than what was odd.
+    made: list[bool] = []
+    init: Callable[..., None] = OpWatcher.__init__
+
+    def listening(self: OpWatcher, **options: Any) -> None:
+        made.append(options["products"] is not None)
+        init(self, **options)
+
+    monkeypatch.setattr(OpWatcher, "__init__", listening)
+    fault = next(each for each in SLOW_KINDS if each.attn_implementation == "eager")
+    planted_checkpoint(fault, tmp_path)
+    scan(tmp_path, dtypes=["float16"], attn_implementations=["eager"], quick=True)
+    assert made.count(True) >= 2  # the run, and the unit that was called again
