@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from precheck.pipeline import apply, read_report, scan, watch
-    from precheck.records.report import Report
+from precheck.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from precheck.cure.apply import apply
+    from precheck.pipeline import scan, watch
+    from precheck.records.report import Report
+    from precheck.saved import read_report
+
 __all__ = ["Report", "__version__", "apply", "read_report", "scan", "watch"]
 
 
 def __getattr__(name: str) -> object:
     """The public names, imported when first asked for."""
-    # pipeline imports __version__ from here, so it cannot be imported above.
+    # they import torch, which takes a second
     match name:
         case "scan":
             from precheck.pipeline import scan  # noqa: PLC0415
@@ -25,11 +28,11 @@ def __getattr__(name: str) -> object:
 
             return watch
         case "apply":
-            from precheck.pipeline import apply  # noqa: PLC0415
+            from precheck.cure.apply import apply  # noqa: PLC0415
 
             return apply
         case "read_report":
-            from precheck.pipeline import read_report  # noqa: PLC0415
+            from precheck.saved import read_report  # noqa: PLC0415
 
             return read_report
         case "Report":

@@ -10,7 +10,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from precheck import __version__
 from precheck.commands import terminal
 from precheck.commands.demo import demo
 from precheck.commands.difference import diff
@@ -20,6 +19,7 @@ from precheck.commands.report import report
 from precheck.commands.scan import scan
 from precheck.errors import ExitCode, PrecheckError
 from precheck.signals import end_once
+from precheck.version import __version__
 
 app = typer.Typer(
     name="precheck",

@@ -92,3 +92,9 @@ class ScanInterrupted(KeyboardInterrupt):
     def __init__(self, partial: object) -> None:
         super().__init__("interrupted")
         self.partial = partial
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its name."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

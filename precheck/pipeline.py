@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from precheck import __version__
 from precheck.checkpoint.folders import check_empty, check_parent
-from precheck.errors import ReportError, ScanInterrupted, UsageError
+from precheck.errors import ScanInterrupted, UsageError
 from precheck.facts import devices
 from precheck.judge import judge
 from precheck.records.precision import Accumulation, Configuration, Dtype
 from precheck.records.prompts import ImagePrompt
 from precheck.records.report import Measurements, Report
+from precheck.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from precheck.measure.blame.live import Watch
-    from precheck.records.fix import Recipe
     from precheck.records.progress import Announcement, Observer, Step
     from precheck.records.prompts import Prompt
 
@@ -99,7 +96,7 @@ def scan(
 
     observe = observe or _ignore
     request = Request(
-        dtypes=tuple(Dtype) if dtypes is None else tuple(map(dtype_named, dtypes)),
+        dtypes=tuple(Dtype) if dtypes is None else tuple(map(Dtype.named, dtypes)),
         attn_implementations=None if attn_implementations is None else tuple(attn_implementations),
         required=tuple(require),
         prompts=prompts,
@@ -111,7 +108,7 @@ def scan(
         num_generated=_positive(generate),
         accumulations=None
         if accumulations is None
-        else tuple(map(accumulation_named, accumulations)),
+        else tuple(map(Accumulation.named, accumulations)),
         capsule=None if capsule is None else Path(capsule),
     )
     if static and (prompts is not None or generate):
@@ -150,53 +147,6 @@ def scan(
         raise ScanInterrupted(judged(measurements)) from interrupted
 
 
-def read_report(path: str | Path) -> Report:
-    """The report in a JSON file that ``-o report.json`` or ``--format json`` wrote.
-
-    Raises:
-        ReportError: it is not there, not JSON, not a report, or of another major schema.
-    """
-    return Report.from_dict(_read_json(path, what="report"))
-
-
-def _read_json(path: str | Path, *, what: str) -> dict[str, Any]:
-    """The content of a file that precheck wrote.
-
-    Raises:
-        ReportError: it is not there, or not JSON.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        plain: dict[str, Any] = json.loads(text, parse_constant=_not_json, parse_float=_finite)
-    except OSError as error:
-        raise ReportError(
-            f"cannot read {what}: {str(path)!r}: {error.strerror}", hint=_WRITERS[what]
-        ) from error
-    except (ValueError, RecursionError) as error:  # of them UnicodeDecodeError, JSONDecodeError
-        raise ReportError(
-            f"{what} is not JSON: {str(path)!r}: {error}",
-            hint="was it cut short? Write it again, or copy the file once more",
-        ) from error
-    return plain
-
-
-_WRITERS = {
-    "report": "write one: precheck scan MODEL -o report.json",
-    "recipe": "write one: precheck fix MODEL -o DIR",
-}
-
-
-def _not_json(name: str) -> float:
-    raise ValueError(f"{name} is not a number of JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is too large for a float")
-    return value
-
-
 def watch(model: nn.Module, *, sample_every: int = 1) -> Watch:
     """Watches a live model inside a ``with`` block, and names the first operation that breaks.
 
@@ -215,72 +165,6 @@ def watch(model: nn.Module, *, sample_every: int = 1) -> Watch:
     from precheck.measure.blame.live import Watch
 
     return Watch(model, sample_every=sample_every)
-
-
-def apply(model: nn.Module, recipe: Recipe | str | Path) -> nn.Module:
-    """The model, with the modules of a recipe in float32 from now on.
-
-    Args:
-        model: loaded in the recipe's dtype; it is changed, and hooks stay on it.
-        recipe: of this model, or the file that ``precheck fix`` wrote.
-
-    Raises:
-        ReportError: the file is no recipe.
-        UsageError: the model has no such module, or is of another dtype.
-
-    Example:
-        ``model = precheck.apply(model, "fixed/precheck-recipe.json")``
-    """
-    from precheck.cure.mixed import keep_in_float32
-    from precheck.measure.models.loading import main_dtype
-    from precheck.records.fix import Recipe
-
-    if not isinstance(recipe, Recipe):
-        recipe = Recipe.from_dict(_read_json(recipe, what="recipe"))
-    found = str(main_dtype(model)).removeprefix("torch.")
-    if found != recipe.dtype:
-        raise UsageError(
-            f"the model is in {found} (expected {recipe.dtype}, which the recipe is for)",
-            hint=f"load it with dtype=torch.{recipe.dtype}",
-        )
-    keep_in_float32(model, recipe.modules)
-    return model
-
-
-def dtype_named(name: str) -> Dtype:
-    """The dtype with this torch name or short name.
-
-    >>> dtype_named("fp16")
-    <Dtype.FLOAT16: 'float16'>
-
-    Raises:
-        UsageError: there is no such dtype, or precheck does not measure it.
-    """
-    for dtype in Dtype:
-        if name in {dtype, dtype.short}:
-            return dtype
-    raise UsageError(
-        f"unknown dtype: {name!r} (expected {', '.join(Dtype)})",
-        hint="fp16, bf16 and fp32 are understood too",
-    )
-
-
-def accumulation_named(name: str) -> Accumulation:
-    """What a kernel adds up in, by its name.
-
-    >>> accumulation_named("fp16")
-    <Accumulation.FLOAT16: 'float16'>
-
-    Raises:
-        UsageError: no kernel adds up in that.
-    """
-    for each in Accumulation:
-        if name in {each, Dtype(each).short}:
-            return each
-    raise UsageError(
-        f"unknown accumulation: {name!r} (expected {' or '.join(Accumulation)})",
-        hint="--accumulation float16",
-    )
 
 
 def _check_capsule(model: object, *, folder: Path, static: bool) -> None:

@@ -45,7 +45,7 @@ def selftest(device: str = "auto") -> Iterator[Check]:
         UsageError: the device is not here.
     """
     from precheck.measure.machine.arithmetic_check import check_arithmetic
-    from precheck.measure.machine.environment import resolve_device
+    from precheck.measure.machine.devices import resolve_device
 
     where = resolve_device(device)
     yield from check_arithmetic(where)

@@ -94,7 +94,7 @@ def no_progress_bars() -> Iterator[None]:
 def native_arithmetic() -> Iterator[None]:
     """Runs are compared bit for bit with plain ones: no processor lacks any arithmetic."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("precheck.measure.watch.rounded_products.cpu_capabilities", dict)
+        patched.setattr("precheck.measure.machine.arithmetic.cpu_capabilities", dict)
         yield
 
 

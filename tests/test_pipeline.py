@@ -13,7 +13,7 @@ import torch
 
 import precheck
 from precheck.errors import ScanInterrupted, UsageError
-from precheck.pipeline import dtype_named, scan
+from precheck.pipeline import scan
 from precheck.records.precision import Dtype
 from precheck.records.report import (
     CheckpointAudit,
@@ -116,7 +116,7 @@ def test_an_interrupted_scan_is_judged_as_far_as_it_came(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", ["float8", "", "FLOAT16", "torch.float16"])
 def test_other_dtype_names_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="unknown dtype"):
-        dtype_named(name)
+        Dtype.named(name)
 
 
 def test_the_package_names_what_it_offers() -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from precheck.checkpoint.quiet import quiet_transformers
 from precheck.errors import CheckpointAccessError, CheckpointCorruptError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 CONFIG = "config.json"
@@ -69,7 +69,7 @@ def load_config(
         _refuse_code(content, where=where)
     _refuse_endless_stacks(content, where=where)
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             config: transformers.PreTrainedConfig = transformers.AutoConfig.from_pretrained(
                 folder, trust_remote_code=trust_remote_code
             )
@@ -131,13 +131,3 @@ def _refuse_code(content: Mapping[str, Any], *, where: str) -> None:
 def _class_names(content: Mapping[str, Any]) -> list[str]:
     names = content.get("architectures")
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)

@@ -14,7 +14,8 @@ from precheck.checkpoint.packed import (
     PackedLinear,
     contradiction,
 )
-from precheck.checkpoint.weights import Span, Weights
+from precheck.checkpoint.shards import Span
+from precheck.checkpoint.weights import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -23,7 +23,7 @@ from precheck.checkpoint.audit import audit_tensor
 from precheck.checkpoint.config import CONFIG, read_json_object
 from precheck.checkpoint.folders import check_empty, check_parent
 from precheck.checkpoint.formats import SAFETENSORS
-from precheck.checkpoint.weights import SAFETENSORS_DTYPES, tensor_bytes
+from precheck.checkpoint.shards import SAFETENSORS_DTYPES, tensor_bytes
 from precheck.errors import UsageError
 from precheck.records.quantities import num_bytes
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from precheck.checkpoint.source import Checkpoint
     from precheck.checkpoint.weights import Weights
-    from precheck.cure.scales.forms import TensorChange
+    from precheck.records.fix import TensorChange
 
 SHARD_BYTES = 5_000_000_000
 """A file holds at most this much, as with ``save_pretrained``; one tensor may be larger."""

@@ -9,7 +9,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from precheck.errors import UsageError
-from precheck.pipeline import dtype_named
 from precheck.records.precision import Configuration, Dtype
 from precheck.records.prompts import ImagePrompt, Prompt
 from precheck.render import SUFFIXES
@@ -30,7 +29,7 @@ def dtypes(text: str) -> tuple[Dtype, ...]:
     >>> dtypes("fp16,float32")
     (<Dtype.FLOAT16: 'float16'>, <Dtype.FLOAT32: 'float32'>)
     """
-    return tuple(map(dtype_named, names(text, flag="--dtype")))
+    return tuple(map(Dtype.named, names(text, flag="--dtype")))
 
 
 def names(text: str, *, flag: str) -> tuple[str, ...]:
@@ -86,7 +85,7 @@ def configuration(text: str) -> Configuration:
             f"configuration not understood: {text!r} (expected DTYPE+ATTN)",
             hint="write it like --require float16+sdpa",
         )
-    return Configuration(dtype=dtype_named(dtype), attn_implementation=attn)
+    return Configuration(dtype=Dtype.named(dtype), attn_implementation=attn)
 
 
 def check_format(path: Path) -> None:

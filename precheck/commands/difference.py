@@ -11,12 +11,12 @@ from typing import Annotated
 import msgspec
 import typer
 
-from precheck import pipeline
 from precheck.commands import terminal
 from precheck.commands.options import Debug
 from precheck.errors import ExitCode
 from precheck.judge.comparison.difference import difference
 from precheck.render.screens.difference import render_difference
+from precheck.saved import read_report
 
 
 class DiffFormat(StrEnum):
@@ -40,7 +40,7 @@ def diff(
     Exit code 0: no difference in verdicts, figures and findings, 1: they differ, 3: unreadable.
     """
     del debug
-    found = difference(pipeline.read_report(first), pipeline.read_report(second))
+    found = difference(read_report(first), read_report(second))
     if stdout_format is DiffFormat.JSON:
         text = json.dumps(msgspec.to_builtins(found), allow_nan=False, indent=2)
     else:

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from precheck import pipeline
 from precheck.commands import arguments, terminal
 from precheck.commands.options import Debug
 from precheck.commands.scan import import_torch
 from precheck.errors import ExitCode, UsageError
 from precheck.measure.processes import num_processes
-from precheck.pipeline import dtype_named
+from precheck.records.precision import Dtype
+from precheck.saved import read_report
 
 
 def fix(
@@ -79,9 +79,9 @@ def fix(
             f"{num_processes()} processes to fix one checkpoint (expected one)",
             hint="start it without accelerate launch",
         )
-    given = None if report is None else pipeline.read_report(report)
+    given = None if report is None else read_report(report)
     request = fixing.FixRequest(
-        dtype=dtype_named(for_dtype),
+        dtype=Dtype.named(for_dtype),
         headroom_bits=headroom_bits,
         may_break=allow_approximate,
         is_dry_run=dry_run,

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from precheck import __version__
 from precheck.commands import terminal
 from precheck.commands.options import Debug
 from precheck.commands.scan import import_torch
@@ -19,6 +18,7 @@ from precheck.render.screens.devices import render_device, render_devices
 from precheck.render.screens.explanation import render_codes, render_explanation
 from precheck.render.screens.selftest import render_selftest
 from precheck.selftest import selftest
+from precheck.version import __version__
 
 
 def explain(
@@ -103,7 +103,7 @@ def gpus(
 def _checked() -> str:
     """What was measured of the device that a scan would use."""
     from precheck.measure.machine.arithmetic_check import check_sums
-    from precheck.measure.machine.environment import resolve_device
+    from precheck.measure.machine.devices import resolve_device
 
     device = resolve_device("auto")
     check = check_sums(device)

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from precheck import pipeline
 from precheck.commands.gating import Gating
 from precheck.commands.options import (
     AllLayers,
@@ -24,6 +23,7 @@ from precheck.commands.writing import plan_writing
 from precheck.errors import UsageError
 from precheck.judge.gate import FailOn
 from precheck.render import Format
+from precheck.saved import read_report
 
 
 def report(
@@ -59,7 +59,7 @@ def report(
         all_layers=all_layers,
     )
     gating = Gating.of(require=require, baseline=baseline, fail_on=fail_on)
-    found = gating.accept(pipeline.read_report(saved))
+    found = gating.accept(read_report(saved))
     try:
         writing.on_stdout(found)
     finally:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-from precheck import __version__
 from precheck.cure.float32 import in_float32
 from precheck.cure.job import FixRequest, Job, scanned
 from precheck.cure.objections import cheaper_remedy
@@ -19,6 +18,7 @@ from precheck.cure.rescaled import rescaled
 from precheck.errors import UnsupportedModelError, UsageError
 from precheck.records.fix import Fix, Remedy
 from precheck.records.precision import Dtype
+from precheck.version import __version__
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -38,7 +38,7 @@ def in_float32(refused: Fix, job: Job, *, known: Callable[[], Original]) -> Fix:
     """
     from precheck.cure.mixed_model import MixedModel
     from precheck.measure.lockstep.witness import LogitsWitness
-    from precheck.measure.machine.environment import resolve_device
+    from precheck.measure.machine.devices import resolve_device
 
     job.observe(Announcement(text="looking for modules that have to stay in float32"))
     asked = LogitsWitness(keeps=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from precheck.measure.models.loading import bare_model
+from precheck.measure.models.empty import bare_model
 from precheck.measure.probes.builtin import HELD_OUT, HELD_OUT_TOKENS, TextPrompt
 from precheck.measure.probes.vocabulary import read_vocabulary
 from precheck.measure.subject.subject import max_context, vocab_size

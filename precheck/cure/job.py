@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from precheck import __version__
 from precheck.errors import PrecheckError
 from precheck.judge import judge
 from precheck.records.precision import Dtype
+from precheck.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from precheck.checkpoint.quiet import quiet_transformers
 from precheck.cure.mixed import keep_in_float32, owners, smallest_set
 from precheck.measure.blame.unit_call import logits_in
 from precheck.measure.lockstep.witness import Compared
-from precheck.measure.models.loading import load_model, quiet_transformers
-from precheck.measure.models.skeleton import Skeleton, attention_of
+from precheck.measure.models.attention import attention_of
+from precheck.measure.models.loading import load_model
+from precheck.measure.models.skeleton import Skeleton
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

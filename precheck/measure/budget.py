@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-import torch
 from torch import nn
 
 from precheck.measure.models.settings import setting, text_config
@@ -22,36 +18,12 @@ if TYPE_CHECKING:
 FREE_SHARE = 0.8
 """Of the free memory that a scan takes by itself: the page cache and others need some."""
 
-_CGROUPS = Path("/sys/fs/cgroup")
-_MEMBERSHIP = Path("/proc/self/cgroup")
 _OVERHEAD = 256 << 20
 """Modules of every run over every batch, scratch of matrix libraries, memory that the C library
 keeps: measured on scans of 1.5 B and 7 B in six runs."""
 
 _FLOAT32 = 4
 _FLOAT64 = 8
-
-
-def free_bytes(device: str) -> int:
-    """Bytes that this process could still take on a device, a container's limit respected.
-
-    Processes that share a scan share the host's memory.
-    """
-    if device.startswith("cuda"):
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
-    free = int(psutil.virtual_memory().available)
-    for limit, anonymous in _cgroup_limits():
-        free = min(free, limit - anonymous)
-    return max(0, free) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def used_bytes(device: str) -> int:
-    """Bytes that this process has on a device; on the host, memory that is no file's."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.memory_allocated(device))
-    memory = psutil.Process().memory_info()
-    return int(memory.rss - getattr(memory, "shared", 0))
 
 
 def activation_bytes(batches: Sequence[Batch], skeletons: Sequence[Skeleton]) -> int:
@@ -74,36 +46,3 @@ def activation_bytes(batches: Sequence[Batch], skeletons: Sequence[Skeleton]) ->
     is_native = all(each.arithmetic is Arithmetic.NATIVE for each in skeletons)
     widened = 0 if is_native else max([each.weight.numel() for each in linear[:-1]] or [0])
     return waiting + inside_one + widened * _FLOAT32 + _OVERHEAD
-
-
-def _cgroup_limits() -> list[tuple[int, int]]:
-    """Limit and anonymous memory of every control group this process is in, where there is one."""
-    try:
-        lines = _MEMBERSHIP.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers in {"", "memory"}:
-            root = _CGROUPS / controllers
-            names = ("memory.max", "anon") if not controllers else ("memory.limit_in_bytes", "rss")
-            folder = root / path.lstrip("/")
-            while True:
-                found += _limit_in(folder, *names)
-                if folder == root or root not in folder.parents:
-                    break
-                folder = folder.parent
-    return found
-
-
-def _limit_in(folder: Path, limit_name: str, anonymous_name: str) -> list[tuple[int, int]]:
-    try:
-        limit = (folder / limit_name).read_text(encoding="utf-8").strip()
-        statistics = (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    if not limit.isdigit():  # "max"
-        return []
-    numbers = dict(line.split() for line in statistics)
-    return [(int(limit), int(numbers.get(anonymous_name, 0)))]

@@ -6,11 +6,12 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from precheck.checkpoint.quiet import quiet_transformers
 from precheck.errors import WeightsElsewhereError
-from precheck.measure.machine.environment import exact_float32, resolve_device
+from precheck.measure.machine.devices import resolve_device
 from precheck.measure.machine.memory import is_out_of_memory, memory_error
+from precheck.measure.machine.torch_settings import exact_float32
 from precheck.measure.models.configurations import check_attention_name
-from precheck.measure.models.loading import quiet_transformers
 from precheck.measure.scan import Scan
 from precheck.records.progress import Announcement, Observer
 

@@ -22,17 +22,21 @@ from precheck.errors import (
 )
 from precheck.measure.blame.mechanisms import Classifier
 from precheck.measure.blame.peaks import Peaks, headroom_rows
-from precheck.measure.budget import FREE_SHARE, activation_bytes, free_bytes, used_bytes
+from precheck.measure.budget import FREE_SHARE, activation_bytes
 from precheck.measure.capsule.write import candidate, write_capsule
 from precheck.measure.estimate import estimate_seconds
 from precheck.measure.lockstep.batch_run import BatchRun
 from precheck.measure.lockstep.clock import LOGIT_WORK, Clock
 from precheck.measure.lockstep.generation import generate
 from precheck.measure.lockstep.run_totals import RunTotals
-from precheck.measure.machine.environment import read_environment, resolve_device, uncompiled
+from precheck.measure.machine.devices import resolve_device
+from precheck.measure.machine.environment import read_environment
+from precheck.measure.machine.memory import free_bytes, used_bytes
+from precheck.measure.machine.torch_settings import uncompiled
 from precheck.measure.models.configurations import build_groups
-from precheck.measure.models.loading import SEED, kept_modules
-from precheck.measure.models.shared import LiveWeights, ResidentWeights, SharedModels
+from precheck.measure.models.kept import kept_modules
+from precheck.measure.models.loading import SEED
+from precheck.measure.models.resident import LiveWeights, ResidentWeights
 from precheck.measure.models.streamed import StreamedWeights
 from precheck.measure.probes.media_batches import Processor
 from precheck.measure.probes.tokens import (
@@ -62,6 +66,7 @@ from precheck.records.traces import TOWERS, Coverage
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from precheck.measure.models.shared import SharedModels
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.probes.batch import Batch
     from precheck.measure.request import Request

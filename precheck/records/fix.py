@@ -197,3 +197,19 @@ class Fix:
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, ready for ``json.dumps``."""
         return plain(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorChange:
+    """What happens to a part of a stored tensor: times a power of two.
+
+    With a ``shift`` it is what the model makes of it that is multiplied: ``shift + w``.
+    """
+
+    power: int
+    dim: int = 0
+    """Dimension that ``start`` and ``stop`` count along, from the end."""
+    start: int = 0
+    stop: int | None = None
+    """None for all of it."""
+    shift: float | None = None

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+from precheck.errors import UsageError
+
 
 class Dtype(StrEnum):
     """A floating-point format, by its torch name."""
@@ -13,6 +15,24 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
     FLOAT32 = "float32"
+
+    @classmethod
+    def named(cls, name: str) -> Dtype:
+        """The dtype with this torch name or short name.
+
+        >>> Dtype.named("fp16")
+        <Dtype.FLOAT16: 'float16'>
+
+        Raises:
+            UsageError: there is no such dtype, or precheck does not measure it.
+        """
+        for dtype in cls:
+            if name in {dtype, dtype.short}:
+                return dtype
+        raise UsageError(
+            f"unknown dtype: {name!r} (expected {', '.join(cls)})",
+            hint="fp16, bf16 and fp32 are understood too",
+        )
 
     @property
     def limits(self) -> Limits:
@@ -39,6 +59,24 @@ class Accumulation(StrEnum):
     FLOAT32 = "float32"
     FLOAT16 = "float16"
     """Some kernels for quantised weights, and ``allow_fp16_accumulation``; float16 runs only."""
+
+    @classmethod
+    def named(cls, name: str) -> Accumulation:
+        """What a kernel adds up in, by its torch name or short name.
+
+        >>> Accumulation.named("fp16")
+        <Accumulation.FLOAT16: 'float16'>
+
+        Raises:
+            UsageError: no kernel adds up in that.
+        """
+        for accumulation in cls:
+            if name in {accumulation, Dtype(accumulation).short}:
+                return accumulation
+        raise UsageError(
+            f"unknown accumulation: {name!r} (expected {' or '.join(cls)})",
+            hint="--accumulation float16",
+        )
 
 
 class Arithmetic(StrEnum):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from precheck.checkpoint.rewriting import multiplied
-from precheck.cure.scales.forms import TensorChange
+from precheck.records.fix import TensorChange
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from precheck.checkpoint import weights as module
+from precheck.checkpoint import shards as module
 from precheck.checkpoint.weights import Weights
 from precheck.errors import CheckpointCorruptError, UnsupportedModelError
 
@@ -47,7 +47,7 @@ def test_headers_alone_give_shapes_dtypes_and_sizes(
     def read(_self: object, name: str) -> torch.Tensor:
         pytest.fail(f"read {name}")
 
-    monkeypatch.setattr(module._SafetensorsShard, "tensor", read)  # noqa: SLF001
+    monkeypatch.setattr(module.SafetensorsShard, "tensor", read)
     with Weights(shards) as weights:
         assert weights.shape("a") == (2, 3)
         assert weights.dtype("a") == "float32"

@@ -4,7 +4,7 @@ import pytest
 
 from precheck.errors import UsageError
 from precheck.facts.devices import GIB, DeviceRow, Support, find, is_slow, of, of_capability, table
-from precheck.measure.watch import rounded_products as arithmetic
+from precheck.measure.machine import arithmetic
 from precheck.records.finding import Confidence
 from precheck.records.precision import Arithmetic, Dtype
 from precheck.records.report import Device

@@ -186,7 +186,7 @@ def test_threads_and_arithmetic_make_no_difference(
     """The evidence behind the thresholds: rounded products, another order of summation."""
     threads = torch.get_num_threads()
     monkeypatch.setattr(
-        "precheck.measure.watch.rounded_products.cpu_capabilities", lambda: {"avx2": True}
+        "precheck.measure.machine.arithmetic.cpu_capabilities", lambda: {"avx2": True}
     )
     torch.set_num_threads(2)
     try:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from precheck.checkpoint.architecture import Unit
-    from precheck.measure.blame.peaks import Place
+    from precheck.measure.blame.found import Place
     from precheck.measure.blame.unit_call import UnitCall
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.probes.batch import Batch

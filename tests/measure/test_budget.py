@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from precheck.measure import budget
-from precheck.measure.budget import activation_bytes, free_bytes, used_bytes
+from precheck.measure.budget import activation_bytes
+from precheck.measure.machine.memory import free_bytes, used_bytes
 from precheck.measure.models.skeleton import Skeleton
 from precheck.measure.probes.batch import Batch
 from precheck.records.precision import Arithmetic, Dtype

@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from precheck.checkpoint.quiet import quiet_transformers
 from precheck.cure.scales.equations import find_scales
 from precheck.cure.scales.flow import trace_flow
-from precheck.cure.scales.forms import Kind, TensorChange
+from precheck.cure.scales.forms import Kind
 from precheck.cure.scales.settings import ConfigNumber, config_numbers, find_settings
 from precheck.errors import UntraceableError
+from precheck.measure.models.attention import attention_of
 from precheck.measure.models.conversion import find_recipes
-from precheck.measure.models.loading import empty_model, kept_in_float32, quiet_transformers
-from precheck.measure.models.skeleton import Skeleton, attention_of, twin
+from precheck.measure.models.empty import empty_model
+from precheck.measure.models.kept import kept_in_float32
+from precheck.measure.models.skeleton import Skeleton, twin
 from precheck.measure.subject.subject import decoder_start
+from precheck.records.fix import TensorChange
 from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:

@@ -21,9 +21,8 @@ from torch._subclasses.fake_tensor import (  # its only spelling
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from precheck.errors import UntraceableError
+from precheck.errors import UntraceableError, first_line
 from precheck.measure.blame.unit_call import logits_in
-from precheck.measure.models.skeleton import first_line
 from precheck.measure.probes.batch import Batch
 from precheck.measure.probes.tokens import with_decoder_input
 from precheck.measure.watch.module_stack import ModuleStack

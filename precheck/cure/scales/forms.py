@@ -123,19 +123,3 @@ class Scales:
 
     equations: tuple[Equation, ...]
     scaled: tuple[Scaled, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorChange:
-    """What happens to a part of a stored tensor: times a power of two.
-
-    With a ``shift`` it is what the model makes of it that is multiplied: ``shift + w``.
-    """
-
-    power: int
-    dim: int = 0
-    """Dimension that ``start`` and ``stop`` count along, from the end."""
-    start: int = 0
-    stop: int | None = None
-    """None for all of it."""
-    shift: float | None = None

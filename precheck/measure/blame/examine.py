@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from precheck.measure.probes.batch import RealTokens
+    from precheck.measure.watch.real_tokens import RealTokens
     from precheck.measure.watch.segment import OpNode
 
 CLEAN: frozenset[int] = frozenset()

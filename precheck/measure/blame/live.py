@@ -15,34 +15,26 @@ What it cannot see: an overflow that does not leave its layer (absorbed), and in
 
 from __future__ import annotations
 
-import linecache
 import math
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from transformers.cache_utils import Cache
 
 from precheck.checkpoint.architecture import find_architecture
 from precheck.errors import UsageError
-from precheck.measure.blame.examine import Examiner
-from precheck.measure.blame.graph import Position
+from precheck.measure.blame.hindsight import BrokenStretch, RecordedOp, TokenPositions
 from precheck.measure.blame.mechanisms import Classifier
 from precheck.measure.blame.unit_call import hidden_states_in, logits_in, main_output
-from precheck.measure.machine.environment import uncompiled
-from precheck.measure.probes.batch import RealTokens
+from precheck.measure.machine.torch_settings import uncompiled
 from precheck.measure.watch.module_stack import ModuleStack
 from precheck.measure.watch.op_kinds import op_kind
-from precheck.measure.watch.ops import OpWatcher
 from precheck.measure.watch.source_line import source_line
 from precheck.measure.watch.trees import copied, tensors_in
-from precheck.records.traces import Mechanism, Overflow, Section
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,14 +44,10 @@ if TYPE_CHECKING:
     from torch._ops import OpOverload
 
     from precheck.checkpoint.architecture import Architecture, Unit
-    from precheck.measure.blame.examine import Producer
     from precheck.measure.watch.float16_sums import Float16Sums
     from precheck.measure.watch.rounded_products import RoundedProducts
-    from precheck.measure.watch.segment import OpNode, Segment
+    from precheck.records.traces import Overflow
 
-
-_Ran = tuple["OpOverload", tuple[Any, ...], dict[str, Any], Any, str, tuple[str, int]]
-"""An operation as it ran: arguments, result, module, and file and line."""
 
 _NOTHING: dict[str, Any] = {}
 _NOWHERE = ("", 0)
@@ -73,7 +61,7 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self, stack: ModuleStack, products: RoundedProducts | Float16Sums | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.ran: list[_Ran] = []
+        self.ran: list[RecordedOp] = []
         self._stack = stack
         self._products = products
 
@@ -205,45 +193,10 @@ class Watch:
         number, self._num_forwards = self._num_forwards, self._num_forwards + 1
         return not self._overflows and number % self._sample_every == 0
 
-    def _look_into(self, segment: _Kept) -> None:
+    def _look_into(self, segment: BrokenStretch) -> None:
         """Names what broke in a stretch of the forward whose result is not finite."""
         self._overflows, self._is_origin = segment.overflows(self._weights, self._classifier)
         self._broken_forward = max(0, self._num_forwards - 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Positions:
-    """Which positions of a forward are real tokens, and how many tokens came before them."""
-
-    mask: Tensor | None
-    """``(batch, everything so far)`` bool."""
-    num_before: int
-
-    @classmethod
-    def of(cls, kwargs: dict[str, Any]) -> _Positions:
-        """From what the model is called with."""
-        mask = kwargs.get("attention_mask")
-        is_plain = isinstance(mask, torch.Tensor) and mask.dim() == 2  # noqa: PLR2004
-        # its name is another one since transformers 5.24
-        cache = next((each for each in kwargs.values() if isinstance(each, Cache)), None)
-        return cls(
-            mask=mask.bool() if is_plain and mask is not None else None,
-            num_before=0 if cache is None else int(cache.get_seq_length()),
-        )
-
-    def real_tokens(self, hidden: Tensor) -> RealTokens:
-        """For hidden states or logits, ``(batch, seq, ...)``."""
-        rows, length = (*hidden.shape, 1)[:2]
-        mask = None
-        if self.mask is not None and self.mask.shape[0] == rows and self.mask.shape[1] >= length:
-            mask = self.mask[:, -length:]
-        return RealTokens(num_rows=rows, length=length, mask=mask)
-
-    def before(self, row: int, length: int) -> int:
-        """Real tokens of a row that earlier forwards saw."""
-        if self.mask is None or row >= self.mask.shape[0]:
-            return self.num_before
-        return int(self.mask[row, : self.mask.shape[1] - length].sum())
 
 
 class _Attached:
@@ -263,18 +216,18 @@ class _Attached:
         *,
         layout: Architecture,
         begins: Callable[..., bool],
-        look_into: Callable[[_Kept], None],
+        look_into: Callable[[BrokenStretch], None],
         products: RoundedProducts | Float16Sums | None,
     ) -> None:
         self._model = model
         self._begins = begins
         self._look_into = look_into
-        self._positions = _Positions(mask=None, num_before=0)
+        self._positions = TokenPositions(mask=None, num_before=0)
         self._depth = 0
         """Forwards that are running: an encoder's inside the model's, or before it."""
         self._is_running = False
         self._is_broken = False
-        self._suspect: _Kept | None = None
+        self._suspect: BrokenStretch | None = None
         """The first stretch that was not finite somewhere."""
         self._stack = ModuleStack(model)
         self._recorder = _Recorder(self._stack, products)
@@ -303,7 +256,7 @@ class _Attached:
     def _begin(self, root: nn.Module, _: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._depth += 1
         if self._depth == 1 and self._begins(is_whole=root is self._model):
-            self._positions = _Positions.of(kwargs)
+            self._positions = TokenPositions.of(kwargs)
             self._is_running = True
             self._recorder.__enter__()  # type: ignore[no-untyped-call]
 
@@ -350,7 +303,7 @@ class _Attached:
             if math.isfinite(float(low)) and math.isfinite(float(high)):
                 return
             real = self._positions.real_tokens(output)
-            kept = _Kept(
+            kept = BrokenStretch(
                 ran=self._recorder.ran,
                 hidden=hidden_states_in(list(tensors_in(given))),
                 unit=unit,
@@ -372,117 +325,3 @@ def _encoder_of(model: nn.Module) -> nn.Module:
         return model
     found = getattr(model, "get_encoder", lambda: None)()
     return found if isinstance(found, nn.Module) else model
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Kept:
-    """The operations of a stretch that broke."""
-
-    ran: list[_Ran]
-    hidden: list[Tensor]
-    """Hidden states it was given."""
-    unit: Unit | None
-    """The decoder layer; None for what comes after the last."""
-    index: int | None
-    real_tokens: RealTokens
-    positions: _Positions
-
-    def overflows(
-        self, weights: dict[int, str], classifier: Classifier
-    ) -> tuple[tuple[Overflow, ...], bool]:
-        """A row for each operation that broke, and whether it began there.
-
-        Where every broken operation was given something broken, the first of them stands for all.
-        """
-        examiner = Examiner(
-            reference=None,
-            real_tokens=self.real_tokens,
-            weight_faults=self._broken_weights(weights),
-            next_identity=count(1).__next__,
-        )
-        segment = self._examined(examiner, weights)
-        producers = examiner.take_producers()
-        position = Position.HEAD if self.unit is None else Position.BLOCK
-        found = tuple(
-            self._row(
-                each,
-                Mechanism.WEIGHTS
-                if each.is_weight
-                else classifier.mechanism(each.node, segment, None, position),
-            )
-            for each in producers
-        )
-        if found:
-            return found, True
-        broken = next(each for each in segment.nodes if not each.is_finite)
-        return (self._left_behind(broken),), False
-
-    def _broken_weights(self, weights: dict[int, str]) -> frozenset[int]:
-        """Ids of parameters that were used and are not finite."""
-        used = {id(each): each for _, args, _, _, _, _ in self.ran for each in tensors_in(args)}
-        return frozenset(
-            identity
-            for identity, each in used.items()
-            if identity in weights
-            and each.is_floating_point()
-            and not bool(torch.stack(torch.aminmax(each)).isfinite().all())
-        )
-
-    def _examined(self, examiner: Examiner, weights: dict[int, str]) -> Segment:
-        watcher = OpWatcher(
-            stack=None, weights=weights, real_tokens=self.real_tokens, check=lambda: None
-        )
-        watcher.examination = examiner
-        watcher.begin(self.hidden)
-        for func, args, kwargs, output, module, source in self.ran:
-            watcher.replay(func, args, kwargs, output, module=module, source=source)
-        return watcher.end()
-
-    def _row(self, producer: Producer, mechanism: Mechanism) -> Overflow:
-        positions = {
-            f"row {row}": position + self.positions.before(row, self.real_tokens.length)
-            for row, position in producer.positions.items()
-        }
-        return self._overflow(
-            producer.node,
-            mechanism=mechanism,
-            num_elements=producer.num_elements,
-            rows=producer.rows,
-            positions=positions,
-        )
-
-    def _left_behind(self, node: OpNode) -> Overflow:
-        return self._overflow(
-            node, mechanism=Mechanism.OTHER, num_elements=0, rows=(), positions={}
-        )
-
-    def _overflow(
-        self,
-        node: OpNode,
-        *,
-        mechanism: Mechanism,
-        num_elements: int,
-        rows: tuple[int, ...],
-        positions: dict[str, int],
-    ) -> Overflow:
-        dtype = node.dtype or torch.float32
-        return Overflow(
-            module=node.module,
-            layer=None if self.unit is None else self._layer(),
-            section=Section.HEAD if self.unit is None else self.unit.section,
-            op=node.op,
-            source=node.source,
-            source_file=node.source_file,
-            code=linecache.getline(node.filename, node.line).strip(),
-            mechanism=mechanism,
-            reference_abs_max=None,
-            limit=float(torch.finfo(dtype).max),
-            num_elements=num_elements,
-            probes=tuple(f"row {row}" for row in rows),
-            first_positions=positions,
-            absorbed=False,
-        )
-
-    def _layer(self) -> int | None:
-        name = "" if self.unit is None else self.unit.name.rpartition(".")[2]
-        return int(name) if name.isdigit() else self.index

@@ -2,105 +2,17 @@
 
 from __future__ import annotations
 
-import linecache
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from precheck.records.precision import Dtype, headroom_bits
-from precheck.records.traces import Headroom, Mechanism, Overflow, Section
+from precheck.records.traces import Headroom, Mechanism
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from precheck.measure.blame.examine import Producer
-    from precheck.measure.capsule.write import Entry
+    from precheck.measure.blame.found import Place
     from precheck.measure.watch.segment import OpNode
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a segment stands: its unit and what the report calls it."""
-
-    order: int
-    """Counts segments through the forward; the same for every batch."""
-    layer: int | None
-    section: Section
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Found:
-    """A producer, where it stands and why it happened."""
-
-    producer: Producer
-    place: Place
-    mechanism: Mechanism
-    probes: tuple[str, ...]
-    first_positions: dict[str, int]
-    """By probe, where its real tokens are first hit."""
-    entry: Entry | None = None
-    """How its unit was called, where a capsule was asked for."""
-
-    @property
-    def code(self) -> str:
-        """The text of its line, stripped."""
-        node = self.producer.node
-        return linecache.getline(node.filename, node.line).strip()
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """One row of the report."""
-        node = self.producer.node
-        return (node.module, node.op, node.source)
-
-
-def overflow_rows(found: Iterable[tuple[Found, bool]]) -> tuple[Overflow, ...]:
-    """One row per (module, op, source) in model order, of producers and whether each is absorbed.
-
-    Counts add up, magnitudes take the maximum, and a row is absorbed only if every producer is.
-    """
-    rows: dict[tuple[str, str, str], list[tuple[Found, bool]]] = {}
-    for each in sorted(found, key=lambda pair: _order(pair[0])):
-        rows.setdefault(each[0].key, []).append(each)
-    return tuple(_row(group) for group in rows.values())
-
-
-def _order(found: Found) -> tuple[int, int]:
-    return (found.place.order, found.producer.node.index)
-
-
-def _row(group: list[tuple[Found, bool]]) -> Overflow:
-    first = next((each for each, is_absorbed in group if not is_absorbed), group[0][0])
-    node = first.producer.node
-    needed = [
-        each.producer.reference_abs_max
-        for each, _ in group
-        if each.producer.reference_abs_max is not None
-    ]
-    return Overflow(
-        module=node.module,
-        layer=first.place.layer,
-        section=first.place.section,
-        op=node.op,
-        source=node.source,
-        source_file=node.source_file,
-        code=first.code,
-        mechanism=first.mechanism,
-        reference_abs_max=max(needed, default=None),
-        limit=first.producer.limit,
-        num_elements=sum(each.producer.num_elements for each, _ in group),
-        probes=tuple(dict.fromkeys(name for each, _ in group for name in each.probes)),
-        partial_sum=node.sum_bound if first.mechanism is Mechanism.ACCUMULATION else None,
-        first_positions=_first_positions([each.first_positions for each, _ in group]),
-        absorbed=all(is_absorbed for _, is_absorbed in group),
-    )
-
-
-def _first_positions(found: list[dict[str, int]]) -> dict[str, int]:
-    first: dict[str, int] = {}
-    for each in found:
-        for probe, position in each.items():
-            first[probe] = min(position, first.get(probe, position))
-    return first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

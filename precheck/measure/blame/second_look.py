@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from precheck.measure.probes.batch import RealTokens
     from precheck.measure.watch.ops import OpWatcher
+    from precheck.measure.watch.real_tokens import RealTokens
 
 
 class Inspected(NamedTuple):

@@ -27,55 +27,23 @@ import transformers
 from safetensors.torch import save_file
 from transformers.cache_utils import Cache
 
-from precheck.measure.watch.trees import mapped, tensors_in
+from precheck.measure.watch.trees import tensors_in
 from precheck.records.precision import Accumulation, Dtype
 from precheck.records.quantities import magnitude, num_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from torch import Tensor, nn
 
-    from precheck.measure.blame.peaks import Found
-    from precheck.measure.blame.unit_call import UnitCall
+    from precheck.measure.blame.found import Entry, Found
     from precheck.measure.models.shared import SharedModels
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.watch.segment import OpNode
 
-MOST_ENTRIES = 32
-"""Overflows of a run whose arguments are kept: the first that is not absorbed is among them."""
 
 _SECONDS = 600
 """What the script may take; it runs one layer twice."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Entry:
-    """How a unit was called when something in it overflowed."""
-
-    unit: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    modules: frozenset[str]
-    """Those that had run until then."""
-
-    @classmethod
-    def of(cls, call: UnitCall, *, rows: Sequence[int], modules: Iterable[str]) -> Entry:
-        """One row of the batch, on the CPU; all rows where it is not known in which it happened."""
-        hidden = call.hidden_states
-        size = None if hidden is None or hidden.dim() < 3 or not rows else hidden.shape[0]  # noqa: PLR2004
-
-        def kept(tensor: Tensor) -> Tensor:
-            if size is not None and tensor.dim() and tensor.shape[0] == size:
-                tensor = tensor[rows[0] : rows[0] + 1]
-            return tensor.detach().cpu().clone().contiguous()
-
-        return cls(
-            unit=call.unit.name,
-            args=mapped(call.args, kept),
-            kwargs=mapped(call.kwargs, kept),
-            modules=frozenset(modules),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -120,7 +88,11 @@ def write_capsule(folder: Path, found: Candidate, *, weights: SharedModels) -> s
             model.config.save_pretrained(made)
             tensors = _weights(found, weights=weights, is_whole=is_whole)
             save_file(tensors, made / "weights.safetensors")
-            script = files("precheck.measure").joinpath("reproduce.py").read_text(encoding="utf-8")
+            script = (
+                files("precheck.measure.capsule")
+                .joinpath("reproduce.py")
+                .read_text(encoding="utf-8")
+            )
             (made / "reproduce.py").write_text(script, encoding="utf-8")
             (made / "README.md").write_text(_readme(found), encoding="utf-8")
             if _breaks(made, node=found.found.producer.node):

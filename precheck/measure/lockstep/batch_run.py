@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from precheck.errors import PrecheckError
-from precheck.measure.budget import used_bytes
+from precheck.errors import PrecheckError, first_line
 from precheck.measure.lockstep.fatal import raise_if_fatal
 from precheck.measure.lockstep.run_totals import RunTotals
 from precheck.measure.lockstep.run_watch import RunWatch
@@ -17,8 +16,8 @@ from precheck.measure.machine.memory import (
     give_back_free_memory,
     is_out_of_memory,
     memory_error,
+    used_bytes,
 )
-from precheck.measure.models.skeleton import first_line
 from precheck.measure.watch.float16_sums import Float16Sums
 from precheck.measure.watch.rounded_products import RoundedProducts
 from precheck.records.precision import Accumulation, Arithmetic, Dtype

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from precheck.errors import PrecheckError, WeightsElsewhereError
+from precheck.errors import PrecheckError, WeightsElsewhereError, first_line
 from precheck.measure.machine.memory import is_out_of_memory, memory_error
-from precheck.measure.models.skeleton import first_line
 
 
 def raise_if_fatal(error: BaseException) -> None:

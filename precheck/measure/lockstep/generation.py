@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from precheck.errors import first_line
 from precheck.measure.blame.live import Watch
 from precheck.measure.lockstep.fatal import raise_if_fatal
 from precheck.measure.lockstep.turns import Worker, advance
 from precheck.measure.models.loading import SEED
-from precheck.measure.models.skeleton import first_line
 from precheck.measure.watch.float16_sums import Float16Sums
 from precheck.measure.watch.rounded_products import RoundedProducts
 from precheck.records.precision import Accumulation, Arithmetic

@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from precheck.measure.blame.peaks import Found, Peaks, overflow_rows
+from precheck.measure.blame.overflow_rows import overflow_rows
+from precheck.measure.blame.peaks import Peaks
 from precheck.measure.lockstep.layers import LayerTotals
 from precheck.measure.watch.float16_sums import SumsTotals
 from precheck.records.precision import Dtype
@@ -16,6 +17,7 @@ from precheck.records.traces import GREEDY, SAMPLED, RunTrace, Section, Symptom
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from precheck.measure.blame.found import Found
     from precheck.measure.lockstep.logits import LogitsTotals
     from precheck.measure.models.skeleton import Skeleton
     from precheck.records.traces import Generation

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from precheck.measure.blame.examine import CLEAN, Examiner, ReferenceOps, unexpected_in
+from precheck.measure.blame.found import MOST_ENTRIES, Entry, Found, Place
 from precheck.measure.blame.graph import Position
-from precheck.measure.blame.peaks import Found, Place
 from precheck.measure.blame.second_look import Inspection
 from precheck.measure.blame.unit_call import (
     UnitCall,
@@ -18,7 +18,6 @@ from precheck.measure.blame.unit_call import (
     main_output,
     routed_nodes,
 )
-from precheck.measure.capsule.write import MOST_ENTRIES, Entry
 from precheck.measure.lockstep.layers import routing_agreement
 from precheck.measure.lockstep.logits import LogitsTotals
 from precheck.measure.lockstep.symptom import symptom_of

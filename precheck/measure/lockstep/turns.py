@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from precheck.checkpoint.architecture import Unit
-    from precheck.measure.models.shared import Presence
+    from precheck.measure.models.presence import Presence
 
 
 class Abandoned(BaseException):

@@ -12,8 +12,16 @@ import psutil
 import torch
 
 from precheck.facts.devices import table
-from precheck.measure.watch.rounded_products import cpu_capabilities
+from precheck.measure.machine.arithmetic import cpu_capabilities
 from precheck.records.report import Device
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+import os
+from typing import TYPE_CHECKING
+
+from precheck.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,3 +148,33 @@ def _beside_torch() -> Iterator[Device]:
                 )
             except library.NVMLError:  # a GPU that fell off the bus is no reason to see no other
                 continue
+
+
+def resolve_device(name: str) -> str:
+    """The torch device to use: ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        UsageError: it is not here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            own = os.environ.get("LOCAL_RANK")  # one of several processes, each with its own GPU
+            return "cuda" if own is None else f"cuda:{own}"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(
+            f"unknown device: {name!r} (expected auto, cpu, cuda, cuda:0 or mps)"
+        ) from error
+    present = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if (device.index or 0) >= present.get(device.type, 0):
+        here = [kind for kind, count in present.items() if count]
+        raise UsageError(
+            f"device not present: {name!r}", hint=f"use one of: {', '.join(['auto', *here])}"
+        )
+    return name

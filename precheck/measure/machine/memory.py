@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from precheck.errors import MemoryExhaustedError
-from precheck.measure.models.skeleton import first_line
+from precheck.errors import MemoryExhaustedError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
 
 
 def give_back_free_memory() -> None:
@@ -50,3 +55,63 @@ def memory_error(error: BaseException, *, doing: str) -> MemoryExhaustedError:
         f"out of memory {doing}: {first_line(error)}",
         hint="leave dtypes out with --dtype, use --quick, or another --device",
     )
+
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+_MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+def free_bytes(device: str) -> int:
+    """Bytes that this process could still take on a device, a container's limit respected.
+
+    Processes that share a scan share the host's memory.
+    """
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    free = int(psutil.virtual_memory().available)
+    for limit, anonymous in _cgroup_limits():
+        free = min(free, limit - anonymous)
+    return max(0, free) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def used_bytes(device: str) -> int:
+    """Bytes that this process has on a device; on the host, memory that is no file's."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.memory_allocated(device))
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - getattr(memory, "shared", 0))
+
+
+def _cgroup_limits() -> list[tuple[int, int]]:
+    """Limit and anonymous memory of every control group this process is in, where there is one."""
+    try:
+        lines = _MEMBERSHIP.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers in {"", "memory"}:
+            root = _CGROUPS / controllers
+            names = ("memory.max", "anon") if not controllers else ("memory.limit_in_bytes", "rss")
+            folder = root / path.lstrip("/")
+            while True:
+                found += _limit_in(folder, *names)
+                if folder == root or root not in folder.parents:
+                    break
+                folder = folder.parent
+    return found
+
+
+def _limit_in(folder: Path, limit_name: str, anonymous_name: str) -> list[tuple[int, int]]:
+    try:
+        limit = (folder / limit_name).read_text(encoding="utf-8").strip()
+        statistics = (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    if not limit.isdigit():  # "max"
+        return []
+    numbers = dict(line.split() for line in statistics)
+    return [(int(limit), int(numbers.get(anonymous_name, 0)))]

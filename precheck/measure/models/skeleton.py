@@ -8,9 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
-from precheck.errors import UnsupportedConfigurationError
 from precheck.measure.models.settings import setting, text_config
 from precheck.records.precision import Accumulation, Arithmetic
 from precheck.signals import deferred_signals
@@ -110,41 +108,6 @@ def twin(
     memo: dict[int, Any] = {id(each): replace(each) for each in model.parameters(recurse=True)}
     with deferred_signals():
         return copy.deepcopy(model, memo)
-
-
-def switch_attention(model: nn.Module, attn_implementation: str) -> str:
-    """Makes ``model`` use another attention implementation; returns the one really in use.
-
-    Raises:
-        UnsupportedConfigurationError: the model or this environment does not have it.
-    """
-    if attn_implementation == attention_of(model):
-        return attn_implementation
-    if not isinstance(model, PreTrainedModel):
-        raise UnsupportedConfigurationError(
-            f"attention implementation cannot be chosen for {type(model).__name__}",
-        )
-    try:
-        model.set_attn_implementation(attn_implementation)
-    except Exception as error:  # transformers raises ValueError, ImportError, and kernels' own
-        raise UnsupportedConfigurationError(first_line(error)) from error
-    return attention_of(model)
-
-
-def attention_of(model: nn.Module) -> str:
-    """The attention implementation in use; modules without such a choice are ``eager``."""
-    return getattr(getattr(model, "config", None), "_attn_implementation", None) or "eager"
-
-
-def can_switch_attention(model: nn.Module) -> bool:
-    """Whether the implementation can change after construction."""
-    return isinstance(model, PreTrainedModel) and model._can_set_attn_implementation()  # noqa: SLF001  its only spelling
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its name."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def nonfinite_parameters(model: nn.Module) -> dict[str, int]:

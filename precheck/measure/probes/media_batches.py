@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from precheck.checkpoint.processor import PROCESSOR_FILES, load_processor
+from precheck.checkpoint.quiet import quiet_transformers
 from precheck.errors import UsageError
-from precheck.measure.models.loading import quiet_transformers
 from precheck.measure.probes.batch import Batch
 from precheck.measure.probes.builtin import SPOKEN
 from precheck.measure.probes.media import IMAGES, QUESTION, SAMPLING_RATE, draw, sounds

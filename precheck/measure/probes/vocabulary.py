@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer
 
-from precheck.measure.models.loading import quiet_transformers
+from precheck.checkpoint.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from precheck.measure.models.loading import quiet_transformers
+from precheck.checkpoint.quiet import quiet_transformers
 from precheck.measure.models.settings import setting, text_config
 from precheck.records.sizes import AttentionFacts, CacheSize, Widths
 

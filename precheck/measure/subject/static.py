@@ -7,17 +7,14 @@ from typing import TYPE_CHECKING
 
 from precheck.checkpoint.architecture import find_architecture
 from precheck.checkpoint.audit import audit_weights
+from precheck.checkpoint.quiet import quiet_transformers
 from precheck.checkpoint.source import Checkpoint
 from precheck.errors import UsageError
 from precheck.measure.machine.environment import read_environment
-from precheck.measure.models.loading import (
-    SEED,
-    bare_model,
-    empty_model,
-    kept_modules,
-    quiet_transformers,
-)
-from precheck.measure.models.skeleton import attention_of
+from precheck.measure.models.attention import attention_of
+from precheck.measure.models.empty import bare_model, empty_model
+from precheck.measure.models.kept import kept_modules
+from precheck.measure.models.loading import SEED
 from precheck.measure.subject.subject import model_facts, stored_bytes, tensor_sizes
 from precheck.records.precision import Dtype
 from precheck.records.progress import Announcement, Observer

@@ -12,7 +12,7 @@ from precheck.checkpoint.quantization import DECODED_BY_TRANSFORMERS
 from precheck.checkpoint.source import Checkpoint
 from precheck.checkpoint.weights import Weights
 from precheck.errors import UnsupportedModelError
-from precheck.measure.models.loading import main_dtype
+from precheck.measure.models.kept import main_dtype
 from precheck.measure.models.settings import setting, text_config
 from precheck.measure.subject.clamps import clamps
 from precheck.measure.subject.footprint import attention_facts, cache_size, widths

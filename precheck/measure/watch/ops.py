@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch._ops import OpOverload
 
-    from precheck.measure.probes.batch import RealTokens
     from precheck.measure.watch.module_stack import ModuleStack
+    from precheck.measure.watch.real_tokens import RealTokens
     from precheck.measure.watch.rounded_products import RoundedProducts
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from precheck.measure.blame.examine import Examiner, ReferenceOps, Snapshot, unexpected
-from precheck.measure.probes.batch import RealTokens
 from precheck.measure.watch.module_stack import ModuleStack
 from precheck.measure.watch.ops import OpWatcher
+from precheck.measure.watch.real_tokens import RealTokens
 from tests import oracle
 
 if TYPE_CHECKING:

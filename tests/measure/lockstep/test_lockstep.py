@@ -11,7 +11,7 @@ from torch import nn
 
 from precheck.checkpoint.architecture import Unit
 from precheck.measure.lockstep.turns import Abandoned, Turns, Worker, advance
-from precheck.measure.models.shared import AlwaysThere
+from precheck.measure.models.presence import AlwaysThere
 from precheck.records.traces import Section
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from precheck.checkpoint.architecture import find_architecture
-from precheck.measure.probes.batch import RealTokens
 from precheck.measure.watch.fused_scores import raw_score_abs_max
 from precheck.measure.watch.module_stack import ModuleStack
 from precheck.measure.watch.ops import OpWatcher
+from precheck.measure.watch.real_tokens import RealTokens
 from precheck.pipeline import scan
 from precheck.records.traces import Mechanism
 from tests.measure.scans import (

@@ -15,10 +15,10 @@ from precheck.checkpoint.source import open_checkpoint
 from precheck.checkpoint.weights import Weights
 from precheck.errors import CheckpointCorruptError, MemoryExhaustedError
 from precheck.measure.lockstep.run_watch import RunWatch
-from precheck.measure.models import pieces, split_head
+from precheck.measure.models import pieces, slots, split_head
 from precheck.measure.models import streamed as streaming
 from precheck.measure.models.conversion import find_recipes
-from precheck.measure.models.loading import empty_model
+from precheck.measure.models.empty import empty_model
 from precheck.measure.models.reader import Reader
 from precheck.measure.models.streamed import StreamedWeights
 from precheck.pipeline import scan
@@ -410,14 +410,14 @@ def test_a_run_that_is_nan_everywhere_stops_and_its_report_stays_the_same(
 
 def test_a_stopped_run_computes_its_layers_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     entered: list[tuple[str, str]] = []
-    enter = streaming._ComingAndGoing.enter  # noqa: SLF001
+    enter = slots.StreamedPresence.enter
 
     def entering(presence: Any, module: str, args: Any, kwargs: Any) -> Any:
         skeleton = presence._skeleton  # noqa: SLF001
         entered.append((f"{skeleton.dtype} + {skeleton.attn_implementation}", module))
         return enter(presence, module, args, kwargs)
 
-    monkeypatch.setattr(streaming._ComingAndGoing, "enter", entering)  # noqa: SLF001
+    monkeypatch.setattr(slots.StreamedPresence, "enter", entering)
     scan("demo:qwen2-eager", quick=True)
     layers = [module for run, module in entered if run == "float16 + eager" and "layers" in module]
     assert max(layers) == "model.layers.3"

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from precheck.measure.watch import rounded_products as arithmetic
+from precheck.measure.machine import arithmetic
+from precheck.measure.machine.arithmetic import arithmetic_of, cpu_capabilities
 from precheck.measure.watch.ops import OpWatcher
-from precheck.measure.watch.rounded_products import RoundedProducts, arithmetic_of, cpu_capabilities
+from precheck.measure.watch.rounded_products import RoundedProducts
 from precheck.pipeline import scan
 from precheck.records.precision import Arithmetic, Dtype
 from tests.measure.scans import faulty_run, scan_of

@@ -1,0 +1,45 @@
+"""``precheck.apply``: the modules of a recipe in float32, in a model of yours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from precheck.errors import UsageError
+from precheck.saved import read_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from precheck.records.fix import Recipe
+
+
+def apply(model: nn.Module, recipe: Recipe | str | Path) -> nn.Module:
+    """The model, with the modules of a recipe in float32 from now on.
+
+    Args:
+        model: loaded in the recipe's dtype; it is changed, and hooks stay on it.
+        recipe: of this model, or the file that ``precheck fix`` wrote.
+
+    Raises:
+        ReportError: the file is no recipe.
+        UsageError: the model has no such module, or is of another dtype.
+
+    Example:
+        ``model = precheck.apply(model, "fixed/precheck-recipe.json")``
+    """
+    from precheck.cure.mixed import keep_in_float32
+    from precheck.measure.models.kept import main_dtype
+    from precheck.records.fix import Recipe
+
+    if not isinstance(recipe, Recipe):
+        recipe = Recipe.from_dict(read_json(recipe, what="recipe"))
+    found = str(main_dtype(model)).removeprefix("torch.")
+    if found != recipe.dtype:
+        raise UsageError(
+            f"the model is in {found} (expected {recipe.dtype}, which the recipe is for)",
+            hint=f"load it with dtype=torch.{recipe.dtype}",
+        )
+    keep_in_float32(model, recipe.modules)
+    return model

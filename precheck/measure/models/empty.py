@@ -1,0 +1,118 @@
+"""A checkpoint's model without its weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+)
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from precheck.checkpoint.quiet import quiet_transformers
+from precheck.measure.models.bounds import bounded_by_its_files
+from precheck.measure.models.loading import (
+    Loading,
+    drawing_what_is_missing,
+    load_error,
+    loading_of,
+    model_class,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from precheck.checkpoint.source import Checkpoint
+    from precheck.checkpoint.weights import Weights
+    from precheck.records.precision import Dtype
+
+
+def empty_model(
+    checkpoint: Checkpoint,
+    stored: Weights,
+    dtype: Dtype,
+    *,
+    attn_implementation: str | None = None,
+) -> tuple[nn.Module, Loading]:
+    """The model in one dtype without the weights, and what is missing: what is stored is ``meta``.
+
+    It is what ``from_pretrained`` makes of stand-ins for the stored tensors: modules, names,
+    dtypes (those kept in float32 too), ties, buffers, and values for what the checkpoint lacks.
+    Buffers that are stored stay ``meta`` too.
+
+    Raises:
+        CheckpointError: it does not load.
+        UnsupportedConfigurationError: the model does not have this attention implementation.
+    """
+    loader = model_class(checkpoint.config)
+    try:
+        if not issubclass(loader, PreTrainedModel):
+            loader = type(_on_meta(loader, checkpoint))
+        with drawing_what_is_missing(checkpoint):
+            model, found = loader.from_pretrained(
+                None,
+                config=checkpoint.config,
+                state_dict={name: _StandIn(stored, name) for name in stored},
+                dtype=getattr(torch, dtype),
+                attn_implementation=attn_implementation,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+            if (checkpoint.folder / GENERATION_CONFIG_NAME).is_file():
+                model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
+    except Exception as error:
+        raise load_error(error, attn_implementation, loader) from error
+    return model, loading_of(found)
+
+
+class _StandIn:
+    """A stored tensor as transformers' loader takes it: indexed to be read, then moved and cast."""
+
+    def __init__(self, stored: Weights, name: str) -> None:
+        self.shape = stored.shape(name)
+        self.dtype: torch.dtype = getattr(torch, stored.dtype(name))
+
+    def __getitem__(self, _: object) -> _StandIn:
+        return self
+
+    def to(self, device: object = None, dtype: torch.dtype | None = None) -> Tensor:
+        """Its shape in ``dtype``, and no memory, whatever the device."""
+        del device
+        return torch.empty(self.shape, dtype=dtype or self.dtype, device="meta")
+
+
+def _on_meta(loader: Any, checkpoint: Checkpoint) -> nn.Module:
+    with quiet_transformers(), bounded_by_its_files(checkpoint), torch.device("meta"):
+        model: nn.Module
+        if issubclass(loader, PreTrainedModel):
+            model = loader._from_config(checkpoint.config)  # noqa: SLF001  its only spelling
+        else:
+            model = loader.from_config(
+                checkpoint.config, trust_remote_code=checkpoint.trust_remote_code
+            )
+    return model
+
+
+def bare_model(checkpoint: Checkpoint) -> nn.Module:
+    """The model that a checkpoint's config describes, without memory for its parameters.
+
+    Raises:
+        CheckpointError: the model class does not take this config.
+    """
+    loader = model_class(checkpoint.config)
+    try:
+        return _on_meta(loader, checkpoint)
+    except Exception as error:
+        raise load_error(error, None, loader) from error
+
+
+def count_parameters(checkpoint: Checkpoint) -> int:
+    """Parameters of the model that a checkpoint's config describes.
+
+    Raises:
+        CheckpointError: the model class does not take this config.
+    """
+    model = bare_model(checkpoint)
+    return sum(parameter.numel() for parameter in model.parameters())
