@@ -19,8 +19,8 @@ from benchmarks.checkpoints import add_options, checkpoint, size_bytes
 from benchmarks.runs import forget_cached, memory_limit, watch
 from precheck.checkpoint.rewriting import write_checkpoint
 from precheck.checkpoint.source import open_checkpoint
-from precheck.cure.scales.blueprint import read_blueprint
 from precheck.cure.scales.solve import choose
+from precheck.cure.scales.traced_checkpoint import trace_checkpoint
 from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def write(model: Path, output: Path) -> None:
     """The checkpoint with its residual stream times 2^-4."""
     opened = open_checkpoint(str(model), observe=lambda _: None)
     with opened.open_weights() as stored:
-        blueprint = read_blueprint(
+        blueprint = trace_checkpoint(
             opened,
             stored,
             dtype=Dtype.FLOAT16,

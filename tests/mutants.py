@@ -52,7 +52,7 @@ def off(file: str, function: str, value: str, *tests: str) -> Mutation:
 CULPRITS = ("tests/measure/blame/test_detectors.py", "tests/measure/blame/test_culprits.py")
 DETECTORS = (
     off("measure/blame/examine.py", "unexpected", "None", *CULPRITS),
-    off("measure/blame/unit_call.py", "is_odd", "False", *CULPRITS),
+    off("measure/blame/unit_call.py", "needs_second_look", "False", *CULPRITS),
     off("measure/blame/unit_call.py", "routed_nodes", "frozenset()", *CULPRITS),
     off("measure/blame/unit_call.py", "logits_in", "None", "tests/test_custom_code.py"),
     off("measure/watch/trees.py", "_is_dataclass", "False", "tests/test_custom_code.py"),
@@ -101,7 +101,7 @@ DETECTORS = (
     *(
         Mutation(
             name=f"scales: {what} is demanded nowhere",
-            file="precheck/cure/scales/lanes.py",
+            file="precheck/cure/scales/tensor_scale.py",
             old=r"        if form:\n",
             new=f'        if form and reason != "{what}":\n',
             tests=("tests/cure/scales/test_scales.py",),

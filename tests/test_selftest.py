@@ -69,14 +69,14 @@ def test_a_reduction_that_misses_nan_is_found(monkeypatch: pytest.MonkeyPatch) -
 def test_a_precheck_that_does_not_find_planted_faults_is_found(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from precheck.measure.blame.second_look import Inspected, Inspection  # noqa: PLC0415  torch is there
+    from precheck.measure.blame.second_look import Reexamined, SecondLook  # noqa: PLC0415  torch is there
 
-    look = Inspection.look
+    look = SecondLook.inspect
 
-    def nothing(self: Inspection, *args: Any) -> Inspected:
+    def nothing(self: SecondLook, *args: Any) -> Reexamined:
         return look(self, *args)._replace(producers=())
 
-    monkeypatch.setattr(Inspection, "look", nothing)
+    monkeypatch.setattr(SecondLook, "inspect", nothing)
     monkeypatch.setattr(sys, "argv", ["precheck", "env", "--selftest", "--device", "cpu"])
     with pytest.raises(SystemExit) as ended:
         cli.main()

@@ -15,6 +15,7 @@ from precheck.checkpoint.packed import (
     contradiction,
 )
 from precheck.checkpoint.shards import Span
+from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.checkpoint.weights import Weights
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class DecodedWeights(Weights):
 
     def _stored(self, name: str) -> Tensor:
         # by the stored shape and dtype: FP8 stores a weight under the name of the decoded one
-        dtype: torch.dtype = getattr(torch, super().dtype(name))
+        dtype: torch.dtype = torch_dtype(super().dtype(name))
         shape = super().shape(name)
         size = math.prod(shape) * dtype.itemsize
         buffer = torch.empty(size, dtype=torch.uint8)

@@ -24,6 +24,7 @@ from precheck.checkpoint.config import CONFIG, read_json_object
 from precheck.checkpoint.folders import check_empty, check_parent
 from precheck.checkpoint.formats import SAFETENSORS
 from precheck.checkpoint.shards import SAFETENSORS_DTYPES, tensor_bytes
+from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.errors import UsageError
 from precheck.records.quantities import num_bytes
 
@@ -224,8 +225,7 @@ def _dtype(name: str, stored: Weights, changes: Mapping[str, Sequence[TensorChan
 
 
 def _size(name: str, stored: Weights, changes: Mapping[str, Sequence[TensorChange]]) -> int:
-    dtype: torch.dtype = getattr(torch, _dtype(name, stored, changes))
-    return math.prod(stored.shape(name)) * dtype.itemsize
+    return math.prod(stored.shape(name)) * torch_dtype(_dtype(name, stored, changes)).itemsize
 
 
 def _write_shard(

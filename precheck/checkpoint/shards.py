@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
+from precheck.checkpoint.torch_dtypes import dtype_name
 from precheck.errors import (
     CheckpointAccessError,
     CheckpointCorruptError,
@@ -212,7 +213,7 @@ class PickleShard:
 
     def dtype(self, name: str) -> str:
         """The torch name of a tensor's dtype."""
-        return str(self._tensors[name].dtype).removeprefix("torch.")
+        return dtype_name(self._tensors[name].dtype)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape."""

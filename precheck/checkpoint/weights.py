@@ -16,6 +16,7 @@ from precheck.checkpoint.shards import (
     tensor_bytes,
     unreadable,
 )
+from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.errors import (
     CheckpointError,
 )
@@ -109,7 +110,7 @@ class Weights(Mapping[str, torch.Tensor]):
 
     def nbytes(self, name: str) -> int:
         """Bytes a tensor takes."""
-        dtype: torch.dtype = getattr(torch, self.dtype(name))
+        dtype: torch.dtype = torch_dtype(self.dtype(name))
         return math.prod(self.shape(name)) * dtype.itemsize
 
     def read_into(self, name: str, buffer: torch.Tensor) -> torch.Tensor:
@@ -120,7 +121,7 @@ class Weights(Mapping[str, torch.Tensor]):
         """
         size = self.nbytes(name)
         self._read(name, [Span(0, size)], buffer)
-        dtype: torch.dtype = getattr(torch, self.dtype(name))
+        dtype: torch.dtype = torch_dtype(self.dtype(name))
         return buffer[:size].view(dtype).view(self.shape(name))
 
     def read_rows_into(
@@ -128,7 +129,7 @@ class Weights(Mapping[str, torch.Tensor]):
     ) -> torch.Tensor:
         """Reads rows of a tensor's first dimension, in the order given, as ``read_into`` does."""
         num_rows, *rest = self.shape(name)
-        dtype: torch.dtype = getattr(torch, self.dtype(name))
+        dtype: torch.dtype = torch_dtype(self.dtype(name))
         size = math.prod(rest) * dtype.itemsize
         wanted = range(num_rows)[rows] if isinstance(rows, slice) else rows
         spans: list[Span] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from precheck.checkpoint.torch_dtypes import dtype_name
 from precheck.errors import UsageError
 from precheck.saved import read_json
 
@@ -12,10 +13,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from precheck.records.fix import Recipe
+    from precheck.records.fix import Float32Recipe
 
 
-def apply(model: nn.Module, recipe: Recipe | str | Path) -> nn.Module:
+def apply(model: nn.Module, recipe: Float32Recipe | str | Path) -> nn.Module:
     """The model, with the modules of a recipe in float32 from now on.
 
     Args:
@@ -31,11 +32,11 @@ def apply(model: nn.Module, recipe: Recipe | str | Path) -> nn.Module:
     """
     from precheck.cure.mixed import keep_in_float32
     from precheck.measure.models.kept import main_dtype
-    from precheck.records.fix import Recipe
+    from precheck.records.fix import Float32Recipe
 
-    if not isinstance(recipe, Recipe):
-        recipe = Recipe.from_dict(read_json(recipe, what="recipe"))
-    found = str(main_dtype(model)).removeprefix("torch.")
+    if not isinstance(recipe, Float32Recipe):
+        recipe = Float32Recipe.from_dict(read_json(recipe, what="recipe"))
+    found = dtype_name(main_dtype(model))
     if found != recipe.dtype:
         raise UsageError(
             f"the model is in {found} (expected {recipe.dtype}, which the recipe is for)",

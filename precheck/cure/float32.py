@@ -9,7 +9,7 @@ from precheck.cure.job import scanned
 from precheck.cure.objections import is_close, objections
 from precheck.cure.proof import with_figures
 from precheck.records.finding import Verdict
-from precheck.records.fix import Exactness, Proof, ProofRun, Recipe, Remedy
+from precheck.records.fix import Exactness, Float32Recipe, Proof, ProofRun, Remedy
 from precheck.records.precision import Dtype
 from precheck.records.progress import Announcement
 from precheck.records.quantities import counted, num_bytes
@@ -57,7 +57,7 @@ def in_float32(refused: Fix, job: Job, *, known: Callable[[], Original]) -> Fix:
     if not modules:
         sentence = f"it runs in {refused.dtype} as it is, and nothing exact gives it more room"
         return replace(refused, remedy=Remedy.NOTHING, sentence=sentence)
-    recipe = Recipe(
+    recipe = Float32Recipe(
         model=refused.model,
         dtype=refused.dtype,
         attn_implementation=job.attn_implementation,
@@ -84,14 +84,14 @@ def in_float32(refused: Fix, job: Job, *, known: Callable[[], Original]) -> Fix:
     return replace(found, proof=proof, sentence=f"{_kept(recipe)}: {job.output / RECIPE_FILE}")
 
 
-def _kept(recipe: Recipe) -> str:
+def _kept(recipe: Float32Recipe) -> str:
     return (
         f"runs in {recipe.dtype} with {counted(len(recipe.modules), 'module')} in float32 "
         f"({num_bytes(recipe.num_bytes)} more)"
     )
 
 
-def _proof(compared: Compared | None, known: Original, recipe: Recipe) -> Proof:
+def _proof(compared: Compared | None, known: Original, recipe: Float32Recipe) -> Proof:
     kl = None if compared is None else compared.kl_divergence
     run = ProofRun(
         checkpoint="fixed",
@@ -110,7 +110,7 @@ def _proof(compared: Compared | None, known: Original, recipe: Recipe) -> Proof:
     )
 
 
-def _write(recipe: Recipe, job: Job) -> None:
+def _write(recipe: Float32Recipe, job: Job) -> None:
     from precheck.checkpoint.rewriting import unfinished, write_json
 
     with unfinished(job.output, overwrite=job.request.overwrite) as made:

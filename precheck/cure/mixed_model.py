@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from precheck.checkpoint.quiet import quiet_transformers
+from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.cure.mixed import keep_in_float32, owners, smallest_set
 from precheck.measure.blame.unit_call import logits_in
 from precheck.measure.lockstep.witness import Compared
@@ -47,7 +48,7 @@ class MixedModel:
             attn_implementation=attention_of(self._model),
             requested_attn_implementation=attn_implementation,
         )
-        self._narrow: torch.dtype = getattr(torch, dtype)
+        self._narrow: torch.dtype = torch_dtype(dtype)
         self.sizes = {
             name: size
             for name, size in owners(self._model).items()

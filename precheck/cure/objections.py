@@ -39,7 +39,7 @@ def cheaper_remedy(report: Report, dtype: Dtype, attn_implementation: str) -> De
         dtype: what the checkpoint is to run in.
         attn_implementation: what it is loaded with unless something else is asked for.
     """
-    references = [each for each in report.runs if each.dtype is Dtype.FLOAT32]
+    references = [each for each in report.runs if each.dtype.is_reference]
     if not references or any(each.reference_nonfinite or each.failure for each in references):
         reason = next((each.reason for each in references if each.reason), "it was not measured")
         return Decision(
@@ -142,7 +142,7 @@ def objections(
             found.append(f"{run.dtype} has no finite logits to compare")
         elif run.dtype is dtype and kl > thresholds.DEGRADED_KL_DIVERGENCE.value:
             found.append(f"{run.dtype} differs from the original in float32 by {kl:.2g} nat")
-        elif run.dtype is Dtype.FLOAT32 and kl > same.value:
+        elif run.dtype.is_reference and kl > same.value:
             found.append(f"float32 differs from the original in float32 by {kl:.2g} nat")
     return tuple(found)
 

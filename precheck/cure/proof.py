@@ -82,7 +82,7 @@ def prove(folder: Path, known: Original, choice: Choice, rounded: Rounded, job: 
 
 def _exactness(runs: tuple[ProofRun, ...], choice: Choice) -> Exactness:
     is_same = any(
-        each.checkpoint == "fixed" and each.dtype is Dtype.FLOAT32 and each.is_identical
+        each.checkpoint == "fixed" and each.dtype.is_reference and each.is_identical
         for each in runs
     )
     if is_same:

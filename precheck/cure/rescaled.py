@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from precheck.checkpoint.weights import Weights
     from precheck.cure.job import Job
     from precheck.cure.proof import Original
-    from precheck.cure.scales.blueprint import Blueprint
     from precheck.cure.scales.solve import Choice
+    from precheck.cure.scales.traced_checkpoint import TracedCheckpoint
     from precheck.records.fix import Fix, Proof
 
 FIX_FILE, MODEL_CARD = "precheck-fix.json", "README.md"
@@ -45,12 +45,12 @@ def rescaled(plan: Fix, job: Job, *, known: Callable[[], Original]) -> Fix:
 
     with job.checkpoint.open_weights() as stored:
         try:
-            blueprint, choice = _chosen(plan, stored, job)
-            changes = blueprint.stored_changes(choice.exponents, stored)
+            traced, choice = _chosen(plan, stored, job)
+            changes = traced.stored_changes(choice.exponents, stored)
         except UntraceableError as error:
             return replace(plan, sentence="it cannot be rescaled", reasons=(error.message,))
         if choice.misfits or not choice.exponents:
-            return _refused(plan, choice, blueprint, job)
+            return _refused(plan, choice, traced, job)
         settings = _settings(choice, job)
         plan = _planned(plan, choice, tuple(settings.values()))
         if job.request.is_dry_run:
@@ -69,13 +69,13 @@ def rescaled(plan: Fix, job: Job, *, known: Callable[[], Original]) -> Fix:
             return _finished(plan, made, job, proof=proof)
 
 
-def _chosen(plan: Fix, stored: Weights, job: Job) -> tuple[Blueprint, Choice]:
+def _chosen(plan: Fix, stored: Weights, job: Job) -> tuple[TracedCheckpoint, Choice]:
     """What ties the factors together, and the factors; whole numbers change only if they must."""
-    from precheck.cure.scales.blueprint import read_blueprint
+    from precheck.cure.scales.traced_checkpoint import trace_checkpoint
 
     job.observe(Announcement(text="tracing what is scaled by what"))
     for with_whole_numbers in (False, True):
-        blueprint = read_blueprint(
+        traced = trace_checkpoint(
             job.checkpoint,
             stored,
             dtype=plan.dtype,
@@ -83,7 +83,7 @@ def _chosen(plan: Fix, stored: Weights, job: Job) -> tuple[Blueprint, Choice]:
             with_whole_numbers=with_whole_numbers,
         )
         choice = choose(
-            blueprint.scales,
+            traced.scales,
             peaks=job.peaks,
             limit=plan.dtype.limits.max,
             headroom_bits=plan.headroom_bits,
@@ -91,7 +91,7 @@ def _chosen(plan: Fix, stored: Weights, job: Job) -> tuple[Blueprint, Choice]:
         )
         if not choice.misfits:
             break
-    return blueprint, choice
+    return traced, choice
 
 
 def _planned(plan: Fix, choice: Choice, settings: tuple[SettingChange, ...]) -> Fix:
@@ -134,10 +134,10 @@ def _settings(choice: Choice, job: Job) -> dict[tuple[str, ...], SettingChange]:
     }
 
 
-def _refused(plan: Fix, choice: Choice, blueprint: Blueprint, job: Job) -> Fix:
+def _refused(plan: Fix, choice: Choice, traced: TracedCheckpoint, job: Job) -> Fix:
     """No exact rescaling brings everything into range: says what is in the way."""
     loosened = choose(
-        blueprint.scales,
+        traced.scales,
         peaks=job.peaks,
         limit=job.request.dtype.limits.max,
         headroom_bits=0.0,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from precheck.records.finding import Verdict
-from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,6 +43,6 @@ class Evidence:
             dict.fromkeys(
                 run.name
                 for run in self.runs
-                if run.verdict is Verdict.SAFE and run.dtype is not Dtype.FLOAT32
+                if run.verdict is Verdict.SAFE and not run.dtype.is_reference
             )
         )

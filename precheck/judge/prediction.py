@@ -112,7 +112,7 @@ def _from_ranges(
     is_fused: bool,
     mechanisms: frozenset[Mechanism] | None,
 ) -> Prediction:
-    if dtype is Dtype.FLOAT32:
+    if dtype.is_reference:
         return Prediction(Verdict.SAFE, Confidence.PREDICTED, "float32 is the reference")
     rows = [
         row
@@ -159,7 +159,7 @@ def _documented(
     *,
     mechanisms: frozenset[Mechanism] | None,
 ) -> Prediction:
-    if dtype is Dtype.FLOAT32:
+    if dtype.is_reference:
         return Prediction(Verdict.SAFE, Confidence.PREDICTED, "float32 is the reference")
     facts = [
         fact

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from precheck.judge import thresholds
 from precheck.records.finding import Verdict
 from precheck.records.loss import loss
-from precheck.records.precision import Dtype
 from precheck.records.quantities import bits, first_sentence, magnitude
 from precheck.records.report import Run
 from precheck.records.tightest import tightest
@@ -36,7 +35,7 @@ def reference_of(run: RunTrace, *, runs: Sequence[RunTrace]) -> RunTrace | None:
         (
             other
             for other in runs
-            if other.dtype is Dtype.FLOAT32
+            if other.dtype.is_reference
             and other.attn_implementation == run.attn_implementation
             and other.failure is None
         ),
@@ -69,7 +68,7 @@ def _gravest(
         return broken
     lost = loss(trace)
     # A float32 run is only ever compared with another: where they part (PC305), neither is worse.
-    if trace.dtype is not Dtype.FLOAT32 and is_degraded(lost):
+    if not trace.dtype.is_reference and is_degraded(lost):
         return Verdict.DEGRADED, lost.sentence
     if trace.overflows:
         return Verdict.ABSORBED, _absorbed_reason(trace, lost=lost)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.records.precision import Arithmetic, Dtype
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def estimate_seconds(
     for skeleton in skeletons:
         is_native = skeleton.arithmetic is Arithmetic.NATIVE
         dtype = skeleton.dtype if is_native else Dtype.FLOAT32
-        seconds += operations / _operations_per_second(getattr(torch, dtype), device)
+        seconds += operations / _operations_per_second(torch_dtype(dtype), device)
     return seconds
 
 

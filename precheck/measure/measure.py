@@ -48,7 +48,7 @@ def _scanned(subject: Subject, request: Request, *, observe: Observer) -> Measur
     with closing(Scan(subject, request, observe=observe)) as scan:
         scan.prepare()
         scan.plan()
-        scan.settle()
+        scan.plan_memory()
         scan.run()
         return scan.measurements()
 

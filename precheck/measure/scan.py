@@ -36,8 +36,8 @@ from precheck.measure.machine.torch_settings import uncompiled
 from precheck.measure.models.configurations import build_groups
 from precheck.measure.models.kept import kept_modules
 from precheck.measure.models.loading import SEED
-from precheck.measure.models.resident import LiveWeights, ResidentWeights
-from precheck.measure.models.streamed import StreamedWeights
+from precheck.measure.models.resident import LiveModels, ResidentModels
+from precheck.measure.models.streamed import StreamedModels
 from precheck.measure.probes.media_batches import Processor
 from precheck.measure.probes.tokens import (
     Plan,
@@ -192,13 +192,13 @@ class Scan:
                 max_context=self._facts.max_context,
             )
 
-    def settle(self) -> None:
+    def plan_memory(self) -> None:
         """Decides what is in memory at once, and says what the scan will do."""
         used = used_bytes(self._device)
         limit = self._request.max_memory or used + int(FREE_SHARE * free_bytes(self._device))
         first = self._waves(range(len(self._plan.batches)))[0]
         used += activation_bytes([self._plan.batches[each] for each in first], self._skeletons)
-        held = self._weights.settle(self._layout, limit=limit, used=used)
+        held = self._weights.plan_memory(self._layout, limit=limit, used=used)
         self._memory_limit = limit
         self._observe(Announcement(text=self._what_comes()))
         self._observe(Announcement(text=held))
@@ -325,7 +325,7 @@ class Scan:
 
     def _clock(self, batches: list[int]) -> Clock:
         num_runs = len(self._skeletons)
-        is_streamed = isinstance(self._weights, StreamedWeights)
+        is_streamed = isinstance(self._weights, StreamedModels)
         return Clock(
             self._observe,
             work={unit.name: _work(self._model, unit.name) for unit in self._layout.units},
@@ -421,7 +421,7 @@ class Scan:
     def _peaks(self, totals: list[RunTotals]) -> list[Peaks]:
         """Peaks of the 16-bit runs; scores that only fused attention saw count for eager."""
         pairs = list(zip(self._skeletons, totals, strict=True))
-        found = [each.peaks for skeleton, each in pairs if skeleton.dtype is not Dtype.FLOAT32]
+        found = [each.peaks for skeleton, each in pairs if not skeleton.dtype.is_reference]
         if any(group.reference.attn_implementation == "eager" for group in self._groups):
             return found
         references = {id(group.reference) for group in self._groups}
@@ -441,11 +441,11 @@ class Scan:
 
 def _weights_of(subject: Subject, *, device: str, is_resident: bool) -> SharedModels:
     if not isinstance(subject, Checkpoint):
-        return LiveWeights(subject, device=device)
+        return LiveModels(subject, device=device)
     is_opaque = subject.quantization is not None and not subject.quantization.is_decoded_here
     if is_resident or is_opaque:
-        return ResidentWeights(subject, device=device)
-    return StreamedWeights(subject, device=device)
+        return ResidentModels(subject, device=device)
+    return StreamedModels(subject, device=device)
 
 
 def _work(model: nn.Module, unit: str) -> float:

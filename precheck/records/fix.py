@@ -128,7 +128,7 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class Float32Recipe:
     """Which modules to keep in float32, for ``precheck.apply``: the contract of its file."""
 
     schema: str = RECIPE_SCHEMA
@@ -144,7 +144,7 @@ class Recipe:
         return plain(self)
 
     @classmethod
-    def from_dict(cls, content: object) -> Recipe:
+    def from_dict(cls, content: object) -> Float32Recipe:
         """The recipe that ``to_dict`` gave.
 
         Raises:
@@ -183,7 +183,7 @@ class Fix:
     settings: tuple[SettingChange, ...] = ()
     rooms: tuple[Room, ...] = ()
     """Results that did not fit or had little room, and those that have least now."""
-    recipe: Recipe | None = None
+    recipe: Float32Recipe | None = None
     proof: Proof | None = None
     """None where nothing was written."""
 

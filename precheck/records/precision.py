@@ -35,6 +35,16 @@ class Dtype(StrEnum):
         )
 
     @property
+    def is_reference(self) -> bool:
+        """Whether runs in it are what other runs are compared with."""
+        return self is Dtype.FLOAT32
+
+    @property
+    def is_half(self) -> bool:
+        """Whether a number takes 16 bits."""
+        return self.limits.num_bytes == 2  # noqa: PLR2004  bytes
+
+    @property
     def limits(self) -> Limits:
         """The range of the format.
 

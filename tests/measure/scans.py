@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from precheck.checkpoint.architecture import Unit
-    from precheck.measure.blame.found import Place
+    from precheck.measure.blame.found import Location
     from precheck.measure.blame.unit_call import UnitCall
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.probes.batch import Batch
@@ -55,7 +55,7 @@ def passes() -> Iterator[list[Pass]]:
             found[id(watch)] = Pass(skeleton=watch._skeleton, batch=watch._batch)  # noqa: SLF001
         return found[id(watch)]
 
-    def listening_compare(watch: RunWatch, call: UnitCall, place: Place) -> None:
+    def listening_compare(watch: RunWatch, call: UnitCall, place: Location) -> None:
         unit: Unit = call.unit
         if unit.is_block and call.hidden_states is not None:
             seen(watch).layers.append((unit.name, call.hidden_states.clone()))

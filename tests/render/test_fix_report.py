@@ -14,10 +14,10 @@ from precheck.records.fix import (
     Exactness,
     Factor,
     Fix,
+    Float32Recipe,
     MechanismRoom,
     Proof,
     ProofRun,
-    Recipe,
     Remedy,
     Room,
     SettingChange,
@@ -109,7 +109,7 @@ RECIPE = replace(
     factors=(),
     settings=(),
     reasons=("no exact rescaling brings it into range:", "lm_head reaches 343,707"),
-    recipe=Recipe(
+    recipe=Float32Recipe(
         model="m",
         dtype=Dtype.FLOAT16,
         attn_implementation="sdpa",
@@ -174,4 +174,4 @@ def test_text_from_a_checkpoint_stays_text() -> None:
 
 def test_a_recipe_survives_its_file() -> None:
     assert RECIPE.recipe is not None
-    assert Recipe.from_dict(RECIPE.recipe.to_dict()) == RECIPE.recipe
+    assert Float32Recipe.from_dict(RECIPE.recipe.to_dict()) == RECIPE.recipe

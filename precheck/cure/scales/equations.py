@@ -19,8 +19,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from precheck.cure.scales.forms import NOTHING, Form, Kind, Reason, Scaled, Scales
-from precheck.cure.scales.lanes import CONSTANT, ZERO, Cuts, Ledger, Scale, of_parameter
 from precheck.cure.scales.rules import Step
+from precheck.cure.scales.tensor_scale import CONSTANT, ZERO, Cuts, Ledger, Scale, of_parameter
 from precheck.measure.watch.op_kinds import MOVES
 
 if TYPE_CHECKING:

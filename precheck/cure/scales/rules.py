@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from precheck.cure.scales.forms import Form, Kind, Reason
-from precheck.cure.scales.lanes import CONSTANT, ZERO, Lane, Owner, Scale, alike
+from precheck.cure.scales.tensor_scale import CONSTANT, ZERO, Owner, Scale, ScaledRange, alike
 from precheck.cure.scales.views import SPLITS, views
 from precheck.measure.watch.op_kinds import (
     ALLOCATIONS,
@@ -22,7 +22,7 @@ from precheck.measure.watch.reduce import MASK_SENTINEL
 
 if TYPE_CHECKING:
     from precheck.cure.scales.flow import FlowOp, Value
-    from precheck.cure.scales.lanes import Ledger
+    from precheck.cure.scales.tensor_scale import Ledger
 
 LARGEST_EPSILON = 1e-2
 """Constants up to here that are added before a root or a division are epsilons: 1e-12 to 1e-3 are
@@ -270,7 +270,7 @@ class Step:
         return self._sum(parameters) if parameters else CONSTANT
 
 
-def _through(lane: Lane, form: Form, axes: tuple[int, ...]) -> Lane:
+def _through(lane: ScaledRange, form: Form, axes: tuple[int, ...]) -> ScaledRange:
     """A lane of a product: the owner's dimension is the last of the parameter as it lies now."""
     owner: Owner | None = lane.owner
     owner = None if owner is None or not axes else replace(owner, dim=axes[-1])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from precheck.cure.scales.flow import FlowOp, Value
-    from precheck.cure.scales.lanes import Lane, Ledger, Scale
+    from precheck.cure.scales.tensor_scale import Ledger, Scale, ScaledRange
 
 SPLITS = frozenset({"aten.split", "aten.split_with_sizes"})
 """They give several tensors, one after the other."""
@@ -88,7 +88,7 @@ def _start(op: FlowOp, size: int) -> int | None:
 
 
 def _part(scale: Scale, wanted: tuple[int, int], size: int, ledger: Ledger) -> Scale:
-    lanes: list[Lane] = []
+    lanes: list[ScaledRange] = []
     position = 0
     for lane in scale.lanes:
         end = position + (lane.size or size)
@@ -101,7 +101,9 @@ def _part(scale: Scale, wanted: tuple[int, int], size: int, ledger: Ledger) -> S
     return replace(scale, lanes=tuple(lanes) or scale.lanes)
 
 
-def _part_of_lane(lane: Lane, wanted: tuple[int, int], size: int, ledger: Ledger) -> Lane:
+def _part_of_lane(
+    lane: ScaledRange, wanted: tuple[int, int], size: int, ledger: Ledger
+) -> ScaledRange:
     owner = lane.owner
     low, high = wanted
     if owner is not None:

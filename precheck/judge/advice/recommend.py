@@ -161,14 +161,14 @@ def _reasons(evidence: Evidence, run: Run, *, device: Hardware) -> tuple[str, ..
     tight = tightest(measured.headroom, run.configuration)
     longest = measured.coverage.longest_probe_tokens
     reasons = [f"{VERDICT_WORDS[run.verdict]}{f': {run.reason}' if run.reason else ''}"]
-    if run.verdict is not Verdict.ABSORBED and figures and run.dtype is not Dtype.FLOAT32:
+    if run.verdict is not Verdict.ABSORBED and figures and not run.dtype.is_reference:
         reasons.append(figures)
     if tight is not None and run.verdict is Verdict.SAFE and run.dtype is Dtype.FLOAT16:
         reasons.append(
             f"{bits(tight[1])} bits of headroom: at most {magnitude(tight[0].abs_max)} in "
             f"{tight[0].module}"
         )
-    if run.dtype is Dtype.FLOAT32:
+    if run.dtype.is_reference:
         reasons.append(_why_float32(evidence, device))
     elif device.kind == "cpu":
         reasons.append(_why_half_on_a_cpu(run))
@@ -195,7 +195,7 @@ def _why_float32(evidence: Evidence, device: Hardware) -> str:
     usable = {
         run.dtype
         for run in evidence.runs
-        if run.dtype is not Dtype.FLOAT32 and why_not(evidence, run, device) is None
+        if not run.dtype.is_reference and why_not(evidence, run, device) is None
     }
     if usable:
         return f"{' and '.join(sorted(usable))} would be slower here: not native"

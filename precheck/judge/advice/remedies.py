@@ -33,7 +33,7 @@ def remedies(
     One module kept in float32 helps where everything that leaves float16 lies inside it and what
     it hands on fits. A residual stream that leaves float16 is no module's.
     """
-    if chosen is None or chosen.dtype is not Dtype.FLOAT32 or not is_slow(Dtype.BFLOAT16, device):
+    if chosen is None or not chosen.dtype.is_reference or not is_slow(Dtype.BFLOAT16, device):
         return ()
     broken = [
         run

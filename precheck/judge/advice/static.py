@@ -111,14 +111,14 @@ def _reasons(evidence: Evidence, chosen: Configuration, *, device: Hardware) -> 
     reasons = []
     if chosen.dtype == model.deploy_dtype:
         reasons.append(f"the checkpoint declares {chosen.dtype}")
-    elif chosen.dtype is not Dtype.FLOAT32:
+    elif not chosen.dtype.is_reference:
         reasons.append(
             f"the checkpoint declares {model.deploy_dtype}; whether {chosen.dtype} holds it is not "
             "known"
         )
-    if found.verdict is not None and chosen.dtype is not Dtype.FLOAT32:
+    if found.verdict is not None and not chosen.dtype.is_reference:
         reasons.append(found.why)
-    if chosen.dtype is Dtype.FLOAT32 and device.float32_cost and device.float32_cost > 1:
+    if chosen.dtype.is_reference and device.float32_cost and device.float32_cost > 1:
         reasons.append(f"matrix products up to {device.float32_cost:g} times slower than 16 bits'")
     reasons += [said for said in (does_not_fit(takes), fits_words(takes)) if said]
     reasons += device.assumptions

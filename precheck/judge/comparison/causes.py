@@ -22,7 +22,6 @@ from precheck.judge.comparison.side_by_side import (
     only_in,
 )
 from precheck.judge.thresholds import DIFFERENT_SIZE_FLOAT32
-from precheck.records.precision import Dtype
 from precheck.records.quantities import counted, listed, magnitude
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def causes(first: Report, second: Report, pairs: list[Pair]) -> Iterator[str]:
             f"{counted(theirs.num_decoder_layers, 'layer')}."
         )
         return
-    exact = [pair for pair in pairs if pair.first.dtype is Dtype.FLOAT32]
+    exact = [pair for pair in pairs if pair.first.dtype.is_reference]
     rescaled = _rescaled(first, second, exact)
     if rescaled is not None:
         yield rescaled
@@ -179,7 +178,7 @@ def _why_rounding_parts(first: Report, second: Report, pairs: list[Pair]) -> Ite
     rounded = [
         pair
         for pair in pairs
-        if pair.first.dtype is not Dtype.FLOAT32
+        if not pair.first.dtype.is_reference
         and (different_layers(pair) or any(True for _ in figures(pair)))
     ]
     if not rounded:

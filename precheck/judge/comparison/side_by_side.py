@@ -14,7 +14,6 @@ from precheck.judge.thresholds import (
 from precheck.records.difference import Change
 from precheck.records.identity import identity
 from precheck.records.loss import loss
-from precheck.records.precision import Dtype
 from precheck.records.quantities import nats
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from precheck.judge.thresholds import Threshold
     from precheck.records.finding import Finding
+    from precheck.records.precision import Dtype
     from precheck.records.report import Report, Run
     from precheck.records.traces import Headroom, LayerTrace
 
@@ -122,7 +122,7 @@ def _is_other(first: LayerTrace | None, second: LayerTrace | None, *, dtype: Dty
         return True
     if first.abs_max is None or second.abs_max is None:
         return first.abs_max is not second.abs_max
-    tolerance = DIFFERENT_SIZE_FLOAT32 if dtype is Dtype.FLOAT32 else DIFFERENT_SIZE
+    tolerance = DIFFERENT_SIZE_FLOAT32 if dtype.is_reference else DIFFERENT_SIZE
     return _is_apart(first.abs_max, second.abs_max, tolerance)
 
 

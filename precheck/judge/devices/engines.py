@@ -134,7 +134,7 @@ def _wanted(engine: Engine, model: ModelFacts, device: Hardware) -> tuple[Dtype,
             if model.model_type in model_types:
                 return dtype, f"{dtype}, its default for {model.model_type}"
         return Dtype(engine.default_dtype), f"{engine.default_dtype}, its default"
-    if declared is not Dtype.FLOAT32 or engine.float32_becomes == "keeps":
+    if not declared.is_reference or engine.float32_becomes == "keeps":
         return declared, f"{declared}, as the checkpoint declares"
     dtype = _in_place_of_float32(engine, model, device)
     return dtype, f"{dtype} in place of float32"

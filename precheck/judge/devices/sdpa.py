@@ -28,8 +28,6 @@ NEWEST = (12, 1)
 
 _TOO_NEW = f"torch's fused kernels end at sm_{NEWEST[0]}{NEWEST[1]}"
 
-_HALF = (Dtype.FLOAT16, Dtype.BFLOAT16)
-
 
 class Kernel(NamedTuple):
     """What torch runs, and why nothing before it in the order."""
@@ -97,7 +95,7 @@ def _why_not_flash(
 ) -> str | None:
     if capability > NEWEST:
         return _TOO_NEW
-    if dtype not in _HALF:
+    if not dtype.is_half:
         return "flash takes 16 bits alone"
     if capability < (8, 0):
         return "flash needs sm_80"
@@ -124,7 +122,7 @@ def _why_not_efficient(
 
 def _alignment(capability: tuple[int, int], dtype: Dtype) -> int:
     """``minimum_gemm_alignment`` of torch: 128 bits where tensor cores are used."""
-    is_half = dtype in _HALF
+    is_half = dtype.is_half
     uses_tensor_cores = capability >= (8, 0) or (capability >= (7, 0) and is_half)
     least = 4 if capability >= (8, 0) else 1
     return max(least, 8 if is_half else 4) if uses_tensor_cores else least
@@ -136,7 +134,7 @@ def _prefers_cudnn(capability: tuple[int, int]) -> bool:
 
 def _cudnn_takes(dtype: Dtype, attention: AttentionFacts) -> bool:
     sizes = (attention.head_dim or 0, attention.value_head_dim or attention.head_dim or 0)
-    return dtype in _HALF and all(size <= MAX_CUDNN_HEAD_DIM and size % 8 == 0 for size in sizes)
+    return dtype.is_half and all(size <= MAX_CUDNN_HEAD_DIM and size % 8 == 0 for size in sizes)
 
 
 def _has_odd_value_heads(attention: AttentionFacts) -> bool:
@@ -161,7 +159,7 @@ def _rocm(
     )
     if (attention.head_dim or 0) > limit:
         return Kernel("math", f"heads of {attention.head_dim} elements, AOTriton takes {limit}")
-    if dtype in _HALF and not is_masked and not _has_odd_value_heads(attention):
+    if dtype.is_half and not is_masked and not _has_odd_value_heads(attention):
         return Kernel("flash", "no mask, 16 bits")
     return Kernel("memory-efficient", "flash takes 16 bits and no mask")
 

@@ -8,7 +8,7 @@ from precheck.judge.cures import CURES
 from precheck.judge.thresholds import LOW_HEADROOM, REFERENCE_DISAGREEMENT
 from precheck.records.finding import Confidence, Finding, Severity
 from precheck.records.loss import loss
-from precheck.records.precision import Configuration, Dtype
+from precheck.records.precision import Configuration
 from precheck.records.quantities import bits, magnitude, percent
 from precheck.records.tightest import tightest
 from precheck.records.traces import Mechanism
@@ -81,7 +81,7 @@ def references_disagree(evidence: Evidence) -> Iterator[Finding]:
     references = [
         (index, run)
         for index, run in enumerate(evidence.runs)
-        if run.dtype is Dtype.FLOAT32
+        if run.dtype.is_reference
         and run.failure is None
         and not run.reference_nonfinite
         # A token sent to another expert changes a maximum without anything being wrong.

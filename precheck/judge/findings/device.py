@@ -72,7 +72,7 @@ def too_large(evidence: Evidence) -> Iterator[Finding]:
         if why is None:
             continue
         halves = fit(evidence.measurements, device=device, dtype=Dtype.FLOAT16).fits
-        is_wide = dtype == Dtype.FLOAT32
+        is_wide = Dtype(dtype).is_reference
         yield Finding(
             code="PC404",
             severity=Severity.WARNING,

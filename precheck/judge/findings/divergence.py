@@ -115,7 +115,7 @@ def unjudged(evidence: Evidence) -> Iterator[Finding]:
     runs = tuple(
         index
         for index, run in evidence.with_verdict(*USABLE)
-        if run.dtype is not Dtype.FLOAT32
+        if not run.dtype.is_reference
         and any(layer.routing_agreement is not None for layer in run.layers)
         and loss(run) == (None, None)
     )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Location:
     """Where a segment stands: its unit and what the report calls it."""
 
     order: int
@@ -35,11 +35,11 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Found:
+class LocatedProducer:
     """A producer, where it stands and why it happened."""
 
     producer: Producer
-    place: Place
+    place: Location
     mechanism: Mechanism
     probes: tuple[str, ...]
     first_positions: dict[str, int]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-class Position(StrEnum):
+class SegmentRole(StrEnum):
     """Where a segment stands in the forward."""
 
     EMBEDDING = "embedding"
@@ -48,7 +48,7 @@ class Graph:
     """The operations of one segment and how they read each other."""
 
     nodes: list[OpNode]
-    position: Position
+    position: SegmentRole
 
     def classify(self, node: OpNode) -> Mechanism:
         """Why ``node`` would overflow, were it to."""
@@ -244,7 +244,7 @@ class Graph:
         return {node.module for node in self.nodes if node.op in PRODUCTS or node.op in SOFTMAXES}
 
     def _is_embedding(self, node: OpNode) -> bool:
-        if self.position is not Position.EMBEDDING:
+        if self.position is not SegmentRole.EMBEDDING:
             return False
         return node.op == "aten.embedding" or (
             self.is_activation(node) and not self._is_linear(node)
@@ -252,13 +252,13 @@ class Graph:
 
     def _is_logits(self, node: OpNode) -> bool:
         """The final projection and what scales or caps its result."""
-        if self.position is not Position.HEAD:
+        if self.position is not SegmentRole.HEAD:
             return False
         return not any(self._is_plain_linear(each) for each in self._walk(node, self._downstream))
 
     def _is_mlp_output(self, node: OpNode) -> bool:
         """The last linear of a sub-block that is not attention."""
-        if not self._is_linear(node) or self.position is not Position.BLOCK:
+        if not self._is_linear(node) or self.position is not SegmentRole.BLOCK:
             return False
         after = list(self._walk(node, self._downstream))
         if any(self._is_plain_linear(each) or self._is_attention(each) for each in after):

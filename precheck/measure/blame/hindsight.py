@@ -11,7 +11,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from precheck.measure.blame.examine import Examiner
-from precheck.measure.blame.graph import Position
+from precheck.measure.blame.graph import SegmentRole
 from precheck.measure.watch.ops import OpWatcher
 from precheck.measure.watch.real_tokens import RealTokens
 from precheck.measure.watch.trees import tensors_in
@@ -94,7 +94,7 @@ class BrokenStretch:
         )
         segment = self._examined(examiner, weights)
         producers = examiner.take_producers()
-        position = Position.HEAD if self.unit is None else Position.BLOCK
+        position = SegmentRole.HEAD if self.unit is None else SegmentRole.BLOCK
         found = tuple(
             self._row(
                 each,

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from precheck.measure.blame.graph import Graph, Position
+from precheck.checkpoint.torch_dtypes import torch_dtype
+from precheck.measure.blame.graph import Graph, SegmentRole
 from precheck.measure.watch.reduce import MASK_SENTINEL
+from precheck.records.precision import Dtype
 from precheck.records.traces import Mechanism
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
     from precheck.measure.watch.segment import OpNode, Segment
 
-HALF = frozenset({torch.float16, torch.bfloat16})
+_HALVES = frozenset(torch_dtype(dtype) for dtype in Dtype if dtype.is_half)
 
 
 class Classifier:
@@ -25,7 +27,7 @@ class Classifier:
         self._known: dict[tuple[object, ...], list[Mechanism | None]] = {}
 
     def mechanism(
-        self, node: OpNode, segment: Segment, reference: Segment | None, position: Position
+        self, node: OpNode, segment: Segment, reference: Segment | None, position: SegmentRole
     ) -> Mechanism:
         """Why ``node`` of ``segment`` overflowed.
 
@@ -38,7 +40,7 @@ class Classifier:
         return self._all(segment, position)[node.index] or Mechanism.OTHER
 
     def peaks(
-        self, segment: Segment, reference: Segment, position: Position
+        self, segment: Segment, reference: Segment, position: SegmentRole
     ) -> Iterator[tuple[OpNode, float, Mechanism]]:
         """Operations that ran in 16 bits, the float32 magnitude each had to hold, and why.
 
@@ -47,7 +49,7 @@ class Classifier:
         """
         known = {node.key: node for node in reference.nodes if not node.is_cast}
         for node in segment.nodes:
-            if node.dtype not in HALF or node.minimum is None:
+            if node.dtype not in _HALVES or node.minimum is None:
                 continue
             if node.is_cast:
                 yield from self._cast_peak(node, segment, known, position)
@@ -64,7 +66,7 @@ class Classifier:
         node: OpNode,
         segment: Segment,
         known: dict[tuple[str, str, int], OpNode],
-        position: Position,
+        position: SegmentRole,
     ) -> Iterator[tuple[OpNode, float, Mechanism]]:
         origin = node.inputs[0].node
         given = segment.nodes[origin] if origin >= 0 else None
@@ -75,7 +77,7 @@ class Classifier:
         if match is not None and match.abs_max is not None and mechanism is not None:
             yield node, match.abs_max, mechanism
 
-    def _all(self, segment: Segment, position: Position) -> list[Mechanism | None]:
+    def _all(self, segment: Segment, position: SegmentRole) -> list[Mechanism | None]:
         """The mechanism of every operation; None for constants."""
         signature = _signature(segment, position)
         if signature not in self._known:
@@ -99,7 +101,7 @@ def _needed(node: OpNode, reference_abs_max: float) -> float:
     return own if does_not_fit and own is not None else reference_abs_max
 
 
-def _signature(segment: Segment, position: Position) -> tuple[object, ...]:
+def _signature(segment: Segment, position: SegmentRole) -> tuple[object, ...]:
     """What the graph reads: equal for segments of one structure, whichever layer it is."""
     first = segment.nodes[0].module if segment.nodes else ""
     names: dict[str, int] = {first: 0}

@@ -9,25 +9,25 @@ from precheck.records.traces import Mechanism, Overflow
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from precheck.measure.blame.found import Found
+    from precheck.measure.blame.found import LocatedProducer
 
 
-def overflow_rows(found: Iterable[tuple[Found, bool]]) -> tuple[Overflow, ...]:
+def overflow_rows(found: Iterable[tuple[LocatedProducer, bool]]) -> tuple[Overflow, ...]:
     """One row per (module, op, source) in model order, of producers and whether each is absorbed.
 
     Counts add up, magnitudes take the maximum, and a row is absorbed only if every producer is.
     """
-    rows: dict[tuple[str, str, str], list[tuple[Found, bool]]] = {}
+    rows: dict[tuple[str, str, str], list[tuple[LocatedProducer, bool]]] = {}
     for each in sorted(found, key=lambda pair: _order(pair[0])):
         rows.setdefault(each[0].key, []).append(each)
     return tuple(_row(group) for group in rows.values())
 
 
-def _order(found: Found) -> tuple[int, int]:
+def _order(found: LocatedProducer) -> tuple[int, int]:
     return (found.place.order, found.producer.node.index)
 
 
-def _row(group: list[tuple[Found, bool]]) -> Overflow:
+def _row(group: list[tuple[LocatedProducer, bool]]) -> Overflow:
     first = next((each for each, is_absorbed in group if not is_absorbed), group[0][0])
     node = first.producer.node
     needed = [

@@ -11,7 +11,7 @@ from precheck.records.traces import Headroom, Mechanism
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from precheck.measure.blame.found import Place
+    from precheck.measure.blame.found import Location
     from precheck.measure.watch.segment import OpNode
 
 
@@ -21,7 +21,7 @@ class Peak:
 
     abs_max: float
     node: OpNode
-    place: Place
+    place: Location
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class Peaks:
     attn_implementation: str
     found: dict[tuple[int, Mechanism], Peak] = field(default_factory=dict)
 
-    def add(self, *, node: OpNode, abs_max: float, mechanism: Mechanism, place: Place) -> None:
+    def add(self, *, node: OpNode, abs_max: float, mechanism: Mechanism, place: Location) -> None:
         """Keeps the larger."""
         self._keep((place.order, mechanism), Peak(abs_max=abs_max, node=node, place=place))
 

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from precheck.measure.blame.examine import CLEAN, Examiner, Producer, ReferenceOps
-from precheck.measure.blame.unit_call import UnitCall, hidden_states_in, is_odd, routed_nodes
+from precheck.measure.blame.unit_call import (
+    UnitCall,
+    hidden_states_in,
+    needs_second_look,
+    routed_nodes,
+)
 from precheck.measure.watch.reduce import tensor_stats
 from precheck.measure.watch.segment import Segment
 from precheck.measure.watch.trees import copied, results, tensors_in, versions_of
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
     from precheck.measure.watch.real_tokens import RealTokens
 
 
-class Inspected(NamedTuple):
+class Reexamined(NamedTuple):
     """What looking into a unit gave."""
 
     sources: list[frozenset[int]]
@@ -37,7 +42,7 @@ class Inspected(NamedTuple):
     """The operations the producers are among."""
 
 
-class Inspection:
+class SecondLook:
     """Calls the units of one run again.
 
     Args:
@@ -60,7 +65,9 @@ class Inspection:
         self._replaying = replaying
         self._real_tokens = real_tokens
 
-    def look(self, call: UnitCall, partner: UnitCall | None, reference: Inspection) -> Inspected:
+    def inspect(
+        self, call: UnitCall, partner: UnitCall | None, reference: SecondLook
+    ) -> Reexamined:
         """What a unit's outputs are tainted by, and the producers in it.
 
         Args:
@@ -69,22 +76,26 @@ class Inspection:
             reference: the reference's inspection.
         """
         incoming = CLEAN.union(*call.sources)
-        if incoming and call.is_lost:
-            return Inspected([incoming for _ in call.results], (), call.segment)
-        if not is_odd(call.segment, Segment() if partner is None else partner.segment):
-            return Inspected([CLEAN for _ in call.results], (), call.segment)
+        if incoming and call.is_all_nonfinite:
+            return Reexamined([incoming for _ in call.results], (), call.segment)
+        if not needs_second_look(call.segment, Segment() if partner is None else partner.segment):
+            return Reexamined([CLEAN for _ in call.results], (), call.segment)
         return self._examine(call, partner, reference)
 
-    def look_at_reference(self, call: UnitCall) -> Inspected:
+    def inspect_reference(self, call: UnitCall) -> Reexamined:
         """A float32 run that breaks has no reference: each operation is judged by itself."""
-        clean = Inspected([CLEAN for _ in call.results], (), call.segment)
+        clean = Reexamined([CLEAN for _ in call.results], (), call.segment)
         hidden = call.hidden_states
-        if hidden is None or all(node.is_finite for node in call.segment.nodes) or call.is_lost:
+        if (
+            hidden is None
+            or all(node.is_finite for node in call.segment.nodes)
+            or call.is_all_nonfinite
+        ):
             return clean
         if not tensor_stats(self._real_tokens.tokens(hidden)).num_nonfinite:
             return clean
         found = self._examine(call, None, self)
-        return Inspected(clean.sources, found.producers, found.segment)
+        return Reexamined(clean.sources, found.producers, found.segment)
 
     def snapshots(self, call: UnitCall) -> ReferenceOps:
         """Every operation's output of a reference's unit; made once for all runs."""
@@ -94,8 +105,8 @@ class Inspection:
         return call.ops
 
     def _examine(
-        self, call: UnitCall, partner: UnitCall | None, reference: Inspection
-    ) -> Inspected:
+        self, call: UnitCall, partner: UnitCall | None, reference: SecondLook
+    ) -> Reexamined:
         examiner = self._new_examiner(None if partner is None else reference.snapshots(partner))
         if partner is not None and _routes_differ(call, partner):
             routed = routed_nodes(call.segment)
@@ -107,7 +118,7 @@ class Inspection:
             examiner.taint(each, sources)
         handed_on, segment = self._call_again(call, args, kwargs, examiner)
         tainted = [examiner.sources(each) for each in handed_on]
-        return Inspected(tainted, tuple(examiner.take_producers()), segment)
+        return Reexamined(tainted, tuple(examiner.take_producers()), segment)
 
     def _call_again(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from precheck.measure.blame.graph import Position
+from precheck.measure.blame.graph import SegmentRole
 from precheck.measure.watch.reduce import MASK_SENTINEL
 from precheck.measure.watch.segment import OpNode, Segment
 from precheck.measure.watch.trees import copied, results, tensors_in, versions_of
@@ -71,19 +71,19 @@ class UnitCall:
         self._originals, self._versions = [], []
 
     @property
-    def is_lost(self) -> bool:
+    def is_all_nonfinite(self) -> bool:
         """The hidden states it was given are finite nowhere: nothing new can be learned in it."""
         hidden = hidden_states_in(list(tensors_in((self.args, self.kwargs))))
         return bool(hidden) and not bool(hidden[0].isfinite().any())
 
-    def position(self, num_blocks: int) -> Position:
+    def position(self, num_blocks: int) -> SegmentRole:
         """Where the unit stands, ``num_blocks`` decoder layers into the forward."""
         if self.unit.is_block:
-            return Position.BLOCK
+            return SegmentRole.BLOCK
         if self.unit.section in TOWERS and num_blocks:
-            return Position.BETWEEN
+            return SegmentRole.BETWEEN
         embeds = any(node.op == "aten.embedding" for node in self.segment.nodes)
-        return Position.EMBEDDING if embeds or num_blocks == 0 else Position.HEAD
+        return SegmentRole.EMBEDDING if embeds or num_blocks == 0 else SegmentRole.HEAD
 
     @property
     def hidden_states(self) -> Tensor | None:
@@ -124,7 +124,7 @@ def logits_in(output: Any, vocab_size: int | None) -> Tensor | None:
     return last if last is not None and last.shape[-1] == vocab_size else None
 
 
-def is_odd(segment: Segment, reference: Segment) -> bool:
+def needs_second_look(segment: Segment, reference: Segment) -> bool:
     """Whether a unit has to be looked into: something is not finite, and no mask explains it."""
     known = {node.key: node for node in reference.nodes if not node.is_cast}
     return any(

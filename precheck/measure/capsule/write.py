@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from transformers.cache_utils import Cache
 
 from precheck.measure.watch.trees import tensors_in
-from precheck.records.precision import Accumulation, Dtype
+from precheck.records.precision import Accumulation
 from precheck.records.quantities import magnitude, num_bytes
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from precheck.measure.blame.found import Entry, Found
+    from precheck.measure.blame.found import Entry, LocatedProducer
     from precheck.measure.models.shared import SharedModels
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.watch.segment import OpNode
@@ -51,11 +51,13 @@ class Candidate:
     """An overflow of a run that was kept with its arguments."""
 
     skeleton: Skeleton
-    found: Found
+    found: LocatedProducer
     entry: Entry
 
 
-def candidate(runs: Iterable[tuple[Skeleton, list[tuple[Found, bool]]]]) -> Candidate | None:
+def candidate(
+    runs: Iterable[tuple[Skeleton, list[tuple[LocatedProducer, bool]]]],
+) -> Candidate | None:
     """The overflow to hand out: the first of the first run that does not absorb it."""
     kept = [
         (
@@ -63,7 +65,7 @@ def candidate(runs: Iterable[tuple[Skeleton, list[tuple[Found, bool]]]]) -> Cand
             Candidate(skeleton=skeleton, found=found, entry=found.entry),
         )
         for number, (skeleton, all_found) in enumerate(runs)
-        if skeleton.dtype is not Dtype.FLOAT32 and skeleton.accumulation is Accumulation.FLOAT32
+        if not skeleton.dtype.is_reference and skeleton.accumulation is Accumulation.FLOAT32
         for found, is_absorbed in all_found
         if found.entry is not None
     ]
@@ -173,7 +175,7 @@ def _weights(found: Candidate, *, weights: SharedModels, is_whole: bool) -> dict
     module = found.skeleton.model.get_submodule(unit)
     kept: dict[str, Tensor] = {}
     presence = weights.presence(found.skeleton)
-    inside = [name for name in presence.stands if name.startswith(f"{unit}.")]
+    inside = [name for name in presence.waiting_points if name.startswith(f"{unit}.")]
     for piece in (unit, *inside):
         presence.enter(piece, (), {})
         for name, tensor in _held(module):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
+from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.errors import PrecheckError, first_line
 from precheck.measure.lockstep.fatal import raise_if_fatal
 from precheck.measure.lockstep.run_totals import RunTotals
@@ -26,12 +25,14 @@ from precheck.records.traces import TOWERS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
+
     from precheck.checkpoint.architecture import Architecture
     from precheck.measure.blame.mechanisms import Classifier
     from precheck.measure.lockstep.clock import Clock
     from precheck.measure.lockstep.symptom import Decode
     from precheck.measure.lockstep.witness import Witness
-    from precheck.measure.models.configurations import Group
+    from precheck.measure.models.configurations import RunGroup
     from precheck.measure.models.shared import SharedModels
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.probes.batch import Batch
@@ -68,7 +69,7 @@ class BatchRun:
     def __init__(
         self,
         batches: Sequence[Batch],
-        groups: Sequence[Group],
+        groups: Sequence[RunGroup],
         *,
         weights: SharedModels,
         layout: Architecture,
@@ -183,7 +184,7 @@ class BatchRun:
             return Float16Sums()
         if skeleton.arithmetic is Arithmetic.NATIVE:
             return None
-        dtype: torch.dtype = getattr(torch, skeleton.dtype)
+        dtype: torch.dtype = torch_dtype(skeleton.dtype)
         return self._products.setdefault(skeleton.dtype, RoundedProducts(dtype))
 
     # The rounds of the lockstep.

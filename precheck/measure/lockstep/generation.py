@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.errors import first_line
 from precheck.measure.blame.live import Watch
 from precheck.measure.lockstep.fatal import raise_if_fatal
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from precheck.checkpoint.architecture import Architecture, Unit
     from precheck.measure.lockstep.symptom import Decode
-    from precheck.measure.models.configurations import Group
+    from precheck.measure.models.configurations import RunGroup
     from precheck.measure.models.shared import SharedModels
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.probes.batch import Batch
@@ -50,7 +51,7 @@ class Decoded:
 
 def generate(
     batch: Batch,
-    groups: Sequence[Group],
+    groups: Sequence[RunGroup],
     *,
     num_tokens: int,
     weights: SharedModels,
@@ -212,7 +213,7 @@ def _products(skeleton: Skeleton) -> RoundedProducts | Float16Sums | None:
         return Float16Sums()
     if skeleton.arithmetic is Arithmetic.NATIVE:
         return None
-    return RoundedProducts(getattr(torch, skeleton.dtype))
+    return RoundedProducts(torch_dtype(skeleton.dtype))
 
 
 class _Together:

@@ -90,10 +90,10 @@ class LayerTotals:
     error_same_routing: Mean | None = None
     routing: Mean | None = None
 
-    def add(self, tokens: Tensor, reference: Tensor | None, alike: Tensor | None) -> None:
+    def add(self, tokens: Tensor, reference: Tensor | None, same_routing: Tensor | None) -> None:
         """Takes a batch's output ``(tokens, hidden)``.
 
-        ``alike`` (bool, ``(tokens,)``) marks tokens that every router so far sent where the
+        ``same_routing`` (bool, ``(tokens,)``) marks tokens that every router so far sent where the
         reference sent them; None without a router.
         """
         self.stats = self.stats.merge(tensor_stats(tokens))
@@ -101,9 +101,9 @@ class LayerTotals:
             return
         errors = token_errors(tokens, reference)
         self.error.add(errors)
-        if alike is not None and alike.shape == errors.shape:
+        if same_routing is not None and same_routing.shape == errors.shape:
             self.error_same_routing = self.error_same_routing or Mean()
-            self.error_same_routing.add(errors[alike])
+            self.error_same_routing.add(errors[same_routing])
 
     def add_routing(self, agrees: Tensor) -> None:
         """Takes which tokens this layer's router sent where the reference's did (bool)."""

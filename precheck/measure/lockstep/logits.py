@@ -39,7 +39,7 @@ class LogitsTotals:
         *,
         batch: Batch,
         is_causal: bool,
-        alike: Tensor | None,
+        same_routing: Tensor | None,
     ) -> None:
         """Takes a batch's logits ``(batch, seq, vocab)`` or ``(batch, labels)``, any dtype."""
         targets = _targets(batch, logits) if is_causal else None
@@ -56,8 +56,8 @@ class LogitsTotals:
             has_text = targets is not None and probe.kind != "token_ids"
             wanted = targets[row][keep] if has_text and targets is not None else None
             same = None
-            if alike is not None and alike.numel() == batch.num_real_tokens:
-                same = alike[batch.real_offset(row) :][: ours.shape[0]]
+            if same_routing is not None and same_routing.numel() == batch.num_real_tokens:
+                same = same_routing[batch.real_offset(row) :][: ours.shape[0]]
             self._add_row(ours, theirs, wanted, same, probe.name)
 
     def _add_row(

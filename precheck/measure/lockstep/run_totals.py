@@ -10,14 +10,13 @@ from precheck.measure.blame.overflow_rows import overflow_rows
 from precheck.measure.blame.peaks import Peaks
 from precheck.measure.lockstep.layers import LayerTotals
 from precheck.measure.watch.float16_sums import SumsTotals
-from precheck.records.precision import Dtype
 from precheck.records.quantities import counted
 from precheck.records.traces import GREEDY, SAMPLED, RunTrace, Section, Symptom
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from precheck.measure.blame.found import Found
+    from precheck.measure.blame.found import LocatedProducer
     from precheck.measure.lockstep.logits import LogitsTotals
     from precheck.measure.models.skeleton import Skeleton
     from precheck.records.traces import Generation
@@ -57,7 +56,7 @@ class RunTotals:
     """Raw scores computed from the query and key of fused attention."""
     layers: dict[tuple[Section, int], LayerTotals] = field(default_factory=dict)
     logits: LogitsTotals | None = None
-    found: list[tuple[Found, bool]] = field(default_factory=list)
+    found: list[tuple[LocatedProducer, bool]] = field(default_factory=list)
     """Producers, and whether each is absorbed."""
     reaches_output: bool = False
     reference_nonfinite: bool = False
@@ -124,14 +123,14 @@ class RunTotals:
         module: str,
         tokens: Tensor,
         reference: Tensor | None,
-        alike: Tensor | None,
+        same_routing: Tensor | None,
         agrees: Tensor | None,
     ) -> None:
         """Takes a decoder layer's output; the arguments are those of ``LayerTotals``."""
         key = (section, index)
         if key not in self.layers:
             self.layers[key] = LayerTotals(index=index, section=section, module=module)
-        self.layers[key].add(tokens, reference, alike)
+        self.layers[key].add(tokens, reference, same_routing)
         if agrees is not None:
             self.layers[key].add_routing(agrees)
 
@@ -139,7 +138,7 @@ class RunTotals:
         self, skeleton: Skeleton, *, device: str, generations: tuple[Generation, ...] = ()
     ) -> RunTrace:
         """As the report has it, with what the run wrote."""
-        is_reference = skeleton.dtype is Dtype.FLOAT32
+        is_reference = skeleton.dtype.is_reference
         rows = overflow_rows(self.found)
         known = {(each.module, each.op, each.source) for each in rows}
         broken = [each for each in generations if each.broken_step is not None]

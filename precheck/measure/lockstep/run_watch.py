@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from precheck.measure.blame.examine import CLEAN, Examiner, ReferenceOps, unexpected_in
-from precheck.measure.blame.found import MOST_ENTRIES, Entry, Found, Place
-from precheck.measure.blame.graph import Position
-from precheck.measure.blame.second_look import Inspection
+from precheck.measure.blame.found import MOST_ENTRIES, Entry, LocatedProducer, Location
+from precheck.measure.blame.graph import SegmentRole
+from precheck.measure.blame.second_look import SecondLook
 from precheck.measure.blame.unit_call import (
     UnitCall,
     hidden_states_in,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from precheck.checkpoint.architecture import Architecture, Unit
     from precheck.measure.blame.examine import Producer
     from precheck.measure.blame.mechanisms import Classifier
-    from precheck.measure.blame.second_look import Inspected
+    from precheck.measure.blame.second_look import Reexamined
     from precheck.measure.lockstep.run_totals import RunTotals
     from precheck.measure.lockstep.symptom import Decode
     from precheck.measure.lockstep.witness import Witness
@@ -104,18 +104,18 @@ class RunWatch:
         self._stack = ModuleStack(self._skeleton.model)
         self._watcher = self._new_watcher()
         self._outside = self._examiner(None)
-        self.inspection = Inspection(
+        self.second_look = SecondLook(
             new_watcher=self._new_watcher,
             new_examiner=self._examiner,
             replaying=self._replaying,
             real_tokens=self._real_tokens,
         )
-        self._found: list[Found] = []
+        self._found: list[LocatedProducer] = []
         self._skipped: set[Unit] = set()
         self._is_finished = False
         self._order = 0
         self._num_blocks: dict[Section, int] = {}
-        self._alike: Tensor | None = None
+        self._same_routing: Tensor | None = None
 
     def forward(self) -> None:
         """The model's own forward over the batch, and the comparison of its output."""
@@ -131,7 +131,7 @@ class RunWatch:
     def dtype_rank(self) -> int:
         """Float32 first: runs of a dtype go together, each after its reference."""
         dtype = self._skeleton.dtype
-        return 0 if dtype is Dtype.FLOAT32 else 1 + list(Dtype).index(dtype)
+        return 0 if dtype.is_reference else 1 + list(Dtype).index(dtype)
 
     def skips(self, unit: Unit) -> bool:
         """Whether a unit hands on what it would make anyway: NaN everywhere."""
@@ -175,7 +175,7 @@ class RunWatch:
         self._watcher.paused = True
         call.leave(self._watcher.end(), output)
         if self._witness is not None:
-            self._witness.saw(self._skeleton, call.segment)
+            self._witness.record_segment(self._skeleton, call.segment)
         place = self._place(unit)
         position = call.position(sum(self._num_blocks.values()))
         inspected = self._look_into(call)
@@ -229,10 +229,10 @@ class RunWatch:
         self._watcher.examination = None
         segment = self.between_segment = self._watcher.end()
         if self._witness is not None:
-            self._witness.saw(self._skeleton, segment)
+            self._witness.record_segment(self._skeleton, segment)
         if segment.nodes:
             section = self._layout.section_of(segment.nodes[-1].module)
-            place = Place(order=self._order, layer=None, section=section)
+            place = Location(order=self._order, layer=None, section=section)
             position = self._between_position(section)
             reference = None if self._reference is None else self._reference.between_segment
             for producer in self._outside.take_producers():
@@ -241,15 +241,15 @@ class RunWatch:
         self._order += 1
         self._watcher.paused = False
 
-    def _between_position(self, section: Section) -> Position:
+    def _between_position(self, section: Section) -> SegmentRole:
         if not self._num_blocks:
-            return Position.EMBEDDING
-        return Position.HEAD if section is Section.HEAD else Position.BETWEEN
+            return SegmentRole.EMBEDDING
+        return SegmentRole.HEAD if section is Section.HEAD else SegmentRole.BETWEEN
 
-    def _look_into(self, call: UnitCall) -> Inspected:
+    def _look_into(self, call: UnitCall) -> Reexamined:
         if self._reference is None:
-            return self.inspection.look_at_reference(call)
-        return self.inspection.look(call, self._partner_call(call), self._reference.inspection)
+            return self.second_look.inspect_reference(call)
+        return self.second_look.inspect(call, self._partner_call(call), self._reference.second_look)
 
     @contextmanager
     def _replaying(self) -> Iterator[None]:
@@ -264,8 +264,8 @@ class RunWatch:
         producer: Producer,
         segment: Segment,
         reference: Segment | None,
-        place: Place,
-        position: Position,
+        place: Location,
+        position: SegmentRole,
         *,
         call: UnitCall | None,
     ) -> None:
@@ -277,7 +277,7 @@ class RunWatch:
         rows, positions = self._rows(producer, segment)
         names = [probe.name for probe in self._batch.probes]
         self._found.append(
-            Found(
+            LocatedProducer(
                 producer=producer,
                 place=place,
                 mechanism=mechanism,
@@ -321,9 +321,9 @@ class RunWatch:
 
     # Comparing with the baseline.
 
-    def _place(self, unit: Unit) -> Place:
+    def _place(self, unit: Unit) -> Location:
         layer = self._num_blocks.get(unit.section, 0) if _has_row(unit) else None
-        return Place(order=self._order, layer=layer, section=unit.section)
+        return Location(order=self._order, layer=layer, section=unit.section)
 
     def _partner_call(self, call: UnitCall) -> UnitCall | None:
         known = None if self._reference is None else self._reference.call
@@ -333,15 +333,17 @@ class RunWatch:
         known = self._partner_call(call)
         return None if known is None else known.segment
 
-    def _compare(self, call: UnitCall, place: Place) -> None:
+    def _compare(self, call: UnitCall, place: Location) -> None:
         base = None if self._baseline is None else self._baseline.call
         if base is not None and base.unit is not call.unit:
             base = None
-        if call.unit.is_block and self._alike is not None:
-            self._alike = self._reached_by(self._alike)
+        if call.unit.is_block and self._same_routing is not None:
+            self._same_routing = self._reached_by(self._same_routing)
         agrees = None if base is None else self._routing(call.segment, base.segment)
         if agrees is not None:
-            self._alike = agrees if self._alike is None else self._alike & agrees
+            self._same_routing = (
+                agrees if self._same_routing is None else self._same_routing & agrees
+            )
         hidden = call.hidden_states
         if hidden is None or place.layer is None:
             return
@@ -352,15 +354,15 @@ class RunWatch:
             module=call.unit.name,
             tokens=self._real_tokens.tokens(hidden),
             reference=None if theirs is None else self._real_tokens.tokens(theirs),
-            alike=self._alike,
+            same_routing=self._same_routing,
             agrees=agrees,
         )
 
-    def _reached_by(self, alike: Tensor) -> Tensor:
+    def _reached_by(self, same_routing: Tensor) -> Tensor:
         """Without the tokens that attention lets see one that was sent elsewhere before."""
-        if alike.numel() != self._batch.num_real_tokens:
-            return alike
-        rows = alike.split([probe.num_tokens for probe in self._batch.probes])
+        if same_routing.numel() != self._batch.num_real_tokens:
+            return same_routing
+        rows = same_routing.split([probe.num_tokens for probe in self._batch.probes])
         if self._layout.is_causal:
             return torch.cat([row.long().cummin(dim=0).values.bool() for row in rows])
         return torch.cat([row.all().expand_as(row) for row in rows])
@@ -378,7 +380,7 @@ class RunWatch:
         return agrees if mask is None else agrees[mask.flatten().bool().cpu()]
 
     def _add_peaks(
-        self, segment: Segment, reference: Segment | None, place: Place, position: Position
+        self, segment: Segment, reference: Segment | None, place: Location, position: SegmentRole
     ) -> None:
         for each in segment.nodes:
             self._totals.sums.add(each)
@@ -387,9 +389,9 @@ class RunWatch:
         for node, abs_max, mechanism in self._classifier.peaks(segment, reference, position):
             self._totals.peaks.add(node=node, abs_max=abs_max, mechanism=mechanism, place=place)
 
-    def _add_fused_scores(self, segment: Segment, place: Place) -> None:
+    def _add_fused_scores(self, segment: Segment, place: Location) -> None:
         """What eager attention would hold, from the query and key that the fused one is given."""
-        if self._reference is None and self._skeleton.dtype is Dtype.FLOAT32:
+        if self._reference is None and self._skeleton.dtype.is_reference:
             for node, query, key in segment.scores:
                 abs_max = None if self._batch.is_padded else raw_score_abs_max(query, key)
                 if abs_max is not None:
@@ -419,7 +421,7 @@ class RunWatch:
                 )
         self._hand_over(reached)
         if self._witness is not None:
-            self._witness.ended(self._skeleton, self._batch, self.final)
+            self._witness.record_output(self._skeleton, self._batch, self.final)
         if has_logits:
             self._add_logits(self.final)
 
@@ -439,7 +441,7 @@ class RunWatch:
             None if self._baseline is None else self._baseline.final,
             batch=self._batch,
             is_causal=self._layout.is_causal and not self._skeleton.is_encoder_decoder,
-            alike=self._alike,
+            same_routing=self._same_routing,
         )
 
     def _new_watcher(self) -> OpWatcher:

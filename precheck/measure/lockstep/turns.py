@@ -121,7 +121,7 @@ class Worker:
         assert self.passenger is not None  # noqa: S101  set right after construction
         for unit in self.units:
             self._hook(self.model.get_submodule(unit.name), unit, self.passenger)
-        for name in self.presence.stands:
+        for name in self.presence.waiting_points:
             self._hook_inside(name, self.passenger)
         self._thread = threading.Thread(
             target=self._work,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from precheck.measure.lockstep.logits import LogitsTotals
-from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,15 +15,16 @@ if TYPE_CHECKING:
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.probes.batch import Batch
     from precheck.measure.watch.segment import Segment
+    from precheck.records.precision import Dtype
 
 
 class Witness(Protocol):
     """Is shown what runs make, and changes nothing."""
 
-    def saw(self, skeleton: Skeleton, segment: Segment) -> None:
+    def record_segment(self, skeleton: Skeleton, segment: Segment) -> None:
         """A run has passed a stretch of the model; its numbers are fetched."""
 
-    def ended(self, skeleton: Skeleton, batch: Batch, logits: Tensor) -> None:
+    def record_output(self, skeleton: Skeleton, batch: Batch, logits: Tensor) -> None:
         """A run is at its end: logits ``(batch, seq, vocab)``, or what the model gives instead."""
 
 
@@ -35,16 +35,16 @@ class PeakWitness:
     peaks: dict[tuple[str, str, int], float] = field(default_factory=dict)
     """By module, operation, and how often it ran there before."""
 
-    def saw(self, skeleton: Skeleton, segment: Segment) -> None:
+    def record_segment(self, skeleton: Skeleton, segment: Segment) -> None:
         """Takes what a float32 run made."""
-        if skeleton.dtype is not Dtype.FLOAT32:
+        if not skeleton.dtype.is_reference:
             return
         for node in segment.nodes:
             abs_max = node.abs_max
             if abs_max and abs_max > self.peaks.get(node.key, 0.0):
                 self.peaks[node.key] = abs_max
 
-    def ended(self, skeleton: Skeleton, batch: Batch, logits: Tensor) -> None:
+    def record_output(self, skeleton: Skeleton, batch: Batch, logits: Tensor) -> None:
         """Logits are operations like others."""
 
 
@@ -61,7 +61,7 @@ class Compared:
     def add(self, batch: Batch, logits: Tensor, reference: Tensor) -> None:
         """Takes those of a batch; both ``(batch, seq, vocab)``, anywhere, any dtype."""
         ours, theirs, here = logits.detach().cpu(), reference.cpu(), batch.to("cpu")
-        self.totals.add(ours, theirs, batch=here, is_causal=False, alike=None)
+        self.totals.add(ours, theirs, batch=here, is_causal=False, same_routing=None)
         real = here.real_tokens
         mine, known = real.tokens(ours).float(), real.tokens(theirs)
         self.is_identical &= torch.equal(mine, known)
@@ -89,13 +89,13 @@ class LogitsWitness:
     found: dict[tuple[Dtype, str], Compared] = field(default_factory=dict)
     """By dtype and attention implementation."""
 
-    def saw(self, skeleton: Skeleton, segment: Segment) -> None:
+    def record_segment(self, skeleton: Skeleton, segment: Segment) -> None:
         """Nothing but the end counts."""
 
-    def ended(self, skeleton: Skeleton, batch: Batch, logits: Tensor) -> None:
+    def record_output(self, skeleton: Skeleton, batch: Batch, logits: Tensor) -> None:
         """Keeps them, or compares them."""
         names = tuple(probe.name for probe in batch.probes)
-        if self.keeps and skeleton.dtype is Dtype.FLOAT32 and names not in self.kept:
+        if self.keeps and skeleton.dtype.is_reference and names not in self.kept:
             self.kept[names] = (batch, logits.detach().float().cpu().clone())
         if names not in self.kept:
             return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.nn import functional
 
+from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.facts import devices
 from precheck.measure.machine.device_check import float16_sums
 from precheck.measure.machine.devices import find_devices
@@ -64,20 +65,20 @@ def check_arithmetic(device: str) -> Iterator[Check]:
 
 
 def _dtype_checks(dtype: Dtype, device: str) -> Iterator[Check]:
-    torch_dtype: torch.dtype = getattr(torch, dtype)
+    in_torch = torch_dtype(dtype)
     if dtype in _CASTS:
         given = torch.tensor([each.given for each in _CASTS[dtype]], device=device)
-        cast = given.to(torch_dtype).float().tolist()
+        cast = given.to(in_torch).float().tolist()
         wrong = [
             f"{each.given:g} became {found:g}, not {each.expected:g}"
             for each, found in zip(_CASTS[dtype], cast, strict=True)
             if found != each.expected
         ]
         yield _check(f"casts to {dtype} round to nearest", wrong)
-    yield _check(f"NaN and infinity are seen in {dtype}", _unseen(torch_dtype, device))
-    yield _check(f"products in {dtype} are right", _wrong_products(torch_dtype, device))
-    yield _check(f"kernels in {dtype} give finite numbers", _broken_kernels(torch_dtype, device))
-    kept = _keeps_subnormals(dtype, torch_dtype, device)
+    yield _check(f"NaN and infinity are seen in {dtype}", _unseen(in_torch, device))
+    yield _check(f"products in {dtype} are right", _wrong_products(in_torch, device))
+    yield _check(f"kernels in {dtype} give finite numbers", _broken_kernels(in_torch, device))
+    kept = _keeps_subnormals(dtype, in_torch, device)
     yield Check(
         what=f"subnormal numbers of {dtype}",
         holds=kept,

@@ -34,7 +34,7 @@ UNWATCHABLE = {
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Group:
+class RunGroup:
     """The runs of one attention implementation; ``reference`` is their float32 run."""
 
     reference: Skeleton
@@ -73,7 +73,7 @@ def build_groups(
     required: tuple[Configuration, ...],
     device: str,
     accumulations: frozenset[Accumulation],
-) -> tuple[list[Group], list[RunTrace]]:
+) -> tuple[list[RunGroup], list[RunTrace]]:
     """Skeletons by attention implementation, and a trace for each run that cannot be.
 
     Requests that turn out to be one implementation are run once. Sums in float16 are measured for
@@ -86,7 +86,7 @@ def build_groups(
         extra = wanted.setdefault(configuration.attn_implementation, [])
         if configuration.dtype not in extra:
             extra.append(configuration.dtype)
-    groups: dict[str, Group] = {}
+    groups: dict[str, RunGroup] = {}
     failed: list[RunTrace] = []
     for name, asked in wanted.items():
         try:
@@ -97,7 +97,7 @@ def build_groups(
             failed += [_failed(dtype, name, device, error.message) for dtype in asked]
             continue
         group = groups.setdefault(
-            reference.attn_implementation, Group(reference=reference, others=[])
+            reference.attn_implementation, RunGroup(reference=reference, others=[])
         )
         present = {each.dtype for each in group.skeletons}
         group.others += [

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Recipe:
+class Conversion:
     """How stored tensors become parameters.
 
     Without a ``converter`` there is one of each, and only the name changes.
@@ -53,7 +53,7 @@ class Recipe:
         return {name: each[0] if isinstance(each, list) else each for name, each in made.items()}
 
 
-def find_recipes(model: nn.Module, stored: Iterable[str]) -> tuple[Recipe, ...]:
+def find_conversions(model: nn.Module, stored: Iterable[str]) -> tuple[Conversion, ...]:
     """What to do with each stored tensor that the model takes, as ``from_pretrained`` would.
 
     Args:
@@ -80,12 +80,12 @@ def _recipe(
     target: str,
     sources: list[tuple[str, str | None]],
     by_pattern: Mapping[str, WeightConverter],
-) -> Recipe:
+) -> Conversion:
     _, first = sources[0]
     if first is None:
         # where two stored names become one parameter, transformers takes the first
-        return Recipe(sources=(sources[0][0],), patterns=(sources[0][0],), target=target)
-    return Recipe(
+        return Conversion(sources=(sources[0][0],), patterns=(sources[0][0],), target=target)
+    return Conversion(
         sources=tuple(name for name, _ in sources),
         patterns=tuple(pattern or name for name, pattern in sources),
         target=target,

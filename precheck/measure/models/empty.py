@@ -12,6 +12,7 @@ from transformers import (
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from precheck.checkpoint.quiet import quiet_transformers
+from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.measure.models.bounds import bounded_by_its_files
 from precheck.measure.models.loading import (
     Loading,
@@ -40,7 +41,7 @@ def empty_model(
 
     It is what ``from_pretrained`` makes of stand-ins for the stored tensors: modules, names,
     dtypes (those kept in float32 too), ties, buffers, and values for what the checkpoint lacks.
-    Buffers that are stored stay ``meta`` too.
+    BufferPool that are stored stay ``meta`` too.
 
     Raises:
         CheckpointError: it does not load.
@@ -55,7 +56,7 @@ def empty_model(
                 None,
                 config=checkpoint.config,
                 state_dict={name: _StandIn(stored, name) for name in stored},
-                dtype=getattr(torch, dtype),
+                dtype=torch_dtype(dtype),
                 attn_implementation=attn_implementation,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
@@ -72,7 +73,7 @@ class _StandIn:
 
     def __init__(self, stored: Weights, name: str) -> None:
         self.shape = stored.shape(name)
-        self.dtype: torch.dtype = getattr(torch, stored.dtype(name))
+        self.dtype: torch.dtype = torch_dtype(stored.dtype(name))
 
     def __getitem__(self, _: object) -> _StandIn:
         return self

@@ -36,7 +36,7 @@ def main_dtype(module: nn.Module) -> torch.dtype:
 
 def kept_in_float32(module: nn.Module, dtype: Dtype) -> frozenset[str]:
     """Parameters that ``from_pretrained(dtype=...)`` would leave in float32."""
-    if not isinstance(module, PreTrainedModel) or dtype is Dtype.FLOAT32:
+    if not isinstance(module, PreTrainedModel) or dtype.is_reference:
         return frozenset()
     patterns = set(getattr(module, "_keep_in_fp32_modules_strict", None) or ())
     if dtype is Dtype.FLOAT16:

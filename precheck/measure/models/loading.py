@@ -17,6 +17,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils.quantization_config import Mxfp4Config
 
 from precheck.checkpoint.quiet import quiet_transformers
+from precheck.checkpoint.torch_dtypes import dtype_name, torch_dtype
 from precheck.errors import (
     CheckpointCorruptError,
     PrecheckError,
@@ -74,7 +75,7 @@ def load_model(
             model, found = _loaded(
                 loader,
                 checkpoint,
-                dtype=getattr(torch, dtype),
+                dtype=torch_dtype(dtype),
                 attn_implementation=attn_implementation,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
@@ -117,7 +118,7 @@ def _loaded(
 
 def _cast_decoded(model: nn.Module, dtype: torch.dtype) -> None:
     """Some formats decode to a dtype of their own, whatever the model is loaded in."""
-    kept = kept_in_float32(model, Dtype(str(dtype).removeprefix("torch.")))
+    kept = kept_in_float32(model, Dtype(dtype_name(dtype)))
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.float32 if name in kept else dtype)

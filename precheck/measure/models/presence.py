@@ -8,7 +8,7 @@ from typing import Any, Protocol
 class Presence(Protocol):
     """Sees to it that a model's parameters are there while a module runs."""
 
-    stands: tuple[str, ...]
+    waiting_points: tuple[str, ...]
     """Modules inside units at which all runs wait for each other: parameters change there."""
 
     def enter(
@@ -23,7 +23,7 @@ class Presence(Protocol):
 class AlwaysThere:
     """The presence of parameters that stay in memory."""
 
-    stands: tuple[str, ...] = ()
+    waiting_points: tuple[str, ...] = ()
 
     def enter(self, _module: str, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         """Nothing to do."""

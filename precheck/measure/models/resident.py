@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from precheck.checkpoint.audit import audit_weights
+from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.errors import (
     MemoryExhaustedError,
     UnsupportedConfigurationError,
@@ -20,17 +21,17 @@ from precheck.measure.models.kept import kept_in_float32, main_dtype
 from precheck.measure.models.loading import load_model
 from precheck.measure.models.shared import SharedModels, share_parameters, split_heads
 from precheck.measure.models.skeleton import twin
-from precheck.records.precision import Dtype
 from precheck.records.quantities import num_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from precheck.checkpoint.source import Checkpoint
+    from precheck.records.precision import Dtype
     from precheck.records.report import CheckpointAudit
 
 
-class ResidentWeights(SharedModels):
+class ResidentModels(SharedModels):
     """Models of a checkpoint, loaded by ``from_pretrained(dtype=...)``."""
 
     def __init__(self, checkpoint: Checkpoint, *, device: str) -> None:
@@ -47,7 +48,7 @@ class ResidentWeights(SharedModels):
     def _make(self, dtype: Dtype) -> nn.Module:
         self._require_memory(dtype)
         model, loading = load_model(self._checkpoint, dtype)
-        if dtype is Dtype.FLOAT32:
+        if dtype.is_reference:
             self.loading = loading
         placed: nn.Module = model.to(self._device)
         return placed
@@ -71,7 +72,7 @@ class ResidentWeights(SharedModels):
             )
 
 
-class LiveWeights(SharedModels):
+class LiveModels(SharedModels):
     """Models made from a live module, which stays as it is.
 
     In its own dtype the module is taken parameter by parameter as it stands. For another dtype
@@ -90,12 +91,12 @@ class LiveWeights(SharedModels):
         )
 
     def _make(self, dtype: Dtype) -> nn.Module:
-        wanted = getattr(torch, dtype)
+        wanted = torch_dtype(dtype)
         kept = kept_in_float32(self._module, dtype) if self._main is torch.float32 else frozenset()
         replacements: dict[int, Tensor] = {}
         for name, parameter in self._module.named_parameters():
             is_main = parameter.dtype is self._main and name not in kept
-            widens = dtype is Dtype.FLOAT32 and parameter.is_floating_point()
+            widens = dtype.is_reference and parameter.is_floating_point()
             target = wanted if is_main or widens else parameter.dtype
             cast = parameter.detach().to(device=self._device, dtype=target)
             replacements[id(parameter)] = nn.Parameter(cast, requires_grad=parameter.requires_grad)
@@ -108,6 +109,6 @@ class LiveWeights(SharedModels):
             ) from error
         for module in model.modules():
             for name, buffer in module.named_buffers(recurse=False):
-                if buffer.is_floating_point() and dtype is Dtype.FLOAT32:
+                if buffer.is_floating_point() and dtype.is_reference:
                     setattr(module, name, buffer.float())
         return model.to(self._device)

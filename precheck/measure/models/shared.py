@@ -68,7 +68,7 @@ class SharedModels(ABC):
         """Bytes of stored weights read so far; 0 where they are in memory."""
         return 0
 
-    def settle(self, layout: Architecture, *, limit: int, used: int) -> str:
+    def plan_memory(self, layout: Architecture, *, limit: int, used: int) -> str:
         """Decides what is in memory at once, when the model of every dtype is made; says so.
 
         Args:
@@ -93,10 +93,10 @@ class SharedModels(ABC):
 
     def _model(self, dtype: Dtype) -> nn.Module:
         if dtype not in self._models:
-            if dtype is not Dtype.FLOAT32:
+            if not dtype.is_reference:
                 self._model(Dtype.FLOAT32)
             model = self._make(dtype)
-            if dtype is not Dtype.FLOAT32:
+            if not dtype.is_reference:
                 _copy_initialised(model, self._models[Dtype.FLOAT32], self.loading)
             split_heads(model)
             self._models[dtype] = model
@@ -118,7 +118,7 @@ def faults(found: dict[Dtype, dict[str, int]], dtype: Dtype) -> set[int]:
     return {
         identity
         for name, identity in found[dtype].items()
-        if dtype is Dtype.FLOAT32 or name not in known
+        if dtype.is_reference or name not in known
     }
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.measure.models.settings import setting, text_config
 from precheck.records.precision import Accumulation, Arithmetic
 from precheck.signals import deferred_signals
@@ -86,7 +87,7 @@ class Skeleton:
         if "input_ids" in self.accepts or not batch.media:
             inputs["input_ids"] = batch.input_ids
         for name, each in batch.media.items():  # as with ``inputs.to(dtype)``, which users write
-            inputs[name] = each.to(getattr(torch, self.dtype)) if each.is_floating_point() else each
+            inputs[name] = each.to(torch_dtype(self.dtype)) if each.is_floating_point() else each
         if batch.attention_mask is not None:
             inputs["attention_mask"] = batch.attention_mask
         if batch.decoder_input_ids is not None:

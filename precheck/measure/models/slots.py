@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from precheck.measure.models.pieces import Manner, Piece
+from precheck.measure.models.load_units import LoadUnit, ReadMode
 from precheck.measure.models.split_head import SplitLinear
 from precheck.measure.watch.trees import tensors_in
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from precheck.measure.models.skeleton import Skeleton
-    from precheck.measure.models.streamed import StreamedWeights
+    from precheck.measure.models.streamed import StreamedModels
 
 
 class _Slot(NamedTuple):
@@ -28,7 +28,7 @@ class _Slot(NamedTuple):
 class StreamedPresence:
     """The presence of streamed parameters in one skeleton."""
 
-    def __init__(self, skeleton: Skeleton, weights: StreamedWeights) -> None:
+    def __init__(self, skeleton: Skeleton, weights: StreamedModels) -> None:
         self._skeleton = skeleton
         self._weights = weights
         self._slots = {
@@ -36,7 +36,7 @@ class StreamedPresence:
             for piece in weights.pieces
         }
         units = {piece.module for piece in weights.pieces if piece.is_unit}
-        self.stands = tuple(module for module in self._slots if module not in units)
+        self.waiting_points = tuple(module for module in self._slots if module not in units)
         self._padding: dict[str, int | None] = {}
         self._part_at_hand: nn.Parameter | None = None
         kept = weights.kept(skeleton.dtype)
@@ -52,14 +52,14 @@ class StreamedPresence:
         piece = self._weights.piece(module)
         if piece is None:
             return None
-        if piece.manner is Manner.ROWS:
+        if piece.read_mode is ReadMode.ROWS:
             return self._enter_rows(piece, args, kwargs)
         made = self._weights.fetch(piece, self._skeleton.dtype)
         for slot in self._slots[module]:
             if slot.name in made:
                 is_faulty = self._weights.is_faulty(slot.name, self._skeleton.dtype)
                 self._put(slot, made[slot.name], is_faulty=is_faulty)
-        if piece.manner is Manner.PARTS:
+        if piece.read_mode is ReadMode.PARTS:
             head = self._skeleton.model.get_submodule(module)
             assert isinstance(head, SplitLinear)  # noqa: S101  planned so
             head.read_part = partial(self._part, piece)
@@ -75,14 +75,14 @@ class StreamedPresence:
         for tensor in tensors_in(output):
             self._weights.let_go(tensor)  # some modules return a view of a parameter
         holder: Any = self._skeleton.model.get_submodule(module)
-        if piece.manner is Manner.PARTS:
+        if piece.read_mode is ReadMode.PARTS:
             holder.read_part = None
             self._forget(self._part_at_hand)
-        elif piece.manner is Manner.ROWS:
+        elif piece.read_mode is ReadMode.ROWS:
             holder.padding_idx = self._padding.pop(module)
 
     def _enter_rows(
-        self, piece: Piece, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, piece: LoadUnit, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         assert piece.large is not None  # noqa: S101  planned so
         embedding: Any = self._skeleton.model.get_submodule(piece.module)
@@ -96,7 +96,7 @@ class StreamedPresence:
             return (index, *args[1:]), kwargs
         return args, {key: index if each is ids else each for key, each in kwargs.items()}
 
-    def _part(self, piece: Piece, rows: slice) -> nn.Parameter:
+    def _part(self, piece: LoadUnit, rows: slice) -> nn.Parameter:
         assert piece.large is not None  # noqa: S101  planned so
         self._forget(self._part_at_hand)
         part, is_faulty = self._weights.part(piece.large, self._skeleton.dtype, rows)

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from precheck.measure.models.conversion import Recipe, find_recipes
+from precheck.measure.models.conversion import Conversion, find_conversions
 from precheck.measure.models.empty import empty_model
-from precheck.measure.models.pieces import Piece, Streamed, plan_pieces
-from precheck.measure.models.reader import Reader
+from precheck.measure.models.load_units import LoadUnit, StoredParameters, plan_load_units
+from precheck.measure.models.parameter_reader import ParameterReader
 from precheck.measure.models.shared import SharedModels, share_parameters
 from precheck.measure.models.slots import StreamedPresence
 from precheck.records.quantities import num_bytes
@@ -46,20 +46,20 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-class StreamedWeights(SharedModels):
+class StreamedModels(SharedModels):
     """Models of a checkpoint whose weights are read when a run needs them."""
 
     def __init__(self, checkpoint: Checkpoint, *, device: str) -> None:
         super().__init__(device=device)
         self._checkpoint = checkpoint
         self._stored = checkpoint.open_weights()
-        self._reader = Reader(self._stored, device=device)
+        self._reader = ParameterReader(self._stored, device=device)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="precheck weights")
-        self._recipes: tuple[Recipe, ...] = ()
-        self._streamed: Streamed | None = None
+        self._recipes: tuple[Conversion, ...] = ()
+        self._streamed: StoredParameters | None = None
         self._empty: dict[int, str] = {}
-        self._pieces: dict[str, Piece] = {}
-        self._following: dict[str, Piece] = {}
+        self._pieces: dict[str, LoadUnit] = {}
+        self._following: dict[str, LoadUnit] = {}
         self._kept: dict[Dtype, dict[str, nn.Parameter]] = {}
 
     @property
@@ -68,7 +68,7 @@ class StreamedWeights(SharedModels):
         return self._stored.bytes_read
 
     @property
-    def pieces(self) -> tuple[Piece, ...]:
+    def pieces(self) -> tuple[LoadUnit, ...]:
         """What is in memory at once, in the order the model's units stand in."""
         return tuple(self._pieces.values())
 
@@ -78,10 +78,10 @@ class StreamedWeights(SharedModels):
         self._stored.close()
         super().close()
 
-    def settle(self, layout: Architecture, *, limit: int, used: int) -> str:
-        """Decides what is in memory at once; see ``SharedModels.settle``."""
+    def plan_memory(self, layout: Architecture, *, limit: int, used: int) -> str:
+        """Decides what is in memory at once; see ``SharedModels.plan_memory``."""
         streamed = self._known
-        pieces = plan_pieces(streamed, layout, limit=limit, used=used)
+        pieces = plan_load_units(streamed, layout, limit=limit, used=used)
         self._pieces = {piece.module: piece for piece in pieces}
         self._following = {piece.module: following for piece, following in pairwise(pieces)}
         # owned outside the units, or by a module around smaller pieces: few and small
@@ -96,7 +96,7 @@ class StreamedWeights(SharedModels):
         )
 
     def presence(self, skeleton: Skeleton) -> Presence:
-        """Puts parameters into a skeleton and takes them out; only after ``settle``."""
+        """Puts parameters into a skeleton and takes them out; only after ``plan_memory``."""
         return StreamedPresence(skeleton, self)
 
     def audit(self, *, is_complete: bool) -> CheckpointAudit:
@@ -113,11 +113,11 @@ class StreamedWeights(SharedModels):
         """The name of an empty parameter; None if it is no stand-in."""
         return self._empty.get(id(parameter))
 
-    def piece(self, module: str) -> Piece | None:
+    def piece(self, module: str) -> LoadUnit | None:
         """The piece that is there while a module runs."""
         return self._pieces.get(module)
 
-    def fetch(self, piece: Piece, dtype: Dtype) -> dict[str, nn.Parameter]:
+    def fetch(self, piece: LoadUnit, dtype: Dtype) -> dict[str, nn.Parameter]:
         """The whole parameters of a piece, by name; the next piece is read while they are used."""
         made = self._in_thread(self._reader.fetch, piece, self._known, dtype)
         following = self._following.get(piece.module)
@@ -125,11 +125,13 @@ class StreamedWeights(SharedModels):
             self._thread.submit(self._reader.look_ahead, following, self._known)
         return made
 
-    def rows(self, recipe: Recipe, dtype: Dtype, ids: Tensor) -> tuple[Tensor, nn.Parameter, bool]:
+    def rows(
+        self, recipe: Conversion, dtype: Dtype, ids: Tensor
+    ) -> tuple[Tensor, nn.Parameter, bool]:
         """Indices for ``ids``, the rows they index, and whether those are faulty."""
         return self._in_thread(self._reader.rows, recipe, self._known, dtype, ids)
 
-    def part(self, recipe: Recipe, dtype: Dtype, rows: slice) -> tuple[nn.Parameter, bool]:
+    def part(self, recipe: Conversion, dtype: Dtype, rows: slice) -> tuple[nn.Parameter, bool]:
         """Rows of a parameter, until the next part is asked for, and whether they are faulty."""
         return self._in_thread(self._reader.part, recipe, self._known, dtype, rows)
 
@@ -158,8 +160,8 @@ class StreamedWeights(SharedModels):
         )
         if self._streamed is None:
             self.loading = loading
-            self._recipes = find_recipes(model, self._stored)
-            self._streamed = Streamed(model, self._recipes, self._stored)
+            self._recipes = find_conversions(model, self._stored)
+            self._streamed = StoredParameters(model, self._recipes, self._stored)
         self._streamed.dtypes[dtype] = {
             name: each.dtype for name, each in model.state_dict().items()
         }
@@ -171,7 +173,7 @@ class StreamedWeights(SharedModels):
         return model
 
     @property
-    def _known(self) -> Streamed:
+    def _known(self) -> StoredParameters:
         assert self._streamed is not None  # noqa: S101  made with the first model
         return self._streamed
 
@@ -190,7 +192,7 @@ class StreamedWeights(SharedModels):
                     parameter.data = parameter.data.to(self._device)
 
     def _keep(self, names: tuple[str, ...], dtype: Dtype) -> dict[str, nn.Parameter]:
-        recipes = dict.fromkeys(self._known.recipe_of[name] for name in names)
+        recipes = dict.fromkeys(self._known.conversion_of[name] for name in names)
         found = self._reader.keep(recipes, self._known, dtype)
         return {name: found[name] for name in names}
 

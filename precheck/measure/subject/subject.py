@@ -10,6 +10,7 @@ from precheck.checkpoint.architecture import token_embedding
 from precheck.checkpoint.audit import tensor_dtypes
 from precheck.checkpoint.quantization import DECODED_BY_TRANSFORMERS
 from precheck.checkpoint.source import Checkpoint
+from precheck.checkpoint.torch_dtypes import dtype_name
 from precheck.checkpoint.weights import Weights
 from precheck.errors import UnsupportedModelError
 from precheck.measure.models.kept import main_dtype
@@ -99,7 +100,7 @@ def tensor_sizes(subject: Subject) -> dict[str, int]:
             return tensor_dtypes(weights)
     sizes: dict[str, int] = {}
     for parameter in subject.parameters():
-        name = str(parameter.dtype).removeprefix("torch.")
+        name = dtype_name(parameter.dtype)
         sizes[name] = sizes.get(name, 0) + parameter.numel()
     return sizes
 
@@ -107,9 +108,9 @@ def tensor_sizes(subject: Subject) -> dict[str, int]:
 def declared_dtype(subject: Subject) -> str | None:
     """What the config, or a live module's own parameters, say it runs in."""
     if isinstance(subject, nn.Module):
-        return str(main_dtype(subject)).removeprefix("torch.")
+        return dtype_name(main_dtype(subject))
     declared = getattr(subject.config, "dtype", None)
-    return None if declared is None else str(declared).removeprefix("torch.")
+    return None if declared is None else dtype_name(declared)
 
 
 def vocab_size(model: nn.Module) -> int:
@@ -144,7 +145,7 @@ def max_context(model: nn.Module) -> int | None:
 
 
 def _unused_positions(model: nn.Module, num_positions: int) -> int:
-    """Position embeddings that count from behind a padding index (RoBERTa) lose those before."""
+    """SegmentRole embeddings that count from behind a padding index (RoBERTa) lose those before."""
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module.num_embeddings == num_positions:
             return 0 if module.padding_idx is None else module.padding_idx + 1

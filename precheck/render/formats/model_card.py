@@ -13,7 +13,7 @@ import yaml
 from rich.text import Text
 
 from precheck.records.finding import USABLE
-from precheck.records.precision import Accumulation, Dtype
+from precheck.records.precision import Accumulation
 from precheck.records.quantities import bits, counted, magnitude
 from precheck.records.tightest import tightest
 from precheck.render.parts import markdown
@@ -129,7 +129,7 @@ def _reached(run: Run) -> str:
 def _bits_left(report: Report, run: Run) -> str:
     """The least over every operation, not of the residual stream alone."""
     found = tightest(report.headroom, run.configuration)
-    return DASH if found is None or run.dtype is Dtype.FLOAT32 else bits(found[1])
+    return DASH if found is None or run.dtype.is_reference else bits(found[1])
 
 
 def _largest(run: Run) -> LayerTrace | None:

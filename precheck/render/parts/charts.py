@@ -211,7 +211,7 @@ def _mechanism(row: Headroom) -> str:
 
 
 def _approximate(report: Report) -> list[Run]:
-    return [run for run in report.runs if run.dtype is not Dtype.FLOAT32]
+    return [run for run in report.runs if not run.dtype.is_reference]
 
 
 def _lines(

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from precheck.records.finding import Verdict
 from precheck.records.loss import loss
-from precheck.records.precision import Accumulation, Dtype
+from precheck.records.precision import Accumulation
 from precheck.records.quantities import bits, magnitude, nats, percent
 from precheck.records.tightest import tightest
 from precheck.records.traces import Section
@@ -69,7 +69,7 @@ def _attention(run: Run) -> str:
 
 def _style(run: Run) -> str:
     """Dim for the reference, whose figures say nothing about a loss."""
-    return "dim" if run.dtype is Dtype.FLOAT32 else ""
+    return "dim" if run.dtype.is_reference else ""
 
 
 def _largest(run: Run) -> str:
@@ -103,18 +103,18 @@ def _mechanism(run: Run) -> str:
 
 def _divergence(run: Run) -> str:
     figure = loss(run).kl_divergence
-    return DASH if figure is None or run.dtype is Dtype.FLOAT32 else nats(figure)
+    return DASH if figure is None or run.dtype.is_reference else nats(figure)
 
 
 def _agreement(run: Run) -> str:
-    if run.logits is None or run.logits.top1_agreement is None or run.dtype is Dtype.FLOAT32:
+    if run.logits is None or run.logits.top1_agreement is None or run.dtype.is_reference:
         return DASH
     return percent(run.logits.top1_agreement)
 
 
 def _relative_error(run: Run) -> str:
     figure = loss(run).relative_error
-    return DASH if figure is None or run.dtype is Dtype.FLOAT32 else percent(figure)
+    return DASH if figure is None or run.dtype.is_reference else percent(figure)
 
 
 def _perplexity(run: Run) -> str:

@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from precheck.records.report import Run
     from tests.planted import PlantedFault
 
-Place = tuple[str, str, str]
+Location = tuple[str, str, str]
 
 
-def culprit(fault: PlantedFault, folder: Path) -> Place | None:
+def culprit(fault: PlantedFault, folder: Path) -> Location | None:
     found = faulty_run(scan_of(fault, folder), fault).first_overflow
     return None if found is None else (found.module, found.op, found.source)
 
 
-def planted_place(fault: PlantedFault) -> Place:
+def planted_place(fault: PlantedFault) -> Location:
     return fault.module, fault.op, fault.source
 
 
@@ -46,7 +46,7 @@ def test_the_comparison_of_elements(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_the_second_look_at_odd_units(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fault = fault_named("llama-output")
-    monkeypatch.setattr("precheck.measure.blame.second_look.is_odd", lambda *_: False)
+    monkeypatch.setattr("precheck.measure.blame.second_look.needs_second_look", lambda *_: False)
     assert culprit(fault, tmp_path) != planted_place(fault)
 
 
@@ -124,7 +124,9 @@ def test_weights_that_left_the_dtype(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         return None if found is None else found.mechanism
 
     assert mechanism() is Mechanism.WEIGHTS
-    monkeypatch.setattr("precheck.measure.models.reader.Reader.is_faulty", lambda *_: False)
+    monkeypatch.setattr(
+        "precheck.measure.models.parameter_reader.ParameterReader.is_faulty", lambda *_: False
+    )
     assert mechanism() is Mechanism.MLP_OUTPUT
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import precheck
-from precheck.measure.blame.graph import Graph, Position
+from precheck.measure.blame.graph import Graph, SegmentRole
 from precheck.measure.watch.segment import HIDDEN, WEIGHT, OpNode, Origin
 from precheck.measure.watch.source_line import _frame_rank
 from precheck.pipeline import scan
@@ -295,6 +295,6 @@ def test_a_recurrence_is_read_in_one_pass() -> None:
 
     nodes = [node(0, "aten.mm", HIDDEN, WEIGHT)]
     nodes += [node(index, "aten.mul", index - 1, index - 1) for index in range(1, 500)]
-    graph = Graph(nodes=nodes, position=Position.BLOCK)
+    graph = Graph(nodes=nodes, position=SegmentRole.BLOCK)
     found = [graph.classify(each) for each in nodes]
     assert set(found[2:]) == {Mechanism.OTHER}

@@ -15,12 +15,13 @@ from precheck.checkpoint.source import open_checkpoint
 from precheck.checkpoint.weights import Weights
 from precheck.errors import CheckpointCorruptError, MemoryExhaustedError
 from precheck.measure.lockstep.run_watch import RunWatch
-from precheck.measure.models import pieces, slots, split_head
+from precheck.measure.models import load_units as pieces
+from precheck.measure.models import slots, split_head
 from precheck.measure.models import streamed as streaming
-from precheck.measure.models.conversion import find_recipes
+from precheck.measure.models.conversion import find_conversions
 from precheck.measure.models.empty import empty_model
-from precheck.measure.models.reader import Reader
-from precheck.measure.models.streamed import StreamedWeights
+from precheck.measure.models.parameter_reader import ParameterReader
+from precheck.measure.models.streamed import StreamedModels
 from precheck.pipeline import scan
 from precheck.records.precision import Dtype
 from precheck.records.progress import Announcement, Step
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from precheck.checkpoint.architecture import Architecture
-    from precheck.measure.models.pieces import Piece, Streamed
+    from precheck.measure.models.load_units import LoadUnit, StoredParameters
     from precheck.records.report import Report
 
 Bits = dict[tuple[Any, ...], Pass]
@@ -85,18 +86,18 @@ def test_by_units(name: str, folders: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("name", TINY)
 def test_by_modules(name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    planned: list[tuple[Piece, ...]] = []
+    planned: list[tuple[LoadUnit, ...]] = []
 
-    def least(streamed: Streamed, layout: Architecture, *, limit: int, used: int) -> Any:
+    def least(streamed: StoredParameters, layout: Architecture, *, limit: int, used: int) -> Any:
         """As much as the largest module needs in one dtype."""
         del limit
         names = [name for name, _ in streamed.model.named_modules()]
         own = [streamed.names_in(each, recurse=False) for each in names]
         need = max(pieces._largest(streamed, each) for each in own if each)  # noqa: SLF001
-        planned.append(pieces.plan_pieces(streamed, layout, limit=used + need, used=used))
+        planned.append(pieces.plan_load_units(streamed, layout, limit=used + need, used=used))
         return planned[-1]
 
-    monkeypatch.setattr(streaming, "plan_pieces", least)
+    monkeypatch.setattr(streaming, "plan_load_units", least)
     with passes() as found:
         report = scan(folders[name], dtypes=["float16"], quick=True)
     assert_same((report, by_name(found)), resident(folders[name]))
@@ -215,14 +216,14 @@ def test_each_stored_byte_is_read_once_for_all_runs(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[tuple[int, int]] = []
-    close = StreamedWeights.close
+    close = StreamedModels.close
 
-    def closing(weights: StreamedWeights) -> None:
+    def closing(weights: StreamedModels) -> None:
         stored = weights._stored  # noqa: SLF001
         read.append((weights.bytes_read, sum(stored.nbytes(name) for name in stored)))
         close(weights)
 
-    monkeypatch.setattr(StreamedWeights, "close", closing)
+    monkeypatch.setattr(StreamedModels, "close", closing)
     report = scan(folders["qwen2"])
     assert len(report.runs) == 6
     assert read[0][0] == read[0][1]
@@ -235,7 +236,7 @@ def test_what_is_stored_stays_while_its_parts_pass(
     model: Any = tiny("llama")
     save_checkpoint(model.to(torch.bfloat16), tmp_path, tokenizer=True)
     monkeypatch.setattr(split_head, "PART_BYTES", 1 << 13)
-    part, seen = Reader.part, []
+    part, seen = ParameterReader.part, []
 
     def watched(reader: Any, recipe: Any, *args: Any) -> Any:
         found = part(reader, recipe, *args)
@@ -243,7 +244,7 @@ def test_what_is_stored_stays_while_its_parts_pass(
         seen.append(stored.untyped_storage().data_ptr() in reader._buffers._taken)  # noqa: SLF001
         return found
 
-    monkeypatch.setattr(Reader, "part", watched)
+    monkeypatch.setattr(ParameterReader, "part", watched)
     scan(tmp_path, quick=True, dtypes=["bfloat16"])
     assert len(seen) > 8
     assert all(seen)
@@ -274,7 +275,7 @@ def test_experts_are_merged_by_transformers_own_rules(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(tmp_path), observe=lambda _: None)
     with Weights(checkpoint.weight_files) as stored:
         model, loading = empty_model(checkpoint, stored, Dtype.FLOAT16)
-        recipes = find_recipes(model, stored)
+        recipes = find_conversions(model, stored)
         assert all(each.is_meta for each in model.parameters())
         assert {each.dtype for each in model.parameters()} == {torch.float16}
         assert loading.missing == loading.unexpected == loading.mismatched == ()

@@ -171,11 +171,11 @@ def test_logits_of_split_batches_equal_those_of_the_whole() -> None:
     ours, theirs = torch.randn(2, 4, 6, 9, generator=generator)
     ours = (theirs + 0.3 * ours).half()
     whole, split = LogitsTotals(), LogitsTotals()
-    whole.add(ours, theirs, batch=batch_of(ids), is_causal=True, alike=None)
+    whole.add(ours, theirs, batch=batch_of(ids), is_causal=True, same_routing=None)
     for row in range(4):
         part = slice(row, row + 1)
         batch = batch_of(ids[part])
-        split.add(ours[part], theirs[part], batch=batch, is_causal=True, alike=None)
+        split.add(ours[part], theirs[part], batch=batch, is_causal=True, same_routing=None)
     one, other = whole.trace, split.trace
     assert one.first_greedy_divergence is not None
     assert other.first_greedy_divergence is not None
@@ -195,7 +195,7 @@ def test_logits_are_the_same_in_any_chunks(monkeypatch: pytest.MonkeyPatch) -> N
     for chunk in (1 << 23, 9, 1, 25):
         monkeypatch.setattr("precheck.measure.lockstep.layers.CHUNK_ELEMENTS", chunk)
         totals = LogitsTotals()
-        totals.add(ours, theirs, batch=batch_of(ids), is_causal=True, alike=None)
+        totals.add(ours, theirs, batch=batch_of(ids), is_causal=True, same_routing=None)
         traces.append(totals.trace)
     for one, other in itertools.pairwise(traces):
         assert one.first_greedy_divergence == other.first_greedy_divergence
@@ -207,7 +207,7 @@ def test_perplexity_is_for_text_only() -> None:
     logits = torch.randn(1, 4, 9)
     totals = LogitsTotals()
     batch = batch_of([[1, 2, 3, 4]], kind="token_ids")
-    totals.add(logits, logits, batch=batch, is_causal=True, alike=None)
+    totals.add(logits, logits, batch=batch, is_causal=True, same_routing=None)
     assert totals.trace.perplexity is None
     assert totals.trace.kl_divergence_mean == 0.0
     assert totals.trace.top1_agreement == 1.0
@@ -218,7 +218,7 @@ def test_tokens_without_an_answer_do_not_hide_those_that_have_one() -> None:
     ours = theirs.clone()
     ours[0, 2] = torch.nan
     totals = LogitsTotals()
-    totals.add(ours, theirs, batch=batch_of([[1, 2, 3, 4]]), is_causal=True, alike=None)
+    totals.add(ours, theirs, batch=batch_of([[1, 2, 3, 4]]), is_causal=True, same_routing=None)
     assert totals.trace.num_nonfinite == 9
     assert totals.trace.kl_divergence_mean == 0.0
     assert totals.trace.top1_agreement == 1.0
@@ -229,13 +229,13 @@ def test_layers_of_split_batches_equal_those_of_the_whole() -> None:
     theirs = torch.randn(10, 4, generator=generator)
     ours = (theirs + 0.1 * torch.randn(10, 4, generator=generator)).half()
     ours[3] = torch.inf
-    alike = torch.arange(10) % 3 != 0
+    same_routing = torch.arange(10) % 3 != 0
     whole, split = (
         LayerTotals(index=0, section=Section.DECODER, module="layers.0") for _ in range(2)
     )
-    whole.add(ours, theirs, alike)
+    whole.add(ours, theirs, same_routing)
     for part in (slice(0, 4), slice(4, 5), slice(5, 10)):
-        split.add(ours[part], theirs[part], alike[part])
+        split.add(ours[part], theirs[part], same_routing[part])
     one, other = whole.trace, split.trace
     assert one.num_inf == other.num_inf == 4
     assert one.abs_max == other.abs_max

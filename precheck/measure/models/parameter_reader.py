@@ -14,10 +14,9 @@ import torch
 from torch import nn
 
 from precheck.checkpoint.audit import CheckpointAuditor
-from precheck.measure.models.buffers import Buffers
-from precheck.measure.models.pieces import Manner
+from precheck.measure.models.buffer_pool import BufferPool
+from precheck.measure.models.load_units import ReadMode
 from precheck.measure.models.split_head import PART_BYTES, parts_of
-from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,8 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from precheck.checkpoint.weights import Weights
-    from precheck.measure.models.conversion import Recipe
-    from precheck.measure.models.pieces import Piece, Streamed
+    from precheck.measure.models.conversion import Conversion
+    from precheck.measure.models.load_units import LoadUnit, StoredParameters
+    from precheck.records.precision import Dtype
     from precheck.records.report import CheckpointAudit
 
 
@@ -39,13 +39,13 @@ a small page cache what nobody has used."""
 class _AtHand:
     """What of a piece is in memory."""
 
-    piece: Piece
+    piece: LoadUnit
     stored: dict[str, Tensor] = field(default_factory=dict)
     made: dict[Dtype, dict[str, nn.Parameter]] = field(default_factory=dict)
     buffers: dict[Dtype, list[Tensor]] = field(default_factory=dict)
 
 
-class Reader:
+class ParameterReader:
     """Parameters of a checkpoint, a piece at a time.
 
     Args:
@@ -62,7 +62,7 @@ class Reader:
         self._peaks: dict[str, float] = {}
         """Largest magnitude of each stored tensor that was read; inf if it is not finite."""
         self._faulty: dict[Dtype, set[str]] = {}
-        self._buffers = Buffers()
+        self._buffers = BufferPool()
         self._at_hand: _AtHand | None = None
         self._ahead: _AtHand | None = None
         """What is stored of the piece that comes next."""
@@ -79,7 +79,9 @@ class Reader:
 
     # Whole pieces.
 
-    def fetch(self, piece: Piece, streamed: Streamed, dtype: Dtype) -> dict[str, nn.Parameter]:
+    def fetch(
+        self, piece: LoadUnit, streamed: StoredParameters, dtype: Dtype
+    ) -> dict[str, nn.Parameter]:
         """The piece's parameters in a dtype, by name; they stay until another piece's turn."""
         if self._at_hand is None or self._at_hand.piece is not piece:
             self._begin(piece)
@@ -92,7 +94,7 @@ class Reader:
             )
         return at_hand.made[dtype]
 
-    def look_ahead(self, piece: Piece, streamed: Streamed) -> None:
+    def look_ahead(self, piece: LoadUnit, streamed: StoredParameters) -> None:
         """Reads what is stored of the next piece while the one at hand is used.
 
         Where there is no room for both, the system is asked to have it ready. What fails here
@@ -109,7 +111,7 @@ class Reader:
         self._stored.read_ahead(waiting, limit=READ_AHEAD_BYTES)
 
     def keep(
-        self, recipes: Iterable[Recipe], streamed: Streamed, dtype: Dtype
+        self, recipes: Iterable[Conversion], streamed: StoredParameters, dtype: Dtype
     ) -> dict[str, nn.Parameter]:
         """Parameters and buffers that stay as long as the scan, by name."""
         kept: dict[str, nn.Parameter] = {}
@@ -120,7 +122,7 @@ class Reader:
             self._give(*held, *stored.values())
         return kept
 
-    def _begin(self, piece: Piece) -> None:
+    def _begin(self, piece: LoadUnit) -> None:
         self._drop()
         self._stored.check_unchanged()
         if self._ahead is None or self._ahead.piece is not piece:
@@ -137,9 +139,9 @@ class Reader:
                 if source not in at_hand.stored:
                     at_hand.stored[source] = self._read(source)
 
-    def _read_large(self, piece: Piece, at_hand: _AtHand) -> None:
+    def _read_large(self, piece: LoadUnit, at_hand: _AtHand) -> None:
         """What is used in parts is read at once if it fits; it is cast part by part anyway."""
-        if piece.manner is not Manner.PARTS or piece.large is None:
+        if piece.read_mode is not ReadMode.PARTS or piece.large is None:
             return
         (source,) = piece.large.sources
         if self._stored.nbytes(source) + 2 * PART_BYTES <= self.budget:
@@ -185,8 +187,8 @@ class Reader:
 
     def _make(
         self,
-        recipes: Iterable[Recipe],
-        streamed: Streamed,
+        recipes: Iterable[Conversion],
+        streamed: StoredParameters,
         dtype: Dtype,
         stored: dict[str, Tensor],
     ) -> tuple[dict[str, nn.Parameter], list[Tensor]]:
@@ -212,7 +214,7 @@ class Reader:
         return made, held
 
     def _look_for_fault(self, name: str, tensor: Tensor, dtype: Dtype, *, was_finite: bool) -> None:
-        if (was_finite or dtype is Dtype.FLOAT32) and not _is_finite(tensor):
+        if (was_finite or dtype.is_reference) and not _is_finite(tensor):
             self._faulty.setdefault(dtype, set()).add(name)
 
     def is_faulty(self, name: str, dtype: Dtype) -> bool:
@@ -240,7 +242,7 @@ class Reader:
     # Rows and parts of one large matrix.
 
     def rows(
-        self, recipe: Recipe, streamed: Streamed, dtype: Dtype, ids: Tensor
+        self, recipe: Conversion, streamed: StoredParameters, dtype: Dtype, ids: Tensor
     ) -> tuple[Tensor, nn.Parameter, bool]:
         """Indices for ``ids`` (int64, the same shape), the rows they index, and are they faulty."""
         unique, index = ids.cpu().unique(return_inverse=True)
@@ -253,7 +255,7 @@ class Reader:
         return index.to(ids.device), _parameter(cast), is_faulty
 
     def part(
-        self, recipe: Recipe, streamed: Streamed, dtype: Dtype, rows: slice
+        self, recipe: Conversion, streamed: StoredParameters, dtype: Dtype, rows: slice
     ) -> tuple[nn.Parameter, bool]:
         """Rows of a parameter, until the next part is asked for, and are they faulty."""
         self._give(*self._passing)
@@ -309,7 +311,7 @@ def _parameter(tensor: Tensor) -> nn.Parameter:
 
 
 def _is_faulty(stored: Tensor, cast: Tensor, dtype: Dtype) -> bool:
-    return not _is_finite(cast) and (dtype is Dtype.FLOAT32 or _is_finite(stored))
+    return not _is_finite(cast) and (dtype.is_reference or _is_finite(stored))
 
 
 def _is_finite(tensor: Tensor) -> bool:

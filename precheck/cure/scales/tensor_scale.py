@@ -26,7 +26,7 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lane:
+class ScaledRange:
     """Neighbouring places of a tensor that are scaled alike; size 0 for all of it."""
 
     form: Form
@@ -41,7 +41,7 @@ class Scale:
     ``is_zero``: it holds nothing but zeros or masks, which no factor changes.
     """
 
-    lanes: tuple[Lane, ...]
+    lanes: tuple[ScaledRange, ...]
     dim: int = -1
     """Along which they lie, from the end."""
     is_zero: bool = False
@@ -74,7 +74,7 @@ class Scale:
 
 def alike(form: Form, *, is_zero: bool = False) -> Scale:
     """All places scaled by the same."""
-    return Scale(lanes=(Lane(form=form),), is_zero=is_zero)
+    return Scale(lanes=(ScaledRange(form=form),), is_zero=is_zero)
 
 
 ZERO = alike(NOTHING, is_zero=True)
@@ -88,10 +88,10 @@ def of_parameter(value: Value, cuts: Cuts) -> Scale:
     if name not in cuts:
         whole = Unknown(kind=Kind.WEIGHT, name=name)
         owner = Owner(parameter=name, dim=-1, start=0)
-        return Scale(lanes=(Lane(form=Form.of(whole), owner=owner),), axes=axes)
+        return Scale(lanes=(ScaledRange(form=Form.of(whole), owner=owner),), axes=axes)
     dim, places = cuts[name]
     lanes = tuple(
-        Lane(
+        ScaledRange(
             size=stop - start,
             form=Form.of(Unknown(kind=Kind.WEIGHT, name=name, dim=dim, start=start, stop=stop)),
             owner=Owner(parameter=name, dim=dim, start=start),

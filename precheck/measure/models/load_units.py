@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from precheck.checkpoint.architecture import token_embedding
+from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.errors import MemoryExhaustedError
 from precheck.measure.models.split_head import SplitLinear, parts_of
 from precheck.records.quantities import num_bytes
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
     from precheck.checkpoint.architecture import Architecture, Unit
     from precheck.checkpoint.weights import Weights
-    from precheck.measure.models.conversion import Recipe
+    from precheck.measure.models.conversion import Conversion
     from precheck.records.precision import Dtype
 
 
-class Manner(Enum):
+class ReadMode(Enum):
     """How a piece's parameters are there for a run."""
 
     WHOLE = auto()
@@ -34,34 +35,34 @@ class Manner(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Piece:
+class LoadUnit:
     """A module whose parameters come and go together.
 
     Parameters go by the first name the model has for them.
     """
 
     module: str
-    manner: Manner
+    read_mode: ReadMode
     is_unit: bool
     """Not a part of one."""
     whole: tuple[str, ...]
     """Parameters that are in memory from end to end."""
-    recipes: tuple[Recipe, ...]
+    recipes: tuple[Conversion, ...]
     """What makes those."""
     large_name: str | None
     """The parameter that is read by rows or parts."""
-    large: Recipe | None
+    large: Conversion | None
     """What makes that."""
 
     @property
     def sources(self) -> tuple[str, ...]:
         """The stored tensors that are read from end to end."""
-        large = self.large if self.manner is Manner.PARTS else None
+        large = self.large if self.read_mode is ReadMode.PARTS else None
         recipes = self.recipes if large is None else (*self.recipes, large)
         return tuple(name for recipe in recipes for name in recipe.sources)
 
 
-class Streamed:
+class StoredParameters:
     """The parameters of a model that have to be read, and what makes each.
 
     Args:
@@ -70,7 +71,7 @@ class Streamed:
         stored: the checkpoint's tensors; only headers are read.
     """
 
-    def __init__(self, model: nn.Module, recipes: Iterable[Recipe], stored: Weights) -> None:
+    def __init__(self, model: nn.Module, recipes: Iterable[Conversion], stored: Weights) -> None:
         self.model = model
         self.dtypes: dict[Dtype, dict[str, torch.dtype]] = {}
         """What each parameter and buffer is in the model of each dtype."""
@@ -81,60 +82,62 @@ class Streamed:
         self.names = {name: first[id(each)] for name, each in everything.items() if each.is_meta}
         """Every name of a streamed parameter, and the first one the model has for it."""
         tied = getattr(model, "all_tied_weights_keys", None) or {}
-        self.recipe_of: dict[str, Recipe] = {}
-        self.buffers: dict[str, Recipe] = {}
+        self.conversion_of: dict[str, Conversion] = {}
+        self.buffers: dict[str, Conversion] = {}
         buffers = {name for name, each in model.named_buffers() if each.is_meta}
         for recipe in recipes:
             for target in _targets(recipe, model, stored):
                 name = self.names.get(target)
                 # of two tied parameters that are both stored, transformers keeps the tie's source
-                if name is not None and (name not in self.recipe_of or target not in tied):
-                    self.recipe_of[name] = recipe
+                if name is not None and (name not in self.conversion_of or target not in tied):
+                    self.conversion_of[name] = recipe
                 elif target in buffers:
                     self.buffers[target] = recipe
 
     def names_in(self, module: str, *, recurse: bool = True) -> tuple[str, ...]:
-        """Streamed parameters of a module, by their first names."""
+        """StoredParameters parameters of a module, by their first names."""
         holder = self.model.get_submodule(module)
         prefix = f"{module}." if module else ""
         found = (f"{prefix}{name}" for name, _ in holder.named_parameters(recurse=recurse))
         return tuple(dict.fromkeys(self.names[name] for name in found if name in self.names))
 
-    def piece(self, module: str, names: tuple[str, ...], *, manner: Manner, is_unit: bool) -> Piece:
+    def piece(
+        self, module: str, names: tuple[str, ...], *, read_mode: ReadMode, is_unit: bool
+    ) -> LoadUnit:
         """The piece of these parameters; what is large in it is ``module``'s own weight."""
-        large = None if manner is Manner.WHOLE else self.names[f"{module}.weight"]
+        large = None if read_mode is ReadMode.WHOLE else self.names[f"{module}.weight"]
         whole = tuple(name for name in names if name != large)
-        return Piece(
+        return LoadUnit(
             module=module,
-            manner=manner,
+            read_mode=read_mode,
             is_unit=is_unit,
             whole=whole,
-            recipes=tuple(dict.fromkeys(self.recipe_of[name] for name in whole)),
+            recipes=tuple(dict.fromkeys(self.conversion_of[name] for name in whole)),
             large_name=large,
-            large=None if large is None else self.recipe_of[large],
+            large=None if large is None else self.conversion_of[large],
         )
 
     def dtype_of(self, name: str, dtype: Dtype) -> torch.dtype:
         """What a parameter or buffer is in the model of a dtype; by any of its names."""
         return self.dtypes[dtype][name]
 
-    def outside(self, pieces: Iterable[Piece]) -> tuple[str, ...]:
+    def outside(self, pieces: Iterable[LoadUnit]) -> tuple[str, ...]:
         """Parameters that are in none of the pieces."""
         inside = {name for piece in pieces for name in (*piece.whole, piece.large_name)}
-        return tuple(name for name in self.recipe_of if name not in inside)
+        return tuple(name for name in self.conversion_of if name not in inside)
 
     def is_plain(self, name: str) -> bool:
         """Whether one stored tensor is the parameter, row for row."""
-        return self.recipe_of[name].converter is None
+        return self.conversion_of[name].converter is None
 
     def num_bytes(self, names: Collection[str], dtypes: Iterable[Dtype]) -> int:
         """Bytes of what is stored of these parameters, and of what each dtype makes of it."""
-        recipes = dict.fromkeys(self.recipe_of[name] for name in names)
+        recipes = dict.fromkeys(self.conversion_of[name] for name in names)
         sources = {name for recipe in recipes for name in recipe.sources}
         total = sum(self._stored.nbytes(name) for name in sources)
         for each in dtypes:
             for name in names:
-                recipe, wanted = self.recipe_of[name], self.dtype_of(name, each)
+                recipe, wanted = self.conversion_of[name], self.dtype_of(name, each)
                 kept = recipe.converter is None and self._dtype(recipe.sources[0]) == wanted
                 # what is merged is cast first
                 copies = 0 if kept else 1 if recipe.converter is None else 2
@@ -142,17 +145,17 @@ class Streamed:
         return total
 
     def _dtype(self, source: str) -> torch.dtype:
-        found: torch.dtype = getattr(torch, self._stored.dtype(source))
+        found: torch.dtype = torch_dtype(self._stored.dtype(source))
         return found
 
 
-def plan_pieces(
-    streamed: Streamed,
+def plan_load_units(
+    streamed: StoredParameters,
     layout: Architecture,
     *,
     limit: int,
     used: int,
-) -> tuple[Piece, ...]:
+) -> tuple[LoadUnit, ...]:
     """The pieces of a model in the order its units stand in, as large as the limit allows.
 
     A unit is one piece if there is room for it in one dtype; where there is room for all of them
@@ -168,14 +171,14 @@ def plan_pieces(
     Raises:
         MemoryExhaustedError: a module does not fit; says what it needs.
     """
-    pieces: list[Piece] = []
+    pieces: list[LoadUnit] = []
     for unit in layout.units:
         names = streamed.names_in(unit.name)
         if not names:
             continue
-        manner = _manner(streamed, unit, names)
-        if manner is not Manner.WHOLE or _largest(streamed, names) <= limit - used:
-            pieces.append(streamed.piece(unit.name, names, manner=manner, is_unit=True))
+        read_mode = _manner(streamed, unit, names)
+        if read_mode is not ReadMode.WHOLE or _largest(streamed, names) <= limit - used:
+            pieces.append(streamed.piece(unit.name, names, read_mode=read_mode, is_unit=True))
         else:
             pieces += _modules_of(streamed, unit)
     needs = {piece.module: _largest(streamed, piece.whole) for piece in pieces}
@@ -189,27 +192,27 @@ def plan_pieces(
     return tuple(pieces)
 
 
-def _largest(streamed: Streamed, names: tuple[str, ...]) -> int:
+def _largest(streamed: StoredParameters, names: tuple[str, ...]) -> int:
     """Bytes that parameters need in the dtype that needs most."""
     return max(streamed.num_bytes(names, [dtype]) for dtype in streamed.dtypes)
 
 
 def _manner(
-    streamed: Streamed,
+    streamed: StoredParameters,
     unit: Unit,
     names: tuple[str, ...],
-) -> Manner:
+) -> ReadMode:
     module = streamed.model.get_submodule(unit.name)
     weight = streamed.names.get(f"{unit.name}.weight")
     if unit.is_block or weight is None or not streamed.is_plain(weight):
-        return Manner.WHOLE
+        return ReadMode.WHOLE
     if isinstance(module, SplitLinear):
-        return Manner.PARTS
+        return ReadMode.PARTS
     is_large = len(parts_of(*module.weight.shape)) > 1 if _looks_up(module, streamed) else False
-    return Manner.ROWS if is_large and names == (weight,) else Manner.WHOLE
+    return ReadMode.ROWS if is_large and names == (weight,) else ReadMode.WHOLE
 
 
-def _looks_up(module: nn.Module, streamed: Streamed) -> TypeGuard[nn.Embedding]:
+def _looks_up(module: nn.Module, streamed: StoredParameters) -> TypeGuard[nn.Embedding]:
     """Whether a module takes token ids and gives their rows; tables of positions may count on."""
     if not isinstance(module, nn.Embedding):
         return False
@@ -218,23 +221,23 @@ def _looks_up(module: nn.Module, streamed: Streamed) -> TypeGuard[nn.Embedding]:
     )
 
 
-def _modules_of(streamed: Streamed, unit: Unit) -> list[Piece]:
+def _modules_of(streamed: StoredParameters, unit: Unit) -> list[LoadUnit]:
     """A piece for each module of a unit that has parameters, and none of them inside it."""
-    found: list[Piece] = []
+    found: list[LoadUnit] = []
     for name, _ in streamed.model.get_submodule(unit.name).named_modules():
         module = f"{unit.name}.{name}" if name else unit.name
         names = streamed.names_in(module, recurse=False)
         if names and names == streamed.names_in(module):
-            found.append(streamed.piece(module, names, manner=Manner.WHOLE, is_unit=False))
+            found.append(streamed.piece(module, names, read_mode=ReadMode.WHOLE, is_unit=False))
     return found
 
 
-def _targets(recipe: Recipe, model: nn.Module, stored: Weights) -> tuple[str, ...]:
+def _targets(recipe: Conversion, model: nn.Module, stored: Weights) -> tuple[str, ...]:
     """Names of what a recipe makes: asked of the converter, with tensors that hold nothing."""
     if recipe.converter is None:
         return (recipe.target,)
     empty = [
-        torch.empty(stored.shape(name), dtype=getattr(torch, stored.dtype(name)), device="meta")
+        torch.empty(stored.shape(name), dtype=torch_dtype(stored.dtype(name)), device="meta")
         for name in recipe.sources
     ]
     return tuple(recipe.convert(empty, model))

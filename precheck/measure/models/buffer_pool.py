@@ -20,7 +20,7 @@ _SLACK = 1.25
 """A free buffer is taken if it is at most this much larger than what is needed."""
 
 
-class Buffers:
+class BufferPool:
     """Flat uint8 CPU tensors, handed out and taken back.
 
     For one thread, but for ``forget``, which any thread may call.

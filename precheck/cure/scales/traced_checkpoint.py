@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from precheck.checkpoint.quiet import quiet_transformers
+from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.cure.scales.equations import find_scales
 from precheck.cure.scales.flow import trace_flow
 from precheck.cure.scales.forms import Kind
 from precheck.cure.scales.settings import ConfigNumber, config_numbers, find_settings
 from precheck.errors import UntraceableError
 from precheck.measure.models.attention import attention_of
-from precheck.measure.models.conversion import find_recipes
+from precheck.measure.models.conversion import find_conversions
 from precheck.measure.models.empty import empty_model
 from precheck.measure.models.kept import kept_in_float32
 from precheck.measure.models.skeleton import Skeleton, twin
@@ -32,15 +33,15 @@ if TYPE_CHECKING:
     from precheck.checkpoint.weights import Weights
     from precheck.cure.scales.flow import Flow
     from precheck.cure.scales.forms import Scales, Unknown
-    from precheck.measure.models.conversion import Recipe
+    from precheck.measure.models.conversion import Conversion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Blueprint:
+class TracedCheckpoint:
     """What is known of a model before its weights are read."""
 
     scales: Scales
-    recipes: dict[str, tuple[Recipe, ...]]
+    recipes: dict[str, tuple[Conversion, ...]]
     """By parameter, every way in which stored tensors make it; tied ones may be stored twice."""
     model: nn.Module
     """Its parameters have no values."""
@@ -65,14 +66,14 @@ class Blueprint:
         return found
 
 
-def read_blueprint(
+def trace_checkpoint(
     checkpoint: Checkpoint,
     stored: Weights,
     *,
     dtype: Dtype,
     attn_implementation: str,
     with_whole_numbers: bool,
-) -> Blueprint:
+) -> TracedCheckpoint:
     """The equations of a checkpoint's model, as it runs in a 16-bit dtype.
 
     Args:
@@ -103,7 +104,7 @@ def read_blueprint(
             continue
     settings = find_settings(flow, changed)
     scales = find_scales(flow, settings=settings, dtype=torch.bfloat16)
-    return Blueprint(scales=scales, recipes=recipes, model=model)
+    return TracedCheckpoint(scales=scales, recipes=recipes, model=model)
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -137,10 +138,10 @@ def _flow(model: nn.Module) -> Flow:
     return trace_flow(skeleton, decoder_start=decoder_start(model))
 
 
-def _recipes(model: nn.Module, stored: Weights) -> dict[str, tuple[Recipe, ...]]:
+def _recipes(model: nn.Module, stored: Weights) -> dict[str, tuple[Conversion, ...]]:
     first = _first_names(model)
-    found: defaultdict[str, list[Recipe]] = defaultdict(list)
-    for recipe in find_recipes(model, stored):
+    found: defaultdict[str, list[Conversion]] = defaultdict(list)
+    for recipe in find_conversions(model, stored):
         for target in _made(recipe, model, stored):
             if target in first:
                 found[first[target]].append(recipe)
@@ -154,11 +155,11 @@ def _first_names(model: nn.Module) -> dict[str, str]:
     return {name: first[id(each)] for name, each in everything}
 
 
-def _made(recipe: Recipe, model: nn.Module, stored: Weights) -> dict[str, Tensor]:
+def _made(recipe: Conversion, model: nn.Module, stored: Weights) -> dict[str, Tensor]:
     """What a recipe makes, with tensors that hold nothing."""
     return recipe.convert(
         [
-            torch.empty(stored.shape(name), dtype=getattr(torch, stored.dtype(name)), device="meta")
+            torch.empty(stored.shape(name), dtype=torch_dtype(stored.dtype(name)), device="meta")
             for name in recipe.sources
         ],
         model,
@@ -176,7 +177,7 @@ def _change(unknown: Unknown, power: int) -> TensorChange:
 
 
 def _of_recipe(
-    recipe: Recipe,
+    recipe: Conversion,
     name: str,
     changes: list[TensorChange],
     stored: Weights,
@@ -204,7 +205,7 @@ def _of_recipe(
 
 
 def _places(
-    recipe: Recipe, name: str, stored: Weights, model: nn.Module, *, is_thin: bool
+    recipe: Conversion, name: str, stored: Weights, model: nn.Module, *, is_thin: bool
 ) -> Tensor:
     """Which source each place of a parameter comes from: what the converter makes of numbers.
 
