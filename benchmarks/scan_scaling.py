@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import precheck
 from benchmarks.checkpoints import checkpoint
-from precheck.records.precision import Configuration, Dtype
+from precheck.records.configuration import Configuration
+from precheck.records.precision import Dtype
 from precheck.records.progress import Announcement, Step
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from precheck.checkpoint.folders import check_empty, check_parent
 from precheck.errors import ScanInterrupted, UsageError
 from precheck.facts import devices
 from precheck.judge import judge
-from precheck.records.precision import Accumulation, Configuration, Dtype
+from precheck.records.precision import Accumulation, Dtype
 from precheck.records.prompts import ImagePrompt
 from precheck.records.report import Measurements, Report
 from precheck.version import __version__
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from precheck.measure.blame.live import Watch
+    from precheck.records.configuration import Configuration
     from precheck.records.progress import Announcement, Observer, Step
     from precheck.records.prompts import Prompt
 

@@ -20,8 +20,9 @@ from precheck.errors import (
     UnsupportedModelError,
     UsageError,
 )
+from precheck.records.configuration import Configuration
 from precheck.records.finding import Verdict
-from precheck.records.precision import Configuration, Dtype
+from precheck.records.precision import Dtype
 from precheck.records.progress import Announcement, Step
 from precheck.records.report import (
     CheckpointAudit,

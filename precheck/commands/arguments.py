@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from precheck.errors import UsageError
-from precheck.records.precision import Configuration, Dtype
+from precheck.records.precision import Dtype
 from precheck.records.prompts import ImagePrompt, Prompt
 from precheck.render import SUFFIXES
 
@@ -71,21 +71,6 @@ def size(text: str | None, *, flag: str) -> int | None:
     return int(
         float(match[1]) * (1000 if is_decimal else 1024) ** _POWERS[(match[2] or "").upper()]
     )
-
-
-def configuration(text: str) -> Configuration:
-    """The configuration written as ``DTYPE+ATTN``.
-
-    >>> str(configuration("fp16+sdpa"))
-    'float16 + sdpa'
-    """
-    dtype, plus, attn = (part.strip() for part in text.partition("+"))
-    if not (dtype and plus and attn):
-        raise UsageError(
-            f"configuration not understood: {text!r} (expected DTYPE+ATTN)",
-            hint="write it like --require float16+sdpa",
-        )
-    return Configuration(dtype=Dtype.named(dtype), attn_implementation=attn)
 
 
 def check_format(path: Path) -> None:

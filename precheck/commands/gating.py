@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from precheck.commands import arguments, terminal
+from precheck.commands import terminal
 from precheck.errors import BaselineError, ExitCode
 from precheck.judge.baseline import Accepted, accept, read_baseline
 from precheck.judge.gate import FailOn, gate
+from precheck.records.configuration import Configuration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from precheck.records.precision import Configuration
     from precheck.records.report import Report
 
 
@@ -35,7 +35,7 @@ class Gating:
             BaselineError: a baseline that cannot be read.
         """
         return cls(
-            require=tuple(map(arguments.configuration, require or ())),
+            require=tuple(map(Configuration.parse, require or ())),
             baseline=() if baseline is None else read_baseline(_text(baseline)),
             fail_on=fail_on,
         )

@@ -14,6 +14,7 @@ from precheck.measure.lockstep.witness import Compared
 from precheck.measure.models.attention import attention_of
 from precheck.measure.models.loading import load_model
 from precheck.measure.models.skeleton import Skeleton
+from precheck.records.configuration import Configuration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -43,9 +44,8 @@ class MixedModel:
             model, _ = load_model(checkpoint, dtype, attn_implementation=attn_implementation)
         self._model = model.to(device)
         self._skeleton = Skeleton(
+            configuration=Configuration(dtype=dtype, attn_implementation=attention_of(self._model)),
             model=self._model,
-            dtype=dtype,
-            attn_implementation=attention_of(self._model),
             requested_attn_implementation=attn_implementation,
         )
         self._narrow: torch.dtype = torch_dtype(dtype)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from precheck.judge import thresholds
 from precheck.records.finding import USABLE, Verdict
 from precheck.records.fix import MechanismRoom, ProofRun, Remedy, Room
-from precheck.records.precision import Accumulation, Dtype
 from precheck.records.quantities import listed, magnitude
 from precheck.records.traces import TOWERS
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from precheck.cure.scales.solve import Choice
+    from precheck.records.precision import Dtype
     from precheck.records.report import Report, Run
 
 _RUNS = frozenset({Verdict.SAFE, Verdict.ABSORBED})
@@ -46,11 +46,7 @@ def cheaper_remedy(report: Report, dtype: Dtype, attn_implementation: str) -> De
             remedy=Remedy.NONE,
             sentence=f"broken in float32 itself ({reason}): there is nothing to keep as it is",
         )
-    asked = [
-        each
-        for each in report.runs
-        if each.dtype is dtype and each.accumulation is Accumulation.FLOAT32
-    ]
+    asked = [each for each in report.runs if each.dtype is dtype and each.configuration.is_plain]
     runs = [each for each in asked if each.failure is None]
     if not runs:
         reason = next((each.reason for each in asked), None) or "it was not measured"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from precheck.judge.cures import CURES
+from precheck.records.configuration import Configuration
 from precheck.records.finding import Severity, Verdict
-from precheck.records.precision import Configuration, Dtype
+from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +78,7 @@ def gate(report: Report, *, require: tuple[Configuration, ...] = (), fail_on: Fa
             if run.verdict in _REJECTED[fail_on] and not _is_accepted(report, run)
         ]
         if not runs:
-            against.append(f"{_named(configuration)} was not measured.")
+            against.append(f"{configuration} was not measured.")
         elif rejected:
             against.extend(_sentence(run) for run in rejected)
         else:
@@ -141,14 +142,9 @@ def _matching(report: Report, configuration: Configuration) -> tuple[Run, ...]:
     return tuple(
         run
         for run in report.runs
-        if run.dtype is configuration.dtype
-        and run.accumulation is configuration.accumulation
+        if replace(run.configuration, attn_implementation=wanted) == configuration
         and wanted in {"", run.requested_attn_implementation, run.attn_implementation}
     )
-
-
-def _named(configuration: Configuration) -> str:
-    return str(configuration) if configuration.attn_implementation else str(configuration.dtype)
 
 
 def _sentence(run: Run) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from precheck.facts.families import FamilyFact, facts_on
 from precheck.judge.thresholds import LOW_HEADROOM
 from precheck.records.finding import USABLE, Confidence, Verdict
-from precheck.records.precision import Accumulation, Dtype, headroom_bits
+from precheck.records.precision import Dtype, headroom_bits
 from precheck.records.quantities import bits, magnitude
 from precheck.records.traces import Mechanism
 
@@ -76,7 +76,7 @@ def predict(
         for run in evidence.runs
         if run.failure is None
         and run.dtype is dtype
-        and run.accumulation is Accumulation.FLOAT32
+        and run.configuration.is_plain
         and mechanisms is None
     ]
     same = [run for run in ran if run.attn_implementation == attn_implementation]

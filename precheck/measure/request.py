@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from precheck.measure.lockstep.witness import Witness
-    from precheck.records.precision import Accumulation, Configuration, Dtype
+    from precheck.records.configuration import Configuration
+    from precheck.records.precision import Accumulation, Dtype
     from precheck.records.prompts import Prompt
 
 

@@ -57,7 +57,8 @@ from precheck.measure.subject.subject import (
     tensor_sizes,
     vocab_size,
 )
-from precheck.records.precision import Accumulation, Configuration, Dtype
+from precheck.records.configuration import Configuration
+from precheck.records.precision import Accumulation, Dtype
 from precheck.records.progress import Announcement, Observer
 from precheck.records.quantities import counted, duration, num_bytes
 from precheck.records.report import Measurements, deployed_dtype

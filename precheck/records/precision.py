@@ -146,16 +146,3 @@ def headroom_bits(abs_max: float, dtype: Dtype) -> float | None:
     1.0
     """
     return math.log2(dtype.limits.max / abs_max) if abs_max > 0 else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Configuration:
-    """What a run is asked to be: a dtype and an attention implementation."""
-
-    dtype: Dtype
-    attn_implementation: str
-    accumulation: Accumulation = Accumulation.FLOAT32
-
-    def __str__(self) -> str:
-        sums = " (float16 sums)" if self.accumulation is Accumulation.FLOAT16 else ""
-        return f"{self.dtype} + {self.attn_implementation}{sums}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from precheck.records.precision import Configuration
+    from precheck.records.configuration import Configuration
     from precheck.records.traces import Headroom
 
 

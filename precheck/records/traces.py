@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from precheck.records.precision import Accumulation, Arithmetic, Configuration, Dtype
+from precheck.records.configuration import Configuration
+from precheck.records.precision import Accumulation, Arithmetic, Dtype
 
 
 class Mechanism(StrEnum):
@@ -238,11 +239,7 @@ class RunTrace:
     @property
     def configuration(self) -> Configuration:
         """What is really in use."""
-        return Configuration(
-            dtype=self.dtype,
-            attn_implementation=self.attn_implementation,
-            accumulation=self.accumulation,
-        )
+        return Configuration.of(self)
 
     @property
     def name(self) -> str:

@@ -9,8 +9,9 @@ from precheck.errors import BaselineError, ExitCode
 from precheck.judge import judge
 from precheck.judge.baseline import Accepted, accept, read_baseline
 from precheck.judge.gate import FailOn, gate
+from precheck.records.configuration import Configuration
 from precheck.records.finding import Severity, Verdict
-from precheck.records.precision import Configuration, Dtype
+from precheck.records.precision import Dtype
 from precheck.records.traces import Mechanism, RunTrace
 from tests import hand_made
 

@@ -7,7 +7,8 @@ import pytest
 
 from precheck.judge import judge
 from precheck.judge.gate import FailOn, gate
-from precheck.records.precision import Configuration, Dtype
+from precheck.records.configuration import Configuration
+from precheck.records.precision import Dtype
 from precheck.records.report import CheckpointAudit, TensorFault
 from tests import hand_made
 

@@ -15,6 +15,7 @@ from precheck.measure.budget import activation_bytes
 from precheck.measure.machine.memory import free_bytes, used_bytes
 from precheck.measure.models.skeleton import Skeleton
 from precheck.measure.probes.batch import Batch
+from precheck.records.configuration import Configuration
 from precheck.records.precision import Arithmetic, Dtype
 from precheck.records.traces import Probe
 from tests.tiny_models import tiny
@@ -74,9 +75,8 @@ def test_memory_of_files_is_not_taken() -> None:
 
 def test_activations_grow_with_tokens_and_runs() -> None:
     skeleton = Skeleton(
+        configuration=Configuration(dtype=Dtype.FLOAT32, attn_implementation="sdpa"),
         model=tiny("qwen2"),
-        dtype=Dtype.FLOAT32,
-        attn_implementation="sdpa",
         requested_attn_implementation="sdpa",
     )
 
@@ -96,9 +96,8 @@ def test_activations_grow_with_tokens_and_runs() -> None:
 
 def test_products_in_float32_take_a_copy_of_their_weights() -> None:
     skeleton = Skeleton(
+        configuration=Configuration(dtype=Dtype.FLOAT16, attn_implementation="sdpa"),
         model=tiny("qwen2"),
-        dtype=Dtype.FLOAT16,
-        attn_implementation="sdpa",
         requested_attn_implementation="sdpa",
     )
     rounded = replace(skeleton, arithmetic=Arithmetic.FLOAT32_ROUNDED)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from precheck.errors import ReportError
 from precheck.judge import judge
-from precheck.records.precision import Configuration, Dtype, headroom_bits
+from precheck.records.configuration import Configuration
+from precheck.records.precision import Dtype, headroom_bits
 from precheck.records.report import Measurements, Report
 from precheck.records.stats import TensorStats
 from precheck.records.tightest import bits_left, tightest

@@ -21,6 +21,7 @@ from precheck.measure.models.empty import empty_model
 from precheck.measure.models.kept import kept_in_float32
 from precheck.measure.models.skeleton import Skeleton, twin
 from precheck.measure.subject.subject import decoder_start
+from precheck.records.configuration import Configuration
 from precheck.records.fix import TensorChange
 from precheck.records.precision import Dtype
 
@@ -130,9 +131,8 @@ def _model(
 def _flow(model: nn.Module) -> Flow:
     attn = attention_of(model)
     skeleton = Skeleton(
+        configuration=Configuration(dtype=Dtype.BFLOAT16, attn_implementation=attn),
         model=model,
-        dtype=Dtype.BFLOAT16,
-        attn_implementation=attn,
         requested_attn_implementation=attn,
     )
     return trace_flow(skeleton, decoder_start=decoder_start(model))

@@ -9,9 +9,10 @@ from precheck.facts.devices import Support, is_slow
 from precheck.judge.devices.fit import does_not_fit, fit
 from precheck.judge.devices.sdpa import MATH_KERNEL, falls_to_math
 from precheck.judge.thresholds import PREFER_FLOAT16, SAME_KL_DIVERGENCE
+from precheck.records.configuration import Configuration
 from precheck.records.finding import USABLE, Verdict
 from precheck.records.loss import loss
-from precheck.records.precision import Configuration, Dtype
+from precheck.records.precision import Dtype
 from precheck.records.tightest import tightest
 
 if TYPE_CHECKING:

@@ -40,9 +40,10 @@ from precheck.judge.devices.engines import engine_advice
 from precheck.judge.devices.fit import does_not_fit, fit, fits_words
 from precheck.judge.findings import checkpoint
 from precheck.records.advice import Recommendation, Rejected
+from precheck.records.configuration import Configuration
 from precheck.records.finding import Confidence, Verdict
 from precheck.records.loss import loss
-from precheck.records.precision import Accumulation, Arithmetic, Configuration, Dtype
+from precheck.records.precision import Arithmetic, Dtype
 from precheck.records.quantities import bits, listed, magnitude
 from precheck.records.tightest import tightest
 
@@ -55,7 +56,7 @@ def recommend(evidence: Evidence, *, device: Hardware) -> Recommendation:
     """What to use on this device, of what was measured."""
     every = gravest_runs(evidence)
     # sums in float16 are a property of a kernel that nobody chooses: a warning (PC109), no choice
-    runs = {c: run for c, run in every.items() if c.accumulation is Accumulation.FLOAT32}
+    runs = {c: run for c, run in every.items() if c.is_plain}
     broken = why_nothing(evidence)
     excluded = {c: why for c, run in runs.items() if (why := why_not(evidence, run, device))}
     if broken is not None:

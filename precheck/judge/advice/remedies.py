@@ -8,14 +8,14 @@ from precheck.facts.devices import is_slow
 from precheck.judge.prediction import IN_SCORES
 from precheck.records.advice import Remedy
 from precheck.records.finding import Confidence, Verdict
-from precheck.records.precision import Accumulation, Dtype
+from precheck.records.precision import Dtype
 from precheck.records.quantities import counted, magnitude
 from precheck.records.traces import Mechanism
 
 if TYPE_CHECKING:
     from precheck.facts.devices import Hardware
     from precheck.judge.evidence import Evidence
-    from precheck.records.precision import Configuration
+    from precheck.records.configuration import Configuration
     from precheck.records.report import Run
     from precheck.records.traces import Headroom
 
@@ -40,7 +40,7 @@ def remedies(
         for run in evidence.runs
         if run.dtype is Dtype.FLOAT16
         and run.verdict is Verdict.OVERFLOW
-        and run.accumulation is Accumulation.FLOAT32
+        and run.configuration.is_plain
     ]
     if not broken:
         return ()

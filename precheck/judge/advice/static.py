@@ -13,8 +13,9 @@ from precheck.judge.advice.recommend import completed, rejected, snippets, why_n
 from precheck.judge.devices.fit import does_not_fit, fit, fits_words
 from precheck.judge.prediction import Prediction, predict
 from precheck.records.advice import Recommendation
+from precheck.records.configuration import Configuration
 from precheck.records.finding import USABLE, Confidence
-from precheck.records.precision import Configuration, Dtype
+from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
     from precheck.judge.evidence import Evidence

@@ -10,8 +10,9 @@ from precheck.facts.devices import Support, is_slow
 from precheck.facts.engines import Below, Engine
 from precheck.judge.prediction import FUSED, PRODUCTS, Prediction, predict
 from precheck.records.advice import EngineAdvice
+from precheck.records.configuration import Configuration
 from precheck.records.finding import Verdict
-from precheck.records.precision import Configuration, Dtype
+from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
     from precheck.facts.devices import Hardware

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from precheck.judge.cures import CURES
 from precheck.judge.thresholds import LOW_HEADROOM, REFERENCE_DISAGREEMENT
+from precheck.records.configuration import Configuration
 from precheck.records.finding import Confidence, Finding, Severity
 from precheck.records.loss import loss
-from precheck.records.precision import Configuration
 from precheck.records.quantities import bits, magnitude, percent
 from precheck.records.tightest import tightest
 from precheck.records.traces import Mechanism

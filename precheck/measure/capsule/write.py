@@ -28,7 +28,6 @@ from safetensors.torch import save_file
 from transformers.cache_utils import Cache
 
 from precheck.measure.watch.trees import tensors_in
-from precheck.records.precision import Accumulation
 from precheck.records.quantities import magnitude, num_bytes
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def candidate(
             Candidate(skeleton=skeleton, found=found, entry=found.entry),
         )
         for number, (skeleton, all_found) in enumerate(runs)
-        if not skeleton.dtype.is_reference and skeleton.accumulation is Accumulation.FLOAT32
+        if not skeleton.dtype.is_reference and skeleton.configuration.is_plain
         for found, is_absorbed in all_found
         if found.entry is not None
     ]

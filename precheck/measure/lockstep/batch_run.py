@@ -180,7 +180,7 @@ class BatchRun:
 
     def _products_of(self, skeleton: Skeleton) -> RoundedProducts | Float16Sums | None:
         """One for all runs of a dtype: they share its memory."""
-        if skeleton.accumulation is Accumulation.FLOAT16:
+        if skeleton.configuration.accumulation is Accumulation.FLOAT16:
             return Float16Sums()
         if skeleton.arithmetic is Arithmetic.NATIVE:
             return None

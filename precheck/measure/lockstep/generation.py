@@ -209,7 +209,7 @@ class _Drawing(LogitsProcessor):
 
 def _products(skeleton: Skeleton) -> RoundedProducts | Float16Sums | None:
     """What computes matrix products, as in the scan."""
-    if skeleton.accumulation is Accumulation.FLOAT16:
+    if skeleton.configuration.accumulation is Accumulation.FLOAT16:
         return Float16Sums()
     if skeleton.arithmetic is Arithmetic.NATIVE:
         return None

@@ -143,12 +143,10 @@ class RunTotals:
         known = {(each.module, each.op, each.source) for each in rows}
         broken = [each for each in generations if each.broken_step is not None]
         return RunTrace(
-            dtype=skeleton.dtype,
-            attn_implementation=skeleton.attn_implementation,
+            **skeleton.configuration.as_fields(),
             requested_attn_implementation=skeleton.requested_attn_implementation,
             device=device,
             arithmetic=skeleton.arithmetic,
-            accumulation=skeleton.accumulation,
             partial_sums=self.sums.record,
             experts_implementation=skeleton.experts_implementation,
             failure=self.failure,

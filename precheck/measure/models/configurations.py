@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from precheck.errors import UnsupportedConfigurationError, UsageError
-from precheck.records.precision import Accumulation, Configuration, Dtype
+from precheck.records.precision import Accumulation, Dtype
 from precheck.records.traces import RunTrace
 
 if TYPE_CHECKING:
     from precheck.measure.models.shared import SharedModels
     from precheck.measure.models.skeleton import Skeleton
+    from precheck.records.configuration import Configuration
 
 KNOWN_ATTENTION = (
     "eager",

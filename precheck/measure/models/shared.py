@@ -20,6 +20,7 @@ from precheck.measure.models.loading import Loading
 from precheck.measure.models.presence import AlwaysThere, Presence
 from precheck.measure.models.skeleton import Skeleton, nonfinite_parameters, twin
 from precheck.measure.models.split_head import split_head
+from precheck.records.configuration import Configuration
 from precheck.records.precision import Dtype
 from precheck.records.report import CheckpointAudit
 
@@ -52,8 +53,7 @@ class SharedModels(ABC):
                 model = self._rebuild(dtype, attn_implementation)
         return Skeleton(
             model=model,
-            dtype=dtype,
-            attn_implementation=attention_of(model),
+            configuration=Configuration(dtype=dtype, attn_implementation=attention_of(model)),
             requested_attn_implementation=attn_implementation,
             arithmetic=arithmetic_of(dtype, self._device),
             weight_faults=faults(self._faults, dtype),

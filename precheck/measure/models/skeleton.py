@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from precheck.measure.probes.batch import Batch
+    from precheck.records.configuration import Configuration
     from precheck.records.precision import Dtype
 
 
@@ -31,11 +32,10 @@ class Skeleton:
     """
 
     model: nn.Module
-    dtype: Dtype
-    attn_implementation: str
+    configuration: Configuration
+    """What is really in use."""
     requested_attn_implementation: str
     arithmetic: Arithmetic = Arithmetic.NATIVE
-    accumulation: Accumulation = Accumulation.FLOAT32
     weight_faults: set[int] = field(default_factory=set)
     weights: dict[int, str] = field(default_factory=dict)
     accepts: frozenset[str] = frozenset()
@@ -47,6 +47,16 @@ class Skeleton:
         self.weights = {id(tensor): name for name, tensor in named}
         self.accepts = frozenset(inspect.signature(self.model.forward).parameters)
 
+    @property
+    def dtype(self) -> Dtype:
+        """What its weights are in, but for those kept in float32."""
+        return self.configuration.dtype
+
+    @property
+    def attn_implementation(self) -> str:
+        """The implementation really in use."""
+        return self.configuration.attn_implementation
+
     def another(self) -> Skeleton:
         """The same configuration with modules and hooks of its own, over the same parameters."""
         return replace(self, model=twin(self.model), weight_faults=set(self.weight_faults))
@@ -55,8 +65,8 @@ class Skeleton:
         """The same model with products as some kernels compute them."""
         return replace(
             self.another(),
+            configuration=replace(self.configuration, accumulation=Accumulation.FLOAT16),
             arithmetic=Arithmetic.FLOAT32_ROUNDED,
-            accumulation=Accumulation.FLOAT16,
         )
 
     @property

@@ -15,6 +15,7 @@ from precheck.cure.scales.forms import Kind, Reason
 from precheck.cure.scales.settings import config_numbers, find_settings
 from precheck.cure.scales.solve import choose
 from precheck.measure.models.skeleton import Skeleton
+from precheck.records.configuration import Configuration
 from precheck.records.precision import Dtype
 from tests.tiny_models import TINY, attn_implementations, tiny, tiny_config, tiny_inputs
 
@@ -30,9 +31,8 @@ if TYPE_CHECKING:
 
 def flow_of(model: nn.Module, attn_implementation: str = "sdpa") -> Flow:
     skeleton = Skeleton(
+        configuration=Configuration(dtype=Dtype.BFLOAT16, attn_implementation=attn_implementation),
         model=model.to(torch.bfloat16),
-        dtype=Dtype.BFLOAT16,
-        attn_implementation=attn_implementation,
         requested_attn_implementation=attn_implementation,
     )
     return trace_flow(skeleton, decoder_start=0)

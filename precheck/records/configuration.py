@@ -1,0 +1,61 @@
+"""What a run is: the one place that knows.
+
+Another way in which runs can vary (a format of the key-value cache, of the weights) is a field here
+whose default means "not varied", its spelling in ``parse`` and ``__str__``, and a field of the same
+name in ``RunTrace``, which is the JSON contract. What matches, counts or names runs asks here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from precheck.errors import UsageError
+from precheck.records.precision import Accumulation, Dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """What a run is asked to be, or is: dtype, attention implementation, and what varies besides.
+
+    >>> print(Configuration.parse("fp16+sdpa"))
+    float16 + sdpa
+    """
+
+    dtype: Dtype
+    attn_implementation: str
+    accumulation: Accumulation = Accumulation.FLOAT32
+
+    @classmethod
+    def of(cls, run: object) -> Self:
+        """That of a record which has fields of the same names."""
+        return cls(**{field.name: getattr(run, field.name) for field in fields(cls)})
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The configuration written as ``DTYPE+ATTN``.
+
+        Raises:
+            UsageError: it is not written so, or there is no such dtype.
+        """
+        dtype, plus, attn = (part.strip() for part in text.partition("+"))
+        if not (dtype and plus and attn):
+            raise UsageError(
+                f"configuration not understood: {text!r} (expected DTYPE+ATTN)",
+                hint="write it like --require float16+sdpa",
+            )
+        return cls(dtype=Dtype.named(dtype), attn_implementation=attn)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing varies but dtype and attention: what a user loads and deploys."""
+        return self == Configuration(dtype=self.dtype, attn_implementation=self.attn_implementation)
+
+    def as_fields(self) -> dict[str, Any]:
+        """Its fields by name, for a record that has the same."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __str__(self) -> str:
+        attn = f" + {self.attn_implementation}" if self.attn_implementation else ""
+        sums = " (float16 sums)" if self.accumulation is Accumulation.FLOAT16 else ""
+        return f"{self.dtype}{attn}{sums}"
