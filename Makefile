@@ -53,11 +53,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --prefer-binary -c constraints.txt -e . --group dev
 	@touch $@
 
-check: install ## Check format, lint, types, import contracts and docs
+check: install ## Check format, lint, types, import contracts, sizes and docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.house
 	$(MAKE) docs
 	$(BIN)/python -m pytest tests/test_docs.py
 

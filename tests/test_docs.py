@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import os
 import re
@@ -63,6 +64,25 @@ def section(text: str, heading: str) -> str:
 def anchors(text: str) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+def test_the_map_of_the_package_is_right() -> None:
+    """Every file is there and defines what is to be read first; no idea stands twice."""
+    page = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (.+?) \| `(\S+\.py)` \| `(\w+)` \|$", section(page, "Where to look"), re.MULTILINE
+    )
+    assert len(rows) >= 12
+    assert len({idea for idea, _, _ in rows}) == len(rows)
+    for _, file, name in rows:
+        tree = ast.parse((ROOT / "precheck" / file).read_text(encoding="utf-8"))
+        defined = {
+            target.id
+            for node in tree.body
+            for target in ast.walk(node)
+            if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store)
+        } | {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        assert name in defined, f"{file} defines no {name}"
 
 
 def test_readme_shows_the_help_of_scan() -> None:
