@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from precheck.commands import arguments, terminal
-from precheck.commands.options import Debug
+from precheck.commands.options import Debug, Device, Model, Quiet, Revision, TrustRemoteCode
 from precheck.commands.scan import import_torch
 from precheck.errors import ExitCode, UsageError
 from precheck.measure.processes import num_processes
@@ -18,9 +18,7 @@ from precheck.saved import read_report
 
 
 def fix(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Local folder, Hub id, or demo:NAME.")
-    ],
+    model: Model,
     *,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Write the checkpoint here.")
@@ -48,21 +46,14 @@ def fix(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the folder if it is there.")
     ] = False,
-    revision: Annotated[
-        str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a Hub id.")
-    ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda:0 or mps.")
-    ] = "auto",
+    revision: Revision = None,
+    device: Device = "auto",
     max_memory: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Memory that scans may take (4GiB)."),
     ] = None,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint."),
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Rescale MODEL by powers of two so that it runs in float16, and prove that it does.

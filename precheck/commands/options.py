@@ -13,6 +13,20 @@ from precheck.render import SUFFIXES, Format
 # main() reads the flag itself, because it has to know before the arguments are parsed.
 Debug = Annotated[bool, typer.Option("--debug", help="Show the tracebacks of errors.")]
 
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Local folder, Hub id, or demo:NAME.")]
+Revision = Annotated[
+    str | None,
+    typer.Option(metavar="REV", help="Branch, tag or commit of a Hub id."),
+]
+Device = Annotated[
+    str,
+    typer.Option(metavar="DEVICE", help="auto, cpu, cuda:0 or mps."),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 Output = Annotated[
     list[Path] | None,
     typer.Option(

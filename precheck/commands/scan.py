@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -18,13 +18,34 @@ from precheck.commands.options import (
     Baseline,
     Card,
     Debug,
+    Device,
     FailOnOption,
+    Model,
     Output,
+    Quiet,
     Redact,
     Require,
+    Revision,
     StdoutFormat,
+    TrustRemoteCode,
 )
-from precheck.commands.writing import plan_writing
+from precheck.commands.scan_options import (
+    Accumulations,
+    AllowPickle,
+    AttnImplementations,
+    BuiltinProbes,
+    CapsuleFolder,
+    Dtypes,
+    Gpus,
+    MaxMemory,
+    NumGenerated,
+    PromptFile,
+    PromptText,
+    Quick,
+    Resident,
+    Static,
+)
+from precheck.commands.writing import Writing, plan_writing
 from precheck.errors import ExitCode, ScanInterrupted
 from precheck.judge.gate import FailOn
 from precheck.measure.processes import is_first_process
@@ -33,108 +54,32 @@ from precheck.render import Format
 
 
 def scan(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Local folder, Hub id, or demo:NAME.")
-    ],
+    model: Model,
     *,
-    revision: Annotated[
-        str | None,
-        typer.Option(metavar="REV", help="Branch, tag or commit of a Hub id."),
-    ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(metavar="LIST", help="Dtypes, comma separated."),
-    ] = "float16,bfloat16,float32",
-    attn: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="Attention implementations; without it the model's default, and eager.",
-        ),
-    ] = None,
-    device: Annotated[
-        str,
-        typer.Option(metavar="DEVICE", help="auto, cpu, cuda:0 or mps."),
-    ] = "auto",
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint."),
-    ] = False,
-    allow_pickle: Annotated[
-        bool,
-        typer.Option("--allow-pickle", help="Read pickled weights, which can run code."),
-    ] = False,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT", help="Probe with this text, not the built-in ones. Repeatable."
-        ),
-    ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help='Probe with this file: a text a line, or .jsonl with "text", "token_ids" or'
-            ' "text" and "images".',
-        ),
-    ] = None,
-    builtin_probes: Annotated[
-        bool,
-        typer.Option("--builtin-probes", help="Keep the built-in probes too."),
-    ] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="One short batch.")] = False,
-    max_memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE", help="Memory that the scan may take (4GiB); without it what is free."
-        ),
-    ] = None,
-    resident: Annotated[
-        bool,
-        typer.Option("--resident", help="Keep all weights in memory, once for each dtype."),
-    ] = False,
-    accumulation: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="What kernels add up in: float16 shows what a kernel with float16 sums does;"
-            " without it both for GPTQ and AWQ.",
-        ),
-    ] = None,
-    generate: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            help="Write N tokens behind each prompt in every run, greedily and sampled.",
-        ),
-    ] = 0,
-    static: Annotated[
-        bool,
-        typer.Option(
-            "--static", help="Run nothing: config, headers, weights, and what is documented."
-        ),
-    ] = False,
-    capsule: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write the layer that overflows here, with a script that shows it without the"
-            " model.",
-        ),
-    ] = None,
+    revision: Revision = None,
+    dtype: Dtypes = "float16,bfloat16,float32",
+    attn: AttnImplementations = None,
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
+    prompt: PromptText = None,
+    prompts: PromptFile = None,
+    builtin_probes: BuiltinProbes = False,
+    quick: Quick = False,
+    max_memory: MaxMemory = None,
+    resident: Resident = False,
+    accumulation: Accumulations = None,
+    generate: NumGenerated = 0,
+    static: Static = False,
+    capsule: CapsuleFolder = None,
     output: Output = None,
     card: Card = None,
     stdout_format: StdoutFormat = Format.TABLE,
     redact: Redact = None,
     all_layers: AllLayers = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    quiet: Quiet = False,
     debug: Debug = False,
-    gpu: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="GPU", help="Advise for this GPU (T4, sm_75), not the one found. Repeatable."
-        ),
-    ] = None,
+    gpu: Gpus = None,
     require: Require = None,
     baseline: Baseline = None,
     fail_on: FailOnOption = FailOn.ERROR,
@@ -156,42 +101,60 @@ def scan(
         prompts=own,
     )
     gating = Gating.of(require=require, baseline=baseline, fail_on=fail_on)
-    attns = None if attn is None else arguments.names(attn, flag="--attn")
-    sums = None if accumulation is None else arguments.names(accumulation, flag="--accumulation")
+    measured = partial(
+        pipeline.scan,
+        model,
+        attn_implementations=None if attn is None else arguments.names(attn, flag="--attn"),
+        accumulations=None
+        if accumulation is None
+        else arguments.names(accumulation, flag="--accumulation"),
+        dtypes=arguments.dtypes(dtype),
+        max_memory=arguments.size(max_memory, flag="--max-memory"),
+        prompts=own,
+        device=device,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        gpus=tuple(gpu or ()),
+        require=gating.require,
+        builtin_probes=builtin_probes,
+        quick=quick,
+        resident=resident,
+        generate=generate,
+        static=static,
+        capsule=capsule,
+    )
+    report = _report(measured, writing=writing, gating=gating, quiet=quiet, writes=is_first)
+    if is_first:
+        raise typer.Exit(gating.exit_code(report, quiet=quiet))
+
+
+def _report(
+    measured: Callable[..., Report], *, writing: Writing, gating: Gating, quiet: bool, writes: bool
+) -> Report:
+    """Scans, and writes the report; what was measured until Ctrl-C is written too.
+
+    Args:
+        measured: makes the report, and takes whom to tell what happens.
+        writing: where the report goes.
+        gating: what may be accepted in it.
+        quiet: show no progress.
+        writes: this process writes; others have told it what they found.
+
+    Raises:
+        typer.Exit: interrupted.
+    """
     report: Report | None = None
     try:
         with terminal.progress(quiet=quiet) as observe:
-            chosen = arguments.dtypes(dtype)
-            memory = arguments.size(max_memory, flag="--max-memory")
             import_torch()
-            report = pipeline.scan(
-                model,
-                dtypes=chosen,
-                attn_implementations=attns,
-                prompts=own,
-                device=device,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-                allow_pickle=allow_pickle,
-                gpus=tuple(gpu or ()),
-                require=gating.require,
-                builtin_probes=builtin_probes,
-                quick=quick,
-                max_memory=memory,
-                resident=resident,
-                accumulations=sums,
-                generate=generate,
-                static=static,
-                capsule=capsule,
-                observe=observe,
-            )
-        if not is_first:
-            return  # it has told the first process what it found
-        report = gating.accept(report)
-        try:
-            writing.on_stdout(report)
-        finally:
-            writing.into_files(report)
+            report = measured(observe=observe)
+        if writes:
+            report = gating.accept(report)
+            try:
+                writing.on_stdout(report)
+            finally:
+                writing.into_files(report)
     except KeyboardInterrupt as interrupted:
         terminal.say("interrupted")
         if isinstance(interrupted, ScanInterrupted) and isinstance(interrupted.partial, Report):
@@ -201,7 +164,7 @@ def scan(
             for path, _ in writing.files:
                 terminal.say(f"what was measured until then is in {path}")
         raise typer.Exit(ExitCode.INTERRUPTED) from interrupted
-    raise typer.Exit(gating.exit_code(report, quiet=quiet))
+    return report
 
 
 def import_torch() -> None:

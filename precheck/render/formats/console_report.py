@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +16,7 @@ from precheck.render.parts.deployment import deployment
 from precheck.render.parts.generation_table import generation_tables
 from precheck.render.parts.headline import headline, identity, scope
 from precheck.render.parts.layer_table import layer_tables
+from precheck.render.parts.printed import printed
 from precheck.render.parts.run_table import run_table
 from precheck.render.parts.words import SEVERITY_MARKS, VERDICT_MARKS, shown
 
@@ -59,29 +58,11 @@ def render_console(report: Report, *, width: int, colour: bool, all_layers: bool
         colour: with ANSI colours; nothing is told by colour alone.
         all_layers: every layer of every run as well.
     """
-    out = io.StringIO()
-    console = Console(
-        file=out,
-        width=width,
-        force_terminal=colour,
-        color_system="standard" if colour else None,
-        no_color=not colour,
-        legacy_windows=False,
-        markup=False,
-        emoji=False,
-        highlight=False,
-        # The text depends on the arguments alone, not on FORCE_COLOR or COLUMNS.
-        _environ={},
-    )
     prose = min(width, _WIDEST_PROSE)
-    for number, section in enumerate(
-        _sections(report, prose=prose, width=width, all_layers=all_layers)
-    ):
-        if number:
-            console.print()
-        for renderable in section:
-            console.print(renderable)
-    return "\n".join(line.rstrip() for line in out.getvalue().split("\n"))
+    renderables: list[RenderableType] = []
+    for section in _sections(report, prose=prose, width=width, all_layers=all_layers):
+        renderables += [Text(), *section] if renderables else section
+    return f"{printed(*renderables, width=width, colour=colour)}\n"
 
 
 def _sections(

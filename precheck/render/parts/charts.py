@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from precheck.records.loss import relative_error
@@ -13,6 +14,7 @@ from precheck.render.parts.words import shown
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from precheck.records.configuration import Configuration
     from precheck.records.report import Report, Run
     from precheck.records.traces import Headroom, Section
 
@@ -61,7 +63,20 @@ def charts(report: Report) -> Iterator[Chart]:
 
 def _magnitudes(report: Report, section: Section) -> Chart:
     limit = Dtype.FLOAT16.limits.max
-    values: list[_Row] = [
+    values = _sizes(report, section)
+    broken = _nonfinite(report, section, at=limit)
+    spec = _lines(report, values, section=section, title="largest value (log scale)")
+    spec["layer"] += [*_limit_marks(limit), _crosses(report, broken)]
+    largest = max((value["size"] for value in values), default=0.0)
+    where = "float16 does not hold them" if largest > limit else "all of them fit in float16"
+    summary = f"The largest value after any {section} layer is {magnitude(largest)}; {where}."
+    if broken:
+        summary += " A cross marks a layer whose output is not finite."
+    return _chart(f"Largest value after each {section} layer", summary, spec)
+
+
+def _sizes(report: Report, section: Section) -> list[_Row]:
+    return [
         {
             "layer": layer.index,
             "run": _name(run),
@@ -72,68 +87,54 @@ def _magnitudes(report: Report, section: Section) -> Chart:
         for layer in run.layers
         if layer.section is section and layer.abs_max
     ]
-    broken = [
+
+
+def _nonfinite(report: Report, section: Section, *, at: float) -> list[_Row]:
+    return [
         {
             "layer": layer.index,
             "run": _name(run),
-            "size": limit,
+            "size": at,
             "said": f"{section} layer {layer.index}, {_name(run)}: not finite",
         }
         for run in report.runs
         for layer in run.layers
         if layer.section is section and not layer.is_finite
     ]
+
+
+def _limit_marks(limit: float) -> list[_Row]:
+    """A line where float16 ends, and where the others do, in words: too far away to be drawn."""
     line = {"size": limit, "said": f"float16 ends at {magnitude(limit)}"}
     highest = magnitude(Dtype.FLOAT32.limits.max)
     above = {"said": f"\N{UPWARDS ARROW} bfloat16 and float32 end at {highest}"}
-    largest = max((each["size"] for each in values), default=0.0)
-    spec = _lines(report, values, section=section, title="largest value (log scale)")
-    spec["layer"] += [
+    size = {"field": "size", "type": "quantitative"}
+    label = {"type": "text", "baseline": "bottom"}
+    return [
         {
             "data": {"values": [line]},
             "mark": {"type": "rule", "color": "var(--bad)", "strokeWidth": 2},
-            "encoding": {"y": {"field": "size", "type": "quantitative"}},
+            "encoding": {"y": size},
         },
         {
             "data": {"values": [line]},
-            "mark": {
-                "type": "text",
-                "align": "left",
-                "baseline": "bottom",
-                "dy": -4,
-                "color": "var(--bad)",
-            },
-            "encoding": {
-                "x": {"value": 4},
-                "y": {"field": "size", "type": "quantitative"},
-                "text": {"field": "said"},
-            },
+            "mark": {**label, "align": "left", "dy": -4, "color": "var(--bad)"},
+            "encoding": {"x": {"value": 4}, "y": size, "text": {"field": "said"}},
         },
         {
             "data": {"values": [above]},
-            "mark": {
-                "type": "text",
-                "align": "right",
-                "baseline": "bottom",
-                "color": "var(--soft)",
-            },
-            "encoding": {
-                "x": {"value": WIDTH},
-                "y": {"value": -6},
-                "text": {"field": "said"},
-            },
-        },
-        {
-            "data": {"values": broken},
-            "mark": {"type": "point", "shape": "cross", "angle": 45, "size": 90, "filled": True},
-            "encoding": _encoding(report, y="size"),
+            "mark": {**label, "align": "right", "color": "var(--soft)"},
+            "encoding": {"x": {"value": WIDTH}, "y": {"value": -6}, "text": {"field": "said"}},
         },
     ]
-    where = "float16 does not hold them" if largest > limit else "all of them fit in float16"
-    said = f"The largest value after any {section} layer is {magnitude(largest)}; {where}."
-    if broken:
-        said += " A cross marks a layer whose output is not finite."
-    return _chart(f"Largest value after each {section} layer", said, spec)
+
+
+def _crosses(report: Report, broken: list[_Row]) -> _Row:
+    return {
+        "data": {"values": broken},
+        "mark": {"type": "point", "shape": "cross", "angle": 45, "size": 90, "filled": True},
+        "encoding": _encoding(report, y="size"),
+    }
 
 
 def _errors(report: Report, section: Section) -> Chart:
@@ -149,13 +150,12 @@ def _errors(report: Report, section: Section) -> Chart:
         if layer.section is section and (error := relative_error(layer))
     ]
     spec = _lines(report, values, section=section, title="relative error (log scale)", axis=".0e")
-    worst = max(values, key=lambda each: each["size"])
-    said = f"Distance from the float32 run of the same attention; the largest: {worst['said']}."
-    return _chart(f"Error after each {section} layer", said, spec)
+    worst = max(values, key=lambda value: value["size"])
+    summary = f"Distance from the float32 run of the same attention; the largest: {worst['said']}."
+    return _chart(f"Error after each {section} layer", summary, spec)
 
 
 def _headroom(rows: list[Headroom]) -> Chart:
-    layers = {row.layer for row in rows}
     values = [
         {
             "layer": row.layer,
@@ -167,41 +167,43 @@ def _headroom(rows: list[Headroom]) -> Chart:
         }
         for row in sorted(rows, key=lambda row: -row.headroom_bits[Dtype.FLOAT16])
     ]
-    names = {str(each["mechanism"]) for each in values}
+    num_layers = len({row.layer for row in rows})
+    names = {str(value["mechanism"]) for value in values}
+    spec = {
+        "height": _ROW * len(names),
+        "data": {"values": values},
+        "layer": _cells(has_numbers=num_layers <= _MOST_NUMBERS),
+    }
+    summary = f"The least is left in {values[-1]['said']}."
+    return _chart("Headroom in float16, by mechanism", summary, spec)
+
+
+def _cells(*, has_numbers: bool) -> list[_Row]:
+    """A coloured cell for each layer and mechanism, with its number where there is room."""
     axes = {
         "x": {"field": "layer", "type": "ordinal", "title": "layer", "axis": {"labelAngle": 0}},
         "y": {"field": "mechanism", "type": "nominal", "title": None, "axis": {"labelLimit": 0}},
     }
-    layered: list[dict[str, Any]] = [
-        {
-            "mark": {"type": "rect", "stroke": "var(--page)"},
-            "encoding": {
-                **axes,
-                "color": {
-                    "field": "bits",
-                    "type": "quantitative",
-                    "title": "bits left in float16",
-                    "scale": {
-                        "type": "threshold",
-                        "domain": [0, 1, 4],
-                        "range": ["var(--bad)", "var(--warn)", "var(--fair)", "var(--good)"],
-                    },
-                    "legend": {"symbolType": "square"},
-                },
-                "description": {"field": "said"},
-            },
-        }
-    ]
-    if len(layers) <= _MOST_NUMBERS:
-        layered.append(
-            {
-                "mark": {"type": "text", "color": "var(--on-cell)", "fontSize": 11},
-                "encoding": {**axes, "text": {"field": "number"}},
-            }
-        )
-    spec = {"height": _ROW * len(names), "data": {"values": values}, "layer": layered}
-    said = f"The least is left in {values[-1]['said']}."
-    return _chart("Headroom in float16, by mechanism", said, spec)
+    colour = {
+        "field": "bits",
+        "type": "quantitative",
+        "title": "bits left in float16",
+        "scale": {
+            "type": "threshold",
+            "domain": [0, 1, 4],
+            "range": ["var(--bad)", "var(--warn)", "var(--fair)", "var(--good)"],
+        },
+        "legend": {"symbolType": "square"},
+    }
+    cell = {
+        "mark": {"type": "rect", "stroke": "var(--page)"},
+        "encoding": {**axes, "color": colour, "description": {"field": "said"}},
+    }
+    number = {
+        "mark": {"type": "text", "color": "var(--on-cell)", "fontSize": 11},
+        "encoding": {**axes, "text": {"field": "number"}},
+    }
+    return [cell, number] if has_numbers else [cell]
 
 
 def _mechanism(row: Headroom) -> str:
@@ -226,7 +228,7 @@ def _lines(
     encoding = _encoding(report, y="size")
     encoding["x"] |= {"title": f"{section} layer", "axis": {"tickMinStep": 1, "format": "d"}}
     encoding["y"] |= {"title": title, "axis": {"format": axis, "tickCount": 6}}
-    line = {key: each for key, each in encoding.items() if key != "description"}
+    line = {key: channel for key, channel in encoding.items() if key != "description"}
     return {
         "height": _HEIGHT,
         "layer": [
@@ -243,13 +245,8 @@ def _lines(
 def _encoding(report: Report, *, y: str) -> dict[str, Any]:
     names = list(dict.fromkeys(_name(run) for run in report.runs))
     first = {_name(run): run for run in reversed(report.runs)}
-    kinds = list(dict.fromkeys((run.attn_implementation, run.accumulation) for run in report.runs))
-    dashes = [
-        _DASHES[
-            kinds.index((first[name].attn_implementation, first[name].accumulation)) % len(_DASHES)
-        ]
-        for name in names
-    ]
+    variants = list(dict.fromkeys(_variant(run) for run in report.runs))
+    dashes = [_DASHES[variants.index(_variant(first[name])) % len(_DASHES)] for name in names]
     return {
         "x": {"field": "layer", "type": "quantitative", "scale": {"nice": False}},
         "y": {"field": y, "type": "quantitative", "scale": {"type": "log", "nice": False}},
@@ -267,6 +264,11 @@ def _encoding(report: Report, *, y: str) -> dict[str, Any]:
         },
         "description": {"field": "said"},
     }
+
+
+def _variant(run: Run) -> Configuration:
+    """What tells a run from the others of its dtype: one colour, and dashes of its own."""
+    return replace(run.configuration, dtype=Dtype.FLOAT32)
 
 
 def _name(run: Run) -> str:

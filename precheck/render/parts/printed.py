@@ -11,18 +11,26 @@ if TYPE_CHECKING:
 
 
 def printed(*renderables: RenderableType, width: int, colour: bool) -> str:
-    """One below the other, without trailing blanks; it depends on the arguments alone."""
+    """Renderables one below the other, without trailing blanks.
+
+    Args:
+        renderables: what to show.
+        width: columns of the terminal.
+        colour: with ANSI colours.
+    """
     console = Console(
         width=width,
         force_terminal=colour,
+        color_system="standard" if colour else None,
         no_color=not colour,
         markup=False,
         emoji=False,
         highlight=False,
         legacy_windows=False,
+        # The text depends on the arguments alone, not on FORCE_COLOR or COLUMNS.
         _environ={},
     )
     with console.capture() as capture:
-        for each in renderables:
-            console.print(each)
+        for renderable in renderables:
+            console.print(renderable)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().split("\n"))
