@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test test-slow fuzz matrix mutants zoo install check fix docs facts gpu golden bench bench-scan bench-memory bench-scaling bench-arithmetic bench-live bench-fix fixes gallery help
+.PHONY: scan test test-slow fuzz matrix mutants zoo install check fix docs facts gpu golden bench fixes gallery help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
@@ -79,27 +79,9 @@ facts: install ## Check what is said of engines against their source (90 MB); AR
 golden: install ## Rewrite the golden files and the JSON Schema; read the diff before committing it
 	PRECHECK_UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/render tests/records
 
-bench: install ## Measure what watching costs, on a model of a billion parameters
-	$(BIN)/python -m benchmarks.watching $(ARGS)
-
-bench-scan: install ## Time a scan against loading three times and bare forwards (minutes, 3 GB)
-	$(BIN)/python -m benchmarks.scan_time $(ARGS)
-
-bench-memory: install ## A 7 B scan in 4 GiB, as root: memory and reads (10 minutes, 15 GB of disk)
-	$(BIN)/python -m benchmarks.scan_memory $(ARGS)
-
-bench-scaling: install ## Cost against layers, tokens and runs, with a picture (minutes)
+bench: install ## Run a benchmark: make bench ARGS="scan-time --repeats 5"; without ARGS, list them
 	@$(BIN)/python -m pip install --quiet --prefer-binary -c constraints.txt --group bench
-	$(BIN)/python -m benchmarks.scan_scaling $(ARGS)
-
-bench-arithmetic: install ## float32-rounded against native products (minutes)
-	$(BIN)/python -m benchmarks.arithmetic $(ARGS)
-
-bench-fix: install ## Write a fixed 7 B checkpoint in 4 GiB, as root, against copying it (minutes, 45 GB of disk)
-	$(BIN)/python -m benchmarks.fix_writing $(ARGS)
-
-bench-live: install ## What precheck.watch costs a model of a billion parameters (minutes)
-	$(BIN)/python -m benchmarks.live $(ARGS)
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10

@@ -1,8 +1,10 @@
 """Products in float32, rounded, against the processor's own 16-bit products.
 
-``make bench-arithmetic``: a random Qwen2 of the widths of Qwen2-1.5B and four layers, 256 tokens,
-watched in lockstep with its float32 reference, each 16-bit dtype both ways in turn. Beside the
-times: how many elements of the logits are the same, and how far both are from a float64 oracle.
+``make bench ARGS=arithmetic``
+
+A random Qwen2 of the widths of Qwen2-1.5B and four layers, 256 tokens, watched in lockstep with its
+float32 reference, each 16-bit dtype both ways in turn. Beside the times: how many elements of the
+logits are the same, and how far both are from a float64 oracle.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """What writing a fixed checkpoint costs: memory inside a limit, and time against copying it.
 
-``make bench-fix``: 7 B Qwen2 shape, 4 GiB. The residual stream is made smaller, so that every
-layer's two writers, the embedding and an epsilon change. Copying and writing take turns; both end
-with the data on the disk, and both begin without the page cache.
+``make bench ARGS=fix-writing``
+
+7 B Qwen2 shape, 4 GiB. The residual stream is made smaller, so that every layer's two writers, the
+embedding and an epsilon change. Copying and writing take turns; both end with the data on the disk,
+and both begin without the page cache.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """What ``precheck.watch`` costs a model that runs: watched over bare, in one run, turn by turn.
 
-``make bench-live`` builds a random Qwen2 of 1.08 B parameters in bfloat16 and times a prefill of
-256 tokens and the decoding of single tokens behind it, with and without a watch.
+``make bench ARGS=live``
+
+Builds a random Qwen2 of 1.08 B parameters in bfloat16 and times a prefill of 256 tokens and the
+decoding of single tokens behind it, with and without a watch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """What a scan needs: memory inside a limit that the kernel enforces, and bytes from storage.
 
-``make bench-memory``: 7 B Qwen2 shape, default configurations, 4 GiB. First a process that takes
-5 GiB shows that the limit kills. ``--sparse`` scans a checkpoint that is larger than memory, whose
-matrices are holes, and prints memory over time.
+``make bench ARGS=scan-memory``
+
+7 B Qwen2 shape, default configurations, 4 GiB. First a process that takes 5 GiB shows that the
+limit kills. ``--sparse`` scans a checkpoint that is larger than memory, whose matrices are holes,
+and prints memory over time.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """What a scan costs against decoder layers, tokens and configurations: straight lines.
 
-``make bench-scaling`` times the measuring itself (models made, not yet run, to the report), on the
-widths of Qwen2-1.5B, prints a table with a least-squares line each, and draws it. Then it scans
-the whole shape as a user would, and prints how good the time left was.
+``make bench ARGS=scan-scaling``
+
+Times the measuring itself (models made, not yet run, to the report), on the widths of Qwen2-1.5B,
+prints a table with a least-squares line each, and draws it. Then it scans the whole shape as a user
+would, and prints how good the time left was.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """A whole scan against loading the model three times with hooks, and against bare forwards.
 
-``make bench-scan``: 1.5 B Qwen2 shape, one prompt of 256 tokens, three dtypes, sdpa. The whole
-processes run in turn; a ratio is taken within a turn, and medians are printed.
+``make bench ARGS=scan-time``
+
+1.5 B Qwen2 shape, one prompt of 256 tokens, three dtypes, sdpa. The whole processes run in turn; a
+ratio is taken within a turn, and medians are printed.
 """
 
 from __future__ import annotations

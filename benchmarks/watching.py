@@ -1,9 +1,11 @@
 """What watching costs: watched over bare forward passes, in one run, beside each other.
 
-``make bench`` builds a random Qwen2 of 1.08 B parameters (18 layers of the width of Qwen2-1.5B)
-and times, in turn, the bare forwards of its configurations over the scan's largest batch and the
-same forwards watched in lockstep: every operation reduced, every decoder layer compared.
-The comparison of the logits (KL in float64) is timed apart: it is work of its own, once a scan.
+``make bench ARGS=watching``
+
+Builds a random Qwen2 of 1.08 B parameters (18 layers of the width of Qwen2-1.5B) and times, in
+turn, the bare forwards of its configurations over the scan's largest batch and the same forwards
+watched in lockstep: every operation reduced, every decoder layer compared. The comparison of the
+logits (KL in float64) is timed apart: it is work of its own, once a scan.
 """
 
 from __future__ import annotations
