@@ -38,13 +38,13 @@ def names(text: str, *, flag: str) -> tuple[str, ...]:
     >>> names("sdpa, eager,sdpa", flag="--attn")
     ('sdpa', 'eager')
     """
-    found = tuple(dict.fromkeys(each.strip() for each in text.split(",")))
-    if "" in found:
+    listed = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if "" in listed:
         raise UsageError(
             f"empty name in {flag}: {text!r} (expected names separated by commas)",
             hint=f"leave the empty one out, or {flag} altogether",
         )
-    return found
+    return listed
 
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])?(i)?B?", re.IGNORECASE | re.ASCII)
@@ -182,6 +182,6 @@ def _json_prompts(lines: Iterable[tuple[int, str]], *, file: Path) -> Iterator[P
 
 def _paths(images: Sequence[object], *, file: Path, where: str) -> tuple[str, ...]:
     """Paths of images; relative ones are relative to the prompts file."""
-    if not all(isinstance(each, str) and each for each in images):
+    if not all(isinstance(image, str) and image for image in images):
         raise UsageError(f'{where}: "images" holds something else than paths', hint=_JSON_PROMPTS)
-    return tuple(str(file.parent / str(each)) for each in images)
+    return tuple(str(file.parent / str(image)) for image in images)

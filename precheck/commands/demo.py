@@ -41,7 +41,7 @@ def demo(
         return
     if name is None:
         longest = max(map(len, GALLERY))
-        titles = (f"demo:{each:{longest}}  {entry.title}" for each, entry in GALLERY.items())
+        titles = (f"demo:{key:{longest}}  {entry.title}" for key, entry in GALLERY.items())
         hint = "scan one: precheck scan demo:NAME; all of them: precheck demo --scan"
         terminal.write_stdout("\n".join((*titles, "", hint)))
         return

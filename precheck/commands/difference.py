@@ -40,15 +40,15 @@ def diff(
     Exit code 0: no difference in verdicts, figures and findings, 1: they differ, 3: unreadable.
     """
     del debug
-    found = difference(read_report(first), read_report(second))
+    differing = difference(read_report(first), read_report(second))
     if stdout_format is DiffFormat.JSON:
-        text = json.dumps(msgspec.to_builtins(found), allow_nan=False, indent=2)
+        text = json.dumps(msgspec.to_builtins(differing), allow_nan=False, indent=2)
     else:
         text = render_difference(
-            found,
+            differing,
             names=(str(first), str(second)),
             width=shutil.get_terminal_size().columns,
             colour=terminal.has_colour(),
         )
     terminal.write_stdout(text)
-    raise typer.Exit(ExitCode.GATE_HOLDS if found.is_empty else ExitCode.GATE_FAILS)
+    raise typer.Exit(ExitCode.GATE_HOLDS if differing.is_empty else ExitCode.GATE_FAILS)

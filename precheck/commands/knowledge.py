@@ -68,7 +68,7 @@ def _selftest(device: str) -> None:
     checks = list(selftest(device))
     width, colour = shutil.get_terminal_size().columns, terminal.has_colour()
     terminal.write_stdout(render_selftest(checks, width=width, colour=colour))
-    if not all(each.holds for each in checks if each.is_needed):
+    if not all(check.holds for check in checks if check.is_needed):
         raise typer.Exit(ExitCode.GATE_FAILS)
 
 
@@ -94,8 +94,8 @@ def gpus(
         return
     from precheck.measure.machine.devices import find_devices
 
-    found = find_devices()
-    terminal.write_stdout(render_devices(found, width=width, colour=colour))
+    present = find_devices()
+    terminal.write_stdout(render_devices(present, width=width, colour=colour))
     if check:
         terminal.write_stdout(f"\n{_checked()}")
 

@@ -59,10 +59,10 @@ def report(
         all_layers=all_layers,
     )
     gating = Gating.of(require=require, baseline=baseline, fail_on=fail_on)
-    found = gating.accept(read_report(saved))
+    accepted = gating.accept(read_report(saved))
     try:
-        writing.on_stdout(found)
+        writing.on_stdout(accepted)
     finally:
-        writing.into_files(found)
+        writing.into_files(accepted)
     if fail_on is not FailOn.NEVER:
-        raise typer.Exit(gating.exit_code(found, quiet=False))
+        raise typer.Exit(gating.exit_code(accepted, quiet=False))

@@ -93,13 +93,13 @@ def plan_writing(
         files.append((card, Format.CARD))
     for path, _ in files:
         arguments.check_output(path)
-    texts = (each.text if isinstance(each, ImagePrompt) else each for each in prompts or ())
+    texts = (prompt.text if isinstance(prompt, ImagePrompt) else prompt for prompt in prompts or ())
     return Writing(
         files=tuple(files),
         stdout_format=stdout_format,
         redact=redact,
         all_layers=all_layers,
-        prompts=tuple(each for each in texts if isinstance(each, str)),
+        prompts=tuple(text for text in texts if isinstance(text, str)),
     )
 
 

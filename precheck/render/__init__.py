@@ -64,9 +64,9 @@ RENDERERS: Mapping[Format, Renderer] = MappingProxyType(
 
 SUFFIXES: Mapping[str, Format] = MappingProxyType(
     {
-        renderer.extension: each
-        for each, renderer in RENDERERS.items()
-        if each is not Format.CARD  # Markdown too: --card FILE
+        renderer.extension: format_
+        for format_, renderer in RENDERERS.items()
+        if format_ is not Format.CARD  # Markdown too: --card FILE
     }
 )
 """The format that a file's suffix chooses."""

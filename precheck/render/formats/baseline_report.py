@@ -30,15 +30,15 @@ class BaselineReport:
     def render(self, report: Report) -> str:
         """An entry for each finding that is more than a note, or that was accepted before."""
         entries = [
-            _entry(each)
-            for each in report.findings
-            if each.severity is not Severity.NOTE or each.accepted is not None
+            _entry(finding)
+            for finding in report.findings
+            if finding.severity is not Severity.NOTE or finding.accepted is not None
         ]
         return "\n".join((_HEAD, *dict.fromkeys(entries)))
 
 
 def _entry(finding: Finding) -> str:
-    patterns = {module_pattern(each) for each in finding.modules}
+    patterns = {module_pattern(module) for module in finding.modules}
     lines = [f"# {shown(first_sentence(finding.message))}", "[[accept]]"]
     lines.append(f"code = {_string(finding.code)}")
     if len(patterns) == 1:

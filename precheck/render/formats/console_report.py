@@ -87,11 +87,11 @@ def _sections(
         yield (Text(title, style="bold"), written)
     for finding in report.findings:
         yield (narrow(_finding(finding, report=report)),)
-    if told := [each.code for each in report.findings if each.severity is not Severity.NOTE]:
-        yield (Text(f"More on a finding: precheck explain {shown(told[0])}", style="dim"),)
-    yield tuple(narrow(each) for each in advice(report))
+    if codes := [row.code for row in report.findings if row.severity is not Severity.NOTE]:
+        yield (Text(f"More on a finding: precheck explain {shown(codes[0])}", style="dim"),)
+    yield tuple(narrow(part) for part in advice(report))
     for section in deployment(report, width=prose):
-        yield tuple(narrow(each) for each in section)
+        yield tuple(narrow(part) for part in section)
 
 
 def _marked(line: Headline) -> RenderableType:
@@ -138,8 +138,8 @@ def _short(finding: Finding, *, report: Report) -> str:
     """The message; of the finding that the culprit panel tells in full, the first sentence."""
     at = focus(report)
     overflow = at.run.first_overflow if at else None
-    told = overflow is not None and (finding.module, finding.source) == (
+    is_in_panel = overflow is not None and (finding.module, finding.source) == (
         overflow.module,
         overflow.source,
     )
-    return finding.message.split(". ", 1)[0] if told else finding.message
+    return finding.message.split(". ", 1)[0] if is_in_panel else finding.message

@@ -105,9 +105,9 @@ def _table(caption: str, columns: Sequence[Column]) -> _Table | None:
         return None
     return _Table(
         caption=caption,
-        headers=[each.header.replace("\n", " ").strip() for each in kept],
-        rows=[list(row) for row in zip(*(each.cells for each in kept), strict=True)],
-        numbers=[each.justify == "right" for each in kept],
+        headers=[column.header.replace("\n", " ").strip() for column in kept],
+        rows=[list(row) for row in zip(*(column.cells for column in kept), strict=True)],
+        numbers=[column.justify == "right" for column in kept],
     )
 
 
@@ -119,11 +119,13 @@ def _probe_columns(report: Report) -> list[Column]:
         return Column(header=header, cells=cells, justify="right" if is_number else "left")
 
     return [
-        column("probe", [Text(shown(each.name)) for each in report.probes]),
-        column("kind", [Text(shown(each.kind)) for each in report.probes]),
-        column("tokens", [Text(f"{each.num_tokens:,}") for each in report.probes], is_number=True),
+        column("probe", [Text(shown(probe.name)) for probe in report.probes]),
+        column("kind", [Text(shown(probe.kind)) for probe in report.probes]),
+        column(
+            "tokens", [Text(f"{probe.num_tokens:,}") for probe in report.probes], is_number=True
+        ),
         *(
-            column(shown(run.name), [_probe_cell(run, each.name) for each in report.probes])
+            column(shown(run.name), [_probe_cell(run, probe.name) for probe in report.probes])
             for run in broken
         ),
     ]
@@ -131,14 +133,14 @@ def _probe_columns(report: Report) -> list[Column]:
 
 def _probe_cell(run: Run, probe: str) -> Text:
     """The first overflow in a probe, and the first of its tokens that is hit."""
-    found = next((each for each in run.overflows if probe in each.probes), None)
-    if found is None:
+    broken = next((row for row in run.overflows if probe in row.probes), None)
+    if broken is None:
         return Text(DASH)
-    mark = VERDICT_MARKS[Verdict.ABSORBED if found.absorbed else Verdict.OVERFLOW]
-    place = str(found.section) if found.layer is None else f"layer {found.layer}"
-    position = found.first_positions.get(probe)
+    mark = VERDICT_MARKS[Verdict.ABSORBED if broken.absorbed else Verdict.OVERFLOW]
+    where = str(broken.section) if broken.layer is None else f"layer {broken.layer}"
+    position = broken.first_positions.get(probe)
     token = "" if position is None else f", token {position}"
-    return Text(f"{mark.symbol} {place}{token}", style=mark.style)
+    return Text(f"{mark.symbol} {where}{token}", style=mark.style)
 
 
 def _explained(report: Report) -> dict[str, Markup]:
@@ -146,10 +148,10 @@ def _explained(report: Report) -> dict[str, Markup]:
     from markdown_it import MarkdownIt  # noqa: PLC0415  only this format needs them
     from markupsafe import Markup  # noqa: PLC0415
 
-    known = explanations()
+    documented = explanations()
     markdown = MarkdownIt("commonmark", {"html": False})
     return {
-        code: Markup(markdown.render(known[code].text))  # noqa: S704  it comes with precheck
-        for code in {each.code for each in report.findings}
-        if code in known
+        code: Markup(markdown.render(documented[code].text))  # noqa: S704  it comes with precheck
+        for code in {finding.code for finding in report.findings}
+        if code in documented
     }

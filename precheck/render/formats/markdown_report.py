@@ -113,10 +113,10 @@ def _written(report: Report) -> Iterator[str]:
 
 def _findings(report: Report, *, most: int) -> Iterator[str]:
     if report.findings:
-        told = [_finding(each) for each in report.findings[:most]]
+        lines = [_finding(finding) for finding in report.findings[:most]]
         if len(report.findings) > most:
-            told.append(f"- and {len(report.findings) - most} more, in the JSON report")
-        yield "## Findings\n\n" + "\n".join(told)
+            lines.append(f"- and {len(report.findings) - most} more, in the JSON report")
+        yield "## Findings\n\n" + "\n".join(lines)
 
 
 def _finding(finding: Finding) -> str:
@@ -132,16 +132,16 @@ def _finding(finding: Finding) -> str:
 
 
 def _recommendation(report: Report) -> Iterator[str]:
-    each = report.recommendation
-    if each is None:
+    advised = report.recommendation
+    if advised is None:
         return
-    device = markdown.prose(each.target.name)
-    because = markdown.prose("; ".join(each.reasons))
-    if each.dtype is None:
+    device = markdown.prose(advised.target.name)
+    because = markdown.prose("; ".join(advised.reasons))
+    if advised.dtype is None:
         yield f"## Nothing can be recommended on {device}\n\n{because}"
         return
-    chosen = markdown.prose(f"{each.dtype} + {each.attn_implementation}")
-    snippet = each.snippets.get("transformers")
+    chosen = markdown.prose(f"{advised.dtype} + {advised.attn_implementation}")
+    snippet = advised.snippets.get("transformers")
     pasted = f"{markdown.block(snippet, language='python')}\n\n" if snippet else ""
     yield f"## Use {chosen} on {device}\n\n{pasted}{because}"
 

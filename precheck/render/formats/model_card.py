@@ -87,10 +87,12 @@ def _safe(report: Report) -> str:
         if run.verdict in USABLE and not _is_sums(run)
     ]
     unsafe = [markdown.code(run.name) for run in report.runs if run.verdict not in USABLE]
-    told = [f"Measured safe: {', '.join(safe)}." if safe else "No configuration was measured safe."]
+    sentences = [
+        f"Measured safe: {', '.join(safe)}." if safe else "No configuration was measured safe."
+    ]
     if unsafe:
-        told.append(f"Not safe: {', '.join(unsafe)}.")
-    return " ".join(told)
+        sentences.append(f"Not safe: {', '.join(unsafe)}.")
+    return " ".join(sentences)
 
 
 def _is_sums(run: Run) -> bool:
@@ -100,7 +102,7 @@ def _is_sums(run: Run) -> bool:
 
 def _columns(report: Report) -> list[Column]:
     def column(header: str, cells: list[str], *, is_number: bool = False) -> Column:
-        texts = [Text(each) for each in cells]
+        texts = [Text(cell) for cell in cells]
         return Column(header=header, cells=texts, justify="right" if is_number else "left")
 
     largest = [_largest(run) for run in report.runs]
@@ -112,7 +114,7 @@ def _columns(report: Report) -> list[Column]:
             [_reached(run) for run in report.runs],
             is_number=True,
         ),
-        column("where", ["" if each is None else each.module for each in largest]),
+        column("where", ["" if layer is None else layer.module for layer in largest]),
         column(
             "bits of headroom", [_bits_left(report, run) for run in report.runs], is_number=True
         ),
@@ -128,16 +130,16 @@ def _reached(run: Run) -> str:
 
 def _bits_left(report: Report, run: Run) -> str:
     """The least over every operation, not of the residual stream alone."""
-    found = tightest(report.headroom, run.configuration)
-    return DASH if found is None or run.dtype.is_reference else bits(found[1])
+    limiting = tightest(report.headroom, run.configuration)
+    return DASH if limiting is None or run.dtype.is_reference else bits(limiting[1])
 
 
 def _largest(run: Run) -> LayerTrace | None:
     """None for a run that is not finite somewhere: what it reached until then is no maximum."""
     if not all(layer.is_finite for layer in run.layers):
         return None
-    found = [layer for layer in run.layers if layer.abs_max is not None]
-    return max(found, key=lambda layer: layer.abs_max or 0.0, default=None)
+    measured = [layer for layer in run.layers if layer.abs_max is not None]
+    return max(measured, key=lambda layer: layer.abs_max or 0.0, default=None)
 
 
 def _how(report: Report) -> str:
@@ -147,7 +149,7 @@ def _how(report: Report) -> str:
     )
     devices = ", ".join(dict.fromkeys(run.device for run in report.runs)) or "no device"
     weights = report.checkpoint.digest
-    told = [
+    sentences = [
         "Maximum activation: the largest finite value of the residual stream after any layer;",
         "headroom: log2 of the dtype's limit over the largest value of the tightest operation;",
         f"both over {counted(report.coverage.num_tokens, 'token')}.",
@@ -155,4 +157,4 @@ def _how(report: Report) -> str:
         f"{scope(report)}.",
         *([f"Digest of the weights: {weights}."] if weights else []),
     ]
-    return markdown.prose(" ".join(told))
+    return markdown.prose(" ".join(sentences))

@@ -37,7 +37,7 @@ class SarifReport:
 
 
 def _log(report: Report) -> dict[str, Any]:
-    codes = sorted({each.code for each in report.findings})
+    codes = sorted({finding.code for finding in report.findings})
     return {
         "$schema": _SCHEMA,
         "version": "2.1.0",
@@ -56,19 +56,19 @@ def _log(report: Report) -> dict[str, Any]:
                     "PYTHONPATH": {"description": {"text": "where Python imports packages from"}},
                     "MODEL": {"description": {"text": "the folder of the checkpoint"}},
                 },
-                "results": [_result(report, each, codes=codes) for each in report.findings],
+                "results": [_result(report, finding, codes=codes) for finding in report.findings],
             }
         ],
     }
 
 
 def _rule(code: str) -> dict[str, Any]:
-    known = explanations().get(code)
-    title = shown(code) if known is None else known.title
+    explanation = explanations().get(code)
+    title = shown(code) if explanation is None else explanation.title
     rule: dict[str, Any] = {"id": shown(code), "shortDescription": {"text": title}}
-    if known is not None:
+    if explanation is not None:
         rule["fullDescription"] = {"text": title}
-        rule["help"] = {"text": known.text, "markdown": known.text}
+        rule["help"] = {"text": explanation.text, "markdown": explanation.text}
         rule["properties"] = {"tags": ["precision"]}
     return rule
 
@@ -121,5 +121,5 @@ def _uri(path: str) -> str:
 
 def _fingerprint(report: Report, finding: Finding) -> str:
     """The same finding of the same model, whatever its figures: code, module pattern and op."""
-    told = "\n".join((report.model.id, *identity(finding)))
-    return hashlib.sha256(told.encode("utf-8", "replace")).hexdigest()[:32]
+    identifying = "\n".join((report.model.id, *identity(finding)))
+    return hashlib.sha256(identifying.encode("utf-8", "replace")).hexdigest()[:32]

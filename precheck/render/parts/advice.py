@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 def advice(report: Report) -> Iterator[RenderableType]:
     """A block for every configuration that is recommended somewhere, the first device's first."""
     same: dict[tuple[str | None, str | None], list[Recommendation]] = {}
-    for each in report.recommendations:
-        same.setdefault((each.dtype, each.attn_implementation), []).append(each)
+    for recommendation in report.recommendations:
+        same.setdefault((recommendation.dtype, recommendation.attn_implementation), []).append(
+            recommendation
+        )
     for (dtype, attn_implementation), devices in same.items():
         if dtype is None:
             yield from _nothing(devices)
@@ -36,8 +38,8 @@ def _use(devices: list[Recommendation]) -> Iterator[RenderableType]:
     for line in first.snippets.get("transformers", "").split("\n"):
         yield Text(f"    {shown(line)}", style="cyan", overflow="fold")
     grid = _grid()
-    for label, each in zip(["on", *[""] * len(devices)], devices, strict=False):
-        grid.add_row("", label, _device(each))
+    for label, device in zip(["on", *[""] * len(devices)], devices, strict=False):
+        grid.add_row("", label, _device(device))
     grid.add_row("", "because", Text(shown("; ".join(_reasons(first)))))
     whys: dict[str, list[str]] = {}
     for rejected in first.rejected:
@@ -51,8 +53,8 @@ def _use(devices: list[Recommendation]) -> Iterator[RenderableType]:
 def _nothing(devices: list[Recommendation]) -> Iterator[RenderableType]:
     yield Text("Nothing can be recommended", style="bold")
     grid = _grid()
-    for label, each in zip(["on", *[""] * len(devices)], devices, strict=False):
-        grid.add_row("", label, Text(shown(each.target.name)))
+    for label, device in zip(["on", *[""] * len(devices)], devices, strict=False):
+        grid.add_row("", label, Text(shown(device.target.name)))
     grid.add_row("", "because", Text(shown("; ".join(devices[0].reasons))))
     yield grid
 
@@ -65,11 +67,15 @@ def _grid() -> Table:
     return grid
 
 
-def _device(each: Recommendation) -> Text:
+def _device(advised: Recommendation) -> Text:
     """The device, and whether the advice was measured there; that reason is always the last."""
-    how = each.reasons[-1] if each.confidence == "predicted" and each.reasons else each.confidence
-    return Text.assemble((shown(each.target.name), "bold"), f": {shown(how)}")
+    how = (
+        advised.reasons[-1]
+        if advised.confidence == "predicted" and advised.reasons
+        else advised.confidence
+    )
+    return Text.assemble((shown(advised.target.name), "bold"), f": {shown(how)}")
 
 
-def _reasons(each: Recommendation) -> tuple[str, ...]:
-    return each.reasons[:-1] if each.confidence == "predicted" else each.reasons
+def _reasons(advised: Recommendation) -> tuple[str, ...]:
+    return advised.reasons[:-1] if advised.confidence == "predicted" else advised.reasons

@@ -30,7 +30,7 @@ class Column:
     def width(self) -> int:
         """Cells a terminal needs for it."""
         lines = [Text(line) for line in self.header.split("\n")]
-        return max(each.cell_len for each in (*lines, *self.cells))
+        return max(cell.cell_len for cell in (*lines, *self.cells))
 
     @property
     def is_empty(self) -> bool:

@@ -83,7 +83,11 @@ def culprit_facts(report: Report, run: Run, overflow: Overflow) -> list[tuple[st
         ("size", Text(_size(run, overflow))),
         ("probes", Text(_probes(report, overflow))),
     ]
-    steps = [each.broken_step for each in run.generations if each.broken_step is not None]
+    steps = [
+        generation.broken_step
+        for generation in run.generations
+        if generation.broken_step is not None
+    ]
     if steps and min(steps) > 0:
         facts.append(("when", Text(f"after {counted(min(steps), 'token')} of the answer")))
     if overflow.absorbed:
@@ -186,8 +190,8 @@ def _mechanism_column(report: Report, at: Focus, *, near: list[LayerTrace]) -> C
         if row.mechanism is mechanism
         and row.attn_implementation in {None, at.run.attn_implementation}
     }
-    found = [sizes.get((trace.section, trace.index)) for trace in near]
-    cells = [Text(DASH if size is None else magnitude(size)) for size in found]
+    nearby = [sizes.get((trace.section, trace.index)) for trace in near]
+    cells = [Text(DASH if size is None else magnitude(size)) for size in nearby]
     return Column(header=mechanism.replace("_", "\n", 1), cells=cells, rank=1)
 
 

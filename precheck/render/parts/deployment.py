@@ -28,7 +28,7 @@ def deployment(report: Report, *, width: int) -> Iterator[tuple[RenderableType, 
     """Sections for the devices that were asked for or found; none where the CPU is all there is."""
     wanted = _wanted(report)
     if report.recommendation is None or report.recommendation not in wanted:
-        if any(each.dtype is not None for each in wanted):
+        if any(recommendation.dtype is not None for recommendation in wanted):
             hint = "Engines, attention kernels and memory of a GPU: --gpu NAME (precheck gpus)"
             yield (Text(hint, style="dim"),)
         return
@@ -51,7 +51,11 @@ def deployment(report: Report, *, width: int) -> Iterator[tuple[RenderableType, 
 
 def _wanted(report: Report) -> list[Recommendation]:
     """The advice for all devices but a CPU."""
-    return [each for each in report.recommendations if each.target.name != "cpu"]
+    return [
+        recommendation
+        for recommendation in report.recommendations
+        if recommendation.target.name != "cpu"
+    ]
 
 
 def comparison_columns(report: Report) -> list[Column]:
@@ -62,94 +66,103 @@ def comparison_columns(report: Report) -> list[Column]:
         return Column(header=header, cells=cells, rank=rank, justify="left")
 
     return [
-        column("device", [Text(shown(each.target.name), style="bold") for each in wanted]),
-        column("use", [_use(each) for each in wanted]),
-        column("sdpa runs", [Text(shown(_sdpa(each))) for each in wanted], rank=2),
-        column("memory", [Text(_memory(each)) for each in wanted], rank=1),
-        column("weights", [_weights(each) for each in wanted]),
-        column("tokens of cache", [Text(_tokens(each)) for each in wanted], rank=1),
-        column("unsafe by default", [_unsafe(each) for each in wanted]),
+        column(
+            "device",
+            [Text(shown(recommendation.target.name), style="bold") for recommendation in wanted],
+        ),
+        column("use", [_use(recommendation) for recommendation in wanted]),
+        column(
+            "sdpa runs", [Text(shown(_sdpa(recommendation))) for recommendation in wanted], rank=2
+        ),
+        column("memory", [Text(_memory(recommendation)) for recommendation in wanted], rank=1),
+        column("weights", [_weights(recommendation) for recommendation in wanted]),
+        column(
+            "tokens of cache", [Text(_tokens(recommendation)) for recommendation in wanted], rank=1
+        ),
+        column("unsafe by default", [_unsafe(recommendation) for recommendation in wanted]),
     ]
 
 
-def _use(each: Recommendation) -> Text:
-    if each.dtype is None:
+def _use(advised: Recommendation) -> Text:
+    if advised.dtype is None:
         return Text("nothing", style="red")
-    return Text(shown(f"{each.dtype} + {each.attn_implementation}"))
+    return Text(shown(f"{advised.dtype} + {advised.attn_implementation}"))
 
 
-def _chosen_fit(each: Recommendation) -> Fit | None:
-    return next((fit for fit in each.fits if fit.dtype == each.dtype), None)
+def _chosen_fit(advised: Recommendation) -> Fit | None:
+    return next((fit for fit in advised.fits if fit.dtype == advised.dtype), None)
 
 
-def _sdpa(each: Recommendation) -> str:
-    found = [option.kernel for option in each.attention if option.kernel is not None]
-    return found[0].partition(",")[0] if found else DASH
+def _sdpa(advised: Recommendation) -> str:
+    kernels = [option.kernel for option in advised.attention if option.kernel is not None]
+    return kernels[0].partition(",")[0] if kernels else DASH
 
 
-def _memory(each: Recommendation) -> str:
-    return DASH if each.target.memory_bytes is None else num_bytes(each.target.memory_bytes)
+def _memory(advised: Recommendation) -> str:
+    return DASH if advised.target.memory_bytes is None else num_bytes(advised.target.memory_bytes)
 
 
-def _weights(each: Recommendation) -> Text:
-    found = _chosen_fit(each)
-    if found is None:
+def _weights(advised: Recommendation) -> Text:
+    fit = _chosen_fit(advised)
+    if fit is None:
         return Text(DASH)
-    size = num_bytes(found.weights_bytes)
-    return Text(f"{size}, too large", style="red") if found.fits is False else Text(size)
+    size = num_bytes(fit.weights_bytes)
+    return Text(f"{size}, too large", style="red") if fit.fits is False else Text(size)
 
 
-def _tokens(each: Recommendation) -> str:
-    found = _chosen_fit(each)
-    if found is None or found.num_cache_tokens is None:
+def _tokens(advised: Recommendation) -> str:
+    fit = _chosen_fit(advised)
+    if fit is None or fit.num_cache_tokens is None:
         return DASH
-    return f"{found.num_cache_tokens:,}"
+    return f"{fit.num_cache_tokens:,}"
 
 
-def _unsafe(each: Recommendation) -> Text:
-    names = [engine.engine for engine in each.engines if engine.is_default_safe is False]
+def _unsafe(advised: Recommendation) -> Text:
+    names = [engine.engine for engine in advised.engines if engine.is_default_safe is False]
     return Text(shown(", ".join(names)), style="red") if names else Text(DASH)
 
 
 def _engines(engines: tuple[EngineAdvice, ...]) -> Table:
     grid = _grid()
-    for each in engines:
-        mark = _engine_mark(each)
-        name = Text(f"{mark.symbol} {shown(each.engine)}", style=mark.style)
-        grid.add_row(name, Text(shown(f"{each.default} ({each.version})")))
-        if each.command is not None:
-            grid.add_row("", Text(shown(each.command), style="cyan"))
-        elif each.default_dtype is not None:
-            grid.add_row("", Text(shown(each.why)))
+    for engine in engines:
+        mark = _engine_mark(engine)
+        name = Text(f"{mark.symbol} {shown(engine.engine)}", style=mark.style)
+        grid.add_row(name, Text(shown(f"{engine.default} ({engine.version})")))
+        if engine.command is not None:
+            grid.add_row("", Text(shown(engine.command), style="cyan"))
+        elif engine.default_dtype is not None:
+            grid.add_row("", Text(shown(engine.why)))
     return grid
 
 
-def _engine_mark(each: EngineAdvice) -> Mark:
-    if each.default_dtype is None:
+def _engine_mark(engine: EngineAdvice) -> Mark:
+    if engine.default_dtype is None:
         return _REFUSED
-    if each.is_default_safe is None:
+    if engine.is_default_safe is None:
         return _UNKNOWN
-    return VERDICT_MARKS[Verdict.SAFE if each.is_default_safe else Verdict.OVERFLOW]
+    return VERDICT_MARKS[Verdict.SAFE if engine.is_default_safe else Verdict.OVERFLOW]
 
 
 def _attention(options: tuple[AttentionOption, ...]) -> Table:
     grid = _grid(columns=3)
-    for each in options:
-        if not each.usable:
-            grid.add_row(shown(each.attn_implementation), Text(DASH, style="dim"), shown(each.why))
+    for option in options:
+        if not option.usable:
+            grid.add_row(
+                shown(option.attn_implementation), Text(DASH, style="dim"), shown(option.why)
+            )
             continue
         verdict = Text("? not measured", style="yellow")
-        if each.verdict is not None:
-            verdict = verdict_text(each.verdict)
-        said = f"{each.kernel}: {each.why}" if each.kernel else each.why
-        how = "; ".join(part for part in (each.confidence, shown(said)) if part)
-        grid.add_row(shown(each.attn_implementation), verdict, how)
+        if option.verdict is not None:
+            verdict = verdict_text(option.verdict)
+        kernel = f"{option.kernel}: {option.why}" if option.kernel else option.why
+        how = "; ".join(part for part in (option.confidence, shown(kernel)) if part)
+        grid.add_row(shown(option.attn_implementation), verdict, how)
     return grid
 
 
-def _remedies(each: Recommendation) -> Iterator[RenderableType]:
+def _remedies(advised: Recommendation) -> Iterator[RenderableType]:
     grid = _grid()
-    for remedy in each.remedies:
+    for remedy in advised.remedies:
         mark = VERDICT_MARKS[Verdict.SAFE if remedy.helps else Verdict.OVERFLOW]
         helps = "helps" if remedy.helps else "does not help"
         grid.add_row(
@@ -157,7 +170,7 @@ def _remedies(each: Recommendation) -> Iterator[RenderableType]:
             Text(f"{shown(remedy.what)}: {shown(remedy.why)} ({remedy.confidence})"),
         )
     yield grid
-    for remedy in each.remedies:
+    for remedy in advised.remedies:
         for line in (remedy.snippet or "").splitlines():
             yield Text(f"    {shown(line)}", style="cyan", overflow="fold")
 

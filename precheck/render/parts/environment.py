@@ -19,7 +19,7 @@ def environment_facts(environment: Environment) -> list[tuple[str, str]]:
         ("platform", environment.platform),
         ("CPU", f"{environment.cpu}, {counted(environment.num_threads, 'thread')} used"),
         ("memory", num_bytes(environment.memory_bytes)),
-        *(("device", device_text(each)) for each in environment.devices),
+        *(("device", device_text(device)) for device in environment.devices),
     ]
 
 

@@ -31,10 +31,15 @@ def generation_tables(report: Report, *, width: int) -> Iterator[tuple[str, Tabl
 
 def generation_columns(report: Report, *, longest: int) -> Iterator[tuple[str, list[Column]]]:
     """A title and the columns for each prompt, texts cut at ``longest`` characters."""
-    prompts = dict.fromkeys(each.probe for run in report.runs for each in run.generations)
+    prompts = dict.fromkeys(
+        generation.probe for run in report.runs for generation in run.generations
+    )
     for prompt in prompts:
         rows = [
-            (run, each) for run in report.runs for each in run.generations if each.probe == prompt
+            (run, generation)
+            for run in report.runs
+            for generation in run.generations
+            if generation.probe == prompt
         ]
         yield f"Written behind {shown(prompt)}", _columns(rows, longest=longest)
 
@@ -42,25 +47,28 @@ def generation_columns(report: Report, *, longest: int) -> Iterator[tuple[str, l
 def _columns(rows: list[tuple[Run, Generation]], *, longest: int) -> list[Column]:
     def words(header: str, cells: list[str], *, rank: int = 0) -> Column:
         return Column(
-            header=header, cells=[Text(shown(each)) for each in cells], rank=rank, justify="left"
+            header=header, cells=[Text(shown(cell)) for cell in cells], rank=rank, justify="left"
         )
 
     return [
         words("run", [run.name for run, _ in rows]),
-        words("way", [each.way for _, each in rows]),
+        words("way", [written.way for _, written in rows]),
         Column(
             header="parts at",
-            cells=[Text(_token(each.first_difference)) for _, each in rows],
+            cells=[Text(_token(written.first_difference)) for _, written in rows],
             rank=1,
         ),
         Column(
             header="breaks after",
             cells=[
-                Text(_tokens(each.broken_step), style="" if each.broken_step is None else "red")
-                for _, each in rows
+                Text(
+                    _tokens(written.broken_step),
+                    style="" if written.broken_step is None else "red",
+                )
+                for _, written in rows
             ],
         ),
-        words("text", [_text(each)[:longest] for _, each in rows]),
+        words("text", [_text(written)[:longest] for _, written in rows]),
     ]
 
 
@@ -74,7 +82,7 @@ def _tokens(step: int | None) -> str:
     return "the prompt" if step == 0 else f"{step} token{'s' if step > 1 else ''}"
 
 
-def _text(each: Generation) -> str:
+def _text(generation: Generation) -> str:
     """The text, and the error that ended it."""
-    text = repr(each.text or "")
-    return text if each.error is None else f"{each.error} after {text}"
+    text = repr(generation.text or "")
+    return text if generation.error is None else f"{generation.error} after {text}"

@@ -97,10 +97,10 @@ def _static(report: Report) -> Headline:
         (Severity.ERROR, Verdict.OVERFLOW),
         (Severity.WARNING, Verdict.LOW_HEADROOM),
     ):
-        found = [each for each in report.findings if each.severity is severity]
-        if found:
-            gist = first_sentence(found[0].message).split("; ", 1)[0].split(" (", 1)[0]
-            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        findings = [finding for finding in report.findings if finding.severity is severity]
+        if findings:
+            gist = first_sentence(findings[0].message).split("; ", 1)[0].split(" (", 1)[0]
+            more = f" and {len(findings) - 1} more" if len(findings) > 1 else ""
             return Headline(verdict, f"NOT RUN: {gist}{more}")
     return Headline(Verdict.SAFE, f"NOT RUN: nothing is known against {declared}")
 

@@ -27,7 +27,7 @@ def layer_tables(report: Report, *, width: int) -> Iterator[Table]:
     first, *others = columns
     shown_together: list[Column] = []
     for column in others:
-        taken = sum(each.width + GAP for each in (first, *shown_together, column))
+        taken = sum(shown_column.width + GAP for shown_column in (first, *shown_together, column))
         if shown_together and taken > width:
             yield table((first, *shown_together), width=width)
             shown_together = []

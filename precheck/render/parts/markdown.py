@@ -52,9 +52,9 @@ def block(lines: str, *, language: str = "") -> str:
 def table(columns: Sequence[Column], *, step: int = 1) -> str:
     """A table of these columns; with ``step`` 3 every third row."""
     kept = filled(columns)
-    headers = [each.header.replace("\n", " ").strip() for each in kept]
-    marks = ["---:" if each.justify == "right" else "---" for each in kept]
-    rows = zip(*(each.cells[::step] for each in kept), strict=True)
+    headers = [column.header.replace("\n", " ").strip() for column in kept]
+    marks = ["---:" if column.justify == "right" else "---" for column in kept]
+    rows = zip(*(column.cells[::step] for column in kept), strict=True)
     body = ([_cell(cell.plain) for cell in row] for row in rows)
     return "\n".join(map(_row, (map(_cell, headers), marks, *body)))
 

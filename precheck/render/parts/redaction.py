@@ -60,10 +60,10 @@ def redacted(
         *_literal(dict.fromkeys(_spellings(report.model.id), _folder_name(report.model.id))),
         *_literal(dict.fromkeys(_quoted(prompts), "[prompt]")),
         *_literal({home or "": "~"}),
-        *((each, "~") for each in (_HOME, _ROOT)),
-        *((each, "[token]") for each in _SECRETS),
+        *((pattern, "~") for pattern in (_HOME, _ROOT)),
+        *((pattern, "[token]") for pattern in _SECRETS),
     ]
-    users = [(each, "[user]") for each in _whole_words({*names, *_users(plain)})]
+    users = [(word, "[user]") for word in _whole_words({*names, *_users(plain)})]
 
     def clean(text: str) -> str:
         is_sentence = any(character in text for character in " /\\")  # else a word such as a dtype
@@ -72,7 +72,7 @@ def redacted(
         return text
 
     own = {probe.name for probe in report.probes if probe.is_own}
-    for generation in (each for run in plain["runs"] for each in run["generations"]):
+    for generation in (written for run in plain["runs"] for written in run["generations"]):
         if generation["probe"] in own and generation["text"] is not None:
             generation["text"] = PRIVATE_TEXT
     return Report.from_dict(_mapped(plain, clean))
@@ -107,7 +107,7 @@ def _folder_name(model: str) -> str | None:
     """``./name`` of a local folder; None for a Hub id or a built-in model."""
     is_windows = "\\" in model or bool(re.match(r"[A-Za-z]:", model))
     is_local = is_windows or model.startswith((".", "~", "/")) or model.count("/") > 1
-    if not is_local or not any(each.isalnum() for each in model):
+    if not is_local or not any(character.isalnum() for character in model):
         return None
     path = PureWindowsPath(model) if is_windows else PurePosixPath(model)
     return f"./{path.name or 'model'}"
@@ -122,18 +122,18 @@ def _strings(tree: object) -> Iterator[str]:
     if isinstance(tree, str):
         yield tree
     elif isinstance(tree, dict):
-        for each in tree.values():
-            yield from _strings(each)
+        for branch in tree.values():
+            yield from _strings(branch)
     elif isinstance(tree, list | tuple):
-        for each in tree:
-            yield from _strings(each)
+        for branch in tree:
+            yield from _strings(branch)
 
 
 def _mapped(tree: Any, change: Callable[[str], str]) -> Any:  # noqa: ANN401  whatever JSON holds
     if isinstance(tree, str):
         return change(tree)
     if isinstance(tree, dict):
-        return {key: _mapped(each, change) for key, each in tree.items()}
+        return {key: _mapped(branch, change) for key, branch in tree.items()}
     if isinstance(tree, list | tuple):
-        return [_mapped(each, change) for each in tree]
+        return [_mapped(branch, change) for branch in tree]
     return tree

@@ -73,22 +73,22 @@ def _style(run: Run) -> str:
 
 
 def _largest(run: Run) -> str:
-    found = [layer.abs_max for layer in run.layers if layer.abs_max is not None]
+    sizes = [layer.abs_max for layer in run.layers if layer.abs_max is not None]
     fault = not all(layer.is_finite for layer in run.layers)
-    return f"{magnitude(max(found)) if found else ''}{' NaN' if fault else ''}" or DASH
+    return f"{magnitude(max(sizes)) if sizes else ''}{' NaN' if fault else ''}" or DASH
 
 
 def _bits_left(report: Report, run: Run) -> str:
-    found = tightest(report.headroom, run.configuration)
-    return bits(found[1]) if found and run.verdict is not Verdict.FAILED else DASH
+    limiting = tightest(report.headroom, run.configuration)
+    return bits(limiting[1]) if limiting and run.verdict is not Verdict.FAILED else DASH
 
 
 def _where(report: Report, run: Run) -> str:
     """Of the overflow, else of the least headroom where that is what the verdict is about."""
     place: Overflow | Headroom | None = run.first_overflow
     if run.verdict is Verdict.LOW_HEADROOM:
-        found = tightest(report.headroom, run.configuration)
-        place = found[0] if found else None
+        limiting = tightest(report.headroom, run.configuration)
+        place = limiting[0] if limiting else None
     if place is None:
         return ""
     if place.layer is None:

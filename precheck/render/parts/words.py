@@ -48,4 +48,6 @@ def shown(text: str) -> str:
     >>> shown("\x1b[31mred\x1b[0m\n")
     '\\x1b[31mred\\x1b[0m\\n'
     """
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    return "".join(
+        character if character.isprintable() else ascii(character)[1:-1] for character in text
+    )

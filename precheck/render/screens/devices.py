@@ -29,11 +29,11 @@ _SUMS = {
 }
 
 
-def render_devices(found: Sequence[Device], *, width: int, colour: bool) -> str:
+def render_devices(present: Sequence[Device], *, width: int, colour: bool) -> str:
     """What is here, and a row for every kind of device that is known."""
     return printed(
         Text("Here", style="bold"),
-        _here(found, width=width),
+        _here(present, width=width),
         Text(),
         Text("Known", style="bold"),
         _known(width=width),
@@ -63,33 +63,33 @@ def render_device(device: Hardware, *, width: int, colour: bool) -> str:
         ("float16 products", f"added up in {_SUMS[device.float16_sums]}"),
         ("attention", _attention(device)),
         ("confidence", device.confidence.value),
-        *(("assumed", shown(each)) for each in device.assumptions),
-        *(("source" if not number else "", each) for number, each in enumerate(device.sources)),
+        *(("assumed", shown(assumption)) for assumption in device.assumptions),
+        *(("source" if not number else "", source) for number, source in enumerate(device.sources)),
     ]
     for label, text in rows:
         grid.add_row(label, Text(text))
     return printed(grid, width=width, colour=colour)
 
 
-def _here(found: Sequence[Device], *, width: int) -> Table:
-    known = [devices.of(each) for each in found]
+def _here(present: Sequence[Device], *, width: int) -> Table:
+    hardware = [devices.of(device) for device in present]
 
     def column(header: str, cells: list[str], *, rank: int = 0) -> Column:
         return Column(
-            header=header, cells=[Text(shown(each)) for each in cells], rank=rank, justify="left"
+            header=header, cells=[Text(shown(cell)) for cell in cells], rank=rank, justify="left"
         )
 
     return table(
         (
-            column("device", [each.name for each in found]),
-            column("capability", [each.compute_capability or DASH for each in found]),
-            column("float16", [each.float16.value for each in known]),
-            column("bfloat16", [each.bfloat16.value for each in known]),
-            column("memory", [_size(each.memory_bytes) for each in found]),
-            column("free", [_size(each.memory_free_bytes) for each in found], rank=1),
-            column("driver", [each.driver or DASH for each in found], rank=2),
-            column("torch", ["yes" if each.is_usable else "cannot use it" for each in found]),
-            column("taken for", [each.architecture for each in known], rank=3),
+            column("device", [device.name for device in present]),
+            column("capability", [device.compute_capability or DASH for device in present]),
+            column("float16", [device.float16.value for device in hardware]),
+            column("bfloat16", [device.bfloat16.value for device in hardware]),
+            column("memory", [_size(device.memory_bytes) for device in present]),
+            column("free", [_size(device.memory_free_bytes) for device in present], rank=1),
+            column("driver", [device.driver or DASH for device in present], rank=2),
+            column("torch", ["yes" if device.is_usable else "cannot use it" for device in present]),
+            column("taken for", [device.architecture for device in hardware], rank=3),
         ),
         width=width,
     )
@@ -100,35 +100,35 @@ def _known(*, width: int) -> Table:
 
     def column(header: str, cells: list[str], *, rank: int = 0) -> Column:
         return Column(
-            header=header, cells=[Text(each) for each in cells], rank=rank, justify="left"
+            header=header, cells=[Text(cell) for cell in cells], rank=rank, justify="left"
         )
 
     columns = (
-        column("id", [each.id for each in rows]),
-        column("float16", [each.float16.value for each in rows]),
-        column("bfloat16", [each.bfloat16.value for each in rows]),
-        column("fp8", ["yes" if each.fp8 else "no" for each in rows], rank=2),
-        column("FlashAttention", [_versions(each) for each in rows], rank=1),
+        column("id", [row.id for row in rows]),
+        column("float16", [row.float16.value for row in rows]),
+        column("bfloat16", [row.bfloat16.value for row in rows]),
+        column("fp8", ["yes" if row.fp8 else "no" for row in rows], rank=2),
+        column("FlashAttention", [_versions(row) for row in rows], rank=1),
     )
-    room = max(_LEAST_ROOM, width - GAP - sum(each.width + GAP for each in columns))
-    names = [_products(each, room=room) for each in rows]
+    room = max(_LEAST_ROOM, width - GAP - sum(column.width + GAP for column in columns))
+    names = [_products(row, room=room) for row in rows]
     return table((*columns, column("what", names)), width=width)
 
 
 def _versions(row: DeviceRow) -> str:
     """Versions with kernels for it; a question mark where that is not known."""
     device = devices.find(row.id)
-    said = []
-    for each in attention.table().implementation:
-        runs = each.runs_on(device)
-        if each.version and runs is not False:
-            said.append(f"{each.version}{'' if runs else '?'}")
-    return " ".join(said) or DASH
+    versions = []
+    for implementation in attention.table().implementation:
+        runs = implementation.runs_on(device)
+        if implementation.version and runs is not False:
+            versions.append(f"{implementation.version}{'' if runs else '?'}")
+    return " ".join(versions) or DASH
 
 
 def _products(row: DeviceRow, *, room: int) -> str:
     """As many names as there is room for, and how many there are besides."""
-    names = [each.name for each in row.products] or [row.architecture]
+    names = [product.name for product in row.products] or [row.architecture]
     for most in range(len(names), 0, -1):
         said = listed(tuple(names), most=most)
         if len(said) <= room:
@@ -138,9 +138,9 @@ def _products(row: DeviceRow, *, room: int) -> str:
 
 def _attention(device: Hardware) -> str:
     names = [
-        f"{each.name}{'' if each.runs_on(device) else ' (not known)'}"
-        for each in attention.table().implementation
-        if each.runs_on(device) is not False
+        f"{implementation.name}{'' if implementation.runs_on(device) else ' (not known)'}"
+        for implementation in attention.table().implementation
+        if implementation.runs_on(device) is not False
     ]
     return ", ".join(names)
 

@@ -20,39 +20,39 @@ if TYPE_CHECKING:
 
 
 def render_difference(
-    found: Difference, *, names: tuple[str, str], width: int, colour: bool
+    differing: Difference, *, names: tuple[str, str], width: int, colour: bool
 ) -> str:
     """What most likely explains it first, then everything that differs.
 
     Args:
-        found: what differs.
+        differing: what differs.
         names: what the two reports are called.
         width: columns of the terminal.
         colour: with ANSI colours.
     """
-    return printed(*_lines(found, names=names), width=width, colour=colour)
+    return printed(*_lines(differing, names=names), width=width, colour=colour)
 
 
-def _lines(found: Difference, *, names: tuple[str, str]) -> Iterator[RenderableType]:
-    if found.is_empty:
+def _lines(differing: Difference, *, names: tuple[str, str]) -> Iterator[RenderableType]:
+    if differing.is_empty:
         yield Text("✓ no difference in verdicts, figures and findings", style="bold green")
     else:
         yield Text("✗ they differ", style="bold red")
-        for each in found.explanations:
-            yield Text(f"→ {shown(each)}")
+        for explanation in differing.explanations:
+            yield Text(f"→ {shown(explanation)}")
     groups = (
-        ("Runs", found.runs),
-        ("First layer that differs", found.layers),
-        ("Largest values", found.values),
-        ("Advice", found.advice),
-        ("Model and inputs", found.model),
-        ("Environment", found.environment),
+        ("Runs", differing.runs),
+        ("First layer that differs", differing.layers),
+        ("Largest values", differing.values),
+        ("Advice", differing.advice),
+        ("Model and inputs", differing.model),
+        ("Environment", differing.environment),
     )
     for title, changes in groups:
         if changes:
             yield Text()
             yield _changes(title, changes, names=names)
-    for title, findings in (("Gone", found.gone), ("New", found.new)):
+    for title, findings in (("Gone", differing.gone), ("New", differing.new)):
         if findings:
             yield Text()
             yield Text(f"{title} findings", style="bold")
@@ -66,8 +66,8 @@ def _changes(title: str, changes: tuple[Change, ...], *, names: tuple[str, str])
     grid.add_column(Text(title, style="bold"), ratio=3, overflow="fold")
     for name in names:
         grid.add_column(Text(shown(name)), ratio=4, overflow="fold")
-    for each in changes:
-        grid.add_row(*(Text(shown(part)) for part in (each.what, each.first, each.second)))
+    for change in changes:
+        grid.add_row(*(Text(shown(part)) for part in (change.what, change.first, change.second)))
     return grid
 
 

@@ -42,11 +42,11 @@ def render_fix(fix: Fix, *, width: int, colour: bool) -> str:
 def _blocks(fix: Fix, *, width: int) -> Iterator[RenderableType]:
     mark, style = ("✓", "green") if fix.holds else ("✗", "red")
     yield Text(f"{mark} {shown(fix.model)}: {shown(fix.sentence)}", style=f"bold {style}")
-    for each in fix.reasons:
-        yield Text(f"  {shown(each)}")
+    for reason in fix.reasons:
+        yield Text(f"  {shown(reason)}")
     if fix.factors:
         yield Text()
-        yield from (Text(f"  {shown(each)}") for each in changes(fix))
+        yield from (Text(f"  {shown(change)}") for change in changes(fix))
     if fix.rooms and fix.factors:
         yield Text()
         yield table(_room_columns(fix.rooms), width=width)
@@ -56,32 +56,32 @@ def _blocks(fix: Fix, *, width: int) -> Iterator[RenderableType]:
 
 def changes(fix: Fix) -> Iterator[str]:
     """What was multiplied, a line for each kind of thing."""
-    count = {(each.power, each.shift is not None) for each in fix.factors}
+    count = {(factor.power, factor.shift is not None) for factor in fix.factors}
     for power, is_shifted in sorted(count):
         names = [
-            each.parameter
-            for each in fix.factors
-            if (each.power, each.shift is not None) == (power, is_shifted)
+            factor.parameter
+            for factor in fix.factors
+            if (factor.power, factor.shift is not None) == (power, is_shifted)
         ]
         what = "1 + w of " if is_shifted else ""
         yield f"x 2^{power:<4} {what}{listed(tuple(names), most=1)}"
-    for each in fix.settings:
-        yield f"{each.name} {each.before:g} -> {each.after:g}"
+    for setting in fix.settings:
+        yield f"{setting.name} {setting.before:g} -> {setting.after:g}"
 
 
 def _room_columns(rooms: Sequence[Room]) -> tuple[Column, ...]:
     def left(header: str, cells: list[str], *, rank: int = 0) -> Column:
         return Column(
-            header=header, cells=[Text(shown(each)) for each in cells], rank=rank, justify="left"
+            header=header, cells=[Text(shown(cell)) for cell in cells], rank=rank, justify="left"
         )
 
     return (
-        left("result of", [each.module or "the model" for each in rooms]),
-        left("operation", [each.op for each in rooms], rank=2),
-        left("source", [each.source for each in rooms], rank=1),
-        Column(header="largest", cells=[Text(magnitude(each.abs_max)) for each in rooms]),
-        Column(header="bits before", cells=[_bits(each.before_bits) for each in rooms]),
-        Column(header="after", cells=[_bits(each.after_bits) for each in rooms]),
+        left("result of", [room.module or "the model" for room in rooms]),
+        left("operation", [room.op for room in rooms], rank=2),
+        left("source", [room.source for room in rooms], rank=1),
+        Column(header="largest", cells=[Text(magnitude(room.abs_max)) for room in rooms]),
+        Column(header="bits before", cells=[_bits(room.before_bits) for room in rooms]),
+        Column(header="after", cells=[_bits(room.after_bits) for room in rooms]),
     )
 
 
@@ -99,7 +99,7 @@ def _proof_blocks(fix: Fix, proof: Proof, *, width: int) -> Iterator[RenderableT
         f"{_EXACTNESS[proof.exactness]}",
         style="bold",
     )
-    yield from (Text(f"  {shown(each)}", style="red") for each in proof.objections)
+    yield from (Text(f"  {shown(objection)}", style="red") for objection in proof.objections)
     yield table(_run_columns(proof.runs), width=width)
     if not proof.headroom:
         return
@@ -108,7 +108,7 @@ def _proof_blocks(fix: Fix, proof: Proof, *, width: int) -> Iterator[RenderableT
         (
             Column(
                 header=f"least headroom in {fix.dtype}",
-                cells=[Text(each.mechanism.replace("_", " ")) for each in proof.headroom],
+                cells=[Text(row.mechanism.replace("_", " ")) for row in proof.headroom],
                 justify="left",
             ),
             Column(header="bits before", cells=[_bits(e.before_bits) for e in proof.headroom]),
@@ -130,7 +130,7 @@ def _rounded(proof: Proof) -> str:
 
 def _run_columns(runs: Sequence[ProofRun]) -> tuple[Column, ...]:
     def figures(header: str, cells: list[str], *, rank: int = 0) -> Column:
-        return Column(header=header, cells=[Text(each) for each in cells], rank=rank)
+        return Column(header=header, cells=[Text(cell) for cell in cells], rank=rank)
 
     return (
         Column(
@@ -147,7 +147,7 @@ def _run_columns(runs: Sequence[ProofRun]) -> tuple[Column, ...]:
             [DASH if (top := e.top1_agreement) is None else percent(top) for e in runs],
             rank=2,
         ),
-        figures("largest\ndifference", [_difference(each) for each in runs], rank=1),
+        figures("largest\ndifference", [_difference(run) for run in runs], rank=1),
         Column(
             header="writes",
             cells=[Text(shown(repr(e.greedy or ""))[:_LONGEST_TEXT]) for e in runs],
@@ -180,9 +180,9 @@ def render_fix_card(fix: Fix) -> str:
             "",
             "| run | KL to the original in float32, nat | top-1 |",
             "|---|---:|---:|",
-            *(_card_row(each) for each in proof.runs),
+            *(_card_row(run) for run in proof.runs),
         ]
-    lines += ["", *(f"- {prose(each)}" for each in changes(fix)), ""]
+    lines += ["", *(f"- {prose(change)}" for change in changes(fix)), ""]
     lines.append("Every factor and figure: `precheck-fix.json`.")
     return "\n".join(lines) + "\n"
 

@@ -29,15 +29,15 @@ def render_gallery(reports: Mapping[str, Report], *, width: int, colour: bool) -
     def column(header: str, cells: list[Text], *, rank: int = 0) -> Column:
         return Column(header=header, cells=cells, rank=rank, justify="left")
 
-    found = list(reports.values())
+    scanned = list(reports.values())
     rows = table(
         (
             column("model", [Text(shown(name)) for name in reports]),
-            column("not safe", [_unsafe(each) for each in found]),
-            column("where", [Text(_where(each)) for each in found], rank=2),
-            column("because", [Text(_because(each)) for each in found]),
-            column("in", [Text(_probes(each)) for each in found], rank=3),
-            column("use", [Text(_use(each)) for each in found], rank=1),
+            column("not safe", [_unsafe(report) for report in scanned]),
+            column("where", [Text(_where(report)) for report in scanned], rank=2),
+            column("because", [Text(_because(report)) for report in scanned]),
+            column("in", [Text(_probes(report)) for report in scanned], rank=3),
+            column("use", [Text(_use(report)) for report in scanned], rank=1),
         ),
         width=width,
     )
@@ -60,12 +60,12 @@ def _short(report: Report, run: Run) -> str:
     """``fp16``, with what tells it from the other runs of its dtype that are fine."""
     if run.accumulation is Accumulation.FLOAT16:
         return f"{run.dtype.short} sums"
-    alike = [
+    siblings = [
         other
         for other in report.runs
         if other.dtype is run.dtype and other.accumulation is run.accumulation
     ]
-    same = {other.verdict for other in alike} == {run.verdict}
+    same = {other.verdict for other in siblings} == {run.verdict}
     return run.dtype.short if same else f"{run.dtype.short} {run.attn_implementation}"
 
 
@@ -81,8 +81,8 @@ def _where(report: Report) -> str:
     run = _gravest(report)
     place: Overflow | Headroom | None = None if run is None else run.first_overflow
     if run is not None and run.verdict is Verdict.LOW_HEADROOM:
-        found = tightest(report.headroom, run.configuration)
-        place = found[0] if found else None
+        limiting = tightest(report.headroom, run.configuration)
+        place = limiting[0] if limiting else None
     if place is None:
         finding = _finding(report)
         return (finding.module or DASH).split(".")[-1] if finding and run is None else DASH
@@ -93,9 +93,9 @@ def _where(report: Report) -> str:
 def _because(report: Report) -> str:
     run = _gravest(report)
     if run is None or run.first_overflow is None:
-        found = None if run is None else tightest(report.headroom, run.configuration)
-        if found is not None:
-            return f"{bits(found[1])} bits left"
+        limiting = None if run is None else tightest(report.headroom, run.configuration)
+        if limiting is not None:
+            return f"{bits(limiting[1])} bits left"
         finding = _finding(report)
         return finding.code if finding else DASH
     return str(run.first_overflow.mechanism).replace("_", " ")
@@ -121,4 +121,6 @@ def _use(report: Report) -> str:
 
 def _finding(report: Report) -> Finding | None:
     """The gravest that asks for something."""
-    return next((each for each in report.findings if each.severity is not Severity.NOTE), None)
+    return next(
+        (finding for finding in report.findings if finding.severity is not Severity.NOTE), None
+    )

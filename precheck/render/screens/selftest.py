@@ -22,13 +22,13 @@ def render_selftest(checks: Sequence[Check], *, width: int, colour: bool) -> str
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(ratio=3, overflow="fold")
     grid.add_column(ratio=2, overflow="fold")
-    for each in checks:
-        mark = VERDICT_MARKS[_verdict(each)]
+    for check in checks:
+        mark = VERDICT_MARKS[_verdict(check)]
         grid.add_row(
-            Text(f"{mark.symbol} {shown(each.what)}", style=mark.style), Text(shown(each.found))
+            Text(f"{mark.symbol} {shown(check.what)}", style=mark.style), Text(shown(check.found))
         )
-    failed = [each for each in checks if each.is_needed and not each.holds]
-    odd = [each for each in checks if not each.is_needed and not each.holds]
+    failed = [check for check in checks if check.is_needed and not check.holds]
+    odd = [check for check in checks if not check.is_needed and not check.holds]
     if failed:
         end = Text("Do not trust verdicts on this device.", style="bold red")
     elif odd:
