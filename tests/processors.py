@@ -3,7 +3,7 @@
 Two things depend on the processor. Which kernels run: ``ATEN_CPU_CAPABILITY`` limits those of
 torch, ``ONEDNN_MAX_CPU_ISA`` and ``MKL_*`` those of the libraries that it multiplies with. And what
 precheck is told of it, which decides how it multiplies 16-bit numbers: ``PRECHECK_TEST_CPU``. Each
-pair of the two is tried. Kernels that this processor lacks cannot be: they are skipped, and counted.
+pair of the two is tried. What this processor has no instructions for is skipped, and counted.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
+from xml.etree.ElementTree import parse
 
 import torch
 
@@ -93,7 +93,7 @@ def told(name: str) -> Iterator[None]:
     """Inside, precheck is told of this processor and not of the one that is there."""
     if name not in TOLD:
         raise ValueError(f"unknown PRECHECK_TEST_CPU: {name} (expected one of {', '.join(TOLD)})")
-    with mock.patch("precheck.probe.arithmetic.cpu_capabilities", lambda: dict(TOLD[name])):
+    with mock.patch("precheck.probe.arithmetic.cpu_capabilities", return_value=TOLD[name]):
         yield
 
 
@@ -182,7 +182,7 @@ def tried(setting: Setting, arguments: list[str]) -> Outcome:
 
 def counts(results: Path) -> tuple[int, int, int]:
     """Passed, failed and skipped tests in what pytest wrote."""
-    (suite,) = ElementTree.parse(results).getroot().iter("testsuite")  # noqa: S314  pytest's own
+    (suite,) = parse(results).getroot().iter("testsuite")  # noqa: S314  pytest's own
     number = {each: int(suite.attrib[each]) for each in ("tests", "failures", "errors", "skipped")}
     failed = number["failures"] + number["errors"]
     return number["tests"] - failed - number["skipped"], failed, number["skipped"]

@@ -183,7 +183,7 @@ def test_a_live_module_too() -> None:
 
 
 NEAR = 3.5e-3
-"""The most that the logits of float16 may be off here: twice what they are on several processors."""
+"""The most that the logits of float16 may be off here: twice what was measured."""
 
 
 def float16_error(folder: Path) -> float:
