@@ -91,7 +91,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, str]]]:
         assert not check
         return subprocess.CompletedProcess(command, fails)
 
-    monkeypatch.setattr(processors.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(processors, "capabilities", lambda: {"avx2": True, "fma3": True})
     yield found
     assert all({"PATH", "PRECHECK_TEST_CPU"} <= each.keys() for each in found)
