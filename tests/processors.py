@@ -115,7 +115,8 @@ class Setting:
     def environment(self) -> dict[str, str]:
         """What the tests are started with."""
         own = {"PRECHECK_TEST_CPU": self.told, "PRECHECK_TEST_THREADS": str(self.threads)}
-        return {**KERNELS[self.kernels].limits, **own}
+        # threads that wait would else keep the processor from the tests beside them
+        return {**KERNELS[self.kernels].limits, **own, "OMP_WAIT_POLICY": "PASSIVE"}
 
     def lacking(self, known: Mapping[str, object]) -> list[str]:
         """The instruction sets that it needs and a processor has not."""
