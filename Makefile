@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test test-slow fuzz matrix mutants zoo install check fix docs facts gpu golden bench fixes gallery help
+.PHONY: scan test test-slow test-processors fuzz matrix mutants zoo install check fix docs facts gpu golden bench fixes gallery help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
@@ -22,6 +22,9 @@ test: install ## Run the tests, offline, on the CPU: make test ARGS="-k planted"
 
 test-slow: install ## Run the tests that take longer than the others together may (a minute)
 	$(BIN)/python -m pytest -n logical -m slow tests
+
+test-processors: install ## Run the tests as several processors see them (hours); ARGS="--only avx2-one-thread -- -k arithmetic"
+	@$(BIN)/python -m tests.processors $(ARGS)
 
 fuzz: install ## Break checkpoints at random, 500 times each way (20 minutes)
 	PRECHECK_FUZZ_EXAMPLES=500 $(BIN)/python -m pytest -n logical tests/test_fuzz.py

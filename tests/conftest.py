@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Before torch is imported: where tests run side by side, threads of each would get in all others'
-# way, and the models here are too small for them.
-os.environ["OMP_NUM_THREADS"] = "1"
+# way, and the models here are too small for them. `make test-processors` tries two.
+os.environ["OMP_NUM_THREADS"] = os.environ.get("PRECHECK_TEST_THREADS", "1")
 
 _GRACE_SECONDS = 2.0
 """How long a thread pool may take to end after the test that used it."""
@@ -91,10 +91,20 @@ def no_progress_bars() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def native_arithmetic() -> Iterator[None]:
-    """Runs are compared bit for bit with plain ones: no processor lacks any arithmetic."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("precheck.measure.machine.arithmetic.cpu_capabilities", dict)
+def processor() -> Iterator[None]:
+    """What precheck is told of it: nothing, on every processor, or what PRECHECK_TEST_CPU names."""
+    from tests.processors import told  # noqa: PLC0415  it imports torch
+
+    with told(os.environ.get("PRECHECK_TEST_CPU", "nothing")):
+        yield
+
+
+@pytest.fixture
+def native() -> Iterator[None]:
+    """For a run that is compared bit for bit with a plain one: no processor lacks anything."""
+    from tests.processors import told  # noqa: PLC0415  it imports torch
+
+    with told("nothing"):
         yield
 
 

@@ -92,6 +92,7 @@ def real_tokens_of(inputs: dict[str, Tensor]) -> RealTokens:
     return RealTokens(num_rows=rows, length=length, mask=inputs["attention_mask"].bool())
 
 
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("name", TINY)
 def test_lockstep_runs_equal_plain_runs_bit_for_bit(name: str, tmp_path: Path) -> None:
     save_checkpoint(tiny(name), tmp_path, tokenizer=True)
@@ -116,6 +117,7 @@ def assert_equals_plain(one: Pass, model: PreTrainedModel) -> None:
     assert one.skeleton.attn_implementation == model.config._attn_implementation  # noqa: SLF001
 
 
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("name", ["qwen2-scores", "gemma3-norm-cast", "t5-product", "llama-weight"])
 def test_broken_lockstep_runs_equal_plain_runs_bit_for_bit(name: str, tmp_path: Path) -> None:
     # What is looked into is called again: that must not change what comes after it.
@@ -129,6 +131,7 @@ def test_broken_lockstep_runs_equal_plain_runs_bit_for_bit(name: str, tmp_path: 
         assert_equals_plain(each, plain_model(fault.architecture, tmp_path, *each.configuration))
 
 
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("name", ["qwen2", "gemma3", "gpt2", "mixtral", "t5"])
 def test_a_live_module_runs_as_its_checkpoint_would(name: str, tmp_path: Path) -> None:
     model = tiny(name)
@@ -238,6 +241,7 @@ SUBJECTS = [
 ]
 
 
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize(("name", "dtype", "attn"), SUBJECTS)
 def test_figures_of_a_run_equal_a_float64_oracle(
     name: str, dtype: str, attn: str, tmp_path: Path
@@ -255,6 +259,7 @@ def test_figures_of_a_run_equal_a_float64_oracle(
     assert_figures(report, oracle, dtype, attn, is_causal=name not in {"bert", "t5"})
 
 
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("name", ["qwen2-scores", "qwen2-masked-row", "llama-logits"])
 def test_figures_of_a_broken_run_equal_a_float64_oracle(name: str, tmp_path: Path) -> None:
     fault = fault_named(name)
