@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test test-slow fuzz matrix mutants zoo install check fix docs facts gpu golden bench bench-scan bench-memory bench-scaling bench-arithmetic bench-live bench-fix fixes gallery help
+.PHONY: scan test test-slow fuzz matrix mutants zoo install check fix docs facts gpu golden unchanged bench bench-scan bench-memory bench-scaling bench-arithmetic bench-live bench-fix fixes gallery help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
@@ -77,6 +77,9 @@ facts: install ## Check what is said of engines against their source (90 MB); AR
 
 golden: install ## Rewrite the golden files and the JSON Schema; read the diff before committing it
 	PRECHECK_UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/render tests/records
+
+unchanged: install ## Save all that two checkouts say, and compare: ARGS="save DIR", ARGS="compare DIR DIR" (10 minutes)
+	@$(BIN)/python -m tests.unchanged $(ARGS)
 
 bench: install ## Measure what watching costs, on a model of a billion parameters
 	$(BIN)/python -m benchmarks.watching $(ARGS)
