@@ -53,6 +53,8 @@ LARGEST = 5e6
 FIXED = ("gemma3-residual", "llama-product", "qwen2-eager")
 """A recipe, a rescaling, another attention."""
 FORMATS = (".txt", ".json", ".md", ".html", ".sarif", ".toml")
+INTERRUPTED = 130
+"""Exit code."""
 NUM_LINES = 6
 """That are shown of a file that differs."""
 
@@ -332,6 +334,8 @@ def _run(arguments: Sequence[str]) -> Ended:
             runpy.run_module("precheck", run_name="__main__")
         except SystemExit as ended:
             code = ended.code or 0
+    if code == INTERRUPTED:  # it was this process that was told to end
+        raise KeyboardInterrupt
     return Ended(code, out.getvalue(), err.getvalue())
 
 
