@@ -62,6 +62,7 @@ _LEFT_OUT = (
     (r"\babout [\d,.]+ (second|minute|hour)s?\b", "about N seconds"),
     (r"\([\d.,]+ [KMGT]iB allowed\)", "(N GiB allowed)"),  # memory that is free just now
     (r"everything else [\d.,]+ [KMGT]iB", "everything else N GiB"),  # what the process has
+    (r"\ballow [\d.,]+ [KMGT]iB with --max-memory", "allow N GiB with --max-memory"),
     (r"(?m)^Here\n(?:.+\n)+", "Here\n(this machine)\n"),  # precheck gpus
     (r"(?<=/)(\.[\w.-]+?|precheck)-[a-z0-9_]{8}(?![\w.-])", r"\1-TEMP"),  # of tempfile.mkdtemp
 )
