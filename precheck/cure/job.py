@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from precheck.errors import PrecheckError
-from precheck.judge import judge
+from precheck.pipeline import judged
 from precheck.records.precision import Dtype
-from precheck.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,28 +75,21 @@ def scanned(
     Raises:
         PrecheckError: it could not be completed.
     """
-    from precheck.measure.measure import measure
     from precheck.measure.request import Request
+    from precheck.measure.subject.subject import CheckpointSubject
 
-    measurements = measure(
-        checkpoint,
-        Request(
-            dtypes=tuple(dtypes),
-            attn_implementations=(job.attn_implementation,) if job.attn_implementation else None,
-            required=(),
-            prompts=prompts,
-            builtin_probes=False,
-            quick=False,
-            device=job.request.device,
-            max_memory=job.request.max_memory,
-            is_resident=False,
-            num_generated=0 if prompts is None else NUM_GENERATED,
-            continues_own=False,
-            witness=witness,
-        ),
-        observe=job.observe,
+    attn = job.attn_implementation
+    request = Request(
+        dtypes=tuple(dtypes),
+        attn_implementations=(attn,) if attn else None,
+        prompts=prompts,
+        device=job.request.device,
+        max_memory=job.request.max_memory,
+        num_generated=0 if prompts is None else NUM_GENERATED,
+        continues_own=False,
+        witness=witness,
     )
-    report = judge(measurements, version=__version__)
+    report = judged(CheckpointSubject(checkpoint), request, observe=job.observe)
     if not report.complete:
         raise PrecheckError(
             f"the scan was not completed: {report.incomplete_reason}",
