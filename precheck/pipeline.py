@@ -67,7 +67,7 @@ def scan(
         allow_pickle: read weights that are stored as pickles, which can run code.
         gpus: advise for these (``T4``, ``sm_75``) instead of the device that was found.
         require: configurations to measure whatever ``dtypes`` and the defaults say.
-        builtin_probes: keep the built-in probes beside ``prompts``.
+        builtin_probes: keep the built-in probes besides ``prompts``.
         quick: one short batch.
         max_memory: bytes that the scan may take on its device; None takes what is free.
         resident: keep all weights in memory, once for each dtype, instead of reading them when

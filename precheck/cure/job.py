@@ -1,4 +1,4 @@
-"""What every step of a fix works with, and the scans it makes."""
+"""What every step of a fix works with, and how it scans."""
 
 from __future__ import annotations
 
@@ -63,17 +63,17 @@ def scanned(
     witness: Witness,
     prompts: Sequence[Prompt] | None = None,
 ) -> Report:
-    """A judged scan of the original or of the fixed checkpoint.
+    """The report on the original or on the fixed checkpoint.
 
     Args:
-        job: says how.
-        checkpoint: which of them.
-        dtypes: to run it in.
+        job: what was asked for.
+        checkpoint: the original, or the fixed one.
+        dtypes: those to run it in.
         witness: is shown what the report does not keep.
         prompts: probes; None takes the built-in ones, and writes nothing behind them.
 
     Raises:
-        PrecheckError: it could not be completed.
+        PrecheckError: the scan could not be completed.
     """
     from precheck.measure.request import Request
     from precheck.measure.subject.subject import CheckpointSubject
