@@ -125,7 +125,7 @@ def scan(
 def judged(
     subject: Subject, request: Request, *, gpus: Sequence[str] = (), observe: Observer
 ) -> Report:
-    """The report on a subject: measured, then judged. Every scan goes this way.
+    """Measures a subject and judges what was measured: the one way to a report.
 
     Args:
         subject: a checkpoint or a live module.

@@ -38,9 +38,9 @@ def run_batches(
         prepared: the models.
         inputs: the batches.
         indices: those to run.
-        gathered: is told what stops all runs, if something does.
+        gathered: also keeps the error that stops all runs, if one does.
         memory_limit: bytes that the scan may take.
-        observe: told before every step.
+        observe: is called before every step.
     """
     classifier = Classifier()
     clock = _clock(prepared, inputs, indices, observe=observe)

@@ -33,14 +33,14 @@ INSTRUMENTATION = (
 
 @dataclass(slots=True, kw_only=True)
 class Gathered:
-    """What all runs found so far; it grows, so that it stands wherever a scan breaks off."""
+    """What all runs found so far: it grows batch by batch, so nothing is lost where a scan ends."""
 
     totals: dict[int, list[RunTotals]] = field(default_factory=dict)
-    """By the number of the batch, what each run found in it."""
+    """What each run found in a batch, by the index of the batch."""
     finished: set[int] = field(default_factory=set)
     """Batches that every run has come to an end of."""
     generations: list[tuple[Generation, ...]] = field(default_factory=list)
-    """For each run, what it wrote; empty if nothing was to be written, or not all was."""
+    """What each run wrote; empty where nothing was to be written, or the scan ended before."""
     incomplete_reason: str | None = None
     stopped_by: PrecheckError | None = None
     """The error that stopped all runs of this process."""
@@ -51,18 +51,18 @@ class Gathered:
         return any(run.layers for runs in self.totals.values() for run in runs)
 
     def merged(self, skeletons: Sequence[Skeleton]) -> list[RunTotals]:
-        """For each run, what it found in all batches, merged in their order."""
+        """What each run found in all batches, merged in their order."""
         nothing = [RunTotals.of(skeleton) for skeleton in skeletons]
         batches = [self.totals[index] for index in sorted(self.totals)] or [nothing]
         return [reduce(RunTotals.merge, of_run) for of_run in zip(*batches, strict=True)]
 
     def stop(self, error: PrecheckError) -> None:
-        """An error stopped all runs."""
+        """Records the error that stopped all runs."""
         self.stopped_by = error
         self.break_off(error.message)
 
     def break_off(self, reason: str) -> None:
-        """Runs that have not broken so far might have in what is left: they count as failed."""
+        """Makes the scan incomplete: runs that have not broken so far count as failed."""
         self.incomplete_reason = reason
         for runs in self.totals.values():
             for run in runs:

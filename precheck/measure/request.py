@@ -26,7 +26,7 @@ class Request:
     attn_implementations: tuple[str, ...] | None = None
     """None takes the model's default, and eager where that differs."""
     required: tuple[Configuration, ...] = ()
-    """Configurations to measure besides; none takes the one that the config deploys."""
+    """Configurations to measure too; without any, the one that the config deploys."""
     prompts: Sequence[Prompt] | None = None
     """None takes the built-in probes."""
     builtin_probes: bool = False

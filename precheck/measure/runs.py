@@ -72,7 +72,7 @@ def _run_shared(
 def _write_text(
     prepared: Prepared, inputs: Inputs, *, observe: Observer
 ) -> list[tuple[Generation, ...]]:
-    """For each run, what it writes; each of several processes does, and one of them reports."""
+    """What each run writes. Every process writes all of it, and the first one reports."""
     prompts, num_tokens = inputs.to_continue, prepared.request.num_generated
     if not prompts:
         return []
@@ -97,7 +97,7 @@ def _write_text(
 
 
 def _write_capsule(prepared: Prepared, gathered: Gathered, *, observe: Observer) -> None:
-    """The layer that overflows, for somebody without the model; one of several processes."""
+    """Writes the layer that overflows, for somebody without the model; the first process does."""
     folder = prepared.request.capsule
     if folder is None or not is_first_process():
         return

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from precheck.measure.probes.batch import Batch
 
 WAVE_TOKENS = 2048
-"""Batches run together up to here: all runs wait with the hidden states of all of them."""
+"""Tokens of batches that run together: every run holds the hidden states of all of them."""
 
 WAVE_BATCHES = 16
 """Every run over every batch has a thread and modules of its own."""

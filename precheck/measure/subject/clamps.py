@@ -19,7 +19,7 @@ _LIMITS = frozenset({"finfo", "isinf"})
 
 
 def clamps(model: nn.Module) -> tuple[str, ...]:
-    """Every such line in the classes the model is made of: ``modeling_t5.py:151``.
+    """Lines that clamp, in the classes the model is made of: ``modeling_t5.py:151``.
 
     The code is read as text, never run.
     """

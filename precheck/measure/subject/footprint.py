@@ -121,9 +121,8 @@ def _without_weights(model: PreTrainedModel) -> PreTrainedModel:
         part.use_cache = True
     empty: PreTrainedModel = type(model)._from_config(config)  # noqa: SLF001  its only spelling
     if hasattr(empty, "set_experts_implementation"):
-        empty.set_experts_implementation(
-            "batched_mm"
-        )  # the others read which expert each token goes to
+        # the others read which expert each token goes to
+        empty.set_experts_implementation("batched_mm")
     empty.eval()
     return empty
 

@@ -23,7 +23,7 @@ def model_facts(
 
     Args:
         subject: what is scanned.
-        model: made of it, in any dtype, with or without weights.
+        model: the subject's model, in any dtype, with or without weights.
         layout: the model's units.
         default_attention: what the model uses when nothing is asked for.
     """
