@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from precheck.measure.blame.live import Watch
+    from precheck.measure.request import Request
+    from precheck.measure.subject.subject import Subject
     from precheck.records.configuration import Configuration
     from precheck.records.progress import Announcement, Observer, Step
     from precheck.records.prompts import Prompt
@@ -65,7 +67,7 @@ def scan(
         allow_pickle: read weights that are stored as pickles, which can run code.
         gpus: advise for these (``T4``, ``sm_75``) instead of the device that was found.
         require: configurations to measure whatever ``dtypes`` and the defaults say.
-        builtin_probes: keep the built-in probes beside ``prompts``.
+        builtin_probes: keep the built-in probes besides ``prompts``.
         quick: one short batch.
         max_memory: bytes that the scan may take on its device; None takes what is free.
         resident: keep all weights in memory, once for each dtype, instead of reading them when
@@ -90,10 +92,7 @@ def scan(
         devices.find(gpu)  # an unknown name is worth knowing before a long scan
     _check_text(prompts or ())
     # torch and transformers take seconds to import; precheck --help does not wait for them.
-    from precheck.checkpoint.source import open_checkpoint
-    from precheck.measure.measure import check_request, measure
-    from precheck.measure.request import Request
-    from precheck.measure.subject.static import describe
+    from precheck.measure.request import Request, check_request
 
     observe = observe or _ignore
     request = Request(
@@ -106,46 +105,51 @@ def scan(
         device=device,
         max_memory=max_memory,
         is_resident=resident,
+        is_static=static,
         num_generated=_positive(generate),
-        accumulations=None
-        if accumulations is None
-        else tuple(map(Accumulation.named, accumulations)),
+        accumulations=_accumulations(accumulations),
         capsule=None if capsule is None else Path(capsule),
     )
-    if static and (prompts is not None or generate):
-        raise UsageError(
-            "prompts or tokens to generate, and nothing to be run (static)",
-            hint="leave --static out to run them",
-        )
-    if capsule is not None:
-        _check_capsule(model, folder=Path(capsule), static=static)
+    _check_combination(model, request)
     check_request(request, trust_remote_code=trust_remote_code)
-    subject = (
-        open_checkpoint(
-            str(model),
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            allow_pickle=allow_pickle,
-            observe=observe,
-        )
-        if isinstance(model, str | Path)
-        else model
+    subject = _subject(
+        model,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        observe=observe,
     )
-    judged = partial(judge, gpus=tuple(gpus), version=__version__)
+    return judged(subject, request, gpus=gpus, observe=observe)
+
+
+def judged(
+    subject: Subject, request: Request, *, gpus: Sequence[str] = (), observe: Observer
+) -> Report:
+    """Measures a subject and judges what was measured: the one way to a report.
+
+    Args:
+        subject: a checkpoint or a live module.
+        request: what to measure.
+        gpus: advise for these instead of the device that was found.
+        observe: told what happens while it happens.
+
+    Raises:
+        PrecheckError: the checkpoint or the device does not allow a scan.
+        ScanInterrupted: Ctrl-C; ``partial`` is the report on what was measured until then.
+    """
+    from precheck.measure.measure import measure
+
+    report_on = partial(judge, gpus=tuple(gpus), version=__version__)
     try:
-        measurements = (
-            describe(subject, observe=observe)
-            if static
-            else measure(subject, request, observe=observe)
-        )
+        measurements = measure(subject, request, observe=observe)
     except ScanInterrupted as interrupted:
         if not isinstance(interrupted.partial, Measurements):
             raise
-        raise ScanInterrupted(judged(interrupted.partial)) from interrupted
+        raise ScanInterrupted(report_on(interrupted.partial)) from interrupted
     try:
-        return judged(measurements)
+        return report_on(measurements)
     except KeyboardInterrupt as interrupted:  # judging takes no time, and measuring did
-        raise ScanInterrupted(judged(measurements)) from interrupted
+        raise ScanInterrupted(report_on(measurements)) from interrupted
 
 
 def watch(model: nn.Module, *, sample_every: int = 1) -> Watch:
@@ -168,25 +172,60 @@ def watch(model: nn.Module, *, sample_every: int = 1) -> Watch:
     return Watch(model, sample_every=sample_every)
 
 
-def _check_capsule(model: object, *, folder: Path, static: bool) -> None:
-    """Before anything long begins.
+def _subject(
+    model: str | Path | nn.Module,
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+    observe: Observer,
+) -> Subject:
+    from precheck.checkpoint.source import open_checkpoint
+    from precheck.measure.subject.subject import CheckpointSubject, LiveSubject
 
-    Raises:
-        UsageError: nothing to make it of, or no place to put it.
-    """
-    if static or not isinstance(model, str | Path):
-        raise UsageError(
-            "a capsule of a live module, or of what is not run (expected a checkpoint)",
-            hint="save the model, and leave --static out",
+    if not isinstance(model, str | Path):
+        return LiveSubject(model)
+    return CheckpointSubject(
+        open_checkpoint(
+            str(model),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+            observe=observe,
         )
-    check_empty(folder, what="folder for the capsule", hint="choose a folder that is not there")
-    check_parent(folder, hint="choose another place for the capsule")
+    )
+
+
+def _accumulations(names: Sequence[Accumulation | str] | None) -> tuple[Accumulation, ...] | None:
+    return None if names is None else tuple(map(Accumulation.named, names))
 
 
 def _positive(generate: int) -> int:
     if generate < 0:
         raise UsageError(f"generate is {generate} (expected 0 or more)", hint="--generate 16")
     return generate
+
+
+def _check_combination(model: str | Path | nn.Module, request: Request) -> None:
+    """Arguments that do not go together are refused before anything long begins."""
+    if request.is_static and (request.prompts is not None or request.num_generated):
+        raise UsageError(
+            "prompts or tokens to generate, and nothing to be run (static)",
+            hint="leave --static out to run them",
+        )
+    if request.capsule is None:
+        return
+    if request.is_static or not isinstance(model, str | Path):
+        raise UsageError(
+            "a capsule of a live module, or of what is not run (expected a checkpoint)",
+            hint="save the model, and leave --static out",
+        )
+    check_empty(
+        request.capsule,
+        what="folder for the capsule",
+        hint="choose a folder that is not there",
+    )
+    check_parent(request.capsule, hint="choose another place for the capsule")
 
 
 def _check_text(prompts: Sequence[Prompt]) -> None:

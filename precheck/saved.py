@@ -28,17 +28,19 @@ def read_json(path: str | Path, *, what: str) -> dict[str, Any]:
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        plain: dict[str, Any] = json.loads(text, parse_constant=_not_json, parse_float=_finite)
+        content: dict[str, Any] = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_finite_float
+        )
     except OSError as error:
         raise ReportError(
             f"cannot read {what}: {str(path)!r}: {error.strerror}", hint=_WRITERS[what]
         ) from error
-    except (ValueError, RecursionError) as error:  # of them UnicodeDecodeError, JSONDecodeError
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError too
         raise ReportError(
             f"{what} is not JSON: {str(path)!r}: {error}",
             hint="was it cut short? Write it again, or copy the file once more",
         ) from error
-    return plain
+    return content
 
 
 _WRITERS = {
@@ -47,11 +49,11 @@ _WRITERS = {
 }
 
 
-def _not_json(name: str) -> float:
+def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number of JSON")
 
 
-def _finite(text: str) -> float:
+def _finite_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text} is too large for a float")

@@ -1,4 +1,4 @@
-"""Whether precheck can be trusted on this machine: planted faults, and what they rest on."""
+"""Whether precheck can be trusted on this machine: its arithmetic, and planted faults."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _Planted(NamedTuple):
-    """A built-in model, and what a scan has to say of its float16 runs."""
+    """A built-in model, and the fault that a scan has to name in one of its float16 runs."""
 
     demo: str
     attn_implementation: str
@@ -32,11 +32,11 @@ _PLANTED = (
     _Planted("gemma3-residual", "sdpa", "model.layers.1", Mechanism.RESIDUAL),
 )
 _HEALTHY = ("qwen2-eager", "sdpa")
-"""The same weights where they are sound: nothing may be said."""
+"""The first of these models in an attention implementation that does not break: all is safe."""
 
 
 def selftest(device: str = "auto") -> Iterator[Check]:
-    """Every check, as it is done; seconds in all.
+    """Every check, as soon as it is done; all of them take seconds.
 
     Args:
         device: where a scan would run.
@@ -47,35 +47,35 @@ def selftest(device: str = "auto") -> Iterator[Check]:
     from precheck.measure.machine.arithmetic_check import check_arithmetic
     from precheck.measure.machine.devices import resolve_device
 
-    where = resolve_device(device)
-    yield from check_arithmetic(where)
-    for each in _PLANTED:
-        yield from _planted(each, where)
+    name = resolve_device(device)
+    yield from check_arithmetic(name)
+    for fault in _PLANTED:
+        yield from _check_named(fault, name)
 
 
-def _planted(each: _Planted, device: str) -> Iterator[Check]:
-    what = f"planted {each.mechanism.replace('_', ' ')} in {each.module} is named"
+def _check_named(fault: _Planted, device: str) -> Iterator[Check]:
+    expected = f"{fault.mechanism.replace('_', ' ')} in {fault.module}"
+    what = f"planted {expected} is named"
     try:
-        report = scan(f"demo:{each.demo}", device=device, quick=True)
+        report = scan(f"demo:{fault.demo}", device=device, quick=True)
     except PrecheckError as error:
         yield Check(what=what, holds=False, found=error.message)
         return
-    found = _said(report, Dtype.FLOAT16, each.attn_implementation)
-    expected = f"{each.mechanism.replace('_', ' ')} in {each.module}"
-    yield Check(what=what, holds=found == expected, found=found)
-    if each.demo == _HEALTHY[0]:
+    diagnosis = _diagnosis(report, Dtype.FLOAT16, fault.attn_implementation)
+    yield Check(what=what, holds=diagnosis == expected, found=diagnosis)
+    if fault.demo == _HEALTHY[0]:
         for dtype in Dtype:
-            said = _said(report, dtype, _HEALTHY[1])
-            sound = f"nothing is said of the sound model in {dtype}"
-            yield Check(what=sound, holds=said == Verdict.SAFE, found=said)
+            diagnosis = _diagnosis(report, dtype, _HEALTHY[1])
+            what = f"nothing is said of the sound model in {dtype}"
+            yield Check(what=what, holds=diagnosis == Verdict.SAFE, found=diagnosis)
 
 
-def _said(report: Report, dtype: Dtype, attn_implementation: str) -> str:
-    """What a run is said to be, in words."""
+def _diagnosis(report: Report, dtype: Dtype, attn_implementation: str) -> str:
+    """The verdict of a run, or which mechanism overflows where."""
     for run in report.runs:
         if (run.dtype, run.requested_attn_implementation) == (dtype, attn_implementation):
-            row = run.first_overflow
-            if row is None:
+            overflow = run.first_overflow
+            if overflow is None:
                 return run.verdict
-            return f"{row.mechanism.replace('_', ' ')} in {row.module}"
+            return f"{overflow.mechanism.replace('_', ' ')} in {overflow.module}"
     return "not run"

@@ -72,7 +72,6 @@ def replace_measure(
 
     module = ModuleType("precheck.measure.measure")
     module.__dict__["measure"] = measured
-    module.__dict__["check_request"] = lambda *_, **__: None
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return asked
 
@@ -81,7 +80,7 @@ def test_a_live_module_is_measured_in_every_dtype(monkeypatch: pytest.MonkeyPatc
     asked = replace_measure(monkeypatch, lambda: MEASURED)
     model = torch.nn.Linear(2, 3)
     report = scan(model)
-    assert asked["subject"] is model
+    assert asked["subject"].module is model
     assert asked["dtypes"] == tuple(Dtype)
     assert asked["attn_implementations"] is None
     assert report.precheck_version == precheck.__version__

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from precheck.errors import ExitCode
-from precheck.measure.processes import Alone, Together
+from precheck.measure.processes import ProcessGroup, SingleProcess
 from precheck.records.report import Report
 
 if TYPE_CHECKING:
@@ -95,9 +95,9 @@ def test_a_process_that_dies_makes_the_scan_incomplete(tmp_path: Path) -> None:
 
 
 def test_one_process_does_everything_and_imports_nothing_for_it() -> None:
-    everybody = Alone()
-    assert everybody.share([5, 3, 9]) == [0, 1, 2]
-    assert everybody.exchange("found") == ["found"]
+    process = SingleProcess()
+    assert process.share([5, 3, 9]) == [0, 1, 2]
+    assert process.exchange("found") == ["found"]
 
 
 class State:
@@ -110,9 +110,9 @@ class State:
 def test_shares_cover_every_batch_once_and_are_even(count: int, sizes: list[int]) -> None:
     shares = []
     for index in range(count):
-        together = Together.__new__(Together)
-        together._state = State(count, index)  # noqa: SLF001
-        shares.append(together.share(sizes))
+        process = ProcessGroup.__new__(ProcessGroup)
+        process._state = State(count, index)  # noqa: SLF001
+        shares.append(process.share(sizes))
     assert sorted(batch for share in shares for batch in share) == list(range(len(sizes)))
     loads = [sum(sizes[batch] for batch in share) for share in shares]
     assert max(loads) - min(loads) <= max(sizes, default=0)

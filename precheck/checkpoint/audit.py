@@ -234,14 +234,6 @@ class _Scratch:
         return int(np.count_nonzero(np.less(magnitudes, limit, out=below)))
 
 
-def tensor_dtypes(weights: Weights) -> dict[str, int]:
-    """Stored elements by dtype name, ``{"bfloat16": 7615616512}``, from the headers alone."""
-    elements: Counter[str] = Counter()
-    for name in weights:
-        elements[weights.dtype(name)] += math.prod(weights.shape(name))
-    return dict(elements)
-
-
 def _chunks(tensor: torch.Tensor, *, chunk_elements: int) -> Iterator[torch.Tensor]:
     # Order does not matter here: walking the dimensions as they lie in memory flattens a
     # transposed tensor without copying it.

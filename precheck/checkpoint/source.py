@@ -18,7 +18,7 @@ from precheck.checkpoint.config import (
 from precheck.checkpoint.decoded import DecodedWeights
 from precheck.checkpoint.formats import find_weight_files, refuse_foreign_format
 from precheck.checkpoint.quantization import Quantization, read_quantization
-from precheck.checkpoint.weights import Weights
+from precheck.checkpoint.weights import Headers, Weights
 from precheck.errors import (
     CheckpointAccessError,
     UnsupportedModelError,
@@ -51,18 +51,28 @@ class Checkpoint:
     trust_remote_code: bool
     allow_pickle: bool
     weight_files: tuple[Path, ...]
+    headers: Headers
+    """What the weight files' headers said when the checkpoint was opened."""
     quantization: Quantization | None = None
+
+    @property
+    def is_decoded_by_transformers(self) -> bool:
+        """Whether its weights are packed in a way that only transformers decodes, all at once."""
+        return self.quantization is not None and not self.quantization.is_decoded_here
 
     def open_weights(self) -> Weights:
         """Its tensors by the names the model takes, decoded where they are quantised.
 
         Raises:
-            CheckpointCorruptError: a shard that is broken, or quantised otherwise than the config
-                says.
+            CheckpointCorruptError: a shard that is broken, or not quantised as the config says.
         """
-        if self.quantization is not None and self.quantization.is_decoded_here:
-            return DecodedWeights(self.weight_files, self.quantization)
-        return Weights(self.weight_files)
+        return _opened(self.weight_files, self.quantization)
+
+
+def _opened(weight_files: tuple[Path, ...], quantization: Quantization | None) -> Weights:
+    if quantization is not None and quantization.is_decoded_here:
+        return DecodedWeights(weight_files, quantization)
+    return Weights(weight_files)
 
 
 def open_checkpoint(
@@ -107,7 +117,10 @@ def open_checkpoint(
     weight_files = tuple(place.folder / name for name in weight_names)
     if quantization is not None and quantization.is_decoded_here:
         config = without_quantization(config)
-    checkpoint = Checkpoint(
+    # Opening checks every header against the length of its file, and shapes against the config.
+    with _opened(weight_files, quantization) as weights:
+        headers = weights.headers()
+    return Checkpoint(
         id=model,
         folder=place.folder,
         revision=None if place.snapshot is None else place.snapshot.commit,
@@ -115,11 +128,9 @@ def open_checkpoint(
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
         weight_files=weight_files,
+        headers=headers,
         quantization=quantization,
     )
-    # Opening checks every header against the length of its file, and shapes against the config.
-    checkpoint.open_weights().close()
-    return checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -24,6 +26,18 @@ from precheck.errors import (
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headers:
+    """What the headers of all shards say, packed tensors as they are stored."""
+
+    size_bytes: int
+    """Size of the files."""
+    tensor_dtypes: dict[str, int]
+    """Stored elements by dtype name, ``{"bfloat16": 7615616512}``."""
+    num_linears_without_bias: int
+    """Packed linears that no bias is stored for."""
 
 
 class Weights(Mapping[str, torch.Tensor]):
@@ -112,6 +126,19 @@ class Weights(Mapping[str, torch.Tensor]):
         """Bytes a tensor takes."""
         dtype: torch.dtype = torch_dtype(self.dtype(name))
         return math.prod(self.shape(name)) * dtype.itemsize
+
+    def headers(self) -> Headers:
+        """What the headers say, also where reading decodes what is stored."""
+        elements: Counter[str] = Counter()
+        for name, shard in self._shard_of.items():
+            elements[shard.dtype(name)] += math.prod(shard.shape(name))
+        packed = [name for name in self._shard_of if name.endswith(".qweight")]
+        biases = [f"{name.removesuffix('.qweight')}.bias" for name in packed]
+        return Headers(
+            size_bytes=self._size_bytes,
+            tensor_dtypes=dict(elements),
+            num_linears_without_bias=sum(bias not in self._shard_of for bias in biases),
+        )
 
     def read_into(self, name: str, buffer: torch.Tensor) -> torch.Tensor:
         """Reads a tensor into a flat uint8 CPU buffer of at least ``nbytes(name)``; a view of it.

@@ -1,4 +1,4 @@
-"""What every step of a fix works with, and the scans it makes."""
+"""What every step of a fix works with, and how it scans."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from precheck.errors import PrecheckError
-from precheck.judge import judge
+from precheck.pipeline import judged
 from precheck.records.precision import Dtype
-from precheck.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,40 +63,33 @@ def scanned(
     witness: Witness,
     prompts: Sequence[Prompt] | None = None,
 ) -> Report:
-    """A judged scan of the original or of the fixed checkpoint.
+    """The report on the original or on the fixed checkpoint.
 
     Args:
-        job: says how.
-        checkpoint: which of them.
-        dtypes: to run it in.
+        job: what was asked for.
+        checkpoint: the original, or the fixed one.
+        dtypes: those to run it in.
         witness: is shown what the report does not keep.
         prompts: probes; None takes the built-in ones, and writes nothing behind them.
 
     Raises:
-        PrecheckError: it could not be completed.
+        PrecheckError: the scan could not be completed.
     """
-    from precheck.measure.measure import measure
     from precheck.measure.request import Request
+    from precheck.measure.subject.subject import CheckpointSubject
 
-    measurements = measure(
-        checkpoint,
-        Request(
-            dtypes=tuple(dtypes),
-            attn_implementations=(job.attn_implementation,) if job.attn_implementation else None,
-            required=(),
-            prompts=prompts,
-            builtin_probes=False,
-            quick=False,
-            device=job.request.device,
-            max_memory=job.request.max_memory,
-            is_resident=False,
-            num_generated=0 if prompts is None else NUM_GENERATED,
-            continues_own=False,
-            witness=witness,
-        ),
-        observe=job.observe,
+    attn = job.attn_implementation
+    request = Request(
+        dtypes=tuple(dtypes),
+        attn_implementations=(attn,) if attn else None,
+        prompts=prompts,
+        device=job.request.device,
+        max_memory=job.request.max_memory,
+        num_generated=0 if prompts is None else NUM_GENERATED,
+        continues_own=False,
+        witness=witness,
     )
-    report = judge(measurements, version=__version__)
+    report = judged(CheckpointSubject(checkpoint), request, observe=job.observe)
     if not report.complete:
         raise PrecheckError(
             f"the scan was not completed: {report.incomplete_reason}",

@@ -22,10 +22,10 @@ _ROWS, _SIZE = 256, 1024
 def estimate_seconds(
     *, num_parameters: int, num_tokens: int, skeletons: Iterable[Skeleton], device: str
 ) -> float:
-    """Seconds of matrix products in all runs: the rest of a forward is small beside them.
+    """Seconds of matrix products in all runs: the rest of a forward takes little time.
 
-    Every parameter is used once for every token, in a multiplication and an addition. The speed
-    of each dtype is measured here, on a product of ``(256, 1024) @ (1024, 1024)``.
+    Every parameter takes part in one multiplication and one addition for every token. The speed of
+    each dtype is measured on a product of ``(256, 1024) @ (1024, 1024)``.
     """
     operations = 2.0 * num_parameters * num_tokens
     seconds = 0.0
@@ -40,7 +40,7 @@ def estimate_seconds(
 def _operations_per_second(dtype: torch.dtype, device: str) -> float:
     rows = torch.ones(_ROWS, _SIZE, dtype=dtype, device=device)
     weight = torch.ones(_SIZE, _SIZE, dtype=dtype, device=device)
-    float((rows @ weight)[0, 0])  # the first product sets the library up
+    float((rows @ weight)[0, 0])  # the first product initialises the library
     start = time.perf_counter()
     float((rows @ weight)[0, 0])  # reading a number waits for the device
     return 2.0 * _ROWS * _SIZE * _SIZE / (time.perf_counter() - start)

@@ -1,8 +1,8 @@
 """Several processes share the probes of a scan: the seam to accelerate.
 
-``accelerate launch --num_processes N -m precheck scan ...`` starts N processes alike. Each reads
-the weights for itself, runs its share of the batches, and tells the others what it found, batch
-by batch. Merged in the order of the batches, that is what one process would have found.
+``accelerate launch --num_processes N -m precheck scan ...`` starts N equal processes. Each reads
+the weights for itself, runs its share of the batches, and sends what it found in each batch to the
+others. Merged in the order of the batches, that is what a single process would have found.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _MEETING = timedelta(minutes=10)
-"""How long to wait until all are there: they start alike."""
+"""How long to wait until all processes have started: they start together."""
 
 _WAIT = timedelta(days=7)
-"""How long to wait for the slowest share; a process that is gone is noticed at once."""
+"""How long to wait for the slowest process; one that is gone is noticed at once."""
 
 
 def is_first_process() -> bool:
-    """Whether this process speaks for all: launchers number several that share a scan."""
+    """Whether this process reports: launchers number the processes that share a scan."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -36,26 +36,26 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-class Alone:
-    """One process that does everything."""
+class SingleProcess:
+    """A process that runs every batch."""
 
     def share(self, sizes: Sequence[int]) -> list[int]:
-        """Which of the batches, by number, are this process's own."""
+        """Indices of the batches that this process runs."""
         return list(range(len(sizes)))
 
-    def exchange(self, found: Any) -> list[Any]:
-        """What every process found."""
-        return [found]
+    def exchange(self, results: Any) -> list[Any]:
+        """The results of every process."""
+        return [results]
 
 
-class Together:
-    """One process of several; made by all of them at the same step.
+class ProcessGroup:
+    """One process of several; all of them make it at the same step.
 
     Args:
         device: where this process computes.
 
     Raises:
-        WorkerLostError: the others do not come.
+        WorkerLostError: the others do not start, or are gone.
     """
 
     def __init__(self, device: str) -> None:
@@ -70,38 +70,38 @@ class Together:
             raise lost_worker() from error
 
     def share(self, sizes: Sequence[int]) -> list[int]:
-        """Which of the batches, by number, are this process's own: about the same work for all.
+        """Indices of the batches that this process runs: about the same work for each process.
 
         Args:
             sizes: tokens of each batch, the same in every process.
         """
         loads = [0] * self._state.num_processes
-        mine: list[int] = []
-        for batch in sorted(range(len(sizes)), key=lambda each: (-sizes[each], each)):
+        own: list[int] = []
+        for batch in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
             process = loads.index(min(loads))
             loads[process] += sizes[batch]
             if process == self._state.process_index:
-                mine.append(batch)
-        return sorted(mine)
+                own.append(batch)
+        return sorted(own)
 
-    def exchange(self, found: Any) -> list[Any]:
-        """What every process found, in their order.
+    def exchange(self, results: Any) -> list[Any]:
+        """The results of every process, in the order of the processes.
 
         Raises:
             WorkerLostError: another process is gone.
         """
         from torch.distributed import all_gather_object  # noqa: PLC0415
 
-        everything: list[Any] = [None] * self._state.num_processes
+        of_all: list[Any] = [None] * self._state.num_processes
         try:
-            all_gather_object(everything, found, group=self._group)
+            all_gather_object(of_all, results, group=self._group)
         except RuntimeError as error:  # the connection to it was closed
             raise lost_worker() from error
-        return everything
+        return of_all
 
 
 def lost_worker() -> WorkerLostError:
-    """Another process ended before it had told what it found."""
+    """The error of a process that ended before it sent what it had found."""
     count = os.environ.get("WORLD_SIZE", "?")
     return WorkerLostError(
         f"one of {count} processes was lost, and its share of the probes with it",
@@ -110,17 +110,17 @@ def lost_worker() -> WorkerLostError:
 
 
 @contextmanager
-def processes(device: str) -> Iterator[Alone | Together]:
-    """The processes of this scan.
+def processes(device: str) -> Iterator[SingleProcess | ProcessGroup]:
+    """The processes that share this scan.
 
-    With several, the launcher's signal to end (it sends one when another process is gone) becomes
-    an error, so that what was measured until then is kept.
+    A launcher sends the others a signal when one process is gone. That signal becomes an error, so
+    that what was measured until then is kept.
 
     Raises:
         WorkerLostError: at any step, another process is gone.
     """
     if num_processes() <= 1:
-        yield Alone()
+        yield SingleProcess()
         return
 
     def end(_signal: int, _frame: FrameType | None) -> None:
@@ -129,6 +129,6 @@ def processes(device: str) -> Iterator[Alone | Together]:
 
     before = signal.signal(signal.SIGTERM, end)
     try:
-        yield Together(device)
+        yield ProcessGroup(device)
     finally:
         signal.signal(signal.SIGTERM, before)

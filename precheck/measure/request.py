@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from precheck.measure.machine.devices import resolve_device
+from precheck.measure.models.configurations import check_attention_name
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -17,24 +20,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The arguments of ``precheck.scan`` that the probe works by."""
+    """The arguments of ``precheck.scan`` that decide what is measured."""
 
     dtypes: tuple[Dtype, ...]
-    attn_implementations: tuple[str, ...] | None
-    required: tuple[Configuration, ...]
-    prompts: Sequence[Prompt] | None
-    builtin_probes: bool
-    quick: bool
-    device: str
-    max_memory: int | None
-    is_resident: bool
+    attn_implementations: tuple[str, ...] | None = None
+    """None takes the model's default, and eager where that differs."""
+    required: tuple[Configuration, ...] = ()
+    """Configurations to measure too; without any, the one that the config deploys."""
+    prompts: Sequence[Prompt] | None = None
+    """None takes the built-in probes."""
+    builtin_probes: bool = False
+    """Keep the built-in probes besides ``prompts``."""
+    quick: bool = False
+    device: str = "auto"
+    max_memory: int | None = None
+    """Bytes that the scan may take on its device; None takes what is free."""
+    is_resident: bool = False
+    """Keep all weights in memory."""
+    is_static: bool = False
+    """Run nothing."""
     num_generated: int = 0
     """Tokens to write behind each prompt."""
     continues_own: bool = True
-    """Write behind each of ``prompts``, where there are some; else behind a built-in one."""
+    """Write behind each of ``prompts`` where there are some, instead of behind a built-in one."""
     accumulations: tuple[Accumulation, ...] | None = None
-    """What kernels add up in; None decides by the checkpoint."""
+    """The dtypes that matrix products are added up in; None decides by the checkpoint."""
     capsule: Path | None = None
-    """Where the layer that overflows is written to."""
+    """Folder to write the layer that overflows to."""
     witness: Witness | None = None
     """Is shown what the report does not keep."""
+
+
+def check_request(request: Request, *, trust_remote_code: bool) -> None:
+    """Refuses what no checkpoint could run with, before one is downloaded.
+
+    Raises:
+        UsageError: an unknown attention implementation, or a device that this machine lacks.
+    """
+    required = (configuration.attn_implementation for configuration in request.required)
+    for name in (*(request.attn_implementations or ()), *required):
+        check_attention_name(name, trust_remote_code=trust_remote_code)
+    resolve_device(request.device)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from precheck.checkpoint.audit import TensorAudit, audit_tensor, audit_weights, tensor_dtypes
+from precheck.checkpoint.audit import TensorAudit, audit_tensor, audit_weights
 from precheck.checkpoint.weights import Weights
 from precheck.records.report import CheckpointAudit, TensorFault
 from precheck.records.stats import TensorStats
@@ -171,4 +171,4 @@ def test_reads_each_tensor_once(checkpoint: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_counts_elements_by_dtype(checkpoint: Path) -> None:
     with Weights([checkpoint]) as weights:
-        assert tensor_dtypes(weights) == {"bfloat16": 10, "float32": 11, "int64": 7}
+        assert weights.headers().tensor_dtypes == {"bfloat16": 10, "float32": 11, "int64": 7}

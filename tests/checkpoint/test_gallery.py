@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from precheck.checkpoint import gallery
-from precheck.checkpoint.audit import audit_weights, tensor_dtypes
+from precheck.checkpoint.audit import audit_weights
 from precheck.checkpoint.gallery.qwen import PLANTED_BIAS, PLANTED_LAYER, build_eager
 from precheck.checkpoint.gallery.vocabularies import packaged_text
 from precheck.checkpoint.weights import Weights
@@ -154,7 +154,7 @@ def test_the_tokenizer_is_qwens(folder: Path) -> None:
 
 def test_the_checkpoint_is_clean_bfloat16(folder: Path) -> None:
     with Weights([folder / "model.safetensors"]) as weights:
-        assert set(tensor_dtypes(weights)) == {"bfloat16"}
+        assert set(weights.headers().tensor_dtypes) == {"bfloat16"}
         audit = audit_weights(weights)
     assert audit.nonfinite == audit.out_of_float16_range == ()
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from precheck.measure import budget
 from precheck.measure.budget import activation_bytes
+from precheck.measure.machine import memory
 from precheck.measure.machine.memory import free_bytes, used_bytes
 from precheck.measure.models.skeleton import Skeleton
 from precheck.measure.probes.batch import Batch
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 @pytest.fixture
 def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file system of control groups, and this process in one of them."""
-    monkeypatch.setattr(budget, "_MEMBERSHIP", tmp_path / "cgroup")
-    monkeypatch.setattr(budget, "_CGROUPS", tmp_path / "fs")
+    monkeypatch.setattr(memory, "_MEMBERSHIP", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path / "fs")
     return tmp_path
 
 

@@ -20,7 +20,7 @@ from precheck.measure.models.conversion import find_conversions
 from precheck.measure.models.empty import empty_model
 from precheck.measure.models.kept import kept_in_float32
 from precheck.measure.models.skeleton import Skeleton, twin
-from precheck.measure.subject.subject import decoder_start
+from precheck.measure.subject.token_ids import decoder_start
 from precheck.records.configuration import Configuration
 from precheck.records.fix import TensorChange
 from precheck.records.precision import Dtype

@@ -1,8 +1,8 @@
 """How a model attends and what it takes in memory, without its weights.
 
 The cache is measured, not computed from a formula: the model is built on ``meta`` tensors, which
-have shapes and no memory, and its own forward fills its own cache for a few lengths. Sliding
-windows, states of linear attention and compressed keys are in it as transformers keeps them.
+have shapes and no memory, and its own forward fills its own cache for prompts of a few lengths. So
+sliding windows, states of linear attention and compressed keys count as transformers keeps them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FLAGS = (
     ),
     ("_supports_flex_attn", ("flex_attention",)),
 )
-"""Of a transformers model class, and what each stands for."""
+"""Flags of a transformers model class, and the implementations each stands for."""
 
 _HEAD_DIMS = ("head_dim", "global_head_dim", "qk_head_dim", "d_kv", "kv_channels")
 _SHORT, _BEYOND = 8, 64
@@ -39,7 +39,7 @@ _SHORT, _BEYOND = 8, 64
 
 
 def attention_facts(model: nn.Module, layout: Architecture) -> AttentionFacts | None:
-    """What decides which attention it can have; None if it is no transformers model."""
+    """What decides which attention it can use; None if it is no transformers model."""
     if not isinstance(model, PreTrainedModel):
         return None
     text = text_config(model)
@@ -67,17 +67,18 @@ def widths(model: nn.Module) -> Widths | None:
     head = getattr(model, "get_output_embeddings", lambda: None)()
     matrices = [
         weight
-        for each in model.modules()
-        if each is not head
-        and not isinstance(each, nn.Embedding)
-        and isinstance(weight := getattr(each, "weight", None), torch.Tensor)
+        for module in model.modules()
+        if module is not head
+        and not isinstance(module, nn.Embedding)
+        and isinstance(weight := getattr(module, "weight", None), torch.Tensor)
         and weight.dim() == 2  # noqa: PLR2004  a matrix
     ]
     text = text_config(model)
-    inside = [max(each.shape) for each in matrices] + [
+    inside = [max(matrix.shape) for matrix in matrices] + [
         _number(text, name) or 0 for name in ("intermediate_size", "ffn_dim", "d_ff")
     ]
-    hidden = _number(text, "hidden_size") or max((min(each.shape) for each in matrices), default=0)
+    narrowest = (min(matrix.shape) for matrix in matrices)
+    hidden = _number(text, "hidden_size") or max(narrowest, default=0)
     if not hidden:
         return None
     vocabulary = 0 if head is None else int(head.weight.shape[0])
@@ -85,9 +86,9 @@ def widths(model: nn.Module) -> Widths | None:
 
 
 def cache_size(model: nn.Module) -> CacheSize | None:
-    """What the key-value cache of one sequence takes; None where the model's forward tells none.
+    """Size of the key-value cache of one sequence; None where the model's forward returns none.
 
-    Forwards of a copy without weights: nothing of ``model`` is run or changed.
+    A copy without weights runs; ``model`` itself neither runs nor changes.
     """
     if not isinstance(model, PreTrainedModel):
         return None
@@ -95,11 +96,11 @@ def cache_size(model: nn.Module) -> CacheSize | None:
     try:
         with quiet_transformers(), torch.no_grad(), torch.device("meta"):
             empty = _without_weights(model)
-            short, next_one = (_cached(empty, each) for each in (_SHORT, _SHORT + 1))
+            short, next_one = (_cached(empty, length) for length in (_SHORT, _SHORT + 1))
             long, longer = short, next_one
             if window:
                 beyond = window + _BEYOND
-                long, longer = (_cached(empty, each) for each in (beyond, beyond + 1))
+                long, longer = (_cached(empty, length) for length in (beyond, beyond + 1))
     except Exception:  # noqa: BLE001  code of any model, on tensors without values
         return None
     near_slope, far_slope = next_one - short, longer - long
@@ -115,25 +116,26 @@ def cache_size(model: nn.Module) -> CacheSize | None:
 
 def _without_weights(model: PreTrainedModel) -> PreTrainedModel:
     config = deepcopy(model.config)
-    for each in (config, config.get_text_config()):
-        each.pad_token_id = None  # some models look for it among the ids, which have no values here
-        each.use_cache = True
+    for part in (config, config.get_text_config()):
+        part.pad_token_id = None  # some models look for it among the ids, which have no values here
+        part.use_cache = True
     empty: PreTrainedModel = type(model)._from_config(config)  # noqa: SLF001  its only spelling
     if hasattr(empty, "set_experts_implementation"):
-        empty.set_experts_implementation("batched_mm")  # the others look at where tokens go
+        # the others read which expert each token goes to
+        empty.set_experts_implementation("batched_mm")
     empty.eval()
     return empty
 
 
 def _cached(model: Any, length: int) -> int:
-    """Elements in the cache after a prompt of so many tokens."""
+    """Elements in the cache after a prompt of ``length`` tokens."""
     ids = torch.zeros(1, length, dtype=torch.long)
     inputs = {"input_ids": ids}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids
     output = model(**inputs, use_cache=True)
-    found = {id(each): each for each in _tensors(output.past_key_values, set())}
-    return sum(each.numel() for each in found.values() if each.is_floating_point())
+    tensors = {id(tensor): tensor for tensor in _tensors(output.past_key_values, set())}
+    return sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
 
 
 def _tensors(holder: object, seen: set[int]) -> Iterator[torch.Tensor]:
@@ -143,22 +145,22 @@ def _tensors(holder: object, seen: set[int]) -> Iterator[torch.Tensor]:
     if isinstance(holder, torch.Tensor):
         yield holder
     elif isinstance(holder, dict):
-        for each in holder.values():
-            yield from _tensors(each, seen)
+        for member in holder.values():
+            yield from _tensors(member, seen)
     elif isinstance(holder, list | tuple):
-        for each in holder:
-            yield from _tensors(each, seen)
+        for member in holder:
+            yield from _tensors(member, seen)
     elif hasattr(holder, "__dict__") and not isinstance(holder, type):
         yield from _tensors(vars(holder), seen)
 
 
 def _head_dim(text: Any, num_heads: int | None) -> int | None:
-    found = [each for name in _HEAD_DIMS if (each := _number(text, name)) is not None]
-    parts = [_number(text, name) for name in ("qk_nope_head_dim", "qk_rope_head_dim")]
-    if parts[0] is not None and parts[1] is not None:
-        return parts[0] + parts[1]
-    if found:
-        return max(found)
+    unrotated, rotated = (_number(text, f"qk_{part}_head_dim") for part in ("nope", "rope"))
+    if unrotated is not None and rotated is not None:
+        return unrotated + rotated
+    sizes = [size for name in _HEAD_DIMS if (size := _number(text, name)) is not None]
+    if sizes:
+        return max(sizes)
     hidden = _number(text, "hidden_size")
     return hidden // num_heads if hidden and num_heads else None
 
@@ -173,10 +175,12 @@ def _window(text: Any) -> int | None:
 
 
 def _softcap(text: Any) -> float | None:
-    found = setting(text, "attn_logit_softcapping")
-    return float(found) if isinstance(found, int | float) and found else None
+    softcap = setting(text, "attn_logit_softcapping")
+    return float(softcap) if isinstance(softcap, int | float) and softcap else None
 
 
 def _number(config: Any, name: str) -> int | None:
-    found = setting(config, name)
-    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None
+    number = setting(config, name)
+    if isinstance(number, bool) or not isinstance(number, int):
+        return None
+    return number if number > 0 else None

@@ -43,7 +43,7 @@ def shared_scan(
             def processes(_device: str, share: set[int] = share) -> Iterator[Share]:
                 yield Share(share, told)
 
-            patched.setattr("precheck.measure.scan.processes", processes)
+            patched.setattr("precheck.measure.runs.processes", processes)
             report = scan(model, **options)
     return report
 

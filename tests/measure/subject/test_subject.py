@@ -11,7 +11,8 @@ import transformers
 from precheck.checkpoint.source import open_checkpoint
 from precheck.errors import UnsupportedModelError
 from precheck.measure.models.empty import count_parameters
-from precheck.measure.subject.subject import max_context, vocab_size
+from precheck.measure.subject.subject import CheckpointSubject, LiveSubject
+from precheck.measure.subject.token_ids import max_context, vocab_size
 from tests.tiny_models import save_checkpoint, tiny
 
 if TYPE_CHECKING:
@@ -65,3 +66,29 @@ def test_a_model_of_sound_that_writes_no_text_is_refused() -> None:
     )
     with pytest.raises(UnsupportedModelError, match="input_values"):
         vocab_size(transformers.Wav2Vec2Model(config))
+
+
+def test_headers_are_kept_from_when_the_checkpoint_was_opened(tmp_path: Path) -> None:
+    model = tiny("qwen2").bfloat16()
+    save_checkpoint(model, tmp_path, tokenizer=False)
+    file = tmp_path / "model.safetensors"
+    size = file.stat().st_size
+    subject = CheckpointSubject(open_checkpoint(str(tmp_path), observe=lambda _: None))
+    file.unlink()
+    stored = sum(parameter.numel() for parameter in model.parameters())
+    assert subject.tensor_dtypes == {"bfloat16": stored}
+    assert subject.stored_bytes == size
+    assert subject.declared_dtype == "bfloat16"
+
+
+def test_a_checkpoint_and_its_live_module_answer_alike(tmp_path: Path) -> None:
+    model = tiny("qwen2").half()
+    save_checkpoint(model, tmp_path, tokenizer=False)
+    saved = CheckpointSubject(open_checkpoint(str(tmp_path), observe=lambda _: None))
+    live = LiveSubject(model)
+    assert live.name == "Qwen2ForCausalLM"
+    assert saved.name == str(tmp_path)
+    for question in ("declared_dtype", "revision", "quantization", "may_add_up_in_float16"):
+        assert getattr(live, question) == getattr(saved, question)
+    assert live.tensor_dtypes == saved.tensor_dtypes
+    assert live.stored_bytes == 0

@@ -1,0 +1,146 @@
+"""What all runs found, batch by batch, and the measurements that come of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import TYPE_CHECKING
+
+from precheck.measure.blame.peaks import Peaks, headroom_rows
+from precheck.measure.lockstep.run_totals import RunTotals
+from precheck.measure.machine.environment import read_environment
+from precheck.measure.models.kept import kept_modules
+from precheck.measure.models.loading import SEED
+from precheck.records.precision import Dtype
+from precheck.records.report import Measurements
+from precheck.records.traces import Coverage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from precheck.errors import PrecheckError
+    from precheck.measure.inputs import Inputs
+    from precheck.measure.models.skeleton import Skeleton
+    from precheck.measure.prepared import Prepared
+    from precheck.records.report import CheckpointAudit
+    from precheck.records.traces import Generation, RunTrace
+
+INSTRUMENTATION = (
+    "a TorchDispatchMode and forward hooks were active: fusions that need neither are switched off"
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Gathered:
+    """What all runs found so far: it grows batch by batch, so nothing is lost where a scan ends."""
+
+    totals: dict[int, list[RunTotals]] = field(default_factory=dict)
+    """What each run found in a batch, by the index of the batch."""
+    finished: set[int] = field(default_factory=set)
+    """Batches that every run has come to an end of."""
+    generations: list[tuple[Generation, ...]] = field(default_factory=list)
+    """What each run wrote; empty where nothing was to be written, or the scan ended before."""
+    incomplete_reason: str | None = None
+    stopped_by: PrecheckError | None = None
+    """The error that stopped all runs of this process."""
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether some run has passed a decoder layer."""
+        return any(run.layers for runs in self.totals.values() for run in runs)
+
+    def merged(self, skeletons: Sequence[Skeleton]) -> list[RunTotals]:
+        """What each run found in all batches, merged in their order."""
+        nothing = [RunTotals.of(skeleton) for skeleton in skeletons]
+        batches = [self.totals[index] for index in sorted(self.totals)] or [nothing]
+        return [reduce(RunTotals.merge, of_run) for of_run in zip(*batches, strict=True)]
+
+    def stop(self, error: PrecheckError) -> None:
+        """Records the error that stopped all runs."""
+        self.stopped_by = error
+        self.break_off(error.message)
+
+    def break_off(self, reason: str) -> None:
+        """Makes the scan incomplete: runs that have not broken so far count as failed."""
+        self.incomplete_reason = reason
+        for runs in self.totals.values():
+            for run in runs:
+                if not run.reaches_output:
+                    run.failure = run.failure or reason
+
+
+def measurements(prepared: Prepared, inputs: Inputs, gathered: Gathered) -> Measurements:
+    """What was measured so far."""
+    totals = gathered.merged(prepared.skeletons)
+    is_complete = gathered.incomplete_reason is None
+    return Measurements(
+        model=prepared.facts,
+        checkpoint=_checkpoint_audit(prepared, is_complete=is_complete),
+        environment=read_environment(),
+        probes=inputs.plan.probes,
+        coverage=_coverage(inputs, gathered, totals),
+        runs=(*_traces(prepared, gathered, totals), *prepared.failed),
+        headroom=headroom_rows(_peaks(prepared, totals)),
+        seed=SEED,
+        complete=is_complete,
+        incomplete_reason=gathered.incomplete_reason,
+    )
+
+
+def _checkpoint_audit(prepared: Prepared, *, is_complete: bool) -> CheckpointAudit:
+    loading = prepared.models.loading
+    halves = (run.model for run in prepared.skeletons if run.dtype is Dtype.FLOAT16)
+    half = next(halves, None)
+    kept = {} if half is None else kept_modules(half)
+    return replace(
+        prepared.models.audit(is_complete=is_complete),
+        missing=loading.missing,
+        unexpected=loading.unexpected,
+        mismatched=loading.mismatched,
+        kept_in_float32=tuple(kept),
+        num_kept_in_float32=sum(kept.values()),
+    )
+
+
+def _coverage(inputs: Inputs, gathered: Gathered, totals: Sequence[RunTotals]) -> Coverage:
+    finished = [inputs.plan.batches[index] for index in sorted(gathered.finished)]
+    unfinished = [
+        batch for index, batch in enumerate(inputs.plan.batches) if index not in gathered.finished
+    ]
+    lengths = [probe.num_tokens for batch in finished for probe in batch.probes]
+    unwatched = sum((run.unwatched for run in totals), Counter[str]())
+    return Coverage(
+        num_ops_watched=sum(run.num_watched for run in totals),
+        unwatched_ops=dict(sorted(unwatched.items())),
+        probes_not_run=(
+            *inputs.plan.not_run,
+            *(f"{probe.name} (not finished)" for batch in unfinished for probe in batch.probes),
+        ),
+        longest_probe_tokens=max(lengths, default=0),
+        num_tokens=sum(lengths),
+        instrumentation=INSTRUMENTATION,
+    )
+
+
+def _traces(prepared: Prepared, gathered: Gathered, totals: Sequence[RunTotals]) -> list[RunTrace]:
+    generations = gathered.generations or [() for _ in totals]
+    return [
+        run.trace(skeleton, device=prepared.device, generations=written)
+        for run, skeleton, written in zip(totals, prepared.skeletons, generations, strict=True)
+    ]
+
+
+def _peaks(prepared: Prepared, totals: Sequence[RunTotals]) -> list[Peaks]:
+    """Peaks of the 16-bit runs; scores that only fused attention computes count for eager."""
+    pairs = list(zip(prepared.skeletons, totals, strict=True))
+    peaks = [run.peaks for skeleton, run in pairs if not skeleton.dtype.is_reference]
+    if any(group.reference.attn_implementation == "eager" for group in prepared.groups):
+        return peaks
+    references = {id(group.reference) for group in prepared.groups}
+    return peaks + [
+        Peaks(dtype=dtype, attn_implementation="eager", found=run.fused_scores.found)
+        for skeleton, run in pairs
+        if id(skeleton) in references
+        for dtype in {of_run.dtype for of_run in peaks}
+    ]

@@ -1,0 +1,108 @@
+"""The models of all configurations, ready to run, and what they have in common."""
+
+from __future__ import annotations
+
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from precheck.checkpoint.architecture import find_architecture
+from precheck.errors import UnsupportedModelError
+from precheck.measure.machine.torch_settings import uncompiled
+from precheck.measure.models.configurations import build_groups
+from precheck.measure.subject.model_facts import model_facts
+from precheck.records.configuration import Configuration
+from precheck.records.precision import Accumulation, Dtype
+from precheck.records.report import deployed_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from precheck.checkpoint.architecture import Architecture
+    from precheck.measure.models.configurations import RunGroup
+    from precheck.measure.models.shared import SharedModels
+    from precheck.measure.models.skeleton import Skeleton
+    from precheck.measure.request import Request
+    from precheck.measure.subject.subject import Subject
+    from precheck.records.report import ModelFacts
+    from precheck.records.traces import RunTrace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prepared:
+    """What is to be scanned and how, and a model for every run."""
+
+    subject: Subject
+    request: Request
+    device: str
+    """As torch names it."""
+    models: SharedModels
+    groups: tuple[RunGroup, ...]
+    """Runs by attention implementation; there is at least one group."""
+    failed: tuple[RunTrace, ...]
+    """Runs that cannot be, and why."""
+    layout: Architecture
+    facts: ModelFacts
+
+    @property
+    def reference(self) -> Skeleton:
+        """The first float32 run: its model stands for all."""
+        return self.groups[0].reference
+
+    @property
+    def skeletons(self) -> tuple[Skeleton, ...]:
+        """Every run, in the order of the report."""
+        return tuple(skeleton for group in self.groups for skeleton in group.skeletons)
+
+
+@contextmanager
+def prepare(subject: Subject, request: Request, *, device: str) -> Iterator[Prepared]:
+    """Makes the model of every configuration; threads and files are closed at the end.
+
+    Raises:
+        UnsupportedModelError: no run is possible, or the model has no repeated block.
+        PrecheckError: the checkpoint does not load.
+    """
+    with closing(subject.models(device=device, is_resident=request.is_resident)) as models:
+        default = models.default_attention()
+        groups, failed = build_groups(
+            models,
+            dtypes=request.dtypes,
+            attn_implementations=request.attn_implementations,
+            required=request.required or _deployed(subject, default),
+            device=device,
+            accumulations=_accumulations(subject, request),
+        )
+        with uncompiled():  # code of the checkpoint may have compiled while it was loaded
+            if not groups:
+                raise UnsupportedModelError(
+                    f"no run is possible: {failed[0].failure}", hint=f"use --attn {default}"
+                )
+            model = groups[0].reference.model
+            layout = find_architecture(model)
+            facts = model_facts(subject, model=model, layout=layout, default_attention=default)
+            yield Prepared(
+                subject=subject,
+                request=request,
+                device=device,
+                models=models,
+                groups=tuple(groups),
+                failed=tuple(failed),
+                layout=layout,
+                facts=facts,
+            )
+
+
+def _accumulations(subject: Subject, request: Request) -> frozenset[Accumulation]:
+    """Float32 by default, and float16 too where kernels for packed weights may use it."""
+    if request.accumulations is not None:
+        return frozenset(request.accumulations)
+    return frozenset(Accumulation if subject.may_add_up_in_float16 else {Accumulation.FLOAT32})
+
+
+def _deployed(subject: Subject, default_attention: str) -> tuple[Configuration, ...]:
+    """What ``from_pretrained(dtype="auto")`` would run: the gate's configuration."""
+    dtype = deployed_dtype(subject.declared_dtype, subject.tensor_dtypes)
+    if dtype not in set(Dtype):
+        return ()
+    return (Configuration(dtype=Dtype(dtype), attn_implementation=default_attention),)

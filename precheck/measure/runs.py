@@ -1,0 +1,110 @@
+"""Everything that runs: the batches, shared by all processes, text, and the capsule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from precheck.errors import PrecheckError, ScanInterrupted, WeightsElsewhereError
+from precheck.measure.batches import run_batches
+from precheck.measure.capsule.write import candidate, write_capsule
+from precheck.measure.gathered import Gathered, measurements
+from precheck.measure.lockstep.generation import generate
+from precheck.measure.processes import is_first_process, processes
+from precheck.records.progress import Announcement, Observer
+from precheck.records.quantities import counted
+
+if TYPE_CHECKING:
+    from precheck.measure.inputs import Inputs
+    from precheck.measure.prepared import Prepared
+    from precheck.records.traces import Generation
+
+
+def run_all(
+    prepared: Prepared, inputs: Inputs, *, memory_limit: int, observe: Observer
+) -> Gathered:
+    """What all runs find in all batches, and what they write.
+
+    What stops all runs (a checkpoint that changes, memory that runs out) makes the scan
+    incomplete; what was measured until then stays.
+
+    Raises:
+        PrecheckError: all runs were stopped before anything was measured.
+        ScanInterrupted: Ctrl-C, with what was measured until then.
+        WeightsElsewhereError: this model runs with all weights in memory only.
+    """
+    gathered = Gathered()
+    try:
+        _run_shared(prepared, inputs, gathered, memory_limit=memory_limit, observe=observe)
+        if gathered.incomplete_reason is None:
+            gathered.generations = _write_text(prepared, inputs, observe=observe)
+        _write_capsule(prepared, gathered, observe=observe)
+    except KeyboardInterrupt as error:
+        gathered.break_off("interrupted")
+        raise ScanInterrupted(measurements(prepared, inputs, gathered)) from error
+    except WeightsElsewhereError:
+        raise
+    except PrecheckError as error:
+        gathered.stop(error)
+    if gathered.stopped_by is not None and not gathered.has_layers:
+        raise gathered.stopped_by
+    return gathered
+
+
+def _run_shared(
+    prepared: Prepared,
+    inputs: Inputs,
+    gathered: Gathered,
+    *,
+    memory_limit: int,
+    observe: Observer,
+) -> None:
+    """Runs this process's share of the batches, and exchanges what was found with the others."""
+    with processes(prepared.device) as group:
+        own = group.share([batch.num_real_tokens for batch in inputs.plan.batches])
+        run_batches(prepared, inputs, own, gathered, memory_limit=memory_limit, observe=observe)
+        share = (gathered.totals, gathered.finished, gathered.incomplete_reason)
+        for totals, finished, reason in group.exchange(share):
+            gathered.totals |= totals
+            gathered.finished |= finished
+            gathered.incomplete_reason = gathered.incomplete_reason or reason
+
+
+def _write_text(
+    prepared: Prepared, inputs: Inputs, *, observe: Observer
+) -> list[tuple[Generation, ...]]:
+    """What each run writes. Every process writes all of it, and the first one reports."""
+    prompts, num_tokens = inputs.to_continue, prepared.request.num_generated
+    if not prompts:
+        return []
+    observe(
+        Announcement(
+            text=f"writing {counted(num_tokens, 'token')} behind "
+            f"{counted(len(prompts), 'prompt')}, greedily and sampled"
+        )
+    )
+    written: list[tuple[Generation, ...]] = [() for _ in prepared.skeletons]
+    for batch in prompts:
+        generations = generate(
+            batch.to(prepared.device),
+            prepared.groups,
+            num_tokens=num_tokens,
+            weights=prepared.models,
+            layout=prepared.layout,
+            decode=inputs.vocabulary.decode,
+        )
+        written = [(*of_run, *added) for of_run, added in zip(written, generations, strict=True)]
+    return written
+
+
+def _write_capsule(prepared: Prepared, gathered: Gathered, *, observe: Observer) -> None:
+    """Writes the layer that overflows, for somebody without the model; the first process does."""
+    folder = prepared.request.capsule
+    if folder is None or not is_first_process():
+        return
+    totals = gathered.merged(prepared.skeletons)
+    overflow = candidate(zip(prepared.skeletons, (run.found for run in totals), strict=True))
+    if overflow is None:
+        outcome = "no capsule: no decoder layer overflowed"
+    else:
+        outcome = write_capsule(folder, overflow, weights=prepared.models)
+    observe(Announcement(text=outcome))

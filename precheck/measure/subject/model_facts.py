@@ -1,0 +1,48 @@
+"""The report's block on the model: what config, class and headers say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from precheck.measure.subject.clamps import clamps
+from precheck.measure.subject.footprint import attention_facts, cache_size, widths
+from precheck.measure.subject.token_ids import max_context
+from precheck.records.report import ModelFacts
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from precheck.checkpoint.architecture import Architecture
+    from precheck.measure.subject.subject import Subject
+
+
+def model_facts(
+    subject: Subject, *, model: nn.Module, layout: Architecture, default_attention: str
+) -> ModelFacts:
+    """What is known of a model before it runs.
+
+    Args:
+        subject: what is scanned.
+        model: the subject's model, in any dtype, with or without weights.
+        layout: the model's units.
+        default_attention: what the model uses when nothing is asked for.
+    """
+    config = getattr(model, "config", None)
+    return ModelFacts(
+        id=subject.name,
+        revision=subject.revision,
+        architecture=type(model).__name__,
+        model_type=getattr(config, "model_type", "") or type(model).__name__,
+        decoder_layers=layout.decoder_layers,
+        num_decoder_layers=layout.num_decoder_layers,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        declared_dtype=subject.declared_dtype,
+        tensor_dtypes=subject.tensor_dtypes,
+        default_attn_implementation=default_attention,
+        max_context=max_context(model),
+        quantization=subject.quantization,
+        attention=attention_facts(model, layout),
+        cache=cache_size(model),
+        widths=widths(model),
+        clamps=clamps(model),
+    )

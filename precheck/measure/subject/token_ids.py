@@ -1,0 +1,59 @@
+"""The token ids a model takes: how many there are, how many in a row, where a decoder starts."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from precheck.checkpoint.architecture import token_embedding
+from precheck.errors import UnsupportedModelError
+from precheck.measure.models.settings import setting, text_config
+
+
+def vocab_size(model: nn.Module) -> int:
+    """Rows of the input embedding.
+
+    Raises:
+        UnsupportedModelError: the model neither takes nor writes token ids.
+    """
+    embedding = token_embedding(model)
+    if not isinstance(embedding, nn.Embedding):
+        embeddings = (module for module in model.modules() if isinstance(module, nn.Embedding))
+        embedding = next(embeddings, None)
+    takes = getattr(model, "main_input_name", "input_ids")
+    is_text = takes == "input_ids" or bool(
+        getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    )
+    if not is_text or embedding is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes {takes}, not token ids",
+            hint="models of images or sound that write no text are not scanned",
+        )
+    return int(embedding.weight.shape[0])
+
+
+def max_context(model: nn.Module) -> int | None:
+    """The longest input that the model allows; None where its config does not say."""
+    config = text_config(model)
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+        length = setting(config, name)
+        if isinstance(length, int) and length > 0:
+            return length - _unused_positions(model, length)
+    return None
+
+
+def _unused_positions(model: nn.Module, num_positions: int) -> int:
+    """Position embeddings no token gets: RoBERTa numbers positions from its padding index on."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.num_embeddings == num_positions:
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0
+
+
+def decoder_start(model: nn.Module) -> int:
+    """The token id that the decoder of an encoder-decoder model begins with."""
+    for config in (getattr(model, "generation_config", None), getattr(model, "config", None)):
+        for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):
+            token_id = getattr(config, name, None)
+            if isinstance(token_id, int):
+                return token_id
+    return 0
