@@ -26,6 +26,8 @@ from precheck.measure.models.presence import AlwaysThere
 from precheck.measure.models.skeleton import Skeleton, twin
 from precheck.measure.probes.batch import Batch
 from precheck.measure.probes.builtin import ROW_TOKENS
+from precheck.measure.watch.parameters import Parameters
+from precheck.records.configuration import Configuration
 from precheck.records.precision import Dtype
 from precheck.records.traces import Probe
 
@@ -63,7 +65,10 @@ def report(attn: str, models: dict[Dtype, torch.nn.Module], batch: Batch, *, rep
     """One line: bare, watched, and watched with the logits compared."""
     skeletons = [
         Skeleton(
-            model=model, dtype=dtype, attn_implementation=attn, requested_attn_implementation=attn
+            model=model,
+            configuration=Configuration(dtype=dtype, attn_implementation=attn),
+            requested_attn_implementation=attn,
+            parameters=Parameters.of(model),
         )
         for dtype, model in models.items()
     ]

@@ -21,6 +21,7 @@ from precheck.measure.models.empty import empty_model
 from precheck.measure.models.kept import kept_in_float32
 from precheck.measure.models.skeleton import Skeleton, twin
 from precheck.measure.subject.subject import decoder_start
+from precheck.measure.watch.parameters import Parameters
 from precheck.records.configuration import Configuration
 from precheck.records.fix import TensorChange
 from precheck.records.precision import Dtype
@@ -134,6 +135,7 @@ def _flow(model: nn.Module) -> Flow:
         configuration=Configuration(dtype=Dtype.BFLOAT16, attn_implementation=attn),
         model=model,
         requested_attn_implementation=attn,
+        parameters=Parameters.of(model),
     )
     return trace_flow(skeleton, decoder_start=decoder_start(model))
 

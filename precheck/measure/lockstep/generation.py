@@ -168,8 +168,8 @@ class _Writer:
         for each in ("use_cache", "decoder_input_ids"):
             inputs.pop(each, None)
         drawing = _Drawing()
-        products, weights = _products(self._skeleton), self._skeleton.weights
-        with Watch(model, products=products, weights=weights) as watch:
+        products, parameters = _products(self._skeleton), self._skeleton.parameters
+        with Watch(model, products=products, parameters=parameters) as watch:
             try:
                 result = model.generate(
                     **inputs,

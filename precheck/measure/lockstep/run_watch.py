@@ -447,7 +447,7 @@ class RunWatch:
     def _new_watcher(self) -> OpWatcher:
         return OpWatcher(
             stack=self._stack,
-            weights=self._skeleton.weights,
+            parameters=self._skeleton.parameters,
             real_tokens=self._real_tokens,
             check=self._check,
             products=self._products,
@@ -458,7 +458,7 @@ class RunWatch:
         return Examiner(
             reference=reference,
             real_tokens=self._real_tokens,
-            weight_faults=self._skeleton.weight_faults,
+            parameters=self._skeleton.parameters,
             next_identity=self._totals.next_identity,
         )
 

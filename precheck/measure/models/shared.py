@@ -20,6 +20,7 @@ from precheck.measure.models.loading import Loading
 from precheck.measure.models.presence import AlwaysThere, Presence
 from precheck.measure.models.skeleton import Skeleton, nonfinite_parameters, twin
 from precheck.measure.models.split_head import split_head
+from precheck.measure.watch.parameters import Parameters
 from precheck.records.configuration import Configuration
 from precheck.records.precision import Dtype
 from precheck.records.report import CheckpointAudit
@@ -56,7 +57,7 @@ class SharedModels(ABC):
             configuration=Configuration(dtype=dtype, attn_implementation=attention_of(model)),
             requested_attn_implementation=attn_implementation,
             arithmetic=arithmetic_of(dtype, self._device),
-            weight_faults=faults(self._faults, dtype),
+            parameters=Parameters.of(model, faulty=faults(self._faults, dtype)),
         )
 
     def presence(self, _skeleton: Skeleton) -> Presence:

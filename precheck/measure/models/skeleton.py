@@ -20,31 +20,27 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from precheck.measure.probes.batch import Batch
+    from precheck.measure.watch.parameters import Parameters
     from precheck.records.configuration import Configuration
     from precheck.records.precision import Dtype
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Skeleton:
-    """The model of one configuration.
-
-    ``weight_faults`` are the ids of parameters that are not finite where the float32 ones are.
-    """
+    """The model of one configuration."""
 
     model: nn.Module
     configuration: Configuration
     """What is really in use."""
     requested_attn_implementation: str
+    parameters: Parameters
+    """Those in memory; where weights are streamed, they change while the model runs."""
     arithmetic: Arithmetic = Arithmetic.NATIVE
-    weight_faults: set[int] = field(default_factory=set)
-    weights: dict[int, str] = field(default_factory=dict)
-    accepts: frozenset[str] = frozenset()
+    accepts: frozenset[str] = field(init=False)
     """Names of the arguments of the model's forward."""
 
     def __post_init__(self) -> None:
         self.model.eval()
-        named = (*self.model.named_parameters(), *self.model.named_buffers())
-        self.weights = {id(tensor): name for name, tensor in named}
         self.accepts = frozenset(inspect.signature(self.model.forward).parameters)
 
     @property
@@ -59,7 +55,8 @@ class Skeleton:
 
     def another(self) -> Skeleton:
         """The same configuration with modules and hooks of its own, over the same parameters."""
-        return replace(self, model=twin(self.model), weight_faults=set(self.weight_faults))
+        model = twin(self.model)
+        return replace(self, model=model, parameters=self.parameters.of_twin(model))
 
     def adding_up_in_float16(self) -> Skeleton:
         """The same model with products as some kernels compute them."""

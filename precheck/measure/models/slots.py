@@ -118,9 +118,7 @@ class StreamedPresence:
         self._know(parameter, slot.name, is_faulty=is_faulty)
 
     def _know(self, parameter: nn.Parameter, name: str, *, is_faulty: bool) -> None:
-        self._skeleton.weights[id(parameter)] = name
-        if is_faulty:
-            self._skeleton.weight_faults.add(id(parameter))
+        self._skeleton.parameters.add(parameter, name, is_faulty=is_faulty)
 
     def _take(self, slot: _Slot) -> None:
         present = slot.module._parameters[slot.key]  # noqa: SLF001
@@ -129,5 +127,5 @@ class StreamedPresence:
             slot.module._parameters[slot.key] = slot.empty  # noqa: SLF001
 
     def _forget(self, parameter: nn.Parameter | None) -> None:
-        self._skeleton.weights.pop(id(parameter), None)
-        self._skeleton.weight_faults.discard(id(parameter))
+        if parameter is not None:
+            self._skeleton.parameters.remove(parameter)
