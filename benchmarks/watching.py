@@ -22,7 +22,7 @@ from precheck.measure.blame.mechanisms import Classifier
 from precheck.measure.lockstep.run_totals import RunTotals
 from precheck.measure.lockstep.run_watch import RunWatch
 from precheck.measure.lockstep.turns import Worker, advance
-from precheck.measure.models.presence import AlwaysThere
+from precheck.measure.models.presence import ResidentPresence
 from precheck.measure.models.skeleton import Skeleton, twin
 from precheck.measure.probes.batch import Batch
 from precheck.measure.probes.builtin import ROW_TOKENS
@@ -126,7 +126,7 @@ def lockstep(skeletons: list[Skeleton], batch: Batch) -> None:
             name=skeleton.dtype,
             model=skeleton.model,
             units=layout.units,
-            presence=AlwaysThere(),
+            presence=ResidentPresence(),
         )
         reference = watches[0] if watches else None
         worker.passenger = RunWatch(

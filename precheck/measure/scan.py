@@ -34,8 +34,8 @@ from precheck.measure.machine.environment import read_environment
 from precheck.measure.machine.memory import free_bytes, used_bytes
 from precheck.measure.machine.torch_settings import uncompiled
 from precheck.measure.models.configurations import build_groups
-from precheck.measure.models.kept import kept_modules
-from precheck.measure.models.loading import SEED
+from precheck.measure.models.from_pretrained import SEED
+from precheck.measure.models.model_dtypes import kept_modules
 from precheck.measure.models.resident import LiveModels, ResidentModels
 from precheck.measure.models.streamed import StreamedModels
 from precheck.measure.probes.media_batches import Processor

@@ -18,7 +18,7 @@ from precheck.errors import first_line
 from precheck.measure.blame.live import Watch
 from precheck.measure.lockstep.fatal import raise_if_fatal
 from precheck.measure.lockstep.turns import Worker, advance
-from precheck.measure.models.loading import SEED
+from precheck.measure.models.from_pretrained import SEED
 from precheck.measure.watch.float16_sums import Float16Sums
 from precheck.measure.watch.rounded_products import RoundedProducts
 from precheck.records.precision import Accumulation, Arithmetic

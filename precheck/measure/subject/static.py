@@ -13,8 +13,8 @@ from precheck.errors import UsageError
 from precheck.measure.machine.environment import read_environment
 from precheck.measure.models.attention import attention_of
 from precheck.measure.models.empty import bare_model, empty_model
-from precheck.measure.models.kept import kept_modules
-from precheck.measure.models.loading import SEED
+from precheck.measure.models.from_pretrained import SEED
+from precheck.measure.models.model_dtypes import kept_modules
 from precheck.measure.subject.subject import model_facts, stored_bytes, tensor_sizes
 from precheck.records.precision import Dtype
 from precheck.records.progress import Announcement, Observer

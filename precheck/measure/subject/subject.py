@@ -13,7 +13,7 @@ from precheck.checkpoint.source import Checkpoint
 from precheck.checkpoint.torch_dtypes import dtype_name
 from precheck.checkpoint.weights import Weights
 from precheck.errors import UnsupportedModelError
-from precheck.measure.models.kept import main_dtype
+from precheck.measure.models.model_dtypes import main_dtype
 from precheck.measure.models.settings import setting, text_config
 from precheck.measure.subject.clamps import clamps
 from precheck.measure.subject.footprint import attention_facts, cache_size, widths
