@@ -136,9 +136,9 @@ DETECTORS = (
     ),
     Mutation(
         name="a file is not looked at again",
-        file="precheck/checkpoint/shards.py",
-        old=r"(    def check_unchanged\(self\) -> None:\n)        opened, now",
-        new=r"\1        return\n        opened, now",
+        file="precheck/checkpoint/safetensors_shard.py",
+        old=r"        opened, now = ",
+        new=r"        return\n\g<0>",
         tests=("tests/checkpoint/test_reading.py",),
     ),
 )

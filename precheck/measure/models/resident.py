@@ -8,7 +8,7 @@ import psutil
 import torch
 from torch import nn
 
-from precheck.checkpoint.audit import audit_weights
+from precheck.checkpoint.checkpoint_audit import audit_weights
 from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.errors import (
     MemoryExhaustedError,

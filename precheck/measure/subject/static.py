@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from precheck.checkpoint.architecture import find_architecture
-from precheck.checkpoint.audit import audit_weights
+from precheck.checkpoint.checkpoint_audit import audit_weights
 from precheck.checkpoint.quiet import quiet_transformers
 from precheck.checkpoint.source import Checkpoint
 from precheck.errors import UsageError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from precheck.checkpoint.audit import CheckpointAuditor
+from precheck.checkpoint.checkpoint_audit import CheckpointAuditor
 from precheck.measure.models.split_head import parts_of
 from precheck.measure.models.streaming.buffer_pool import BufferPool
 
