@@ -282,6 +282,7 @@ def test_experts_are_merged_by_transformers_own_rules(tmp_path: Path) -> None:
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
         assert loading.missing == loading.unexpected == loading.mismatched == ()
         merging = [each for each in conversions if each.converter is not None]
+        promised = [name for each in conversions for name in each.parameter_names(model, stored)]
         converted = {
             name: tensor
             for conversion in conversions
@@ -290,6 +291,7 @@ def test_experts_are_merged_by_transformers_own_rules(tmp_path: Path) -> None:
             ).items()
         }
     assert {len(each.sources) for each in merging} == {4, 8}  # four experts: down, gate and up
+    assert promised == list(converted)
     expected = type(tiny("mixtral")).from_pretrained(tmp_path, dtype=torch.float16).state_dict()
     assert converted.keys() == expected.keys()
     assert all(torch.equal(converted[name], expected[name]) for name in converted)
