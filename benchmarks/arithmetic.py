@@ -19,6 +19,7 @@ from benchmarks.watching import build, cast, random_probes, timed
 from precheck.measure.models.skeleton import twin
 from precheck.measure.watch.module_stack import ModuleStack
 from precheck.measure.watch.ops import OpWatcher
+from precheck.measure.watch.parameters import Parameters
 from precheck.measure.watch.rounded_products import RoundedProducts
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def run(model: Any, batch: Batch, products: RoundedProducts | None) -> tuple[tor
     stack = ModuleStack(model)
     watcher = OpWatcher(
         stack=stack,
-        weights={},
+        parameters=Parameters(),
         real_tokens=batch.real_tokens,
         check=lambda: None,
         products=products,

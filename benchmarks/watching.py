@@ -24,10 +24,12 @@ from precheck.measure.blame.mechanisms import Classifier
 from precheck.measure.lockstep.run_totals import RunTotals
 from precheck.measure.lockstep.run_watch import RunWatch
 from precheck.measure.lockstep.turns import Worker, advance
-from precheck.measure.models.presence import AlwaysThere
+from precheck.measure.models.presence import ResidentPresence
 from precheck.measure.models.skeleton import Skeleton, twin
 from precheck.measure.probes.batch import Batch
 from precheck.measure.probes.builtin import ROW_TOKENS
+from precheck.measure.watch.parameters import Parameters
+from precheck.records.configuration import Configuration
 from precheck.records.precision import Dtype
 from precheck.records.traces import Probe
 
@@ -65,7 +67,10 @@ def report(attn: str, models: dict[Dtype, torch.nn.Module], batch: Batch, *, rep
     """One line: bare, watched, and watched with the logits compared."""
     skeletons = [
         Skeleton(
-            model=model, dtype=dtype, attn_implementation=attn, requested_attn_implementation=attn
+            model=model,
+            configuration=Configuration(dtype=dtype, attn_implementation=attn),
+            requested_attn_implementation=attn,
+            parameters=Parameters.of(model),
         )
         for dtype, model in models.items()
     ]
@@ -123,7 +128,7 @@ def lockstep(skeletons: list[Skeleton], batch: Batch) -> None:
             name=skeleton.dtype,
             model=skeleton.model,
             units=layout.units,
-            presence=AlwaysThere(),
+            presence=ResidentPresence(),
         )
         reference = watches[0] if watches else None
         worker.passenger = RunWatch(

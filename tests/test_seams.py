@@ -24,6 +24,7 @@ IMPORTED: dict[tuple[str, str], tuple[str, ...]] = {
         "measure/watch/float16_sums.py",
         "measure/watch/rounded_products.py",
         "cure/scales/flow.py",
+        "measure/blame/hindsight.py",
         "measure/blame/live.py",
         "measure/watch/op_kinds.py",
         "measure/watch/ops.py",
@@ -63,22 +64,22 @@ ATTRIBUTES: list[tuple[object, str, str]] = [
     (
         transformers.PreTrainedModel,
         "_from_config",
-        "models without weights (measure/models/loading.py)",
+        "models without weights (measure/models/empty.py)",
     ),
     (
         transformers.PreTrainedModel,
         "_can_set_attn_implementation",
-        "attention is switched on a built model (measure/models/skeleton.py)",
+        "attention is switched on a built model (measure/models/attention.py)",
     ),
     (
         transformers.PreTrainedModel,
         "set_attn_implementation",
-        "attention is switched on a built model (measure/models/skeleton.py)",
+        "attention is switched on a built model (measure/models/attention.py)",
     ),
     (
         transformers.AutoModelForCausalLM,
         "_model_mapping",
-        "classes by config (measure/models/loading.py)",
+        "classes by config (measure/models/from_pretrained.py)",
     ),
 ]
 

@@ -25,12 +25,12 @@ _TOWERS = {
     "input_values": Section.AUDIO,
 }
 _TOWER_SETTINGS = {"patch_size": Section.VISION, "num_mel_bins": Section.AUDIO}
-"""What the config of a tower says that no text model's does."""
+"""Settings that only the config of a tower has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """A module that runs as one piece, by its name in ``named_modules()``."""
+    """A module that runs as a whole, by its name in ``named_modules()``."""
 
     name: str
     section: Section
@@ -53,8 +53,8 @@ class Architecture:
     def blocks_after(self, unit: Unit) -> tuple[Unit, ...]:
         """The blocks of a block's own list that come after it."""
         stack = unit.name.rpartition(".")[0]
-        alike = [each for each in self.blocks if each.name.rpartition(".")[0] == stack]
-        return tuple(alike[alike.index(unit) + 1 :])
+        siblings = [block for block in self.blocks if block.name.rpartition(".")[0] == stack]
+        return tuple(siblings[siblings.index(unit) + 1 :])
 
     @property
     def is_causal(self) -> bool:
@@ -65,7 +65,7 @@ class Architecture:
         )
 
     def section_of(self, module: str) -> Section:
-        """The section a module belongs to; the head is whatever stands outside the stacks."""
+        """The section a module belongs to; outside the stacks it is the head."""
         for unit in self.units:
             if module == unit.name or module.startswith(f"{unit.name}."):
                 return unit.section
@@ -86,20 +86,20 @@ def find_architecture(model: nn.Module) -> Architecture:
         )
     units = tuple(_units(model, lists))
     main = _main_list(model, lists)
-    num_layers = len(lists[main]._modules)  # noqa: SLF001  children() tells a shared layer once
+    num_layers = len(lists[main]._modules)  # noqa: SLF001  children() yields a shared layer once
     return Architecture(units=units, decoder_layers=main, num_decoder_layers=num_layers)
 
 
 def token_embedding(model: nn.Module) -> nn.Module | None:
-    """What the model says it looks token ids up in; None if it does not say.
+    """The embedding that the model declares for its token ids; None if it declares none.
 
     Code that comes with a checkpoint often does not.
     """
     try:
-        found: nn.Module | None = model.get_input_embeddings()  # type: ignore[operator]
+        embedding: nn.Module | None = model.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError):  # no transformers model, or one of two towers
         return None
-    return found
+    return embedding
 
 
 def _block_lists(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
@@ -117,8 +117,8 @@ def _is_block_list(module: nn.Module) -> bool:
     members = list(module.children())
     if not members:
         return False
-    alike = isinstance(module, nn.ModuleList) or len({type(each) for each in members}) == 1
-    return alike and all(_is_block(each) for each in members)
+    is_alike = isinstance(module, nn.ModuleList) or len({type(member) for member in members}) == 1
+    return is_alike and all(_is_block(member) for member in members)
 
 
 def _is_block(module: nn.Module) -> bool:
@@ -133,7 +133,7 @@ def _units(model: nn.Module, lists: dict[str, nn.Module]) -> Iterator[Unit]:
     seen: set[int] = set()
     before_blocks = True
     blocks_seen: set[str] = set()
-    for name, module in _pieces(model, "", lists):
+    for name, module in _candidates(model, "", lists):
         # a shared module keeps its first name, as named_modules() has it; units do not nest
         if id(module) in seen | within:
             continue
@@ -153,17 +153,17 @@ def _units(model: nn.Module, lists: dict[str, nn.Module]) -> Iterator[Unit]:
 def _is_projector(
     name: str, module: nn.Module, blocks: dict[str, Section], lists_before: Collection[str]
 ) -> bool:
-    """Whether a module turns what a tower saw into hidden states of the decoder.
+    """Whether a module projects a tower's output to hidden states of the decoder.
 
     It has matrices and comes after the layers of a tower and before those of the decoder: inside
-    the tower's own module (a merger), or beside it.
+    the tower's own module (a merger), or next to it.
     """
-    towers = {each.rpartition(".")[0] for each, section in blocks.items() if section in TOWERS}
-    others = {each.rpartition(".")[0] for each in blocks} - towers
+    towers = {block.rpartition(".")[0] for block, section in blocks.items() if section in TOWERS}
+    others = {block.rpartition(".")[0] for block in blocks} - towers
     if not others or not towers & set(lists_before) or others & set(lists_before):
         return False
-    is_others = any(name.startswith(f"{_stem(each, towers)}.") for each in others)
-    return not is_others and any(each.dim() > 1 for each in module.parameters())
+    is_of_others = any(name.startswith(f"{_stem(stack, towers)}.") for stack in others)
+    return not is_of_others and any(parameter.dim() > 1 for parameter in module.parameters())
 
 
 def _stem(block_list: str, others: Collection[str]) -> str:
@@ -171,59 +171,60 @@ def _stem(block_list: str, others: Collection[str]) -> str:
     parts = block_list.split(".")
     for depth in range(1, len(parts)):
         stem = ".".join(parts[:depth])
-        if not any(each.startswith(f"{stem}.") for each in others):
+        if not any(other.startswith(f"{stem}.") for other in others):
             return stem
     return block_list
 
 
-def _pieces(
-    module: nn.Module, name: str, lists: dict[str, nn.Module]
+def _candidates(
+    module: nn.Module, path: str, lists: dict[str, nn.Module]
 ) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that may be units, a shared one by each of its names."""
     for child_name, child in module.named_children():
-        full = f"{name}.{child_name}" if name else child_name
+        full = f"{path}.{child_name}" if path else child_name
         if full in lists:
-            yield from ((f"{full}.{index}", each) for index, each in child.named_children())
-        elif any(each.startswith(f"{full}.") for each in lists) or not _is_callable(child):
-            yield from _pieces(child, full, lists)
+            yield from ((f"{full}.{index}", block) for index, block in child.named_children())
+        elif any(name.startswith(f"{full}.") for name in lists) or not _is_callable(child):
+            yield from _candidates(child, full, lists)
         else:
             yield full, child
 
 
 def _is_callable(module: nn.Module) -> bool:
     """Whether it has a forward; lists of modules or parameters have none."""
-    return any("forward" in each.__dict__ for each in type(module).__mro__ if each is not nn.Module)
+    return any("forward" in base.__dict__ for base in type(module).__mro__ if base is not nn.Module)
 
 
 def _nearest(module: str, blocks: dict[str, Section]) -> Section:
     """The section of the stack that shares the longest path with ``module``, else the head."""
     path = module.split(".") if module else []
-    best, found = 0, Section.HEAD
+    longest, nearest = 0, Section.HEAD
     for block, section in blocks.items():
-        shared = 0
-        for ours, theirs in zip(path, block.split("."), strict=False):
-            if ours != theirs:
+        num_shared = 0
+        for part, block_part in zip(path, block.split("."), strict=False):
+            if part != block_part:
                 break
-            shared += 1
-        if shared > best:
-            best, found = shared, section
-    return found
+            num_shared += 1
+        if num_shared > longest:
+            longest, nearest = num_shared, section
+    return nearest
 
 
 def _section(model: nn.Module, block_list: str) -> Section:
-    """What a stack is, from what its enclosing model takes in and how its attention looks back."""
+    """What a stack is, by the main input of its enclosing model and whether attention is causal."""
     parts = block_list.split(".")
     for depth in range(len(parts) - 1, 0, -1):
         holder = model.get_submodule(".".join(parts[:depth]))
-        takes = getattr(holder, "main_input_name", None)
-        if takes in _TOWERS:
-            return _TOWERS[takes]
-        if takes is not None:  # the innermost model that the stack belongs to decides
-            own = getattr(holder, "config", None)
-            is_part = own is not getattr(model, "config", None)
+        main_input = getattr(holder, "main_input_name", None)
+        if main_input in _TOWERS:
+            return _TOWERS[main_input]
+        if main_input is not None:  # the innermost model that the stack belongs to decides
+            own_config = getattr(holder, "config", None)
+            is_part = own_config is not getattr(model, "config", None)
             tower = next(
-                (_TOWER_SETTINGS[each] for each in _TOWER_SETTINGS if hasattr(own, each)),
-                # what has no words takes sounds or images, and those of images have patches
-                None if hasattr(own, "vocab_size") else Section.AUDIO,
+                (section for name, section in _TOWER_SETTINGS.items() if hasattr(own_config, name)),
+                # without a vocabulary it takes sounds or images, and those of images have patches
+                None if hasattr(own_config, "vocab_size") else Section.AUDIO,
             )
             if is_part and tower is not None:
                 return tower
@@ -231,14 +232,14 @@ def _section(model: nn.Module, block_list: str) -> Section:
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return Section.ENCODER if _is_within(model, block_list, "get_encoder") else Section.DECODER
     stack = model.get_submodule(block_list)
-    causal = [each.is_causal for each in stack.modules() if hasattr(each, "is_causal")]
+    causal = [module.is_causal for module in stack.modules() if hasattr(module, "is_causal")]
     return Section.ENCODER if causal and not any(causal) else Section.DECODER
 
 
 def _is_within(model: nn.Module, name: str, getter: str) -> bool:
     part: Any = getattr(model, getter, lambda: None)()
     stack = model.get_submodule(name)
-    return isinstance(part, nn.Module) and any(each is stack for each in part.modules())
+    return isinstance(part, nn.Module) and any(module is stack for module in part.modules())
 
 
 def _main_list(model: nn.Module, lists: dict[str, nn.Module]) -> str:

@@ -1,11 +1,7 @@
-"""What the stored weights are, and what float16 would make of them, before anything runs."""
+"""The range of a stored tensor, and what a cast to float16 does to it, counted exactly."""
 
 from __future__ import annotations
 
-import hashlib
-import math
-import zlib
-from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from precheck.records.report import CheckpointAudit, TensorFault
+from precheck.checkpoint.tensor_stats import tensor_stats
 from precheck.records.stats import TensorStats
 
 if TYPE_CHECKING:
@@ -21,10 +17,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from precheck.checkpoint.weights import Weights
 
 CHUNK_ELEMENTS = 1 << 18
-"""Elements looked at together: few enough for the cache."""
+"""Elements audited at a time: few enough for the cache."""
 
 _FLOAT16_MAGNITUDE_BITS = 0x7FFF
 _FLOAT16_SMALLEST_NORMAL_BITS = 0x0400
@@ -34,20 +29,25 @@ _FLOAT16_INF_BITS = 0x7C00
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Magnitudes:
-    """A dtype's bit patterns without the sign, and from which one on float16 makes what of it.
+    """Bit patterns of a dtype without the sign, where the cast to float16 changes its result.
 
     Ties go to even: 65,520 to infinity, 2^-14 - 2^-25 to 2^-14, the smallest normal number, and
     2^-25 to zero.
     """
 
     integer: torch.dtype
+    """Dtype that the patterns are compared in."""
     infinite: int
+    """Infinity; larger ones are NaN."""
     float16_infinite: int
+    """The smallest that becomes infinite."""
     float16_normal: int
+    """The smallest that becomes a normal number."""
     float16_nonzero: int
+    """The smallest that does not become zero."""
 
     def value(self, magnitude: int, dtype: torch.dtype) -> float:
-        """The number that a magnitude stands for."""
+        """The number with this bit pattern."""
         return float(torch.tensor(magnitude, dtype=self.integer).view(dtype))
 
 
@@ -78,7 +78,7 @@ _MAGNITUDES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorAudit:
-    """What one tensor, or a part of it, is and becomes in float16."""
+    """The range of one tensor, or a part of it, and what a cast to float16 does to it."""
 
     stats: TensorStats = field(default_factory=TensorStats)
     num_float16_inf: int = 0
@@ -98,139 +98,47 @@ class TensorAudit:
         )
 
 
-class CheckpointAuditor:
-    """Gathers what the tensors of a checkpoint are, as they are read.
+def audit_tensor(
+    tensor: torch.Tensor,
+    *,
+    chunk_elements: int = CHUNK_ELEMENTS,
+    scratch: Scratch | None = None,
+) -> TensorAudit:
+    """The audit of a floating-point tensor of any shape, ``chunk_elements`` at a time.
 
     Args:
-        weights: the checkpoint; its order is the report's.
-    """
-
-    def __init__(self, weights: Weights) -> None:
-        self._weights = weights
-        self._found: dict[str, TensorAudit] = {}
-        self._checksums: dict[str, int] = {}
-        self._num_taken: Counter[str] = Counter()
-        self._scratch = _Scratch()
-
-    def has(self, name: str) -> bool:
-        """Whether something of this tensor was seen."""
-        return name in self._found
-
-    def add(self, name: str, tensor: torch.Tensor) -> TensorAudit:
-        """Takes a tensor, or the rows of it that come next; returns what they are."""
-        audit = TensorAudit()
-        self._checksums[name] = _checksum(tensor, self._checksums.get(name, 0))
-        self._num_taken[name] += tensor.numel()
-        if tensor.is_floating_point():
-            audit = _audit_tensor(tensor, CHUNK_ELEMENTS, self._scratch)
-        self._found[name] = self._found.get(name, TensorAudit()).merge(audit)
-        return audit
-
-    def result(self) -> CheckpointAudit:
-        """Of what was seen; fills the fields that need no model."""
-        total = TensorAudit()
-        nonfinite: list[TensorFault] = []
-        out_of_range: list[TensorFault] = []
-        for name in self._weights:
-            audit = self._found.get(name, TensorAudit())
-            total = total.merge(audit)
-            for faults, count in (
-                (nonfinite, audit.stats.num_nonfinite),
-                (out_of_range, audit.num_float16_inf),
-            ):
-                if count:
-                    abs_max = audit.stats.abs_max
-                    faults.append(TensorFault(name=name, num_elements=count, abs_max=abs_max))
-        return CheckpointAudit(
-            nonfinite=tuple(nonfinite),
-            out_of_float16_range=tuple(out_of_range),
-            num_elements=total.stats.num_elements,
-            num_float16_zero=total.num_float16_zero,
-            num_float16_subnormal=total.num_float16_subnormal,
-            size_bytes=self._weights.size_bytes,
-            digest=self._digest(list(self._weights)),
-            digests=self._digests(),
-        )
-
-    def _digest(self, names: list[str]) -> str | None:
-        """SHA-256 over name, dtype, shape and checksum; None if not all were read to the end."""
-        shapes = {name: tuple(self._weights.shape(name)) for name in names}
-        if any(self._num_taken[name] != math.prod(shape) for name, shape in shapes.items()):
-            return None
-        lines = (
-            f"{name} {self._weights.dtype(name)} {shape} {self._checksums.get(name, 0):08x}\n"
-            for name, shape in sorted(shapes.items())
-        )
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-    def _digests(self) -> dict[str, str]:
-        layers: defaultdict[str, list[str]] = defaultdict(list)
-        for name in self._weights:
-            layers[_layer_of(name)].append(name)
-        found = {layer: self._digest(names) for layer, names in layers.items()}
-        return {layer: digest[:8] for layer, digest in found.items() if digest is not None}
-
-
-def _layer_of(tensor: str) -> str:
-    """The repeated block a tensor belongs to, else its module.
-
-    >>> _layer_of("model.layers.3.mlp.up_proj.weight"), _layer_of("lm_head.weight")
-    ('model.layers.3', 'lm_head')
-    """
-    parts = tensor.split(".")
-    number = next((index for index, part in enumerate(parts) if part.isdigit()), None)
-    return ".".join(parts[: len(parts) - 1 if number is None else number + 1]) or tensor
-
-
-def _checksum(tensor: torch.Tensor, before: int) -> int:
-    """CRC-32 of a tensor's bytes in the order of its elements, going on from the one before."""
-    for chunk in tensor.detach().cpu().contiguous().view(-1).split(CHUNK_ELEMENTS):
-        before = zlib.crc32(chunk.view(torch.uint8).numpy(), before)
-    return before
-
-
-def audit_weights(weights: Weights) -> CheckpointAudit:
-    """The content of every floating-point tensor, each read once, in slices."""
-    auditor = CheckpointAuditor(weights)
-    for name, tensor in weights.items():
-        auditor.add(name, tensor)
-    return auditor.result()
-
-
-def audit_tensor(tensor: torch.Tensor, *, chunk_elements: int = CHUNK_ELEMENTS) -> TensorAudit:
-    """The audit of a floating-point tensor of any shape, ``chunk_elements`` at a time.
+        tensor: on the CPU.
+        chunk_elements: how many are audited at a time.
+        scratch: memory to use again for many tensors; None for new memory.
 
     >>> audit_tensor(torch.tensor([65504.0, 65520.0])).num_float16_inf
     1
     """
-    return _audit_tensor(tensor, chunk_elements, _Scratch())
-
-
-def _audit_tensor(tensor: torch.Tensor, chunk_elements: int, scratch: _Scratch) -> TensorAudit:
+    scratch = scratch or Scratch()
     audit = TensorAudit()
     for chunk in _chunks(tensor.detach(), chunk_elements=chunk_elements):
         audit = audit.merge(_audit_chunk(chunk, scratch))
     return audit
 
 
-class _Scratch:
-    """Memory for a chunk, used again: new memory would take longer than the counting."""
+class Scratch:
+    """Memory for one chunk that is used again: allocating it would take longer than counting."""
 
     def __init__(self) -> None:
-        self._kept: dict[np.dtype[Any], NDArray[Any]] = {}
+        self._arrays: dict[np.dtype[Any], NDArray[Any]] = {}
 
-    def take(self, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """An array ``(size,)``, the same memory for every dtype's next one; content undefined."""
-        kept = self._kept.get(dtype)
-        if kept is None or kept.size < size:
-            kept = self._kept[dtype] = np.empty(size, dtype)
-        return kept[:size]
+    def array(self, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """An array ``(size,)``, its content undefined; valid until the next one of its dtype."""
+        array = self._arrays.get(dtype)
+        if array is None or array.size < size:
+            array = self._arrays[dtype] = np.empty(size, dtype)
+        return array[:size]
 
     def count_below(self, magnitudes: NDArray[Any], limit: int, *, smallest: int) -> int:
-        """How many are below the limit, where the smallest of them is known."""
+        """How many are below the limit; none if the smallest is not."""
         if smallest >= limit:
             return 0
-        below = self.take(magnitudes.size, np.dtype(bool))
+        below = self.array(magnitudes.size, np.dtype(bool))
         return int(np.count_nonzero(np.less(magnitudes, limit, out=below)))
 
 
@@ -241,7 +149,7 @@ def _chunks(tensor: torch.Tensor, *, chunk_elements: int) -> Iterator[torch.Tens
     yield from tensor.permute(by_stride).reshape(-1).split(chunk_elements)
 
 
-def _audit_chunk(chunk: torch.Tensor, scratch: _Scratch) -> TensorAudit:
+def _audit_chunk(chunk: torch.Tensor, scratch: Scratch) -> TensorAudit:
     if chunk.numel() == 0:
         return TensorAudit()
     if chunk.itemsize == 1:
@@ -250,10 +158,10 @@ def _audit_chunk(chunk: torch.Tensor, scratch: _Scratch) -> TensorAudit:
     kind = _MAGNITUDES.get(chunk.dtype)
     if kind is None:
         return _audit_by_cast(chunk)
-    # numpy compares integers several times faster than torch, and needs no second thread for it
+    # numpy compares integers several times faster than torch, and in one thread
     bits = chunk.view(kind.integer).numpy()
     magnitudes = np.bitwise_and(
-        bits, np.iinfo(bits.dtype).max, out=scratch.take(bits.size, bits.dtype)
+        bits, np.iinfo(bits.dtype).max, out=scratch.array(bits.size, bits.dtype)
     )
     smallest, largest = int(magnitudes.min()), int(magnitudes.max())
     if largest >= kind.infinite:
@@ -274,8 +182,8 @@ def _audit_chunk(chunk: torch.Tensor, scratch: _Scratch) -> TensorAudit:
 
 
 def _audit_by_cast(chunk: torch.Tensor) -> TensorAudit:
-    """The same by torch's own cast: for chunks that are not finite, and for float64."""
-    stats = _stats(chunk)
+    """The audit by torch's own cast: for chunks that are not finite, and for float64."""
+    stats = tensor_stats(chunk)
     half = chunk.to(torch.float16).view(torch.int16) & _FLOAT16_MAGNITUDE_BITS
     num_half_zero = half.numel() - int(half.count_nonzero())
     num_half_tiny = int((half < _FLOAT16_SMALLEST_NORMAL_BITS).count_nonzero())
@@ -286,17 +194,4 @@ def _audit_by_cast(chunk: torch.Tensor) -> TensorAudit:
         num_float16_inf=num_half_inf - stats.num_inf,
         num_float16_zero=num_half_zero - num_zero,
         num_float16_subnormal=num_half_tiny - num_half_zero,
-    )
-
-
-def _stats(chunk: torch.Tensor) -> TensorStats:
-    low, high = (float(each) for each in torch.aminmax(chunk))
-    if math.isfinite(low) and math.isfinite(high):
-        return TensorStats(num_elements=chunk.numel(), abs_max=max(-low, high, 0.0))
-    magnitudes = chunk[chunk.isfinite()].abs()
-    return TensorStats(
-        num_elements=chunk.numel(),
-        num_nan=int(chunk.isnan().sum()),
-        num_inf=int(chunk.isinf().sum()),
-        abs_max=float(magnitudes.max()) if magnitudes.numel() else None,
     )

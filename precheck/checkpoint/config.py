@@ -1,4 +1,4 @@
-"""A checkpoint's config: read as data, judged, and only then given to transformers."""
+"""A checkpoint's config: read as data, checked, and only then given to transformers."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def load_config(
 
     Args:
         folder: where the config file lies.
-        content: what it holds, looked at before transformers reads it.
+        content: its content, which is checked before transformers reads it.
         trust_remote_code: whether Python code of the checkpoint may run.
         where: how the folder is called in messages.
 
     Raises:
-        UnsupportedModelError: an unknown model type, or code of the checkpoint's own that it
-            cannot do without and may not run.
+        UnsupportedModelError: an unknown model type, or one that needs the checkpoint's own code,
+            which may not run.
         CheckpointCorruptError: values that the config class does not take.
     """
     if not trust_remote_code:
@@ -74,7 +74,7 @@ def load_config(
                 folder, trust_remote_code=trust_remote_code
             )
     except Exception as error:  # the values of the file, or its own code, may raise anything
-        # The value that it stumbled over stands on the second line.
+        # The value that raised it stands on the second line.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointCorruptError(
             f"transformers {transformers.__version__} cannot use {CONFIG} of {where!r}: {reason!r}",
@@ -84,7 +84,7 @@ def load_config(
 
 
 def _refuse_endless_stacks(content: Mapping[str, Any], *, where: str) -> None:
-    """Config classes write a list of that length, and models make a module for each."""
+    """Config classes make a list of that length, and models a module for each entry."""
     for name, value in content.items():
         if isinstance(value, dict):
             _refuse_endless_stacks(value, where=where)
@@ -99,9 +99,9 @@ def _refuse_endless_stacks(content: Mapping[str, Any], *, where: str) -> None:
 def without_quantization(config: transformers.PreTrainedConfig) -> transformers.PreTrainedConfig:
     """The config of the same model with plain weights."""
     plain = deepcopy(config)
-    for each in (plain, plain.get_text_config()):
-        if hasattr(each, "quantization_config"):
-            del each.quantization_config
+    for part in (plain, plain.get_text_config()):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
     return plain
 
 

@@ -1,4 +1,4 @@
-"""The tensors of a quantised checkpoint as if it were not: packed linears are decoded when read."""
+"""The tensors of a quantised checkpoint as plain ones: packed linears are decoded when read."""
 
 from __future__ import annotations
 
@@ -46,15 +46,17 @@ class DecodedWeights(Weights):
     def __init__(self, files: Sequence[Path], quantization: Quantization) -> None:
         super().__init__(files)
         try:
-            self._packed = self._find(quantization)
+            self._packed = self._find_packed(quantization)
         except BaseException:
             self.close()
             raise
-        used = {name for each in self._packed.values() for name in each.sources}
-        plain = (name for name in super().__iter__() if name not in used)
-        self._names = dict.fromkeys(
-            [*self._packed, *(each for each in plain if not each.endswith(_ALSO_STORED))]
+        packed = {name for linear in self._packed.values() for name in linear.sources}
+        plain = (
+            name
+            for name in super().__iter__()
+            if name not in packed and not name.endswith(_ALSO_STORED)
         )
+        self._names = dict.fromkeys([*self._packed, *plain])
         if not self._packed:
             raise contradiction(f"no tensor is packed the way {quantization.method} packs them")
 
@@ -95,11 +97,8 @@ class DecodedWeights(Weights):
             return super().read_rows_into(name, rows, buffer)
         if isinstance(rows, slice):
             return self._decode(packed, slice(*rows.indices(packed.shape[0])[:2]), buffer)
-        whole = self[name]
-        found = buffer[: len(rows) * packed.shape[1] * 4].view(torch.float32)
-        return torch.index_select(
-            whole, 0, torch.tensor(list(rows)), out=found.view(len(rows), packed.shape[1])
-        )
+        selected = _float32_matrix(buffer, len(rows), packed.shape[1])
+        return torch.index_select(self[name], 0, torch.tensor(list(rows)), out=selected)
 
     def read_ahead(self, names: Iterable[str], *, limit: int) -> None:
         """Asks the system to fetch what is stored of these tensors."""
@@ -112,14 +111,13 @@ class DecodedWeights(Weights):
 
     def _decode(self, packed: PackedLinear, rows: slice, buffer: Tensor) -> Tensor:
         tensors = {name: self._stored(name) for name in packed.sources}
-        num_rows, width = rows.stop - rows.start, packed.shape[1]
-        found = buffer[: num_rows * width * 4].view(torch.float32).view(num_rows, width)
-        packed.decode(tensors, rows, found)
-        return found
+        decoded = _float32_matrix(buffer, rows.stop - rows.start, packed.shape[1])
+        packed.decode(tensors, rows, decoded)
+        return decoded
 
     def _stored(self, name: str) -> Tensor:
         # by the stored shape and dtype: FP8 stores a weight under the name of the decoded one
-        dtype: torch.dtype = torch_dtype(super().dtype(name))
+        dtype = torch_dtype(super().dtype(name))
         shape = super().shape(name)
         size = math.prod(shape) * dtype.itemsize
         buffer = torch.empty(size, dtype=torch.uint8)
@@ -128,21 +126,27 @@ class DecodedWeights(Weights):
 
     # What is packed, and whether it fits together.
 
-    def _find(self, quantization: Quantization) -> dict[str, PackedLinear]:
+    def _find_packed(self, quantization: Quantization) -> dict[str, PackedLinear]:
         stored = {name: super(DecodedWeights, self).shape(name) for name in super().__iter__()}
-        found: dict[str, PackedLinear] = {}
+        packed: dict[str, PackedLinear] = {}
         for name, shape in stored.items():
             module, _, part = name.rpartition(".")
-            packed: PackedLinear | None = None
+            linear: PackedLinear | None = None
             if part == "qweight" and quantization.method == "gptq":
-                packed = _gptq(module, stored, quantization)
+                linear = _gptq(module, stored, quantization)
             elif part == "qweight" and quantization.method == "awq":
-                packed = _awq(module, stored, quantization)
+                linear = _awq(module, stored, quantization)
             elif part == "weight_scale_inv" and quantization.method == "fp8":
-                packed = _fp8(module, stored, shape, quantization)
-            if packed is not None:
-                found[f"{module}.weight"] = packed
-        return found
+                linear = _fp8(module, stored, shape, quantization)
+            if linear is not None:
+                packed[f"{module}.weight"] = linear
+        return packed
+
+
+def _float32_matrix(buffer: Tensor, num_rows: int, num_columns: int) -> Tensor:
+    """A view of the start of a uint8 buffer."""
+    num_bytes = num_rows * num_columns * torch.float32.itemsize
+    return buffer[:num_bytes].view(torch.float32).view(num_rows, num_columns)
 
 
 def _gptq(
@@ -199,7 +203,7 @@ def _fp8(
 def _shapes(
     module: str, stored: dict[str, tuple[int, ...]]
 ) -> tuple[tuple[int, int], tuple[int, ...]]:
-    """Of ``qweight`` and ``scales``."""
+    """The shapes of ``qweight`` and ``scales``; checks that ``qzeros`` is a matrix too."""
     for part in _PACKED[:3]:
         shape = stored.get(f"{module}.{part}")
         if shape is None:
@@ -221,8 +225,8 @@ def _num_groups(module: str, num_inputs: int, quantization: Quantization) -> int
     return num_inputs // size
 
 
-def _expect(module: str, part: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    if found != expected:
+def _expect(module: str, part: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if shape != expected:
         raise contradiction(
-            f"{module}.{part} is {found}, by bits and group_size of the config it is {expected}"
+            f"{module}.{part} is {shape}, by bits and group_size of the config it is {expected}"
         )

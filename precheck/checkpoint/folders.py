@@ -1,4 +1,4 @@
-"""Whether something can be written into a folder that is not there yet."""
+"""Checks that a folder can be written."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def check_empty(folder: Path, *, what: str, hint: str) -> None:
-    """Nothing, if the folder is not there or has nothing in it.
+    """Checks that a folder does not exist or is empty.
 
     Args:
         folder: where something is to be written.
-        what: how messages call it, ``output folder``.
+        what: its name in messages, ``output folder``.
         hint: what to do instead.
 
     Raises:
@@ -27,10 +27,10 @@ def check_empty(folder: Path, *, what: str, hint: str) -> None:
 
 
 def check_parent(folder: Path, *, hint: str) -> None:
-    """Nothing, if a folder can be made there.
+    """Checks that a folder can be created there.
 
     Raises:
-        UsageError: what it is to lie in is not there, or cannot be written to.
+        UsageError: its parent does not exist or cannot be written to.
     """
     parent = folder.resolve().parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):

@@ -26,13 +26,13 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForeignFormat:
-    """A format that transformers does not load as a model, by the files that give it away."""
+    """A format that transformers does not load as a model, recognised by its files."""
 
     name: str
     patterns: tuple[str, ...]
     hint: str
     beside_weights: bool = False
-    """Refused also where transformers' own weights lie beside it."""
+    """Refused even if the folder also has weights for transformers."""
 
 
 _ORIGINAL = "scan the checkpoint it was made from: the folder or Hub id with model.safetensors"
@@ -83,21 +83,21 @@ FOREIGN_FORMATS = (
 
 
 def refuse_foreign_format(names: Collection[str], *, where: str) -> None:
-    """Refuse a folder that holds another format than a transformers checkpoint, by name.
+    """Refuses a folder whose files belong to another format than a transformers checkpoint.
 
     Args:
         names: the files, relative to the folder, with ``/``.
         where: how the folder is called in messages.
 
     Raises:
-        UnsupportedModelError: names the format and the file that gave it away.
+        UnsupportedModelError: names the format and the file that it was recognised by.
     """
     has_weights = any(name in names for name in SAFETENSORS + PICKLES)
     for foreign in FOREIGN_FORMATS:
-        found = _first_match(names, patterns=foreign.patterns)
-        if found is not None and (foreign.beside_weights or not has_weights):
+        match = _first_match(names, patterns=foreign.patterns)
+        if match is not None and (foreign.beside_weights or not has_weights):
             raise UnsupportedModelError(
-                f"{foreign.name}, not a transformers checkpoint: {where!r} has {found!r}",
+                f"{foreign.name}, not a transformers checkpoint: {where!r} has {match!r}",
                 hint=foreign.hint,
             )
 
@@ -129,12 +129,12 @@ def find_weight_files(
         config: the content of ``config.json``.
         names: the files of the folder.
         read_index: gives the content of an index file.
-        allow_pickle: whether ``pytorch_model.bin`` will do where there is no safetensors file.
+        allow_pickle: whether ``pytorch_model.bin`` may be used if there is no safetensors file.
         where: how the folder is called in messages.
 
     Raises:
-        CheckpointAccessError: no weights, or shards that the index names are not there.
-        CheckpointCorruptError: an index that is none, or points out of the folder.
+        CheckpointAccessError: no weights, or shards that the index names do not exist.
+        CheckpointCorruptError: an index without a weight map, or one that leaves the folder.
         UnsupportedModelError: only pickle files, without ``allow_pickle``.
     """
     weights = _find_weights(config, names=names, allow_pickle=allow_pickle, where=where)
@@ -156,9 +156,9 @@ def _find_weights(
 ) -> str:
     explicit = config.get("transformers_weights")
     candidates = (explicit,) if isinstance(explicit, str) else SAFETENSORS
-    found = next((name for name in candidates if name in names and _is_inside(name)), None)
-    if found is not None:
-        return found
+    weights = next((name for name in candidates if name in names and _is_inside(name)), None)
+    if weights is not None:
+        return weights
     pickled = next((name for name in PICKLES if name in names), None)
     if pickled is None:
         raise CheckpointAccessError(

@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 _TransportError: type[Exception] = HfHubHTTPError.__mro__[1]
 
 _DESCRIPTION_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
-"""Configs, tokenizers, chat templates, indices: all that a model is besides its weights."""
+"""Configs, tokenizers, chat templates, indices: all files of a model besides its weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """One revision of a repository in the local cache, its weights perhaps not there yet."""
+    """One revision of a repository in the local cache, perhaps still without its weights."""
 
     repo: str
     revision: str | None
-    """As asked for."""
+    """As requested."""
     commit: str
     folder: Path
     sizes: Mapping[str, int]
@@ -50,15 +50,15 @@ class Snapshot:
 def fetch_description(
     repo: str, *, revision: str | None, with_code: bool, check: Callable[[Collection[str]], None]
 ) -> Snapshot:
-    """Download everything small: configs, indices, the tokenizer, Python files if ``with_code``.
+    """Downloads everything small: configs, indices, the tokenizer, Python files if ``with_code``.
 
-    Without the Hub the cache is used as it is, whatever it holds.
+    If the Hub cannot be reached, the cache is used as it is.
 
     Args:
         repo: ``owner/name``.
         revision: branch, tag or commit; None for the default branch.
-        with_code: whether the repository's own Python files are wanted.
-        check: is shown the names of all files before any is downloaded, and may raise.
+        with_code: whether to download the repository's own Python files.
+        check: called with the names of all files before any is downloaded; may raise.
 
     Raises:
         CheckpointAccessError: unreachable, unknown, gated; says which and what to do.
@@ -75,13 +75,13 @@ def fetch_description(
                 if file.is_file()
             }
         check(sizes)
-        wanted = [name for name in sizes if _is_description(name, with_code=with_code)]
-        folder = Path(_download(repo, revision=revision, names=wanted))
+        names = [name for name in sizes if _is_description(name, with_code=with_code)]
+        folder = Path(_download(repo, revision=revision, names=names))
     return Snapshot(repo=repo, revision=revision, commit=folder.name, folder=folder, sizes=sizes)
 
 
 def fetch_files(snapshot: Snapshot, names: Collection[str]) -> None:
-    """Download these files into the snapshot's folder; those in the cache stay as they are.
+    """Downloads these files into the snapshot's folder, except those already in the cache.
 
     Raises:
         CheckpointAccessError: as ``fetch_description``.
@@ -93,12 +93,12 @@ def fetch_files(snapshot: Snapshot, names: Collection[str]) -> None:
 
 def _list_files(repo: str, *, revision: str | None) -> dict[str, int] | None:
     try:
-        found = huggingface_hub.model_info(repo, revision=revision, files_metadata=True)
+        info = huggingface_hub.model_info(repo, revision=revision, files_metadata=True)
     except HfHubHTTPError:
         raise
     except (OfflineModeIsEnabled, _TransportError):
         return None
-    return {each.rfilename: each.size or 0 for each in found.siblings or []}
+    return {file.rfilename: file.size or 0 for file in info.siblings or []}
 
 
 def _is_description(name: str, *, with_code: bool) -> bool:
@@ -110,11 +110,11 @@ def _is_description(name: str, *, with_code: bool) -> bool:
 
 def _download(repo: str, *, revision: str | None, names: Collection[str]) -> str:
     return huggingface_hub.snapshot_download(
-        repo, revision=revision, allow_patterns=[_literally(name) for name in names]
+        repo, revision=revision, allow_patterns=[_escaped(name) for name in names]
     )
 
 
-def _literally(name: str) -> str:
+def _escaped(name: str) -> str:
     return name.replace("[", "[[]").replace("*", "[*]").replace("?", "[?]")
 
 
@@ -167,12 +167,14 @@ _TRANSLATIONS: tuple[tuple[type[Exception], str, str], ...] = (
 
 @contextmanager
 def _translated(repo: str, *, revision: str | None) -> Iterator[None]:
-    known = tuple(kind for kind, _, _ in _TRANSLATIONS)
+    error_types = tuple(error_type for error_type, _, _ in _TRANSLATIONS)
     try:
         yield
-    except known as error:
+    except error_types as error:
         message, hint = next(
-            (message, hint) for kind, message, hint in _TRANSLATIONS if isinstance(error, kind)
+            (message, hint)
+            for error_type, message, hint in _TRANSLATIONS
+            if isinstance(error, error_type)
         )
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointAccessError(

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 _WORD, _BYTE = 32, 8
 """Bits of a stored integer, and of its parts."""
 _BLOCK = 512
-"""Output channels that are unpacked at a time, so that what is made of them stays small."""
+"""Output channels that are unpacked at a time, so that their integers take little memory."""
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Where in a word each of eight output channels stands.
+"""The position in a word of each of eight output channels.
 
 **Source**: ``AWQ_REVERSE_ORDER`` in
 https://github.com/casper-hansen/AutoAWQ/blob/main/awq/utils/packing_utils.py
@@ -33,7 +33,7 @@ https://github.com/casper-hansen/AutoAWQ/blob/main/awq/utils/packing_utils.py
 
 
 class PackedLinear(Protocol):
-    """A weight ``(out, in)`` in the form it is stored in."""
+    """A weight ``(out, in)`` as it is stored."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -73,7 +73,7 @@ class GptqLinear:
     def decode(self, tensors: Mapping[str, Tensor], rows: slice, into: Tensor) -> None:
         """Writes output channels ``rows`` into ``into``, ``(rows, in)`` float32."""
         qweight, qzeros, scales = (
-            tensors[f"{self.name}.{each}"] for each in ("qweight", "qzeros", "scales")
+            tensors[f"{self.name}.{part}"] for part in ("qweight", "qzeros", "scales")
         )
         bits = self.quantization.bits or 0
         groups = self._groups(tensors.get(f"{self.name}.g_idx"), num_groups=scales.shape[0])
@@ -92,22 +92,22 @@ class GptqLinear:
             into[part.start - rows.start : part.stop - rows.start] = decoded.T
 
     def _groups(self, stored: Tensor | None, *, num_groups: int) -> Tensor | None:
-        """The group of every input channel, ``(in,)`` int64; None where they follow each other.
+        """The group of every input channel, ``(in,)`` int64; None where groups are consecutive.
 
         Raises:
-            CheckpointCorruptError: stored ones that do not exist, or are in another order than
+            CheckpointCorruptError: stored groups that do not exist, or are in another order than
                 the config says.
         """
-        num_inputs = self.shape[1]
-        plain = torch.arange(num_inputs) // (num_inputs // num_groups)
         if stored is None:
             return None
+        num_inputs = self.shape[1]
+        consecutive = torch.arange(num_inputs) // (num_inputs // num_groups)
         groups = stored.long()
         if int(groups.min()) < 0 or int(groups.max()) >= num_groups:
             raise contradiction(
                 f"{self.name}.g_idx names group {int(groups.max())} of {num_groups}"
             )
-        if not self.quantization.desc_act and not torch.equal(groups, plain):
+        if not self.quantization.desc_act and not torch.equal(groups, consecutive):
             raise contradiction(f"{self.name}.g_idx is in an order of its own, desc_act is false")
         return groups if self.quantization.desc_act else None
 
@@ -126,11 +126,11 @@ class AwqLinear:
     @property
     def sources(self) -> tuple[str, ...]:
         """Names of the stored tensors."""
-        return tuple(f"{self.name}.{each}" for each in ("qweight", "qzeros", "scales"))
+        return tuple(f"{self.name}.{part}" for part in ("qweight", "qzeros", "scales"))
 
     def decode(self, tensors: Mapping[str, Tensor], rows: slice, into: Tensor) -> None:
         """Writes output channels ``rows`` into ``into``, ``(rows, in)`` float32."""
-        qweight, qzeros, scales = (tensors[each] for each in self.sources)
+        qweight, qzeros, scales = (tensors[name] for name in self.sources)
         zeros = _in_order(qzeros)
         group_size = self.shape[1] // scales.shape[0]
         step = _BLOCK  # a multiple of the eight in a word
@@ -164,12 +164,12 @@ class Fp8Linear:
 
     def decode(self, tensors: Mapping[str, Tensor], rows: slice, into: Tensor) -> None:
         """Writes output channels ``rows`` into ``into``, ``(rows, in)`` float32."""
-        weight, factors = (tensors[each] for each in self.sources)
+        weight, factors = (tensors[name] for name in self.sources)
         height, width = self.block_size
-        chosen = torch.arange(rows.start, rows.stop) // height
+        block_rows = torch.arange(rows.start, rows.stop) // height
         by_block = factors.float().reshape(-(-self.shape[0] // height), -1)
-        wide = by_block[chosen].repeat_interleave(width, dim=1)[:, : self.shape[1]]
-        torch.mul(weight[rows].float(), wide, out=into)
+        by_element = by_block[block_rows].repeat_interleave(width, dim=1)[:, : self.shape[1]]
+        torch.mul(weight[rows].float(), by_element, out=into)
 
 
 def _in_order(packed: Tensor) -> Tensor:
@@ -204,12 +204,12 @@ def _unpacked_across(packed: Tensor, bits: int, *, count: int) -> Tensor:
     first_bit = torch.arange(count) * bits
     word, offset = first_bit // _WORD, (first_bit % _WORD).unsqueeze(1)
     following = words[(word + 1).clamp(max=words.shape[0] - 1)]
-    found = (words[word] >> offset) | (following << (_WORD - offset))
-    return torch.bitwise_and(found, (1 << bits) - 1).to(torch.uint8)
+    shifted = (words[word] >> offset) | (following << (_WORD - offset))
+    return torch.bitwise_and(shifted, (1 << bits) - 1).to(torch.uint8)
 
 
 def contradiction(what: str) -> CheckpointCorruptError:
-    """The error for tensors that are not what the config says."""
+    """The error for tensors that contradict the config."""
     return CheckpointCorruptError(
         f"quantisation contradicts the tensors: {what}",
         hint="use the config.json that belongs to these weights, or quantise the model again",

@@ -1,4 +1,4 @@
-"""The processor that comes with a checkpoint: its tokenizer and what prepares images or sounds."""
+"""The processor of a checkpoint: its tokenizer, and what turns images or sounds into tensors."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def load_processor(checkpoint: Checkpoint) -> ProcessorMixin:
     try:
         loaded: Any = AutoProcessor.from_pretrained(checkpoint.folder, **settings)
     except (ImportError, OSError) as error:
-        # the part for videos needs torchvision, or is not there; images do without
-        kind = type(checkpoint.config)
-        if "video" not in str(error).lower() or kind not in PROCESSOR_MAPPING:
+        # the part for videos needs torchvision, or is missing; images work without it
+        config_class = type(checkpoint.config)
+        if "video" not in str(error).lower() or config_class not in PROCESSOR_MAPPING:
             raise
-        known: Any = PROCESSOR_MAPPING[kind]
-        loaded = without_video(known).from_pretrained(checkpoint.folder, **settings)
+        processor_class: Any = PROCESSOR_MAPPING[config_class]
+        loaded = without_video(processor_class).from_pretrained(checkpoint.folder, **settings)
     if not hasattr(loaded, "image_processor") and not hasattr(loaded, "feature_extractor"):
         raise TypeError(f"{type(loaded).__name__} takes neither images nor sound")
     processor: ProcessorMixin = loaded
@@ -42,7 +42,7 @@ def load_processor(checkpoint: Checkpoint) -> ProcessorMixin:
 
 def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
     """The same processor without its part for videos."""
-    names = [each for each in processor_class.get_attributes() if "video" not in each]
+    names = [name for name in processor_class.get_attributes() if "video" not in name]
     return type(
         processor_class.__name__,
         (processor_class,),

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its quantisation, and who can decode it."""
+"""How a checkpoint is quantised, by its config, and who can decode it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DECODED_HERE = ("gptq", "awq", "fp8")
-"""Decoded tensor by tensor, so streamed like any other."""
+"""Decoded tensor by tensor, so they can be streamed like plain weights."""
 
 DECODED_BY_TRANSFORMERS = {
     "mxfp4": "transformers",
@@ -22,7 +22,7 @@ DECODED_BY_TRANSFORMERS = {
 
 GPTQ_BITS = (2, 3, 4, 8)
 _GPTQ_FORMATS = {"gptq": 1, "gptq_v2": 0}
-"""Layouts by name, and what is added to a stored zero point.
+"""Layouts by name, and the number to add to a stored zero point.
 
 **Source**: ``convert_gptq_v1_to_v2_format`` in
 https://github.com/ModelCloud/GPTQModel/blob/main/gptqmodel/utils/model.py
@@ -32,7 +32,7 @@ _AWQ_VERSIONS = ("gemm",)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantization:
-    """How weights are packed; names are those of ``quantization_config``."""
+    """How weights are packed; fields are named as in ``quantization_config``."""
 
     method: str
     bits: int | None = None
@@ -44,7 +44,7 @@ class Quantization:
     """Added to a stored zero point."""
     block_size: tuple[int, int] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    """All of it, as it stands in the config."""
+    """The whole ``quantization_config``."""
 
     @property
     def is_decoded_here(self) -> bool:
@@ -64,12 +64,12 @@ def read_quantization(content: Mapping[str, Any], *, where: str) -> Quantization
         CheckpointCorruptError: settings that are missing or make no sense.
     """
     parts = [content, *(part for part in content.values() if isinstance(part, dict))]
-    found = [part["quantization_config"] for part in parts if part.get("quantization_config")]
+    declared = [part["quantization_config"] for part in parts if part.get("quantization_config")]
     if content.get("quantization"):
-        found.append({"quant_method": "mlx"})  # MLX alone leaves the "_config" out
-    if not found:
+        declared.append({"quant_method": "mlx"})  # MLX alone leaves the "_config" out
+    if not declared:
         return None
-    settings = found[0] if isinstance(found[0], dict) else {}
+    settings = declared[0] if isinstance(declared[0], dict) else {}
     method = settings.get("quant_method")
     if method is None and ("load_in_4bit" in settings or "load_in_8bit" in settings):
         method = "bitsandbytes"
@@ -82,10 +82,10 @@ def read_quantization(content: Mapping[str, Any], *, where: str) -> Quantization
             return _fp8(settings, where=where)
         case str() if method in DECODED_BY_TRANSFORMERS:
             return Quantization(method=method, settings=settings)
-    known = ", ".join((*DECODED_HERE, *DECODED_BY_TRANSFORMERS))
+    methods = ", ".join((*DECODED_HERE, *DECODED_BY_TRANSFORMERS))
     raise UnsupportedModelError(
         f"unknown quantisation: {where!r} is quantised with {method or 'an unnamed method'!r} "
-        f"(expected {known})",
+        f"(expected {methods})",
         hint="scan the unquantised base model that it was made from",
     )
 

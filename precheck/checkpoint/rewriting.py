@@ -23,7 +23,8 @@ from precheck.checkpoint.audit import audit_tensor
 from precheck.checkpoint.config import CONFIG, read_json_object
 from precheck.checkpoint.folders import check_empty, check_parent
 from precheck.checkpoint.formats import SAFETENSORS
-from precheck.checkpoint.shards import SAFETENSORS_DTYPES, tensor_bytes
+from precheck.checkpoint.safetensors_shard import SAFETENSORS_DTYPES
+from precheck.checkpoint.shards import tensor_bytes
 from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.errors import UsageError
 from precheck.records.quantities import num_bytes
@@ -39,16 +40,16 @@ if TYPE_CHECKING:
     from precheck.records.fix import TensorChange
 
 SHARD_BYTES = 5_000_000_000
-"""A file holds at most this much, as with ``save_pretrained``; one tensor may be larger."""
+"""The largest size of a file, as with ``save_pretrained``; one tensor may be larger."""
 
 _CODES = {name: code for code, name in SAFETENSORS_DTYPES.items()}
 _NOT_CARRIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-"""Weights in this or another format: they would be the old ones."""
+"""Weights in this or another format: they would be the unchanged ones."""
 
 
 @dataclass(slots=True)
 class Rounded:
-    """What multiplying did to the values of the tensors that were changed."""
+    """How many values of the changed tensors became too small for float16."""
 
     num_elements: int = 0
     num_zero: int = 0
@@ -59,40 +60,61 @@ class Rounded:
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """A folder that is being written, beside the place it is meant for."""
+    """A folder that is being written, next to its target."""
 
     folder: Path
     target: Path
 
     def take_place(self) -> None:
-        """Renames, so that nobody sees half of it; what was there before is removed at the end."""
-        _take_place(self.folder, self.target)
+        """Renames the folder to its target, so that nobody sees half of it.
+
+        A folder that was there before is moved away first, and deleted at the end.
+        """
+        self.folder.chmod(0o777 & ~_umask())  # until now nobody else could look into it
+        previous = None
+        if self.target.exists():
+            previous = _temporary_folder(self.target, "-old")
+            self.target.rename(previous / "checkpoint")
+        try:
+            self.folder.rename(self.target)
+        except OSError:
+            if previous is not None:
+                (previous / "checkpoint").rename(self.target)
+            raise
+        finally:
+            if previous is not None:
+                shutil.rmtree(previous, ignore_errors=True)
 
 
 @contextmanager
 def unfinished(target: Path, *, overwrite: bool) -> Iterator[Unfinished]:
-    """A folder beside ``target``; it is removed at the end unless it has taken its place.
+    """A folder next to ``target``; it is deleted at the end unless it has taken its place.
 
     Raises:
-        UsageError: something is in the way, or could not be written: the disk is full.
+        UsageError: something is in the way, or cannot be written, as when the disk is full.
     """
     check_target(target, overwrite=overwrite)
-    made: Path | None = None
+    folder: Path | None = None
     try:
-        made = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.resolve().parent))
-        yield Unfinished(made, target)
+        folder = _temporary_folder(target, "")
+        yield Unfinished(folder, target)
     except OSError as error:
         raise _not_written(target, error) from error
     finally:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary_folder(target: Path, suffix: str) -> Path:
+    prefix = f".{target.name}{suffix}-"
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=target.resolve().parent))
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:
-    """Nothing, if a checkpoint can be written there.
+    """Checks that a checkpoint can be written there.
 
     Raises:
-        UsageError: it is a file, a folder with something in it, or not in a folder that is there.
+        UsageError: it is a file, a folder that is not empty, or its parent does not exist.
     """
     try:
         if target.exists() and not target.is_dir():
@@ -109,10 +131,10 @@ def check_target(target: Path, *, overwrite: bool) -> None:
 
 
 def check_room(target: Path, checkpoint: Checkpoint) -> None:
-    """Nothing, if the disk has room for as much as the checkpoint takes.
+    """Checks that the disk has room for as much as the checkpoint takes.
 
     Raises:
-        UsageError: it has not; says how much is missing.
+        UsageError: it has not; says how much is free.
     """
     parent = target.resolve().parent
     needed = sum(file.stat().st_size for file in checkpoint.weight_files)
@@ -148,7 +170,7 @@ def write_checkpoint(
         dtype: what the config declares from now on.
 
     Raises:
-        OSError: a file cannot be written, which ``unfinished`` tells.
+        OSError: a file cannot be written; ``unfinished`` turns it into a ``UsageError``.
         CheckpointError: a stored tensor cannot be read.
     """
     rounded = _write_weights(folder, stored, changes)
@@ -175,28 +197,28 @@ def _write_weights(
 
 
 def multiplied(tensor: Tensor, changes: Sequence[TensorChange]) -> Tensor:
-    """A tensor with its parts multiplied by powers of two; exact but where values get too small.
+    """A tensor with its parts multiplied by powers of two; exact unless values get too small.
 
     Args:
-        tensor: any shape and floating-point dtype; it is left alone.
-        changes: parts that do not overlap.
+        tensor: any shape and floating-point dtype; it is not changed.
+        changes: of parts that do not overlap.
 
     Example:
         ``multiplied(weight, [TensorChange(power=-2)])`` is ``weight / 4``
     """
-    if any(each.shift is not None for each in changes):
+    if any(change.shift is not None for change in changes):
         tensor = tensor.float()
-    made = tensor.clone()
-    for each in changes:
-        part = made
-        if each.stop is not None:
-            part = made.narrow(each.dim, each.start, each.stop - each.start)
-        if each.shift is None:
-            part.mul_(2.0**each.power)
+    product = tensor.clone()
+    for change in changes:
+        part = product
+        if change.stop is not None:
+            part = product.narrow(change.dim, change.start, change.stop - change.start)
+        if change.shift is None:
+            part.mul_(2.0**change.power)
         else:
-            exact = (part.double() + each.shift) * 2.0**each.power - each.shift
+            exact = (part.double() + change.shift) * 2.0**change.power - change.shift
             part.copy_(exact)
-    return made
+    return product
 
 
 def _shards(stored: Weights, changes: Mapping[str, Sequence[TensorChange]]) -> dict[str, list[str]]:
@@ -204,12 +226,12 @@ def _shards(stored: Weights, changes: Mapping[str, Sequence[TensorChange]]) -> d
     groups: list[list[str]] = [[]]
     size = 0
     for name in stored:
-        taken = _size(name, stored, changes)
-        if groups[-1] and size + taken > SHARD_BYTES:
+        tensor_size = _size(name, stored, changes)
+        if groups[-1] and size + tensor_size > SHARD_BYTES:
             groups.append([])
             size = 0
         groups[-1].append(name)
-        size += taken
+        size += tensor_size
     if len(groups) == 1:
         return {SAFETENSORS[0]: groups[0]}
     total = len(groups)
@@ -220,7 +242,7 @@ def _shards(stored: Weights, changes: Mapping[str, Sequence[TensorChange]]) -> d
 
 
 def _dtype(name: str, stored: Weights, changes: Mapping[str, Sequence[TensorChange]]) -> str:
-    is_shifted = any(each.shift is not None for each in changes.get(name, ()))
+    is_shifted = any(change.shift is not None for change in changes.get(name, ()))
     return "float32" if is_shifted else stored.dtype(name)
 
 
@@ -249,7 +271,7 @@ def _write_shard(
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
     file.write(len(text).to_bytes(8, "little"))
     file.write(text)
-    buffer = torch.empty(max((stored.nbytes(each) for each in names), default=0), dtype=torch.uint8)
+    buffer = torch.empty(max(map(stored.nbytes, names), default=0), dtype=torch.uint8)
     for name in names:
         tensor = stored.read_into(name, buffer)
         if name in changes:
@@ -277,7 +299,7 @@ def _write_config(
         for part in path[:-1]:
             holder = holder.setdefault(part, {})
         holder[path[-1]] = value
-    for holder in (content, *(each for each in content.values() if isinstance(each, dict))):
+    for holder in (content, *(value for value in content.values() if isinstance(value, dict))):
         for key in ("dtype", "torch_dtype"):
             if isinstance(holder.get(key), str):
                 holder[key] = dtype
@@ -287,36 +309,18 @@ def _write_config(
 
 
 def _carry_over(folder: Path, checkpoint: Checkpoint) -> None:
-    """Every other file beside the config: tokenizer, generation config, license, code."""
-    ours = {CONFIG, *SAFETENSORS}
+    """Copies every other file: tokenizer, generation config, license, code."""
+    written = {CONFIG, *SAFETENSORS}
     for file in sorted(checkpoint.folder.iterdir()):
         is_weights = file.name.endswith(_NOT_CARRIED) or file.name.endswith(".index.json")
-        if file.is_file() and file.name not in ours and not is_weights:
+        if file.is_file() and file.name not in written and not is_weights:
             shutil.copyfile(file, folder / file.name)
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Writes an object as people read it."""
+    """Writes an object, indented for people to read."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     file.write_text(f"{text}\n", encoding="utf-8")
-
-
-def _take_place(made: Path, target: Path) -> None:
-    """Renames, so that nobody sees half of it; what was there before is removed at the end."""
-    made.chmod(0o777 & ~_umask())  # nobody else could look into it so far
-    old = None
-    if target.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.resolve().parent))
-        target.rename(old / "checkpoint")
-    try:
-        made.rename(target)
-    except OSError:
-        if old is not None:
-            (old / "checkpoint").rename(target)
-        raise
-    finally:
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -39,15 +39,15 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint on disk: its config was read and the headers of its weights checked."""
+    """A checkpoint on disk, its config read and the headers of its weights checked."""
 
     id: str
-    """As the user called it."""
+    """As the user gave it."""
     folder: Path
     revision: str | None
     """Commit on the Hub; None for a local folder."""
     config: transformers.PreTrainedConfig
-    """Without its ``quantization_config`` where tensors are decoded here."""
+    """Without its ``quantization_config`` where ``open_weights`` decodes the tensors."""
     trust_remote_code: bool
     allow_pickle: bool
     weight_files: tuple[Path, ...]
@@ -64,7 +64,8 @@ class Checkpoint:
         """Its tensors by the names the model takes, decoded where they are quantised.
 
         Raises:
-            CheckpointCorruptError: a shard that is broken, or not quantised as the config says.
+            CheckpointCorruptError: a broken shard, or tensors that contradict the config's
+                quantisation.
         """
         return _opened(self.weight_files, self.quantization)
 
@@ -83,38 +84,38 @@ def open_checkpoint(
     allow_pickle: bool = False,
     observe: Observer,
 ) -> Checkpoint:
-    """The checkpoint behind a local folder, a Hub id or ``demo:NAME``, downloaded if need be.
+    """The checkpoint behind a local folder, a Hub id or ``demo:NAME``, downloaded if necessary.
 
     Args:
-        model: what to scan; a folder goes before a repository of the same name.
+        model: what to scan; a folder takes precedence over a repository of the same name.
         revision: branch, tag or commit of a Hub repository.
         trust_remote_code: whether Python code of the checkpoint may run.
-        allow_pickle: whether ``pytorch_model.bin`` will do, read with ``weights_only=True``.
-        observe: is told the size of a download before it starts.
+        allow_pickle: whether ``pytorch_model.bin`` may be read, with ``weights_only=True``.
+        observe: called with the size of a download before it starts.
 
     Raises:
-        CheckpointAccessError: not there, not complete, or not handed out.
-        CheckpointCorruptError: a config, an index or a shard that is broken; names the file.
+        CheckpointAccessError: it does not exist, is not complete, or access is refused.
+        CheckpointCorruptError: a config, an index or a shard is broken; names the file.
         UnsupportedModelError: another format, an unknown architecture or quantisation, code or
             pickles without permission.
-        UsageError: an unknown demo, or a revision of something that has none.
+        UsageError: an unknown demo, or a revision of a local folder.
     """
-    place = _locate(model, revision=revision, with_code=trust_remote_code)
-    content = _read_config(place, where=model)
+    location = _locate(model, revision=revision, with_code=trust_remote_code)
+    content = _read_config(location, where=model)
     quantization = read_quantization(content, where=model)
     config = load_config(
-        place.folder, content=content, trust_remote_code=trust_remote_code, where=model
+        location.folder, content=content, trust_remote_code=trust_remote_code, where=model
     )
     weight_names = find_weight_files(
         content,
-        names=place.names,
-        read_index=lambda name: read_json_object(place.folder / name, where=model),
+        names=location.names,
+        read_index=lambda name: read_json_object(location.folder / name, where=model),
         allow_pickle=allow_pickle,
         where=model,
     )
-    if place.snapshot is not None:
-        _download(place.snapshot, names=weight_names, observe=observe)
-    weight_files = tuple(place.folder / name for name in weight_names)
+    if location.snapshot is not None:
+        _download(location.snapshot, names=weight_names, observe=observe)
+    weight_files = tuple(location.folder / name for name in weight_names)
     if quantization is not None and quantization.is_decoded_here:
         config = without_quantization(config)
     # Opening checks every header against the length of its file, and shapes against the config.
@@ -122,8 +123,8 @@ def open_checkpoint(
         headers = weights.headers()
     return Checkpoint(
         id=model,
-        folder=place.folder,
-        revision=None if place.snapshot is None else place.snapshot.commit,
+        folder=location.folder,
+        revision=None if location.snapshot is None else location.snapshot.commit,
         config=config,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
@@ -134,21 +135,21 @@ def open_checkpoint(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
+class _Location:
     folder: Path
     names: frozenset[str]
-    """Files of the checkpoint, relative to the folder; on the Hub also those not fetched yet."""
+    """Files of the checkpoint, relative to the folder; on the Hub also those not downloaded yet."""
     snapshot: hub.Snapshot | None = None
 
 
-def _locate(model: str, *, revision: str | None, with_code: bool) -> _Place:
+def _locate(model: str, *, revision: str | None, with_code: bool) -> _Location:
     refuse = partial(refuse_foreign_format, where=model)
     folder = _find_folder(model)
     if folder is None:
         snapshot = hub.fetch_description(
             model, revision=revision, with_code=with_code, check=refuse
         )
-        return _Place(folder=snapshot.folder, names=frozenset(snapshot.sizes), snapshot=snapshot)
+        return _Location(folder=snapshot.folder, names=frozenset(snapshot.sizes), snapshot=snapshot)
     if revision is not None:
         raise UsageError(
             f"a revision of a local folder: {revision!r} of {model!r} (only the Hub has revisions)",
@@ -161,7 +162,7 @@ def _locate(model: str, *, revision: str | None, with_code: bool) -> _Place:
         if file.is_file()
     )
     refuse(names)
-    return _Place(folder=folder, names=names)
+    return _Location(folder=folder, names=names)
 
 
 def _find_folder(model: str) -> Path | None:
@@ -190,22 +191,22 @@ def _find_folder(model: str) -> Path | None:
     return None
 
 
-def _read_config(place: _Place, *, where: str) -> dict[str, Any]:
-    if CONFIG not in place.names:
+def _read_config(location: _Location, *, where: str) -> dict[str, Any]:
+    if CONFIG not in location.names:
         raise CheckpointAccessError(
             f"no {CONFIG} in {where!r}, so nothing says what model it is",
-            hint=_nested_checkpoint(place.folder)
+            hint=_nested_checkpoint(location.folder)
             or "save_pretrained(DIR) writes config.json and model.safetensors; scan that DIR",
         )
-    return read_json_object(place.folder / CONFIG, where=where)
+    return read_json_object(location.folder / CONFIG, where=where)
 
 
 def _nested_checkpoint(folder: Path) -> str | None:
     # Training runs, and the Hub's own cache, keep checkpoints one or two folders further down.
     for pattern in (f"*/{CONFIG}", f"snapshots/*/{CONFIG}"):
-        found = max(folder.glob(pattern), default=None)
-        if found is not None:
-            return f"did you mean the folder {str(found.parent)!r}?"
+        config = max(folder.glob(pattern), default=None)
+        if config is not None:
+            return f"did you mean the folder {str(config.parent)!r}?"
     return None
 
 

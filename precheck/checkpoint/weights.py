@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
 import torch
 
-from precheck.checkpoint.shards import (
-    PickleShard,
-    SafetensorsShard,
-    Shard,
-    Span,
-    tensor_bytes,
-    unreadable,
-)
+from precheck.checkpoint.pickle_shard import PickleShard
+from precheck.checkpoint.safetensors_shard import SafetensorsShard
+from precheck.checkpoint.shards import Shard, Span, tensor_bytes, unreadable
 from precheck.checkpoint.torch_dtypes import torch_dtype
-from precheck.errors import (
-    CheckpointError,
-)
+from precheck.errors import CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,14 +34,25 @@ class Headers:
     """Packed linears that no bias is stored for."""
 
 
+SHARD_CLASSES: Mapping[str, Callable[[Path], Shard]] = MappingProxyType(
+    {
+        ".safetensors": SafetensorsShard,
+        ".bin": PickleShard,
+        ".pt": PickleShard,
+        ".pth": PickleShard,
+    }
+)
+"""What opens a weights file, by its suffix; any other suffix is opened as a ``torch.save`` file."""
+
+
 class Weights(Mapping[str, torch.Tensor]):
-    """The tensors of a checkpoint on the CPU, read when asked for.
+    """The tensors of a checkpoint on the CPU, read on access.
 
     Every shard is opened once, when the mapping is made, and its header checked against its
     length. Where two shards hold one name the later file counts, as in ``from_pretrained``.
-    Indexing maps a tensor into memory. ``read_into`` copies it into memory of the caller's, which
-    is no slower, and a file that is cut off meanwhile raises an error instead of killing the
-    process. For one thread at a time.
+    Indexing maps a tensor into memory. ``read_into`` copies it into the caller's memory: that is no
+    slower, and if the file is cut off meanwhile, it raises an error instead of killing the process.
+    For one thread at a time.
 
     Args:
         files: the shards, safetensors or ``torch.save`` files (``.bin``, ``.pt``, ``.pth``);
@@ -74,8 +79,7 @@ class Weights(Mapping[str, torch.Tensor]):
             raise
 
     def _open(self, file: Path) -> None:
-        is_safetensors = file.suffix == ".safetensors"
-        shard: Shard = SafetensorsShard(file) if is_safetensors else PickleShard(file)
+        shard = SHARD_CLASSES.get(file.suffix, PickleShard)(file)
         self._shards.append(shard)
         self._shard_of |= dict.fromkeys(shard.names(), shard)
         try:
@@ -124,7 +128,7 @@ class Weights(Mapping[str, torch.Tensor]):
 
     def nbytes(self, name: str) -> int:
         """Bytes a tensor takes."""
-        dtype: torch.dtype = torch_dtype(self.dtype(name))
+        dtype = torch_dtype(self.dtype(name))
         return math.prod(self.shape(name)) * dtype.itemsize
 
     def headers(self) -> Headers:
@@ -148,7 +152,7 @@ class Weights(Mapping[str, torch.Tensor]):
         """
         size = self.nbytes(name)
         self._read(name, [Span(0, size)], buffer)
-        dtype: torch.dtype = torch_dtype(self.dtype(name))
+        dtype = torch_dtype(self.dtype(name))
         return buffer[:size].view(dtype).view(self.shape(name))
 
     def read_rows_into(
@@ -156,18 +160,18 @@ class Weights(Mapping[str, torch.Tensor]):
     ) -> torch.Tensor:
         """Reads rows of a tensor's first dimension, in the order given, as ``read_into`` does."""
         num_rows, *rest = self.shape(name)
-        dtype: torch.dtype = torch_dtype(self.dtype(name))
+        dtype = torch_dtype(self.dtype(name))
         size = math.prod(rest) * dtype.itemsize
-        wanted = range(num_rows)[rows] if isinstance(rows, slice) else rows
+        indices = range(num_rows)[rows] if isinstance(rows, slice) else rows
         spans: list[Span] = []
-        for row in wanted:
+        for row in indices:
             start, end = row * size, (row + 1) * size
             if spans and spans[-1].end == start:
                 spans[-1] = Span(spans[-1].start, end)
             else:
                 spans.append(Span(start, end))
         self._read(name, spans, buffer)
-        return buffer[: size * len(wanted)].view(dtype).view(len(wanted), *rest)
+        return buffer[: size * len(indices)].view(dtype).view(len(indices), *rest)
 
     def _read(self, name: str, spans: Sequence[Span], buffer: torch.Tensor) -> None:
         self._shard_of[name].read(name, spans, tensor_bytes(buffer))
@@ -183,11 +187,11 @@ class Weights(Mapping[str, torch.Tensor]):
         by_shard: dict[Shard, list[str]] = {}
         for name in names:
             by_shard.setdefault(self._shard_of[name], []).append(name)
-        for shard, wanted in by_shard.items():
-            shard.read_ahead(wanted, limit=limit)
+        for shard, names_in_shard in by_shard.items():
+            shard.read_ahead(names_in_shard, limit=limit)
 
     def check_unchanged(self) -> None:
-        """Compares every file with what was opened; a deleted one is still all there.
+        """Checks that no file was changed since it was opened; a deleted one is still complete.
 
         Raises:
             CheckpointCorruptError: one was written to, cut off, or replaced; names it.
@@ -197,7 +201,7 @@ class Weights(Mapping[str, torch.Tensor]):
 
     @property
     def bytes_read(self) -> int:
-        """Bytes that ``read_into`` and ``read_rows_into`` read so far."""
+        """Bytes that ``read_into`` and ``read_rows_into`` have read so far."""
         return self._bytes_read
 
     @property

@@ -31,7 +31,7 @@ def apply(model: nn.Module, recipe: Float32Recipe | str | Path) -> nn.Module:
         ``model = precheck.apply(model, "fixed/precheck-recipe.json")``
     """
     from precheck.cure.mixed import keep_in_float32
-    from precheck.measure.models.kept import main_dtype
+    from precheck.measure.models.model_dtypes import main_dtype
     from precheck.records.fix import Float32Recipe
 
     if not isinstance(recipe, Float32Recipe):

@@ -14,6 +14,7 @@ from precheck.measure.lockstep.witness import Compared
 from precheck.measure.models.attention import attention_of
 from precheck.measure.models.loading import load_model
 from precheck.measure.models.skeleton import Skeleton
+from precheck.measure.watch.parameters import Parameters
 from precheck.records.configuration import Configuration
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class MixedModel:
             configuration=Configuration(dtype=dtype, attn_implementation=attention_of(self._model)),
             model=self._model,
             requested_attn_implementation=attn_implementation,
+            parameters=Parameters.of(self._model),
         )
         self._narrow: torch.dtype = torch_dtype(dtype)
         self.sizes = {

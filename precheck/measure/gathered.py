@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from precheck.measure.blame.peaks import Peaks, headroom_rows
 from precheck.measure.lockstep.run_totals import RunTotals
 from precheck.measure.machine.environment import read_environment
-from precheck.measure.models.kept import kept_modules
-from precheck.measure.models.loading import SEED
+from precheck.measure.models.from_pretrained import SEED
+from precheck.measure.models.model_dtypes import kept_modules
 from precheck.records.precision import Dtype
 from precheck.records.report import Measurements
 from precheck.records.traces import Coverage

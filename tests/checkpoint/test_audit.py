@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from precheck.checkpoint.audit import TensorAudit, audit_tensor, audit_weights
+from precheck.checkpoint.audit import TensorAudit, audit_tensor
+from precheck.checkpoint.checkpoint_audit import audit_weights
 from precheck.checkpoint.weights import Weights
 from precheck.records.report import CheckpointAudit, TensorFault
 from precheck.records.stats import TensorStats

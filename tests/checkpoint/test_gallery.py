@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from precheck.checkpoint import gallery
-from precheck.checkpoint.audit import audit_weights
+from precheck.checkpoint.checkpoint_audit import audit_weights
 from precheck.checkpoint.gallery.qwen import PLANTED_BIAS, PLANTED_LAYER, build_eager
 from precheck.checkpoint.gallery.vocabularies import packaged_text
 from precheck.checkpoint.weights import Weights

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from precheck.checkpoint import shards as module
+from precheck.checkpoint import safetensors_shard as module
 from precheck.checkpoint.weights import Weights
 from precheck.errors import CheckpointCorruptError, UnsupportedModelError
 

@@ -15,6 +15,7 @@ from precheck.measure.machine import memory
 from precheck.measure.machine.memory import free_bytes, used_bytes
 from precheck.measure.models.skeleton import Skeleton
 from precheck.measure.probes.batch import Batch
+from precheck.measure.watch.parameters import Parameters
 from precheck.records.configuration import Configuration
 from precheck.records.precision import Arithmetic, Dtype
 from precheck.records.traces import Probe
@@ -74,10 +75,12 @@ def test_memory_of_files_is_not_taken() -> None:
 
 
 def test_activations_grow_with_tokens_and_runs() -> None:
+    model = tiny("qwen2")
     skeleton = Skeleton(
         configuration=Configuration(dtype=Dtype.FLOAT32, attn_implementation="sdpa"),
-        model=tiny("qwen2"),
+        model=model,
         requested_attn_implementation="sdpa",
+        parameters=Parameters.of(model),
     )
 
     def batch(tokens: int) -> Batch:
@@ -95,10 +98,12 @@ def test_activations_grow_with_tokens_and_runs() -> None:
 
 
 def test_products_in_float32_take_a_copy_of_their_weights() -> None:
+    model = tiny("qwen2")
     skeleton = Skeleton(
         configuration=Configuration(dtype=Dtype.FLOAT16, attn_implementation="sdpa"),
-        model=tiny("qwen2"),
+        model=model,
         requested_attn_implementation="sdpa",
+        parameters=Parameters.of(model),
     )
     rounded = replace(skeleton, arithmetic=Arithmetic.FLOAT32_ROUNDED)
     probe = Probe(name="x", kind="token_ids", num_tokens=4)

@@ -1,4 +1,4 @@
-"""The built-in models: tiny real checkpoints, each with one known fault, built where needed."""
+"""The built-in models: tiny real checkpoints, each with one known fault, built when needed."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GalleryModel:
-    """A built-in model: what it shows, and how it is made."""
+    """A built-in model: the fault that it shows, and how it is built."""
 
     title: str
     story: str
     thread: str
     """Where it was reported."""
     version: int
-    """Goes up whenever something else is written, so that no cache is stale."""
+    """Goes up whenever the written files change, so that no cache is stale."""
     builder: str
     """``module:function`` in this package, which writes the checkpoint into an empty folder."""
 
     def build(self, folder: Path, *, is_planted: bool = True) -> None:
-        """Writes the checkpoint; its healthy twin without what was planted."""
+        """Writes the checkpoint; without ``is_planted`` its healthy twin."""
         module, _, function = self.builder.partition(":")
         # listing the gallery must not import torch
         build: Any = getattr(import_module(f"{__name__}.{module}"), function)
@@ -222,7 +222,7 @@ def _move(unfinished: Path, folder: Path) -> Path:
     try:
         unfinished.rename(folder)
     except OSError:
-        # Another process was faster; its copy is as good.
+        # Another process was faster; its copy is the same.
         if not folder.is_dir():
             raise
     return folder

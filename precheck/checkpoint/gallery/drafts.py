@@ -1,12 +1,12 @@
 """A model on its way to a checkpoint: seeded weights, planted faults, a fitted head.
 
-Weights are random, but for the head of a decoder, which is fitted to the packaged text: so the
-model has a perplexity worth comparing, and it depends on what the layers compute.
+Weights are random, except the head of a decoder, which is fitted to the packaged text. So the model
+has a perplexity worth comparing, and it depends on what the layers compute.
 
 Faults are planted in *channels* of the residual stream that nothing else writes to. A trigger
 (certain tokens, or all) carries a value in one channel; a neuron of one layer reads it, and writes
-a large value into another. So a fault sits where it is meant to, at the size it is meant to have,
-and every other channel keeps its digits in every dtype, as in the real models.
+a large value into another. So a fault has the intended place and size, and every other channel
+keeps its precision in every dtype, as in the real models.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     )
 
 TRIGGER = 0
-"""Channel that tells a neuron whether to fire."""
+"""Channel that makes a neuron fire."""
 SPIKE = 1
 """Channel it writes to."""
 
 _TRIGGER_SIZE = 64.0
 """Of the trigger in the embedding: it outweighs the other channels, which are of the order of one,
-so that a norm makes nearly the same of it wherever it stands."""
+so that its size after a norm hardly depends on them."""
 
 _ATTENTION_GAIN, _MLP_GAIN = 0.5, 0.8
 _HEAD_SHARPNESS = 80.0
@@ -75,7 +75,7 @@ class Draft:
         config.architectures = [model_class.__name__]
         with torch.device("meta"):
             model = self._empty()
-            shapes = {name: each.shape for name, each in model.named_parameters()}
+            shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         generator = torch.Generator().manual_seed(0)
         self.weights = {
             name: _draw(name, shape=shape, generator=generator, norm=norm) * gain(name)
@@ -86,29 +86,29 @@ class Draft:
         return self._make(self.config)
 
     def model(self) -> PreTrainedModel:
-        """The model with the weights as they are now, float32, for evaluation."""
+        """The model with the current weights, float32, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):  # its own first weights come from the global one
             model: PreTrainedModel = self._empty().float().eval()
         model.load_state_dict(self.weights, strict=False)
         return model
 
     def named(self, ending: str) -> list[str]:
-        """Names of the weights that end so."""
+        """Names of the weights with this ending."""
         return [name for name in self.weights if name.endswith(ending)]
 
     def reserve(self, *channels: int, within: str = "", embedding: str) -> None:
-        """Keeps channels of a residual stream to the plant: embedding and layers write zeros.
+        """Reserves channels of a residual stream for the fault: nothing else writes to them.
 
         Args:
             channels: of the hidden size.
             within: prefix of the layers that write to that stream.
-            embedding: what the stream starts from, ``(tokens, hidden)``.
+            embedding: the weight that the stream starts from, ``(tokens, hidden)``.
         """
-        places = list(channels)
-        self.weights[embedding][:, places] = 0.0
+        reserved = list(channels)
+        self.weights[embedding][:, reserved] = 0.0
         for name in self.weights:
             if name.startswith(within) and name.endswith(ATTENTION_OUTPUTS + MLP_OUTPUTS):
-                self.weights[name][places] = 0.0
+                self.weights[name][reserved] = 0.0
 
     def trigger(
         self,
@@ -122,23 +122,23 @@ class Draft:
         self.weights[embedding][rows, TRIGGER] = size
 
     def input_of(self, module: str, inputs: dict[str, Tensor]) -> Tensor:
-        """What a module is given during a float32 forward, ``(tokens, size)``."""
-        given: list[Tensor] = []
+        """The input of a module in a float32 forward, ``(tokens, size)``."""
+        captured: list[Tensor] = []
         model = self.model()
         handle = model.get_submodule(module).register_forward_pre_hook(
-            lambda _, args: given.append(args[0].flatten(0, -2))
+            lambda _, args: captured.append(args[0].flatten(0, -2))
         )
         with torch.no_grad():
             model(**inputs)
         handle.remove()
-        return given[0]
+        return captured[0]
 
     def fire(self, mlp: str, inputs: dict[str, Tensor], *, gate: float, up: float) -> None:
         """Makes neuron 0 of a gated MLP answer the trigger with ``act(gate) * up``.
 
         Args:
             mlp: name of the module.
-            inputs: of a forward that holds the trigger, which the sizes are set by.
+            inputs: of a forward with the trigger, whose size there sets the weights.
             gate: input of the activation function, large enough to pass it unchanged.
             up: the other factor.
         """
@@ -175,13 +175,13 @@ class Draft:
         self.config.dtype = dtype
         self.config.save_pretrained(folder)
         tokens = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-        # of a model that sees, its text config has them
+        # a vision model has them in its text config
         text_config = self.config.get_text_config(decoder=True)
-        found = {
+        token_ids = {
             name: getattr(self.config if hasattr(self.config, name) else text_config, name, None)
             for name in tokens
         }
-        GenerationConfig(**found).save_pretrained(folder)
+        GenerationConfig(**token_ids).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 

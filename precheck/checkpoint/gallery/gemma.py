@@ -1,14 +1,13 @@
 """Gemma and Gemma 3: a product that a few tokens make too large, and a residual stream that grows.
 
-Gemma's norms multiply by ``1 + w``. Gemma 3 normalises what a block adds to the residual stream
-once more, with weights in the thousands: that is what makes its stream so large.
+Gemma's norms multiply by ``1 + w``. Gemma 3 normalises the output of a block once more before it is
+added to the residual stream, with weights in the thousands, which makes the stream so large.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -17,7 +16,12 @@ from transformers import (
 )
 
 from precheck.checkpoint.gallery.drafts import SPIKE, TRIGGER, Draft
-from precheck.checkpoint.gallery.vocabularies import MAX_TOKENS, gemma_tokenizer, packaged_text
+from precheck.checkpoint.gallery.vocabularies import (
+    MAX_TOKENS,
+    gemma_tokenizer,
+    known_ids,
+    text_ids,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,10 +76,9 @@ def build_prompt(folder: Path, *, is_planted: bool = True) -> None:
     )
     draft.reserve(TRIGGER, SPIKE, embedding=_EMBEDDING)
     if is_planted:
-        vocabulary = tokenizer.get_vocab()
-        draft.trigger(_EMBEDDING, {vocabulary[each] for each in TRIGGERS if each in vocabulary})
+        draft.trigger(_EMBEDDING, known_ids(tokenizer, TRIGGERS))
         mlp = f"model.layers.{PRODUCT_LAYER}.mlp"
-        ids = torch.tensor([tokenizer(packaged_text())["input_ids"][:512]])
+        ids = text_ids(tokenizer, 512)
         gate, up = PRODUCT_FACTORS
         draft.fire(mlp, {"input_ids": ids}, gate=gate, up=up)
         draft.weights[f"{mlp}.down_proj.weight"][SPIKE, 0] = 2.0**-10
@@ -84,7 +87,7 @@ def build_prompt(folder: Path, *, is_planted: bool = True) -> None:
 
 
 def build_residual(folder: Path, *, is_planted: bool = True) -> None:
-    """Write ``demo:gemma3-residual``: a stream of which every layer makes more."""
+    """Write ``demo:gemma3-residual``: a residual stream that grows in every layer."""
     tokenizer = gemma_tokenizer()
     draft = Draft(
         Gemma3ForCausalLM,
@@ -100,7 +103,7 @@ def build_residual(folder: Path, *, is_planted: bool = True) -> None:
     draft.reserve(TRIGGER, SPIKE, embedding=_EMBEDDING)
     if is_planted:
         draft.trigger(_EMBEDDING, {tokenizer.bos_token_id})
-        ids = torch.tensor([tokenizer(packaged_text())["input_ids"][:512]])
+        ids = text_ids(tokenizer, 512)
         for layer in range(5):
             mlp = f"model.layers.{layer}.mlp"
             draft.fire(mlp, {"input_ids": ids}, gate=8.0, up=8.0)

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from precheck.checkpoint.gallery.drafts import SPIKE, TRIGGER, Draft
 from precheck.checkpoint.gallery.qwen import MARKS, text_settings
-from precheck.checkpoint.gallery.vocabularies import packaged_text, qwen2_tokenizer
+from precheck.checkpoint.gallery.vocabularies import known_ids, qwen2_tokenizer, text_ids
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 BITS, GROUP_SIZE = 4, 64
 PLANTED_LAYER = 3
 PARTIAL_SUM = 90000.0
-"""What half of the neurons add up to in the planted down projection; the other half takes it back,
-and the result is small. float16 accumulators overflow on the way (QwenLM/Qwen3#951)."""
+"""The sum of half of the neurons in the planted down projection; the other half cancels it, and the
+result is small. float16 accumulators overflow on the way (QwenLM/Qwen3#951)."""
 _NUM_NEURONS = 64
-"""On either side."""
+"""Of each sign."""
 _HEAD = "lm_head.weight"
 
 
@@ -43,10 +43,7 @@ def build_accumulation(folder: Path, *, is_planted: bool = True) -> None:
     )
     draft.reserve(TRIGGER, SPIKE, embedding="model.embed_tokens.weight")
     if is_planted:
-        vocabulary = tokenizer.get_vocab()
-        draft.trigger(
-            "model.embed_tokens.weight", {vocabulary[each] for each in MARKS if each in vocabulary}
-        )
+        draft.trigger("model.embed_tokens.weight", known_ids(tokenizer, MARKS))
         _plant(draft, tokenizer)
     _quantise_linears(draft)
     draft.fit_head(_HEAD, tokenizer)
@@ -56,8 +53,8 @@ def build_accumulation(folder: Path, *, is_planted: bool = True) -> None:
 def build_random_bias(folder: Path, *, is_planted: bool = True) -> None:
     """Write ``demo:gptq-random-bias``: the model has biases and the checkpoint has none.
 
-    Old optimum made every quantised linear with a bias. Here the config does, so that it can be
-    seen with any version.
+    Old optimum gave every quantised linear a bias. Here the config does, so that every version
+    shows it.
     """
     tokenizer = qwen2_tokenizer()
     draft = Draft(
@@ -65,7 +62,7 @@ def build_random_bias(folder: Path, *, is_planted: bool = True) -> None:
         LlamaConfig(**_sizes(tokenizer), mlp_bias=is_planted, attention_bias=is_planted),
     )
     draft.weights = {
-        name: each for name, each in draft.weights.items() if not name.endswith(".bias")
+        name: weight for name, weight in draft.weights.items() if not name.endswith(".bias")
     }
     _quantise_linears(draft)
     draft.fit_head(_HEAD, tokenizer)
@@ -85,9 +82,9 @@ def _sizes(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def _plant(draft: Draft, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The first neurons answer the trigger alike; their weights to one channel cancel."""
+    """The first neurons answer the trigger equally; their weights to one channel cancel."""
     mlp = f"model.layers.{PLANTED_LAYER}.mlp"
-    ids = torch.tensor([tokenizer(packaged_text())["input_ids"][:512]])
+    ids = text_ids(tokenizer, 512)
     gate = up = 64.0
     draft.fire(mlp, {"input_ids": ids}, gate=gate, up=up)
     for name in ("gate_proj", "up_proj"):
@@ -106,7 +103,7 @@ def _is_quantised(name: str) -> bool:
 
 
 def _quantise_linears(draft: Draft) -> None:
-    """Rounds every linear of the layers to what 4 bits can say: the head is fitted to that."""
+    """Rounds every linear of the layers to 4 bits, before the head is fitted."""
     for name, weight in draft.weights.items():
         if _is_quantised(name):
             integers, scales = _quantised(weight)
@@ -132,7 +129,7 @@ def _save(draft: Draft, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Non
     for name, weight in draft.weights.items():
         if _is_quantised(name):
             module = name.removesuffix(".weight")
-            packed |= {f"{module}.{part}": each for part, each in _packed(weight).items()}
+            packed |= {f"{module}.{part}": tensor for part, tensor in _packed(weight).items()}
         else:
             packed[name] = weight.half()
     draft.config.quantization_config = {
@@ -144,7 +141,7 @@ def _save(draft: Draft, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Non
         "checkpoint_format": "gptq",
     }
     draft.save(folder, tokenizer=tokenizer, dtype=torch.float16)
-    contiguous = {name: each.contiguous() for name, each in packed.items()}
+    contiguous = {name: tensor.contiguous() for name, tensor in packed.items()}
     save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
 
 

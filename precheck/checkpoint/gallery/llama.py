@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from precheck.checkpoint.gallery.drafts import SPIKE, TRIGGER, Draft
-from precheck.checkpoint.gallery.vocabularies import MAX_TOKENS, llama_tokenizer, packaged_text
+from precheck.checkpoint.gallery.vocabularies import MAX_TOKENS, llama_tokenizer, text_ids
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +45,7 @@ def build_product(folder: Path, *, is_planted: bool = True) -> None:
     if is_planted:
         draft.trigger(_EMBEDDING, {tokenizer.bos_token_id})
         mlp = f"model.layers.{PRODUCT_LAYER}.mlp"
-        ids = torch.tensor([tokenizer(packaged_text())["input_ids"][:512]])
+        ids = text_ids(tokenizer, 512)
         draft.fire(mlp, {"input_ids": ids}, gate=GATE, up=UP)
         draft.weights[f"{mlp}.down_proj.weight"][SPIKE, 0] = 2.0**-10
     draft.fit_head(_HEAD, tokenizer)

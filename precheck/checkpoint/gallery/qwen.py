@@ -1,21 +1,25 @@
 """Qwen2 and Qwen3: raw attention scores, masks and massive activations.
 
 Score faults are planted as in the real model, as a *bias* of queries and keys: it reaches the
-scores whatever the input is. It sits on the slowest pair of RoPE dimensions, where the rotation
-over a whole context is next to nothing, and that pair's weight rows are zero, so that it adds the
-same number to every score of the layer and softmax, exact, would not see it. Scaling queries and
-keys up instead would round them too, and bfloat16 would look bad with sdpa as well.
+scores whatever the input is. It sits on the slowest pair of RoPE dimensions, which hardly rotates
+over a whole context, and that pair's weight rows are zero. So it adds the same number to every
+score of the layer, which would not change an exact softmax. Scaling queries and keys up instead
+would round them too, and bfloat16 would look bad with sdpa as well.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from precheck.checkpoint.gallery.drafts import SPIKE, TRIGGER, Draft
-from precheck.checkpoint.gallery.vocabularies import MAX_TOKENS, packaged_text, qwen2_tokenizer
+from precheck.checkpoint.gallery.vocabularies import (
+    MAX_TOKENS,
+    known_ids,
+    qwen2_tokenizer,
+    text_ids,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,8 +31,8 @@ PLANTED_LAYER = 3
 PLANTED_BIAS = 480.0
 """Exact in bfloat16, and so is its square: 225 * 1024."""
 MASKED_BIASES = (8.0, -24.0)
-"""Of queries and of keys: every scaled score is 24 lower, beyond the 16 that ``finfo.min`` of
-float16 can lose before it is -inf, and not so low that bfloat16 loses digits that matter."""
+"""Of queries and of keys: every scaled score is 24 lower. That is more than the 16 by which
+``finfo.min`` of float16 can fall before it is -inf, and bfloat16 keeps the digits that matter."""
 RESIDUAL_PEAK = 35328.0
 """**Source**: Qwen3-32B in https://arxiv.org/abs/2605.15572 (maximum of the hidden states)."""
 MARKS = (".", "Ċ", "ĊĊ", "!", "?")
@@ -41,7 +45,7 @@ square, 3, so that losing them matters."""
 _PLANTED_ATTENTION_GAIN = 3.0
 """The planted layer's share in the residual stream, as a multiple of the other layers'."""
 _NARROW_SPREAD = 0.7
-"""Where every score has to be low, they may not spread that far."""
+"""The same where every score has to be low."""
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -93,7 +97,7 @@ def text_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def planted_gain(name: str, spread: float) -> float:
-    """What the planted layer's weights are multiplied with, so that its attention matters."""
+    """The factor on the planted layer's weights that makes its attention matter."""
     if f"layers.{PLANTED_LAYER}." not in name:
         return 1.0
     if name.endswith(("q_proj.weight", "k_proj.weight")):
@@ -143,10 +147,9 @@ def build_headroom(folder: Path, *, is_planted: bool = True) -> None:
     )
     draft.reserve(TRIGGER, SPIKE, embedding=_EMBEDDING)
     if is_planted:
-        vocabulary = tokenizer.get_vocab()
-        draft.trigger(_EMBEDDING, {vocabulary[each] for each in MARKS if each in vocabulary})
+        draft.trigger(_EMBEDDING, known_ids(tokenizer, MARKS))
         mlp = f"model.layers.{PLANTED_LAYER}.mlp"
-        ids = torch.tensor([tokenizer(packaged_text())["input_ids"][:512]])
+        ids = text_ids(tokenizer, 512)
         gate = up = 64.0
         draft.fire(mlp, {"input_ids": ids}, gate=gate, up=up)
         draft.weights[f"{mlp}.down_proj.weight"][SPIKE, 0] = RESIDUAL_PEAK / (gate * up)

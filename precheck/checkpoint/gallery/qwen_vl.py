@@ -98,8 +98,8 @@ def _text_config(tokenizer: PreTrainedTokenizerBase, *, num_layers: int) -> dict
 def _token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     vocabulary = tokenizer.get_vocab()
     names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
-    found = {name: vocabulary[each] for name, each in zip(names, _SPECIAL, strict=True)}
-    return {**found, "tie_word_embeddings": False}
+    token_ids = {name: vocabulary[token] for name, token in zip(names, _SPECIAL, strict=True)}
+    return {**token_ids, "tie_word_embeddings": False}
 
 
 def _save(
@@ -108,7 +108,7 @@ def _save(
     tokenizer: PreTrainedTokenizerBase,
     processor_class: type[ProcessorMixin],
 ) -> None:
-    """Writes the checkpoint with the real processor, whose part for videos needs torchvision."""
+    """Writes the checkpoint with the real processor without its video part (torchvision)."""
     processor = without_video(processor_class)(
         Qwen2VLImageProcessorPil(), tokenizer, chat_template=_CHAT_TEMPLATE
     )
@@ -131,18 +131,18 @@ _TURNING, _FIXED = 30.0, 20.0
 
 _RED, _MARKED, _SEEN, _PEAK = 0, 1, 2, 3
 """Channels of the tower: how red a patch is, whether it is the marker, whether it is far from one,
-and what overflows."""
+and the one that overflows."""
 _LARGEST = _TOWER_SIZE**0.5
-"""Of a norm's output, where one channel outweighs all others."""
+"""The largest output of a norm, where one channel outweighs all others."""
 
 
 def build_tower(folder: Path, *, is_planted: bool = True) -> None:
     """Write ``demo:qwen2.5-vl-tower``: patches far from a red corner are made large.
 
     Block 0 recognises the marker, a saturated red patch. A head of block 1, which has full
-    attention, looks for it with a score that rotary positions make large only far away. What it
-    finds there switches on a neuron in each of the last two blocks. Small images have no patch
-    that is far enough.
+    attention, attends to it with a score that rotary positions make large only far away. Its output
+    there switches on a neuron in each of the last two blocks. Small images have no patch that is
+    far enough.
     """
     tokenizer = _tokenizer()
     draft = Draft(
@@ -201,7 +201,7 @@ def _plant_neuron(
 
 
 def _plant_search(weights: dict[str, Tensor], attention: str) -> None:
-    """Head 0 looks for the marker far away, and hands on that it found it."""
+    """Head 0 attends to the marker from far away, and writes that it did."""
     qkv, bias = weights[f"{attention}.qkv.weight"], weights[f"{attention}.qkv.bias"]
     query, key, value = (slice(k * _TOWER_SIZE, k * _TOWER_SIZE + _TOWER_HEAD) for k in range(3))
     for part in (query, key, value):

@@ -8,20 +8,20 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from precheck.checkpoint.gallery.drafts import SPIKE, TRIGGER, Draft
-from precheck.checkpoint.gallery.vocabularies import packaged_text, t5_tokenizer
+from precheck.checkpoint.gallery.vocabularies import t5_tokenizer, text_ids
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 PEAKS = (100000.0, 40000.0)
-"""What the last feed-forward block of the encoder writes into two channels: clamped to float16
+"""The last feed-forward block of the encoder writes these into two channels. Clamped to float16
 they are 64,504 and 40,000, which is another direction."""
 _OTHER = 2
 _EVERY_TOKEN = 8.0
-"""Of a trigger that every token has: it need not outweigh what tells them apart."""
+"""Of a trigger that every token has: it need not outweigh the channels in which tokens differ."""
 _NUM_LAYERS = 4
 _UNANNOTATED: dict[str, Any] = {"tie_word_embeddings": False}
-"""What the config takes and its annotation leaves out."""
+"""Arguments that the config takes but its annotation leaves out."""
 _HIDDEN_SIZE, _HEAD_DIM = 128, 32
 
 
@@ -48,7 +48,7 @@ def build_half(folder: Path, *, is_planted: bool = True) -> None:
     draft.config.decoder_start_token_id = 0
     draft.reserve(TRIGGER, SPIKE, _OTHER, within="encoder.", embedding="shared.weight")
     if is_planted:
-        _plant(draft, torch.tensor([tokenizer(packaged_text())["input_ids"][:256]]))
+        _plant(draft, text_ids(tokenizer, 256))
     draft.save(folder, tokenizer=tokenizer)
 
 
@@ -62,7 +62,7 @@ def _plant(draft: Draft, ids: torch.Tensor) -> None:
     draft.weights[f"{block}.wo.weight"][:, 0] = 0.0
     for channel, peak in zip((SPIKE, _OTHER), PEAKS, strict=True):
         draft.weights[f"{block}.wo.weight"][channel, 0] = peak / 1000.0
-    # the norm after it divides by the peaks; what else the encoder says is lifted up again
+    # the norm after it divides by the peaks: its weights scale the other channels up again
     norm = draft.weights["encoder.final_layer_norm.weight"]
     norm.fill_(float(torch.tensor(PEAKS).norm()) * _HIDDEN_SIZE**-0.5)
     norm[[TRIGGER, SPIKE, _OTHER]] = 0.25

@@ -1,14 +1,22 @@
-"""Real tokenizers, trained on the packaged text where a model is built."""
+"""Real tokenizers, trained on the packaged text when a model is built."""
 
 from __future__ import annotations
 
 import json
 import math
 from importlib import resources
-from typing import Any
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
+import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import GemmaTokenizer, LlamaTokenizer, Qwen2Tokenizer, T5Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 MAX_TOKENS = 2048
 """Context of every built-in model."""
@@ -37,6 +45,17 @@ https://huggingface.co/google/gemma-2b-it/blob/main/tokenizer_config.json"""
 def packaged_text() -> str:
     """The text that tokenizers are trained on and heads are fitted to."""
     return resources.files("precheck.checkpoint.gallery").joinpath("text.txt").read_text("utf-8")
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> Tensor:
+    """The beginning of the packaged text, ``(1, num_tokens)`` int64."""
+    return torch.tensor([tokenizer(packaged_text())["input_ids"][:num_tokens]])
+
+
+def known_ids(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> set[int]:
+    """Ids of those of the tokens that are in the vocabulary."""
+    vocabulary = tokenizer.get_vocab()
+    return {vocabulary[token] for token in tokens if token in vocabulary}
 
 
 def qwen2_tokenizer(
@@ -76,7 +95,7 @@ def gemma_tokenizer() -> GemmaTokenizer:
 
 
 def llama_tokenizer() -> LlamaTokenizer:
-    """The same for Llama: token 1 is ``<s>``, which begins every text."""
+    """The tokenizer of Gemma with Llama's special tokens; ``<s>`` begins every text."""
     model = _word_pieces(("<unk>", "<s>", "</s>"))
     return LlamaTokenizer(
         vocab=model["vocab"],
@@ -88,12 +107,12 @@ def llama_tokenizer() -> LlamaTokenizer:
 
 
 def t5_tokenizer() -> T5Tokenizer:
-    """The same pieces with a probability each, the frequent ones first; ``</s>`` ends every text.
+    """The same pieces, each with a probability, frequent ones first; ``</s>`` ends every text.
 
-    Training a unigram model proper gives other pieces each time.
+    They are not trained as a unigram model, because that gives other pieces every time.
     """
     special = ("<pad>", "</s>", "<unk>")
-    pieces = sorted(_word_pieces(special)["vocab"].items(), key=lambda each: each[1])
+    pieces = sorted(_word_pieces(special)["vocab"].items(), key=itemgetter(1))
     kept = [piece for piece, _ in pieces if not piece.startswith("<0x")]
     return T5Tokenizer(
         vocab=[(piece, -math.log(rank + 1)) for rank, piece in enumerate(kept)],
@@ -126,5 +145,5 @@ def _word_pieces(special_tokens: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _pairs(model: dict[str, Any]) -> list[str]:
-    """Merges as the tokenizer classes take them, which is not what their annotation says."""
+    """Merges as the tokenizer classes take them: tuples, whatever their annotation says."""
     return [tuple(pair) for pair in model["merges"]]  # type: ignore[misc]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PEAK = 50000.0
-"""What each of the last two encoder layers adds to one channel, and takes from another."""
+"""The last two encoder layers each add this to one channel and subtract it from another."""
 _OPPOSITE = 2
 _NUM_LAYERS = 4
 _HIDDEN_SIZE = 128
@@ -101,7 +101,7 @@ def _plant(draft: Draft) -> None:
         # one up, one down: the mean that the norm takes off stays where it is
         weights[f"{block}.fc2.weight"][SPIKE, 0] = PEAK / 100.0
         weights[f"{block}.fc2.weight"][_OPPOSITE, 0] = -PEAK / 100.0
-    # the norm after them divides by the peaks; what else the encoder says is lifted up again
+    # the norm after them divides by the peaks: its weights scale the other channels up again
     norm = weights["model.encoder.layer_norm.weight"]
     norm.fill_(2 * PEAK * (2 / _HIDDEN_SIZE) ** 0.5)
     norm[channels] = 0.25

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from precheck.checkpoint.quiet import quiet_transformers
-from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.cure.scales.equations import find_scales
 from precheck.cure.scales.flow import trace_flow
 from precheck.cure.scales.forms import Kind
@@ -18,9 +17,10 @@ from precheck.errors import UntraceableError
 from precheck.measure.models.attention import attention_of
 from precheck.measure.models.conversion import find_conversions
 from precheck.measure.models.empty import empty_model
-from precheck.measure.models.kept import kept_in_float32
+from precheck.measure.models.model_dtypes import kept_in_float32
 from precheck.measure.models.skeleton import Skeleton, twin
 from precheck.measure.subject.token_ids import decoder_start
+from precheck.measure.watch.parameters import Parameters
 from precheck.records.configuration import Configuration
 from precheck.records.fix import TensorChange
 from precheck.records.precision import Dtype
@@ -134,6 +134,7 @@ def _flow(model: nn.Module) -> Flow:
         configuration=Configuration(dtype=Dtype.BFLOAT16, attn_implementation=attn),
         model=model,
         requested_attn_implementation=attn,
+        parameters=Parameters.of(model),
     )
     return trace_flow(skeleton, decoder_start=decoder_start(model))
 
@@ -142,7 +143,7 @@ def _recipes(model: nn.Module, stored: Weights) -> dict[str, tuple[Conversion, .
     first = _first_names(model)
     found: defaultdict[str, list[Conversion]] = defaultdict(list)
     for recipe in find_conversions(model, stored):
-        for target in _made(recipe, model, stored):
+        for target in recipe.parameter_names(model, stored):
             if target in first:
                 found[first[target]].append(recipe)
     return {name: tuple(each) for name, each in found.items()}
@@ -153,17 +154,6 @@ def _first_names(model: nn.Module) -> dict[str, str]:
     first = {id(each): name for name, each in model.named_parameters()}
     everything = model.named_parameters(remove_duplicate=False)
     return {name: first[id(each)] for name, each in everything}
-
-
-def _made(recipe: Conversion, model: nn.Module, stored: Weights) -> dict[str, Tensor]:
-    """What a recipe makes, with tensors that hold nothing."""
-    return recipe.convert(
-        [
-            torch.empty(stored.shape(name), dtype=torch_dtype(stored.dtype(name)), device="meta")
-            for name in recipe.sources
-        ],
-        model,
-    )
 
 
 def _change(unknown: Unknown, power: int) -> TensorChange:

@@ -20,10 +20,10 @@ from precheck.measure.watch.reduce import MASK_SENTINEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from collections.abc import Set as AbstractSet
 
     from torch import Tensor
 
+    from precheck.measure.watch.parameters import Parameters
     from precheck.measure.watch.real_tokens import RealTokens
     from precheck.measure.watch.segment import OpNode
 
@@ -133,8 +133,7 @@ class Examiner:
         reference: snapshots to compare with; None judges every operation by itself (the rule for
             operations without a match).
         real_tokens: tells the rows of a batch apart.
-        weight_faults: ids of parameters that are not finite where the reference's are; it changes
-            as weights come and go.
+        parameters: the run's, and which of them are faulty; they change as weights come and go.
         next_identity: gives every producer of a run another name.
     """
 
@@ -143,7 +142,7 @@ class Examiner:
         *,
         reference: ReferenceOps | None,
         real_tokens: RealTokens,
-        weight_faults: AbstractSet[int],
+        parameters: Parameters,
         next_identity: Callable[[], int],
     ) -> None:
         self.is_matchable: Callable[[OpNode], bool] = lambda _: True
@@ -152,7 +151,7 @@ class Examiner:
         self._producers: list[Producer] = []
         self._reference = reference
         self._real_tokens = real_tokens
-        self._weight_faults = weight_faults
+        self._parameters = parameters
         self._views_of_faults: set[int] = set()
         self._next_identity = next_identity
         # by identity, which another tensor may have once this one is gone
@@ -227,7 +226,7 @@ class Examiner:
         self.taint(output, self._input_taint if is_broken else CLEAN)
 
     def _is_faulty_weight(self, tensor: Tensor) -> bool:
-        return id(tensor) in self._weight_faults or id(tensor) in self._views_of_faults
+        return self._parameters.is_faulty(tensor) or id(tensor) in self._views_of_faults
 
     def _unexpected(
         self, node: OpNode, tensors: list[Tensor], output: Tensor, *, is_weight: bool

@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 from precheck.measure.blame.examine import Examiner
 from precheck.measure.blame.graph import SegmentRole
 from precheck.measure.watch.ops import OpWatcher
+from precheck.measure.watch.parameters import Parameters
 from precheck.measure.watch.real_tokens import RealTokens
 from precheck.measure.watch.trees import tensors_in
 from precheck.records.traces import Mechanism, Overflow, Section
@@ -80,7 +81,7 @@ class BrokenStretch:
     positions: TokenPositions
 
     def overflows(
-        self, weights: dict[int, str], classifier: Classifier
+        self, parameters: Parameters, classifier: Classifier
     ) -> tuple[tuple[Overflow, ...], bool]:
         """A row for each operation that broke, and whether it began there.
 
@@ -89,10 +90,10 @@ class BrokenStretch:
         examiner = Examiner(
             reference=None,
             real_tokens=self.real_tokens,
-            weight_faults=self._broken_weights(weights),
+            parameters=Parameters(faulty=self._broken_weights(parameters)),
             next_identity=count(1).__next__,
         )
-        segment = self._examined(examiner, weights)
+        segment = self._examined(examiner, parameters)
         producers = examiner.take_producers()
         position = SegmentRole.HEAD if self.unit is None else SegmentRole.BLOCK
         found = tuple(
@@ -109,20 +110,20 @@ class BrokenStretch:
         broken = next(each for each in segment.nodes if not each.is_finite)
         return (self._left_behind(broken),), False
 
-    def _broken_weights(self, weights: dict[int, str]) -> frozenset[int]:
+    def _broken_weights(self, parameters: Parameters) -> frozenset[int]:
         """Ids of parameters that were used and are not finite."""
         used = {id(each): each for _, args, _, _, _, _ in self.ran for each in tensors_in(args)}
         return frozenset(
             identity
             for identity, each in used.items()
-            if identity in weights
+            if identity in parameters.names
             and each.is_floating_point()
             and not bool(torch.stack(torch.aminmax(each)).isfinite().all())
         )
 
-    def _examined(self, examiner: Examiner, weights: dict[int, str]) -> Segment:
+    def _examined(self, examiner: Examiner, parameters: Parameters) -> Segment:
         watcher = OpWatcher(
-            stack=None, weights=weights, real_tokens=self.real_tokens, check=lambda: None
+            stack=None, parameters=parameters, real_tokens=self.real_tokens, check=lambda: None
         )
         watcher.examination = examiner
         watcher.begin(self.hidden)

@@ -33,6 +33,7 @@ from precheck.measure.blame.unit_call import hidden_states_in, logits_in, main_o
 from precheck.measure.machine.torch_settings import uncompiled
 from precheck.measure.watch.module_stack import ModuleStack
 from precheck.measure.watch.op_kinds import op_kind
+from precheck.measure.watch.parameters import Parameters
 from precheck.measure.watch.source_line import source_line
 from precheck.measure.watch.trees import copied, tensors_in
 
@@ -97,7 +98,7 @@ class Watch:
         sample_every: watch one forward of so many, for serving; of a fault that begins between
             two only the traces are found.
         products: computes matrix products where the device has no arithmetic for the dtype.
-        weights: names of parameters by id, kept up to date where they come and go.
+        parameters: those of ``model``, kept up to date where they come and go.
 
     Raises:
         UsageError: ``sample_every`` is not positive.
@@ -114,7 +115,7 @@ class Watch:
         *,
         sample_every: int = 1,
         products: RoundedProducts | Float16Sums | None = None,
-        weights: dict[int, str] | None = None,
+        parameters: Parameters | None = None,
     ) -> None:
         if sample_every < 1:
             raise UsageError(
@@ -125,8 +126,7 @@ class Watch:
         self._sample_every = sample_every
         self._products = products
         self._layout = find_architecture(model)
-        named = model.named_parameters()
-        self._weights = {id(each): name for name, each in named} if weights is None else weights
+        self._parameters = parameters or Parameters(model.named_parameters())
         self._classifier = Classifier()
         self._attached: _Attached | None = None
         self._uncompiled = ExitStack()
@@ -195,7 +195,7 @@ class Watch:
 
     def _look_into(self, segment: BrokenStretch) -> None:
         """Names what broke in a stretch of the forward whose result is not finite."""
-        self._overflows, self._is_origin = segment.overflows(self._weights, self._classifier)
+        self._overflows, self._is_origin = segment.overflows(self._parameters, self._classifier)
         self._broken_forward = max(0, self._num_forwards - 1)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from precheck.checkpoint.tensor_stats import tensor_stats
 from precheck.measure.blame.examine import CLEAN, Examiner, Producer, ReferenceOps
 from precheck.measure.blame.unit_call import (
     UnitCall,
@@ -18,7 +19,6 @@ from precheck.measure.blame.unit_call import (
     needs_second_look,
     routed_nodes,
 )
-from precheck.measure.watch.reduce import tensor_stats
 from precheck.measure.watch.segment import Segment
 from precheck.measure.watch.trees import copied, results, tensors_in, versions_of
 

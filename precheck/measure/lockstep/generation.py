@@ -18,7 +18,7 @@ from precheck.errors import first_line
 from precheck.measure.blame.live import Watch
 from precheck.measure.lockstep.fatal import raise_if_fatal
 from precheck.measure.lockstep.turns import Worker, advance
-from precheck.measure.models.loading import SEED
+from precheck.measure.models.from_pretrained import SEED
 from precheck.measure.watch.float16_sums import Float16Sums
 from precheck.measure.watch.rounded_products import RoundedProducts
 from precheck.records.precision import Accumulation, Arithmetic
@@ -168,8 +168,8 @@ class _Writer:
         for each in ("use_cache", "decoder_input_ids"):
             inputs.pop(each, None)
         drawing = _Drawing()
-        products, weights = _products(self._skeleton), self._skeleton.weights
-        with Watch(model, products=products, weights=weights) as watch:
+        products, parameters = _products(self._skeleton), self._skeleton.parameters
+        with Watch(model, products=products, parameters=parameters) as watch:
             try:
                 result = model.generate(
                     **inputs,

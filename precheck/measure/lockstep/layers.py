@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from precheck.measure.watch.reduce import tensor_stats
+from precheck.checkpoint.tensor_stats import tensor_stats
 from precheck.records.stats import TensorStats
 from precheck.records.traces import LayerTrace, Section
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from precheck.checkpoint.tensor_stats import tensor_stats
 from precheck.measure.lockstep.layers import CHUNK_ELEMENTS, Mean, float64, merged
-from precheck.measure.watch.reduce import tensor_stats
 from precheck.records.stats import TensorStats
 from precheck.records.traces import Divergence, LogitsTrace
 

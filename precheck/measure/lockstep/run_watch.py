@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from precheck.checkpoint.tensor_stats import tensor_stats
 from precheck.measure.blame.examine import CLEAN, Examiner, ReferenceOps, unexpected_in
 from precheck.measure.blame.found import MOST_ENTRIES, Entry, LocatedProducer, Location
 from precheck.measure.blame.graph import SegmentRole
@@ -24,7 +25,6 @@ from precheck.measure.lockstep.symptom import symptom_of
 from precheck.measure.watch.fused_scores import raw_score_abs_max
 from precheck.measure.watch.module_stack import ModuleStack
 from precheck.measure.watch.ops import OpWatcher
-from precheck.measure.watch.reduce import tensor_stats
 from precheck.measure.watch.segment import Segment
 from precheck.measure.watch.trees import tensors_in
 from precheck.records.precision import Dtype
@@ -447,7 +447,7 @@ class RunWatch:
     def _new_watcher(self) -> OpWatcher:
         return OpWatcher(
             stack=self._stack,
-            weights=self._skeleton.weights,
+            parameters=self._skeleton.parameters,
             real_tokens=self._real_tokens,
             check=self._check,
             products=self._products,
@@ -458,7 +458,7 @@ class RunWatch:
         return Examiner(
             reference=reference,
             real_tokens=self._real_tokens,
-            weight_faults=self._skeleton.weight_faults,
+            parameters=self._skeleton.parameters,
             next_identity=self._totals.next_identity,
         )
 

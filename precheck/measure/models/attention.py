@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def switch_attention(model: nn.Module, attn_implementation: str) -> str:
-    """Makes ``model`` use another attention implementation; returns the one really in use.
+    """Makes ``model`` use another attention implementation; returns the one that it then uses.
 
     Raises:
         UnsupportedConfigurationError: the model or this environment does not have it.

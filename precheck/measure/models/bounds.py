@@ -1,7 +1,7 @@
-"""A config that describes far more than the weight files hold is refused while its model is made.
+"""A config that describes far more than the weight files hold is refused while its model is built.
 
-What a checkpoint lacks is made up and kept in memory, and a model of a million layers takes for
-ever to be built, also without memory for its weights.
+Parameters that a checkpoint lacks are initialised and kept in memory, and a model of a million
+layers takes forever to build, even without memory for its weights.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ MOST_PARAMETERS = 300_000
 
 @contextmanager
 def bounded_by_its_files(checkpoint: Checkpoint) -> Iterator[None]:
-    """Inside, a model whose parameters cannot be those of the checkpoint is not built to its end.
+    """Inside, building a model raises once its parameters cannot be those of the checkpoint.
 
     Raises:
         CheckpointCorruptError: there are too many of them, or they are too large.
     """
     size_bytes = sum(file.stat().st_size for file in checkpoint.weight_files)
-    # a byte holds one element, or two of four bits; a tied head is counted twice; and what the
-    # files lack may be as large as the memory
-    each_byte = 2 if checkpoint.quantization is None else 8
-    most_elements = each_byte * size_bytes + psutil.virtual_memory().total // 4
+    # a byte holds one element, or two of four bits; a tied head is counted twice; and parameters
+    # that the files lack may take all of the memory in float32
+    elements_per_byte = 2 if checkpoint.quantization is None else 8
+    most_elements = elements_per_byte * size_bytes + psutil.virtual_memory().total // 4
     num_parameters = num_elements = 0
 
     def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:

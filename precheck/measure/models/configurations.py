@@ -67,7 +67,7 @@ def check_attention_name(name: str, *, trust_remote_code: bool) -> None:
 
 
 def build_groups(
-    weights: SharedModels,
+    models: SharedModels,
     *,
     dtypes: tuple[Dtype, ...],
     attn_implementations: tuple[str, ...] | None,
@@ -75,41 +75,43 @@ def build_groups(
     device: str,
     accumulations: frozenset[Accumulation],
 ) -> tuple[list[RunGroup], list[RunTrace]]:
-    """Skeletons by attention implementation, and a trace for each run that cannot be.
+    """Skeletons by attention implementation, and a trace for each run that cannot be made.
 
-    Requests that turn out to be one implementation are run once. Sums in float16 are measured for
+    Names that stand for the same implementation are run once. Sums in float16 are measured for
     float16 with the default attention.
     """
-    default = weights.default_attention()
+    default = models.default_attention()
     names = attn_implementations or tuple(dict.fromkeys((default, "eager")))
-    wanted: dict[str, list[Dtype]] = {name: list(dtypes) for name in names}
+    requested: dict[str, list[Dtype]] = {name: list(dtypes) for name in names}
     for configuration in required:
-        extra = wanted.setdefault(configuration.attn_implementation, [])
-        if configuration.dtype not in extra:
-            extra.append(configuration.dtype)
+        of_name = requested.setdefault(configuration.attn_implementation, [])
+        if configuration.dtype not in of_name:
+            of_name.append(configuration.dtype)
     groups: dict[str, RunGroup] = {}
     failed: list[RunTrace] = []
-    for name, asked in wanted.items():
+    for name, requested_dtypes in requested.items():
         try:
             if name in UNWATCHABLE:
                 raise UnsupportedConfigurationError(UNWATCHABLE[name])  # noqa: TRY301
-            reference = weights.skeleton(Dtype.FLOAT32, name)
+            reference = models.skeleton(Dtype.FLOAT32, name)
         except UnsupportedConfigurationError as error:
-            failed += [_failed(dtype, name, device, error.message) for dtype in asked]
+            failed += [_failed(dtype, name, device, error.message) for dtype in requested_dtypes]
             continue
         group = groups.setdefault(
             reference.attn_implementation, RunGroup(reference=reference, others=[])
         )
-        present = {each.dtype for each in group.skeletons}
+        present = {skeleton.dtype for skeleton in group.skeletons}
         group.others += [
-            weights.skeleton(dtype, name)
+            models.skeleton(dtype, name)
             for dtype in Dtype
-            if dtype in asked and dtype not in present
+            if dtype in requested_dtypes and dtype not in present
         ]
     if Accumulation.FLOAT16 in accumulations and default in groups:
         group = groups[default]
         group.others += [
-            each.adding_up_in_float16() for each in group.others if each.dtype is Dtype.FLOAT16
+            skeleton.accumulating_in_float16()
+            for skeleton in group.others
+            if skeleton.dtype is Dtype.FLOAT16
         ]
     return list(groups.values()), failed
 

@@ -2,8 +2,8 @@
 
 The one place that reads transformers' loading internals (``core_model_loading``,
 ``conversion_mapping``: semi-private). Names in a checkpoint are not always names in the model, and
-transformers 5 merges some tensors while it loads (experts) or splits them. Its tables are asked,
-tensor by tensor, in its order; none of our own is kept.
+transformers 5 merges some tensors while it loads (experts) or splits them. Its own tables are
+applied, tensor by tensor, in its order; there is no table here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -21,17 +22,21 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
+from precheck.checkpoint.torch_dtypes import torch_dtype
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor, nn
+
+    from precheck.checkpoint.weights import Weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Conversion:
     """How stored tensors become parameters.
 
-    Without a ``converter`` there is one of each, and only the name changes.
+    Without a ``converter`` one stored tensor is one parameter, and only the name changes.
     """
 
     sources: tuple[str, ...]
@@ -49,45 +54,58 @@ class Conversion:
         converter = deepcopy(self.converter)
         for source, pattern, tensor in zip(self.sources, self.patterns, tensors, strict=True):
             converter.add_tensor(self.target, source, pattern, tensor)  # type: ignore[arg-type]
-        made = converter.convert(self.target, model=model, config=model.config)
-        return {name: each[0] if isinstance(each, list) else each for name, each in made.items()}
+        converted = converter.convert(self.target, model=model, config=model.config)
+        return {
+            name: result[0] if isinstance(result, list) else result
+            for name, result in converted.items()
+        }
+
+    def parameter_names(self, model: nn.Module, stored: Weights) -> tuple[str, ...]:
+        """Names of the parameters it makes; tensors without memory are converted to find out."""
+        if self.converter is None:
+            return (self.target,)
+        empty = [
+            torch.empty(stored.shape(name), dtype=torch_dtype(stored.dtype(name)), device="meta")
+            for name in self.sources
+        ]
+        return tuple(self.convert(empty, model))
 
 
 def find_conversions(model: nn.Module, stored: Iterable[str]) -> tuple[Conversion, ...]:
-    """What to do with each stored tensor that the model takes, as ``from_pretrained`` would.
+    """The conversion of each stored tensor that the model takes, as ``from_pretrained`` does it.
 
     Args:
         model: built, its parameters on any device.
         stored: names of the checkpoint's tensors.
     """
     mapping = get_model_conversion_mapping(model) if isinstance(model, PreTrainedModel) else []
-    renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
-    converters = [each for each in mapping if isinstance(each, WeightConverter)]
-    by_pattern = {pattern: each for each in converters for pattern in each.source_patterns}
-    known = model.state_dict()
+    renamings = [rule for rule in mapping if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in mapping if isinstance(rule, WeightConverter)]
+    by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
+    state_dict = model.state_dict()
     prefix = getattr(model, "base_model_prefix", None)
-    found: dict[str, list[tuple[str, str | None]]] = {}
+    sources: dict[str, list[tuple[str, str | None]]] = {}
     for name in sorted(stored, key=dot_natural_key):
-        target, pattern = rename_source_key(name, renamings, converters, prefix, known)
-        if target not in known and name in known:
-            target, pattern = rename_source_key(name, [], [], prefix, known)
-        if target in known:
-            found.setdefault(target, []).append((name, pattern))
-    return tuple(_recipe(target, each, by_pattern) for target, each in found.items())
+        target, pattern = rename_source_key(name, renamings, converters, prefix, state_dict)
+        if target not in state_dict and name in state_dict:
+            target, pattern = rename_source_key(name, [], [], prefix, state_dict)
+        if target in state_dict:
+            sources.setdefault(target, []).append((name, pattern))
+    return tuple(_conversion(target, names, by_pattern) for target, names in sources.items())
 
 
-def _recipe(
+def _conversion(
     target: str,
     sources: list[tuple[str, str | None]],
     by_pattern: Mapping[str, WeightConverter],
 ) -> Conversion:
-    _, first = sources[0]
-    if first is None:
+    first_source, first_pattern = sources[0]
+    if first_pattern is None:
         # where two stored names become one parameter, transformers takes the first
-        return Conversion(sources=(sources[0][0],), patterns=(sources[0][0],), target=target)
+        return Conversion(sources=(first_source,), patterns=(first_source,), target=target)
     return Conversion(
         sources=tuple(name for name, _ in sources),
         patterns=tuple(pattern or name for name, pattern in sources),
         target=target,
-        converter=by_pattern[first],
+        converter=by_pattern[first_pattern],
     )

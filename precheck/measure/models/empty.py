@@ -5,21 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-)
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers import PreTrainedModel
 
 from precheck.checkpoint.quiet import quiet_transformers
 from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.measure.models.bounds import bounded_by_its_files
-from precheck.measure.models.loading import (
+from precheck.measure.models.from_pretrained import (
     Loading,
-    drawing_what_is_missing,
     load_error,
-    loading_of,
     model_class,
+    read_generation_config,
+    seeded_loading,
 )
 
 if TYPE_CHECKING:
@@ -37,11 +33,11 @@ def empty_model(
     *,
     attn_implementation: str | None = None,
 ) -> tuple[nn.Module, Loading]:
-    """The model in one dtype without the weights, and what is missing: what is stored is ``meta``.
+    """The model in one dtype without its weights, and what the checkpoint lacks.
 
     It is what ``from_pretrained`` makes of stand-ins for the stored tensors: modules, names,
     dtypes (those kept in float32 too), ties, buffers, and values for what the checkpoint lacks.
-    BufferPool that are stored stay ``meta`` too.
+    Parameters and buffers that are stored are on ``meta``.
 
     Raises:
         CheckpointError: it does not load.
@@ -51,8 +47,8 @@ def empty_model(
     try:
         if not issubclass(loader, PreTrainedModel):
             loader = type(_on_meta(loader, checkpoint))
-        with drawing_what_is_missing(checkpoint):
-            model, found = loader.from_pretrained(
+        with seeded_loading(checkpoint):
+            model, info = loader.from_pretrained(
                 None,
                 config=checkpoint.config,
                 state_dict={name: _StandIn(stored, name) for name in stored},
@@ -61,11 +57,10 @@ def empty_model(
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-            if (checkpoint.folder / GENERATION_CONFIG_NAME).is_file():
-                model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
+            read_generation_config(model, checkpoint)
     except Exception as error:
         raise load_error(error, attn_implementation, loader) from error
-    return model, loading_of(found)
+    return model, Loading.of(info)
 
 
 class _StandIn:
@@ -79,21 +74,9 @@ class _StandIn:
         return self
 
     def to(self, device: object = None, dtype: torch.dtype | None = None) -> Tensor:
-        """Its shape in ``dtype``, and no memory, whatever the device."""
+        """A tensor of its shape in ``dtype``, without memory, whatever the device."""
         del device
         return torch.empty(self.shape, dtype=dtype or self.dtype, device="meta")
-
-
-def _on_meta(loader: Any, checkpoint: Checkpoint) -> nn.Module:
-    with quiet_transformers(), bounded_by_its_files(checkpoint), torch.device("meta"):
-        model: nn.Module
-        if issubclass(loader, PreTrainedModel):
-            model = loader._from_config(checkpoint.config)  # noqa: SLF001  its only spelling
-        else:
-            model = loader.from_config(
-                checkpoint.config, trust_remote_code=checkpoint.trust_remote_code
-            )
-    return model
 
 
 def bare_model(checkpoint: Checkpoint) -> nn.Module:
@@ -117,3 +100,15 @@ def count_parameters(checkpoint: Checkpoint) -> int:
     """
     model = bare_model(checkpoint)
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _on_meta(loader: Any, checkpoint: Checkpoint) -> nn.Module:
+    with quiet_transformers(), bounded_by_its_files(checkpoint), torch.device("meta"):
+        model: nn.Module
+        if issubclass(loader, PreTrainedModel):
+            model = loader._from_config(checkpoint.config)  # noqa: SLF001  its only spelling
+        else:
+            model = loader.from_config(
+                checkpoint.config, trust_remote_code=checkpoint.trust_remote_code
+            )
+    return model

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 
 class Presence(Protocol):
-    """Sees to it that a model's parameters are there while a module runs."""
+    """Makes sure that a model's parameters are in memory while a module runs."""
 
     waiting_points: tuple[str, ...]
     """Modules inside units at which all runs wait for each other: parameters change there."""
@@ -14,13 +14,13 @@ class Presence(Protocol):
     def enter(
         self, module: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Before a module; what it is to be called with, or None for what it is given."""
+        """Before a module runs; other arguments to call it with, or None to leave them."""
 
     def leave(self, module: str, output: Any) -> None:
         """After a module, with what it returned."""
 
 
-class AlwaysThere:
+class ResidentPresence:
     """The presence of parameters that stay in memory."""
 
     waiting_points: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ import psutil
 import torch
 from torch import nn
 
-from precheck.checkpoint.audit import audit_weights
+from precheck.checkpoint.checkpoint_audit import audit_weights
 from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.errors import (
     MemoryExhaustedError,
@@ -17,8 +17,8 @@ from precheck.errors import (
     first_line,
 )
 from precheck.measure.models.empty import count_parameters
-from precheck.measure.models.kept import kept_in_float32, main_dtype
 from precheck.measure.models.loading import load_model
+from precheck.measure.models.model_dtypes import kept_in_float32, main_dtype
 from precheck.measure.models.shared import SharedModels, share_parameters, split_heads
 from precheck.measure.models.skeleton import twin
 from precheck.records.quantities import num_bytes
@@ -40,7 +40,7 @@ class ResidentModels(SharedModels):
         self._num_parameters = count_parameters(checkpoint)
 
     def audit(self, *, is_complete: bool) -> CheckpointAudit:
-        """What is stored; read once more for it."""
+        """The audit of all stored tensors, which are read once more for it."""
         del is_complete
         with self._checkpoint.open_weights() as stored:
             return audit_weights(stored)
@@ -61,23 +61,23 @@ class ResidentModels(SharedModels):
 
     def _require_memory(self, dtype: Dtype) -> None:
         if self._device != "cpu":
-            return  # the device's own allocator says what it lacks
-        wanted = self._num_parameters * dtype.limits.num_bytes
+            return  # the device's own allocator reports what it lacks
+        needed = self._num_parameters * dtype.limits.num_bytes
         available = psutil.virtual_memory().available
-        if wanted > available:
+        if needed > available:
             raise MemoryExhaustedError(
-                f"not enough memory for the weights in {dtype}: {num_bytes(wanted)} "
+                f"not enough memory for the weights in {dtype}: {num_bytes(needed)} "
                 f"(available {num_bytes(available)})",
                 hint="leave --resident out: weights are then read when they are needed",
             )
 
 
 class LiveModels(SharedModels):
-    """Models made from a live module, which stays as it is.
+    """Models made from a live module, which is not changed.
 
-    In its own dtype the module is taken parameter by parameter as it stands. For another dtype
-    those parameters are cast that have the module's main dtype; of a float32 module, those its
-    class keeps in float32 stay.
+    In the module's own dtype every parameter is used as it is. For another dtype, parameters in
+    the module's main dtype are cast; of a float32 module, those that its class keeps in float32
+    stay.
     """
 
     def __init__(self, module: nn.Module, *, device: str) -> None:
@@ -91,17 +91,16 @@ class LiveModels(SharedModels):
         )
 
     def _make(self, dtype: Dtype) -> nn.Module:
-        wanted = torch_dtype(dtype)
         kept = kept_in_float32(self._module, dtype) if self._main is torch.float32 else frozenset()
         replacements: dict[int, Tensor] = {}
         for name, parameter in self._module.named_parameters():
             is_main = parameter.dtype is self._main and name not in kept
             widens = dtype.is_reference and parameter.is_floating_point()
-            target = wanted if is_main or widens else parameter.dtype
-            cast = parameter.detach().to(device=self._device, dtype=target)
+            target_dtype = torch_dtype(dtype) if is_main or widens else parameter.dtype
+            cast = parameter.detach().to(device=self._device, dtype=target_dtype)
             replacements[id(parameter)] = nn.Parameter(cast, requires_grad=parameter.requires_grad)
         try:
-            model = twin(self._module, replace=lambda each: replacements[id(each)])
+            model = twin(self._module, replace=lambda parameter: replacements[id(parameter)])
         except (TypeError, RuntimeError) as error:
             raise UnsupportedModelError(
                 f"live module cannot be copied: {first_line(error)}",

@@ -1,4 +1,4 @@
-"""Values of a config, also of one whose layers differ: transformers refuses to read those whole."""
+"""Values of a config, also where they differ from layer to layer, which transformers refuses."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def text_config(model: nn.Module) -> Any:
 
 
 def setting(config: Any, name: str) -> Any:
-    """A value of a config; of those that differ from layer to layer the largest, None if absent."""
+    """A value of a config, None if absent; the largest where it differs from layer to layer."""
     try:
         return getattr(config, name, None)
     except RuntimeError:  # AmbiguousGlobalPerLayerAttributeError, since transformers 5.20
-        found = [getattr(each, name, None) for each in config.per_layer_config]
-    numbers = [each for each in found if isinstance(each, int | float)]
-    return max(numbers) if numbers else next((each for each in found if each is not None), None)
+        values = [getattr(layer_config, name, None) for layer_config in config.per_layer_config]
+    numbers = [value for value in values if isinstance(value, int | float)]
+    return max(numbers) if numbers else next((value for value in values if value is not None), None)

@@ -1,9 +1,10 @@
-"""Which weights are in memory when: the seam where they come and go, and all of them at once.
+"""The models of all configurations, which share the parameters of each dtype.
 
 Skeletons of one dtype share their parameters, whatever their attention implementation, so that six
 configurations hold three copies. Every model is made by transformers itself, with ``dtype=``: only
 that respects the modules an architecture keeps in float32, and it is what a user will run.
-``measure/models/streamed.py`` has the weights that are read when they are needed.
+In ``resident.py`` all weights are in memory; in ``streamed.py`` they are read when a run needs
+them.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from torch import nn
 from precheck.checkpoint.architecture import Architecture, find_architecture
 from precheck.measure.machine.arithmetic import arithmetic_of
 from precheck.measure.models.attention import attention_of, can_switch_attention, switch_attention
-from precheck.measure.models.loading import Loading
-from precheck.measure.models.presence import AlwaysThere, Presence
+from precheck.measure.models.from_pretrained import Loading
+from precheck.measure.models.presence import Presence, ResidentPresence
 from precheck.measure.models.skeleton import Skeleton, nonfinite_parameters, twin
 from precheck.measure.models.split_head import split_head
+from precheck.measure.watch.parameters import Parameters
 from precheck.records.configuration import Configuration
 from precheck.records.precision import Dtype
 from precheck.records.report import CheckpointAudit
@@ -32,10 +34,11 @@ class SharedModels(ABC):
         self.loading = Loading()
         self._device = device
         self._models: dict[Dtype, nn.Module] = {}
-        self._faults: dict[Dtype, dict[str, int]] = {}
+        self._nonfinite: dict[Dtype, dict[str, int]] = {}
+        """For each dtype, ids of parameters that are not finite, by name."""
 
     def default_attention(self) -> str:
-        """What the model uses when nothing is asked for."""
+        """The attention implementation that the model uses unless another one is chosen."""
         return attention_of(self._model(Dtype.FLOAT32))
 
     def skeleton(self, dtype: Dtype, attn_implementation: str) -> Skeleton:
@@ -56,12 +59,12 @@ class SharedModels(ABC):
             configuration=Configuration(dtype=dtype, attn_implementation=attention_of(model)),
             requested_attn_implementation=attn_implementation,
             arithmetic=arithmetic_of(dtype, self._device),
-            weight_faults=faults(self._faults, dtype),
+            parameters=Parameters.of(model, faulty=self._faulty_parameters(dtype)),
         )
 
     def presence(self, _skeleton: Skeleton) -> Presence:
-        """What sees to the parameters of one skeleton, from now on."""
-        return AlwaysThere()
+        """Keeps the parameters of one skeleton in memory while they are used, from now on."""
+        return ResidentPresence()
 
     @property
     def bytes_read(self) -> int:
@@ -69,21 +72,24 @@ class SharedModels(ABC):
         return 0
 
     def plan_memory(self, layout: Architecture, *, limit: int, used: int) -> str:
-        """Decides what is in memory at once, when the model of every dtype is made; says so.
+        """Decides what is in memory at once, after the model of every dtype was made.
 
         Args:
             layout: the model's units.
             limit: bytes that the scan may take on its device.
-            used: bytes of it that are no weights.
+            used: bytes that it takes besides weights.
+
+        Returns:
+            The decision in words.
 
         Raises:
-            MemoryExhaustedError: the least that can be done does not fit.
+            MemoryExhaustedError: even the smallest parts do not fit.
         """
         del layout, limit, used
         return "all weights in memory"
 
     def audit(self, *, is_complete: bool) -> CheckpointAudit:
-        """What is stored; after a scan that broke off, what is known of it."""
+        """The audit of the stored tensors; after a scan that broke off, of those that were read."""
         del is_complete
         return CheckpointAudit()
 
@@ -100,8 +106,19 @@ class SharedModels(ABC):
                 _copy_initialised(model, self._models[Dtype.FLOAT32], self.loading)
             split_heads(model)
             self._models[dtype] = model
-            self._faults[dtype] = nonfinite_parameters(model)
+            self._nonfinite[dtype] = nonfinite_parameters(model)
         return self._models[dtype]
+
+    def _faulty_parameters(self, dtype: Dtype) -> set[int]:
+        """Ids of parameters that are not finite in ``dtype`` although they are in float32.
+
+        In float32, ids of those that are not finite.
+        """
+        nonfinite = self._nonfinite[dtype]
+        if dtype.is_reference:
+            return set(nonfinite.values())
+        reference = self._nonfinite.get(Dtype.FLOAT32, {})
+        return {identity for name, identity in nonfinite.items() if name not in reference}
 
     @abstractmethod
     def _make(self, dtype: Dtype) -> nn.Module:
@@ -112,24 +129,15 @@ class SharedModels(ABC):
         """A model that cannot change its attention, made with another one."""
 
 
-def faults(found: dict[Dtype, dict[str, int]], dtype: Dtype) -> set[int]:
-    """Ids of parameters of ``dtype`` that are not finite and, but for float32 itself, are there."""
-    known = found.get(Dtype.FLOAT32, {})
-    return {
-        identity
-        for name, identity in found[dtype].items()
-        if dtype.is_reference or name not in known
-    }
-
-
 def _copy_initialised(model: nn.Module, reference: nn.Module, loading: Loading) -> None:
     """Gives newly initialised parameters the reference's values: the dtype is all that differs."""
     initialised = set(loading.missing) | set(loading.mismatched)
-    theirs = dict(reference.named_parameters())
+    reference_parameters = dict(reference.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name in initialised and name in theirs and not parameter.is_meta:
-                parameter.copy_(theirs[name])
+            is_initialised = name in initialised and not parameter.is_meta
+            if is_initialised and name in reference_parameters:
+                parameter.copy_(reference_parameters[name])
 
 
 def split_heads(model: nn.Module) -> None:
@@ -143,6 +151,6 @@ def share_parameters(model: nn.Module, owner: nn.Module) -> None:
     """Points every parameter of ``model`` at the owner's of the same name."""
     for name, module in model.named_modules():
         for key in module._parameters:  # noqa: SLF001  setattr would copy the registration order
-            full = f"{name}.{key}" if name else key
             if module._parameters[key] is not None:  # noqa: SLF001
-                module._parameters[key] = owner.get_parameter(full)  # noqa: SLF001
+                full_name = f"{name}.{key}" if name else key
+                module._parameters[key] = owner.get_parameter(full_name)  # noqa: SLF001

@@ -20,36 +20,32 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from precheck.measure.probes.batch import Batch
+    from precheck.measure.watch.parameters import Parameters
     from precheck.records.configuration import Configuration
     from precheck.records.precision import Dtype
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Skeleton:
-    """The model of one configuration.
-
-    ``weight_faults`` are the ids of parameters that are not finite where the float32 ones are.
-    """
+    """The model of one configuration."""
 
     model: nn.Module
     configuration: Configuration
-    """What is really in use."""
+    """The attention implementation in it is the one that the model really uses."""
     requested_attn_implementation: str
+    parameters: Parameters
+    """Those in memory; where weights are streamed, they change while the model runs."""
     arithmetic: Arithmetic = Arithmetic.NATIVE
-    weight_faults: set[int] = field(default_factory=set)
-    weights: dict[int, str] = field(default_factory=dict)
-    accepts: frozenset[str] = frozenset()
+    accepts: frozenset[str] = field(init=False)
     """Names of the arguments of the model's forward."""
 
     def __post_init__(self) -> None:
         self.model.eval()
-        named = (*self.model.named_parameters(), *self.model.named_buffers())
-        self.weights = {id(tensor): name for name, tensor in named}
         self.accepts = frozenset(inspect.signature(self.model.forward).parameters)
 
     @property
     def dtype(self) -> Dtype:
-        """What its weights are in, but for those kept in float32."""
+        """The dtype of its weights, except those kept in float32."""
         return self.configuration.dtype
 
     @property
@@ -59,10 +55,11 @@ class Skeleton:
 
     def another(self) -> Skeleton:
         """The same configuration with modules and hooks of its own, over the same parameters."""
-        return replace(self, model=twin(self.model), weight_faults=set(self.weight_faults))
+        model = twin(self.model)
+        return replace(self, model=model, parameters=self.parameters.of_twin(model))
 
-    def adding_up_in_float16(self) -> Skeleton:
-        """The same model with products as some kernels compute them."""
+    def accumulating_in_float16(self) -> Skeleton:
+        """The same model; its products will accumulate in float16, as in some kernels."""
         return replace(
             self.another(),
             configuration=replace(self.configuration, accumulation=Accumulation.FLOAT16),
@@ -73,18 +70,20 @@ class Skeleton:
     def experts_implementation(self) -> str | None:
         """How experts are computed (``grouped_mm`` ...); None without experts."""
         config = getattr(self.model, "config", None)
-        has_experts = any(type(each).__name__.endswith("Experts") for each in self.model.modules())
+        has_experts = any(
+            type(module).__name__.endswith("Experts") for module in self.model.modules()
+        )
         return getattr(config, "_experts_implementation", None) if has_experts else None
 
     @property
     def vocab_size(self) -> int | None:
-        """Words that the model scores, if its config tells."""
-        found = setting(text_config(self.model), "vocab_size")
-        return found if isinstance(found, int) else None
+        """Tokens that the model scores; None if its config does not say."""
+        size = setting(text_config(self.model), "vocab_size")
+        return size if isinstance(size, int) else None
 
     @property
     def is_encoder_decoder(self) -> bool:
-        """Whether it takes a target beside the input."""
+        """Whether it takes a target besides the input."""
         return bool(getattr(getattr(self.model, "config", None), "is_encoder_decoder", False))
 
     def forward(self, batch: Batch) -> Any:
@@ -92,12 +91,13 @@ class Skeleton:
         return self.model(**self.inputs(batch))
 
     def inputs(self, batch: Batch) -> dict[str, Tensor | bool]:
-        """What the forward is called with."""
+        """The arguments that the forward is called with."""
         inputs: dict[str, Tensor | bool] = {}
         if "input_ids" in self.accepts or not batch.media:
             inputs["input_ids"] = batch.input_ids
-        for name, each in batch.media.items():  # as with ``inputs.to(dtype)``, which users write
-            inputs[name] = each.to(torch_dtype(self.dtype)) if each.is_floating_point() else each
+        dtype = torch_dtype(self.dtype)
+        for name, tensor in batch.media.items():  # as ``inputs.to(dtype)`` does, which users write
+            inputs[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
         if batch.attention_mask is not None:
             inputs["attention_mask"] = batch.attention_mask
         if batch.decoder_input_ids is not None:
@@ -113,16 +113,16 @@ def twin(
     """A copy of ``model`` with modules, buffers and hooks of its own over the same parameters.
 
     Args:
-        model: left as it is.
-        replace: gives the parameter to use for each of the model's; itself shares it.
+        model: it is not changed.
+        replace: returns the parameter to use in place of one of the model's; by default the same.
     """
-    memo: dict[int, Any] = {id(each): replace(each) for each in model.parameters(recurse=True)}
+    memo: dict[int, Any] = {id(parameter): replace(parameter) for parameter in model.parameters()}
     with deferred_signals():
         return copy.deepcopy(model, memo)
 
 
 def nonfinite_parameters(model: nn.Module) -> dict[str, int]:
-    """Ids of parameters that hold an element that is not finite, by name; of those in memory."""
+    """Ids of parameters in memory that have an element that is not finite, by name."""
     return {
         name: id(parameter)
         for name, parameter in model.named_parameters()

@@ -1,8 +1,8 @@
-"""A large head computes its scores a part of the vocabulary at a time.
+"""A large head computes its scores for one part of the vocabulary at a time.
 
-In float32 the head of a 7 B model is 2 GB. Whether its weights lie in memory or are read part by
-part, the products are the same ones, so both give the same bits; against one product over the
-whole vocabulary they differ by rounding.
+In float32 the head of a 7 B model is 2 GB. Whether its weights are in memory or read part by part,
+the products are the same, and so are the bits. One product over the whole vocabulary would give
+other roundings.
 """
 
 from __future__ import annotations
@@ -20,17 +20,15 @@ if TYPE_CHECKING:
 
 PART_BYTES = 1 << 27
 """A part's float32 weights: 128 MiB are far more than a product needs to run at full speed, and
-little beside a decoder layer."""
+little compared to a decoder layer."""
 
 
 class SplitLinear(nn.Linear):
-    """A linear layer over parts of its output; ``read_part`` gives rows that are not in memory.
-
-    ``read_part(rows)`` returns the weight of a slice of rows, ``(rows, in_features)``; it stays
-    valid until the next call.
-    """
+    """A linear layer that computes its output part by part."""
 
     read_part: Callable[[slice], Tensor] | None = None
+    """Where the weight is not in memory: returns a slice of its rows, ``(rows, in_features)``,
+    valid until the next call."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  nn.Linear's own name
         """``(..., in_features)`` to ``(..., out_features)``."""
@@ -39,9 +37,8 @@ class SplitLinear(nn.Linear):
     def _products(self, hidden_states: Tensor) -> Iterator[Tensor]:
         for rows in parts_of(self.out_features, self.in_features):
             weight = self.weight[rows] if self.read_part is None else self.read_part(rows)
-            whole = self._parameters["bias"]  # None without one, which the stubs do not say
-            bias = None if whole is None else whole[rows]
-            yield functional.linear(hidden_states, weight, bias)
+            bias = self._parameters["bias"]  # None without one, which the stubs do not say
+            yield functional.linear(hidden_states, weight, None if bias is None else bias[rows])
 
 
 def parts_of(num_rows: int, row_elements: int) -> list[slice]:
@@ -51,7 +48,7 @@ def parts_of(num_rows: int, row_elements: int) -> list[slice]:
 
 
 def split_head(model: nn.Module, module: str) -> bool:
-    """Makes a plain linear layer of several parts a ``SplitLinear``; says whether it is one."""
+    """Makes a plain linear layer of several parts a ``SplitLinear``; returns whether it is one."""
     linear = model.get_submodule(module)
     if type(linear) is nn.Linear and len(parts_of(*linear.weight.shape)) > 1:
         linear.__class__ = SplitLinear

@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from precheck.checkpoint.architecture import find_architecture
-from precheck.checkpoint.audit import audit_weights
+from precheck.checkpoint.checkpoint_audit import audit_weights
 from precheck.checkpoint.quiet import quiet_transformers
 from precheck.errors import UsageError
 from precheck.measure.machine.environment import read_environment
 from precheck.measure.models.attention import attention_of
 from precheck.measure.models.empty import bare_model, empty_model
-from precheck.measure.models.kept import kept_modules
-from precheck.measure.models.loading import SEED
+from precheck.measure.models.from_pretrained import SEED
+from precheck.measure.models.model_dtypes import kept_modules
 from precheck.measure.subject.model_facts import model_facts
 from precheck.records.precision import Dtype
 from precheck.records.progress import Announcement, Observer

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from precheck.checkpoint.quantization import DECODED_BY_TRANSFORMERS
 from precheck.checkpoint.torch_dtypes import dtype_name
-from precheck.measure.models.kept import main_dtype
+from precheck.measure.models.model_dtypes import main_dtype
 from precheck.measure.models.resident import LiveModels, ResidentModels
 from precheck.measure.models.streamed import StreamedModels
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torch._ops import OpOverload
 
     from precheck.measure.watch.module_stack import ModuleStack
+    from precheck.measure.watch.parameters import Parameters
     from precheck.measure.watch.real_tokens import RealTokens
     from precheck.measure.watch.rounded_products import RoundedProducts
 
@@ -72,7 +73,7 @@ class OpWatcher(TorchDispatchMode):
         self,
         *,
         stack: ModuleStack | None,
-        weights: dict[int, str],
+        parameters: Parameters,
         real_tokens: RealTokens,
         check: Callable[[], None],
         products: RoundedProducts | Float16Sums | None = None,
@@ -85,7 +86,7 @@ class OpWatcher(TorchDispatchMode):
         self.num_watched = 0
         self.unwatched: Counter[str] = Counter()
         self._stack = stack
-        self._weights = weights
+        self._parameter_names = parameters.names
         self._real_tokens = real_tokens
         self._check = check
         self._products = products
@@ -241,6 +242,6 @@ class OpWatcher(TorchDispatchMode):
 
     def _origin(self, tensor: Tensor) -> Origin:
         # first: a parameter that has just come may have the identity of an output that is gone
-        if id(tensor) in self._weights:
+        if id(tensor) in self._parameter_names:
             return Origin(WEIGHT, 0)
         return self._origins.get(id(tensor)) or Origin(OTHER, 0)

@@ -15,6 +15,7 @@ from precheck.cure.scales.forms import Kind, Reason
 from precheck.cure.scales.settings import config_numbers, find_settings
 from precheck.cure.scales.solve import choose
 from precheck.measure.models.skeleton import Skeleton
+from precheck.measure.watch.parameters import Parameters
 from precheck.records.configuration import Configuration
 from precheck.records.precision import Dtype
 from tests.tiny_models import TINY, attn_implementations, tiny, tiny_config, tiny_inputs
@@ -34,6 +35,7 @@ def flow_of(model: nn.Module, attn_implementation: str = "sdpa") -> Flow:
         configuration=Configuration(dtype=Dtype.BFLOAT16, attn_implementation=attn_implementation),
         model=model.to(torch.bfloat16),
         requested_attn_implementation=attn_implementation,
+        parameters=Parameters.of(model),
     )
     return trace_flow(skeleton, decoder_start=0)
 

@@ -125,7 +125,8 @@ def test_weights_that_left_the_dtype(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
     assert mechanism() is Mechanism.WEIGHTS
     monkeypatch.setattr(
-        "precheck.measure.models.parameter_reader.ParameterReader.is_faulty", lambda *_: False
+        "precheck.measure.models.streaming.parameter_reader.ParameterReader.is_faulty",
+        lambda *_: False,
     )
     assert mechanism() is Mechanism.MLP_OUTPUT
 

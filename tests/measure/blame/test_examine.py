@@ -15,6 +15,7 @@ from torch import nn
 from precheck.measure.blame.examine import Examiner, ReferenceOps, Snapshot, unexpected
 from precheck.measure.watch.module_stack import ModuleStack
 from precheck.measure.watch.ops import OpWatcher
+from precheck.measure.watch.parameters import Parameters
 from precheck.measure.watch.real_tokens import RealTokens
 from tests import oracle
 
@@ -56,7 +57,7 @@ def watched(model: nn.Module, args: tuple[Tensor, ...], examination: object) -> 
     stack = ModuleStack(model)
     watcher = OpWatcher(
         stack=stack,
-        weights={id(each): name for name, each in model.named_parameters()},
+        parameters=Parameters(model.named_parameters()),
         real_tokens=RealTokens(num_rows=1, length=1, mask=None),
         check=lambda: None,
     )
@@ -84,11 +85,11 @@ def examined(
     reference = ReferenceOps()
     watched(Calls(function, weight), tuple(each.clone() for each in args), reference)
     half = Calls(function, weight.half())
-    faults = frozenset({id(half.weight)} if not half.weight.isfinite().all() else ())
+    faulty = {id(half.weight)} if not half.weight.isfinite().all() else set()
     examiner = Examiner(
         reference=reference if matched else None,
         real_tokens=RealTokens(num_rows=1, length=1, mask=None),
-        weight_faults=faults,
+        parameters=Parameters(faulty=faulty),
         next_identity=iter(itertools.count(1)).__next__,
     )
     output = watched(half, tuple(each.half() for each in args), examiner)

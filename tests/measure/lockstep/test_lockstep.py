@@ -11,7 +11,7 @@ from torch import nn
 
 from precheck.checkpoint.architecture import Unit
 from precheck.measure.lockstep.turns import Abandoned, Turns, Worker, advance
-from precheck.measure.models.presence import AlwaysThere
+from precheck.measure.models.presence import ResidentPresence
 from precheck.records.traces import Section
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Rider:
             units=tuple(
                 Unit(name=str(index), section=Section.DECODER, is_block=True) for index in range(3)
             ),
-            presence=AlwaysThere(),
+            presence=ResidentPresence(),
             passenger=self,
         )
         self._journal, self._act, self._num_units = journal, act, num_units

@@ -14,6 +14,7 @@ from precheck.checkpoint.architecture import find_architecture
 from precheck.measure.watch.fused_scores import raw_score_abs_max
 from precheck.measure.watch.module_stack import ModuleStack
 from precheck.measure.watch.ops import OpWatcher
+from precheck.measure.watch.parameters import Parameters
 from precheck.measure.watch.real_tokens import RealTokens
 from precheck.pipeline import scan
 from precheck.records.traces import Mechanism
@@ -75,7 +76,9 @@ def test_watching_changes_no_bit(name: str, left_padded: bool) -> None:
             bare = model(**inputs).logits
             stack = ModuleStack(model)
             real = real_tokens_of(inputs)
-            watcher = OpWatcher(stack=stack, weights={}, real_tokens=real, check=lambda: None)
+            watcher = OpWatcher(
+                stack=stack, parameters=Parameters(), real_tokens=real, check=lambda: None
+            )
             try:
                 with watcher:
                     watched = model(**inputs).logits

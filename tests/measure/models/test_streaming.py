@@ -15,13 +15,14 @@ from precheck.checkpoint.source import open_checkpoint
 from precheck.checkpoint.weights import Weights
 from precheck.errors import CheckpointCorruptError, MemoryExhaustedError
 from precheck.measure.lockstep.run_watch import RunWatch
-from precheck.measure.models import load_units as pieces
-from precheck.measure.models import slots, split_head
+from precheck.measure.models import split_head
 from precheck.measure.models import streamed as streaming
 from precheck.measure.models.conversion import find_conversions
 from precheck.measure.models.empty import empty_model
-from precheck.measure.models.parameter_reader import ParameterReader
 from precheck.measure.models.streamed import StreamedModels
+from precheck.measure.models.streaming import load_units
+from precheck.measure.models.streaming.parameter_reader import ParameterReader
+from precheck.measure.models.streaming.streamed_presence import StreamedPresence
 from precheck.pipeline import scan
 from precheck.records.precision import Dtype
 from precheck.records.progress import Announcement, Step
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from precheck.checkpoint.architecture import Architecture
-    from precheck.measure.models.load_units import LoadUnit, StoredParameters
+    from precheck.measure.models.streaming.load_units import LoadUnit
+    from precheck.measure.models.streaming.stored_parameters import StoredParameters
     from precheck.records.report import Report
 
 Bits = dict[tuple[Any, ...], Pass]
@@ -55,19 +57,19 @@ def by_name(found: list[Pass]) -> Bits:
     }
 
 
-def assert_same(streamed: tuple[Report, Bits], expected: tuple[Report, Bits]) -> None:
-    (report, bits), (expected_report, expected_bits) = streamed, expected
+def assert_same(streamed: tuple[Report, Bits], resident: tuple[Report, Bits]) -> None:
+    (report, bits), (expected_report, expected_bits) = streamed, resident
     assert bits.keys() == expected_bits.keys()
     assert bits
     for key, one in bits.items():
         other = expected_bits[key]
         assert [name for name, _ in one.layers] == [name for name, _ in other.layers]
         pairs = zip(one.layers, other.layers, strict=True)
-        assert all(same_bits(ours, theirs) for (_, ours), (_, theirs) in pairs)
+        assert all(same_bits(hidden, expected) for (_, hidden), (_, expected) in pairs)
         assert same_bits(one.final[0], other.final[0])
-    ours, theirs = report.to_dict(), expected_report.to_dict()
-    del ours["coverage"]["unwatched_ops"], theirs["coverage"]["unwatched_ops"]
-    assert ours == theirs
+    content, expected_content = report.to_dict(), expected_report.to_dict()
+    del content["coverage"]["unwatched_ops"], expected_content["coverage"]["unwatched_ops"]
+    assert content == expected_content
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +90,13 @@ def test_by_units(name: str, folders: dict[str, Path]) -> None:
 def test_by_modules(name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     planned: list[tuple[LoadUnit, ...]] = []
 
-    def least(streamed: StoredParameters, layout: Architecture, *, limit: int, used: int) -> Any:
+    def least(parameters: StoredParameters, layout: Architecture, *, limit: int, used: int) -> Any:
         """As much as the largest module needs in one dtype."""
         del limit
-        names = [name for name, _ in streamed.model.named_modules()]
-        own = [streamed.names_in(each, recurse=False) for each in names]
-        need = max(pieces._largest(streamed, each) for each in own if each)  # noqa: SLF001
-        planned.append(pieces.plan_load_units(streamed, layout, limit=used + need, used=used))
+        modules = [name for name, _ in parameters.model.named_modules()]
+        own = [parameters.names_in(module, recurse=False) for module in modules]
+        need = max(load_units._largest(parameters, names) for names in own if names)  # noqa: SLF001
+        planned.append(load_units.plan_load_units(parameters, layout, limit=used + need, used=used))
         return planned[-1]
 
     monkeypatch.setattr(streaming, "plan_load_units", least)
@@ -238,11 +240,11 @@ def test_what_is_stored_stays_while_its_parts_pass(
     monkeypatch.setattr(split_head, "PART_BYTES", 1 << 13)
     part, seen = ParameterReader.part, []
 
-    def watched(reader: Any, recipe: Any, *args: Any) -> Any:
-        found = part(reader, recipe, *args)
-        stored = reader._at_hand.stored[recipe.sources[0]]  # noqa: SLF001
-        seen.append(stored.untyped_storage().data_ptr() in reader._buffers._taken)  # noqa: SLF001
-        return found
+    def watched(reader: Any, conversion: Any, *args: Any) -> Any:
+        result = part(reader, conversion, *args)
+        stored = reader._current.stored[conversion.sources[0]]  # noqa: SLF001
+        seen.append(stored.untyped_storage().data_ptr() in reader._buffers._lent)  # noqa: SLF001
+        return result
 
     monkeypatch.setattr(ParameterReader, "part", watched)
     scan(tmp_path, quick=True, dtypes=["bfloat16"])
@@ -275,22 +277,24 @@ def test_experts_are_merged_by_transformers_own_rules(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(tmp_path), observe=lambda _: None)
     with Weights(checkpoint.weight_files) as stored:
         model, loading = empty_model(checkpoint, stored, Dtype.FLOAT16)
-        recipes = find_conversions(model, stored)
-        assert all(each.is_meta for each in model.parameters())
-        assert {each.dtype for each in model.parameters()} == {torch.float16}
+        conversions = find_conversions(model, stored)
+        assert all(parameter.is_meta for parameter in model.parameters())
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
         assert loading.missing == loading.unexpected == loading.mismatched == ()
-        merged = [each for each in recipes if each.converter is not None]
-        made = {
+        merging = [each for each in conversions if each.converter is not None]
+        promised = [name for each in conversions for name in each.parameter_names(model, stored)]
+        converted = {
             name: tensor
-            for each in recipes
-            for name, tensor in each.convert(
-                [stored[source].half() for source in each.sources], model
+            for conversion in conversions
+            for name, tensor in conversion.convert(
+                [stored[source].half() for source in conversion.sources], model
             ).items()
         }
-    assert {len(each.sources) for each in merged} == {4, 8}  # four experts: down, gate and up
+    assert {len(each.sources) for each in merging} == {4, 8}  # four experts: down, gate and up
+    assert promised == list(converted)
     expected = type(tiny("mixtral")).from_pretrained(tmp_path, dtype=torch.float16).state_dict()
-    assert made.keys() == expected.keys()
-    assert all(torch.equal(made[name], expected[name]) for name in made)
+    assert converted.keys() == expected.keys()
+    assert all(torch.equal(converted[name], expected[name]) for name in converted)
 
 
 def test_a_limit_that_is_too_small_says_what_is_needed(folders: dict[str, Path]) -> None:
@@ -396,29 +400,29 @@ def test_a_run_that_is_nan_everywhere_stops_and_its_report_stays_the_same(
     stopped = scan("demo:qwen2-eager", quick=True)
     monkeypatch.setattr(RunWatch, "_stop_if_lost", lambda *_: None)
     whole = scan("demo:qwen2-eager", quick=True)
-    ours, theirs = stopped.to_dict(), whole.to_dict()
+    content, whole_content = stopped.to_dict(), whole.to_dict()
     broken = run_of(stopped, "float16", "eager")
     assert broken.stopped_after == "model.layers.3"
     assert broken.symptom is not None
     assert all(each.stopped_after is None for each in stopped.runs if each is not broken)
-    for report in (ours, theirs):
+    for report in (content, whole_content):
         del report["coverage"]
         for run in report["runs"]:
             del run["stopped_after"]
         del report["headroom"]  # of layers that were not run, float16 knows no peaks
-    assert ours == theirs
+    assert content == whole_content
 
 
 def test_a_stopped_run_computes_its_layers_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     entered: list[tuple[str, str]] = []
-    enter = slots.StreamedPresence.enter
+    enter = StreamedPresence.enter
 
     def entering(presence: Any, module: str, args: Any, kwargs: Any) -> Any:
         skeleton = presence._skeleton  # noqa: SLF001
         entered.append((f"{skeleton.dtype} + {skeleton.attn_implementation}", module))
         return enter(presence, module, args, kwargs)
 
-    monkeypatch.setattr(slots.StreamedPresence, "enter", entering)
+    monkeypatch.setattr(StreamedPresence, "enter", entering)
     scan("demo:qwen2-eager", quick=True)
     layers = [module for run, module in entered if run == "float16 + eager" and "layers" in module]
     assert max(layers) == "model.layers.3"

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from precheck.checkpoint.tensor_stats import tensor_stats
 from precheck.measure.lockstep.layers import LayerTotals, token_errors
 from precheck.measure.lockstep.logits import LogitsTotals
 from precheck.measure.probes.batch import Batch
 from precheck.measure.watch.real_tokens import RealTokens
-from precheck.measure.watch.reduce import tensor_stats
 from precheck.records.stats import TensorStats
 from precheck.records.traces import Probe, Section
 

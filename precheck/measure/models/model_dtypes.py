@@ -1,4 +1,4 @@
-"""The dtype of a model, and the parameters in it that stay in float32."""
+"""The dtype of a model, and which of its parameters stay in float32."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import re
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
-from precheck.errors import (
-    UnsupportedModelError,
-)
+from precheck.errors import UnsupportedModelError
 from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
@@ -35,7 +31,7 @@ def main_dtype(module: nn.Module) -> torch.dtype:
 
 
 def kept_in_float32(module: nn.Module, dtype: Dtype) -> frozenset[str]:
-    """Parameters that ``from_pretrained(dtype=...)`` would leave in float32."""
+    """Names of the parameters that ``from_pretrained(dtype=...)`` would leave in float32."""
     if not isinstance(module, PreTrainedModel) or dtype.is_reference:
         return frozenset()
     patterns = set(getattr(module, "_keep_in_fp32_modules_strict", None) or ())
@@ -43,17 +39,17 @@ def kept_in_float32(module: nn.Module, dtype: Dtype) -> frozenset[str]:
         patterns |= set(getattr(module, "_keep_in_fp32_modules", None) or ())
     if not patterns:
         return frozenset()
-    wanted = re.compile("|".join(rf"(^|\.){each}($|\.)" for each in patterns))
-    return frozenset(name for name, _ in module.named_parameters() if wanted.search(name))
+    within = re.compile("|".join(rf"(^|\.){pattern}($|\.)" for pattern in patterns))
+    return frozenset(name for name, _ in module.named_parameters() if within.search(name))
 
 
 def kept_modules(model: nn.Module) -> dict[str, int]:
-    """Modules with floating-point parameters in float32 inside a 16-bit model, and how many."""
-    kept: dict[str, int] = {}
+    """Modules of a 16-bit model that have parameters in float32, and how many elements each."""
+    num_elements: dict[str, int] = {}
     if main_dtype(model) is torch.float32:
-        return kept
+        return num_elements
     for name, parameter in model.named_parameters():
         if parameter.dtype is torch.float32:
             module = name.rpartition(".")[0]
-            kept[module] = kept.get(module, 0) + parameter.numel()
-    return dict(sorted(kept.items()))
+            num_elements[module] = num_elements.get(module, 0) + parameter.numel()
+    return dict(sorted(num_elements.items()))

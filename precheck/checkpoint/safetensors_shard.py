@@ -1,0 +1,138 @@
+"""Safetensors files."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from precheck.checkpoint.shards import Span, changed, unreadable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    import torch
+
+SAFETENSORS_DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "uint16",
+    "I16": "int16",
+    "U32": "uint32",
+    "I32": "int32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+"""torch's name of a dtype by safetensors' code.
+
+**Source**: ``_TYPES`` in
+https://github.com/huggingface/safetensors/blob/main/bindings/python/py_src/safetensors/torch.py
+"""
+
+READ_AHEAD_BYTES = 1 << 21
+"""The kernel reads ahead at most this much for one request, whatever is asked for.
+
+**Source**: ``force_page_cache_ra`` in https://github.com/torvalds/linux/blob/master/mm/readahead.c
+"""
+
+
+class SafetensorsShard:
+    """A safetensors file.
+
+    Raises:
+        CheckpointError: it cannot be read, or is cut off or corrupt.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._path = file
+        try:
+            # safetensors' stubs leave the methods of its handle untyped.
+            self._file: Any = safe_open(file, framework="pt", device="cpu")
+            self._descriptor = os.open(file, os.O_RDONLY)
+            self._opened_as = os.fstat(self._descriptor)
+            length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
+            # safe_open has just checked that the spans lie in the file and do not overlap
+            header = json.loads(os.pread(self._descriptor, length, 8))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise unreadable(file, error) from error
+        header.pop("__metadata__", None)
+        self._spans = {
+            name: Span(*(8 + length + offset for offset in entry["data_offsets"]))
+            for name, entry in header.items()
+        }
+
+    def names(self) -> Sequence[str]:
+        """Its tensors."""
+        return list(self._file.keys())
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor, mapped into memory."""
+        tensor: torch.Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def dtype(self, name: str) -> str:
+        """The torch name of a tensor's dtype."""
+        code = str(self._file.get_slice(name).get_dtype())
+        return SAFETENSORS_DTYPES.get(code, code.lower())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape."""
+        return tuple(self._file.get_slice(name).get_shape())
+
+    def read(self, name: str, spans: Sequence[Span], into: memoryview) -> None:
+        """Copies spans of a tensor's bytes into memory."""
+        start = self._spans[name].start
+        filled = 0
+        for span in spans:
+            position, end = start + span.start, start + span.end
+            while position < end:
+                room = into[filled : filled + end - position]
+                try:
+                    count = os.preadv(self._descriptor, [room], position)
+                except OSError as error:
+                    raise unreadable(self._path, error) from error
+                if not count:
+                    raise changed(self._path, "it ended while it was read")
+                filled, position = filled + count, position + count
+
+    def read_ahead(self, names: Iterable[str], *, limit: int) -> None:
+        """Asks the system to fetch tensors."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for name in names:
+            start, end = self._spans[name]
+            end = min(end, start + limit)
+            limit -= end - start
+            for position in range(start, end, READ_AHEAD_BYTES):
+                size = min(READ_AHEAD_BYTES, end - position)
+                os.posix_fadvise(self._descriptor, position, size, os.POSIX_FADV_WILLNEED)
+
+    def check_unchanged(self) -> None:
+        """Compares the file with what was opened."""
+        opened, now = self._opened_as, os.fstat(self._descriptor)
+        if (now.st_size, now.st_mtime_ns) != (opened.st_size, opened.st_mtime_ns):
+            raise changed(self._path, "it was written to while it was read")
+        try:
+            at_path = self._path.stat()
+        except FileNotFoundError:
+            return  # deleted: the open file is still complete
+        except OSError as error:
+            raise unreadable(self._path, error) from error
+        if (at_path.st_dev, at_path.st_ino) != (opened.st_dev, opened.st_ino):
+            raise changed(self._path, "another file took its place while it was read")
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.__exit__(None, None, None)
+        os.close(self._descriptor)

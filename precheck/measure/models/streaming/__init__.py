@@ -1,0 +1,1 @@
+"""Parameters read from the checkpoint while runs need them, in bounded memory."""
