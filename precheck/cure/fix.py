@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from precheck.checkpoint.rewriting import check_room, check_target
 from precheck.checkpoint.source import open_checkpoint
+from precheck.cure.decision import cheaper_remedy
 from precheck.cure.float32 import find_recipe
 from precheck.cure.job import FixRequest, Job, scanned
-from precheck.cure.objections import cheaper_remedy
 from precheck.cure.proof import run_original
 from precheck.cure.rescaled import rescale
 from precheck.errors import UnsupportedModelError, UsageError

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from precheck.checkpoint.source import open_checkpoint
 from precheck.cure.held_out import held_out_prompts
 from precheck.cure.job import scanned
-from precheck.cure.objections import mechanism_headroom, objections
+from precheck.cure.objections import objections
 from precheck.measure.lockstep.witness import LogitsWitness
-from precheck.records.fix import Exactness, Proof, ProofRun
+from precheck.records.fix import Exactness, MechanismHeadroom, Proof, ProofRun
 from precheck.records.precision import Dtype
 from precheck.records.progress import Announcement
 from precheck.records.quantities import counted
@@ -81,7 +81,7 @@ def prove(
         objections=against,
         num_tokens=sum(probe.num_tokens for probe in report.probes),
         runs=runs,
-        headroom=mechanism_headroom(original.report, report, dtype=dtype),
+        headroom=_mechanism_headroom(original.report, report, dtype=dtype),
         num_changed=rounded.num_elements,
         num_became_zero=rounded.num_zero,
         num_became_subnormal=rounded.num_subnormal,
@@ -97,6 +97,30 @@ def _exactness(runs: tuple[ProofRun, ...], choice: Choice) -> Exactness:
     if choice.broken:
         return Exactness.APPROXIMATE
     return Exactness.EPSILONS if choice.loose else Exactness.ROUNDED
+
+
+def _mechanism_headroom(
+    before: Report, after: Report, *, dtype: Dtype
+) -> tuple[MechanismHeadroom, ...]:
+    """The least headroom of each mechanism in both reports; the least before comes first."""
+    old, new = _least_bits(before, dtype), _least_bits(after, dtype)
+    mechanisms = sorted({*old, *new}, key=lambda mechanism: old.get(mechanism, 0.0))
+    return tuple(
+        MechanismHeadroom(
+            mechanism=mechanism, before_bits=old.get(mechanism), after_bits=new.get(mechanism)
+        )
+        for mechanism in mechanisms
+    )
+
+
+def _least_bits(report: Report, dtype: Dtype) -> dict[str, float]:
+    attn = report.model.default_attn_implementation
+    least: dict[str, float] = {}
+    for row in report.headroom:
+        bits = row.headroom_bits.get(dtype)
+        if bits is not None and row.attn_implementation in {None, attn}:
+            least[row.mechanism] = min(bits, least.get(row.mechanism, bits))
+    return least
 
 
 def _proof_runs(checkpoint: str, report: Report, logits: LogitsWitness) -> tuple[ProofRun, ...]:

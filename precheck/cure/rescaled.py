@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from precheck.checkpoint.rewriting import unfinished, write_checkpoint, write_json
-from precheck.cure.objections import blocking_equations, overflow_sentences, tight_results
+from precheck.cure.obstacles import blocking_equations, overflow_sentences, tight_results
 from precheck.cure.proof import prove
 from precheck.cure.scales.forms import Kind
 from precheck.cure.scales.settings import config_numbers

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from precheck.cure.objections import cheaper_remedy, objections
+from precheck.cure.decision import cheaper_remedy
+from precheck.cure.objections import objections
 from precheck.judge import judge
 from precheck.records.finding import Verdict
 from precheck.records.fix import ProofRun, Remedy
