@@ -126,6 +126,6 @@ def _proof(compared: Compared | None, original: OriginalRuns, recipe: Float32Rec
 
 
 def _write(recipe: Float32Recipe, job: Job) -> None:
-    with unfinished(job.output, overwrite=job.request.overwrite) as folder:
-        write_json(folder.folder / RECIPE_FILE, recipe.to_dict())
-        folder.take_place()
+    with unfinished(job.output, overwrite=job.request.overwrite) as draft:
+        write_json(draft.folder / RECIPE_FILE, recipe.to_dict())
+        draft.take_place()

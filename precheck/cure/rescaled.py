@@ -63,10 +63,10 @@ def rescale(plan: Fix, job: Job, *, original: Callable[[], OriginalRuns]) -> Fix
         plan = _with_factors(plan, choice, tuple(settings.values()))
         if job.request.is_dry_run:
             return replace(plan, sentence="nothing was written (--dry-run)")
-        with unfinished(job.output, overwrite=job.request.overwrite) as folder:
-            rounded = _write(folder.folder, stored, changes, settings, job)
-            proof = prove(folder.folder, original(), choice, rounded, job)
-            return _keep_if_proved(plan, folder, job, proof=proof)
+        with unfinished(job.output, overwrite=job.request.overwrite) as draft:
+            rounded = _write(draft.folder, stored, changes, settings, job)
+            proof = prove(draft.folder, original(), choice, rounded, job)
+            return _keep_if_proved(plan, draft, job, proof=proof)
 
 
 def _trace_and_choose(plan: Fix, stored: Weights, job: Job) -> tuple[TracedCheckpoint, Choice]:
@@ -168,7 +168,7 @@ def _write(
     )
 
 
-def _keep_if_proved(plan: Fix, folder: Unfinished, job: Job, *, proof: Proof) -> Fix:
+def _keep_if_proved(plan: Fix, draft: Unfinished, job: Job, *, proof: Proof) -> Fix:
     """Moves the checkpoint to its place if the proof holds."""
     if not proof.holds:
         return replace(
@@ -179,8 +179,8 @@ def _keep_if_proved(plan: Fix, folder: Unfinished, job: Job, *, proof: Proof) ->
             reasons=proof.objections,
         )
     fixed = replace(plan, proof=proof, sentence=f"runs in {plan.dtype}: {job.output}")
-    _describe(folder.folder, fixed)
-    folder.take_place()
+    _describe(draft.folder, fixed)
+    draft.take_place()
     return fixed
 
 
