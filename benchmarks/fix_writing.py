@@ -35,7 +35,7 @@ def write(model: Path, output: Path) -> None:
     """The checkpoint with its residual stream times 2^-4."""
     opened = open_checkpoint(str(model), observe=lambda _: None)
     with opened.open_weights() as stored:
-        blueprint = trace_checkpoint(
+        traced = trace_checkpoint(
             opened,
             stored,
             dtype=Dtype.FLOAT16,
@@ -44,12 +44,12 @@ def write(model: Path, output: Path) -> None:
         )
         last = f"model.layers.{opened.config.num_hidden_layers - 1}"
         choice = choose(
-            blueprint.scales,
+            traced.scales,
             peaks={(last, "aten.add", 1): 200_000.0},
             limit=Dtype.FLOAT16.limits.max,
             headroom_bits=2.0,
         )
-        changes = blueprint.stored_changes(choice.exponents, stored)
+        changes = traced.stored_changes(choice.exponents, stored)
         began = time.monotonic()
         output.mkdir()
         write_checkpoint(output, opened, stored, changes=changes, settings={}, dtype="float16")

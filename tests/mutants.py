@@ -102,16 +102,16 @@ DETECTORS = (
     off("libraries.py", "check_libraries", "None", "tests/test_libraries.py"),
     off("cure/objections.py", "objections", "()", "tests/cure"),
     off("checkpoint/rewriting.py", "check_room", "None", "tests/cure"),
-    off("cure/scales/settings.py", "find_settings", "{}", "tests/cure", "tests/probe"),
+    off("cure/scales/settings.py", "find_settings", "{}", "tests/cure"),
     *(
         Mutation(
-            name=f"scales: {what} is demanded nowhere",
-            file="precheck/cure/scales/tensor_scale.py",
+            name=f"scales: {what} is required nowhere",
+            file="precheck/cure/scales/constraints.py",
             old=r"        if form:\n",
             new=f'        if form and reason != "{what}":\n',
             tests=("tests/cure/scales/test_scales.py",),
         )
-        for what in ("alike", "not_linear", "clamp", "constant", "result")
+        for what in ("equal", "not_linear", "clamp", "constant", "result")
     ),
     Mutation(
         name="memory that runs out is called a bug",

@@ -62,7 +62,7 @@ def fix(
     """
     del debug
     # not every command waits for them
-    from precheck.cure import fix as fixing
+    from precheck.cure.job import FixRequest
     from precheck.render.screens.fix import render_fix
 
     if num_processes() > 1:
@@ -71,7 +71,7 @@ def fix(
             hint="start it without accelerate launch",
         )
     given = None if report is None else read_report(report)
-    request = fixing.FixRequest(
+    request = FixRequest(
         dtype=Dtype.named(for_dtype),
         headroom_bits=headroom_bits,
         may_break=allow_approximate,
@@ -85,7 +85,9 @@ def fix(
     try:
         with terminal.progress(quiet=quiet) as observe:
             import_torch()
-            done = fixing.fix(model, output, request=request, report=given, observe=observe)
+            from precheck.cure.fix import fix as fix_checkpoint  # it imports torch
+
+            done = fix_checkpoint(model, output, request=request, report=given, observe=observe)
     except KeyboardInterrupt as interrupted:
         terminal.say("interrupted; nothing was written")
         raise typer.Exit(ExitCode.INTERRUPTED) from interrupted

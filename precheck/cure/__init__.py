@@ -1,1 +1,5 @@
-"""A checkpoint that breaks, made into one that does not, and the proof: ``precheck fix``."""
+"""``precheck fix``: makes a checkpoint run in a dtype in which it breaks, and proves that it does.
+
+To read top-down: ``fix`` (the remedies in order), ``rescaled`` and ``float32`` (the two that write
+something), ``proof`` (what is kept), ``scales`` (which powers of two change nothing).
+"""

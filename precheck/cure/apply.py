@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from precheck.checkpoint.torch_dtypes import dtype_name
+from precheck.cure.mixed import keep_in_float32
 from precheck.errors import UsageError
+from precheck.measure.models.model_dtypes import main_dtype
+from precheck.records.fix import Float32Recipe
 from precheck.saved import read_json
 
 if TYPE_CHECKING:
@@ -13,33 +16,27 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from precheck.records.fix import Float32Recipe
-
 
 def apply(model: nn.Module, recipe: Float32Recipe | str | Path) -> nn.Module:
-    """The model, with the modules of a recipe in float32 from now on.
+    """Keeps the modules of a recipe in float32, and returns the model.
 
     Args:
         model: loaded in the recipe's dtype; it is changed, and hooks stay on it.
-        recipe: of this model, or the file that ``precheck fix`` wrote.
+        recipe: for this model, or the file that ``precheck fix`` wrote.
 
     Raises:
-        ReportError: the file is no recipe.
+        ReportError: the file is not a recipe.
         UsageError: the model has no such module, or is of another dtype.
 
     Example:
         ``model = precheck.apply(model, "fixed/precheck-recipe.json")``
     """
-    from precheck.cure.mixed import keep_in_float32
-    from precheck.measure.models.model_dtypes import main_dtype
-    from precheck.records.fix import Float32Recipe
-
     if not isinstance(recipe, Float32Recipe):
         recipe = Float32Recipe.from_dict(read_json(recipe, what="recipe"))
-    found = dtype_name(main_dtype(model))
-    if found != recipe.dtype:
+    dtype = dtype_name(main_dtype(model))
+    if dtype != recipe.dtype:
         raise UsageError(
-            f"the model is in {found} (expected {recipe.dtype}, which the recipe is for)",
+            f"the model is in {dtype} (expected {recipe.dtype}, which the recipe is for)",
             hint=f"load it with dtype=torch.{recipe.dtype}",
         )
     keep_in_float32(model, recipe.modules)

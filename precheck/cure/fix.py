@@ -1,7 +1,8 @@
-"""From a checkpoint that breaks to one that does not, and the proof: what ``precheck fix`` does.
+"""``precheck fix``: from a checkpoint that breaks in a dtype to one that runs in it, with a proof.
 
-The cheapest remedy that works is taken: nothing, another attention implementation, weights times
-powers of two, some modules in float32.
+The cheapest remedy that works is taken. In this order: none is needed; another attention
+implementation; weights times powers of two (``rescaled.py``); some modules in float32
+(``float32.py``).
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-from precheck.cure.float32 import in_float32
+from precheck.checkpoint.rewriting import check_room, check_target
+from precheck.checkpoint.source import open_checkpoint
+from precheck.cure.decision import cheaper_remedy
+from precheck.cure.float32 import find_recipe
 from precheck.cure.job import FixRequest, Job, scanned
-from precheck.cure.objections import cheaper_remedy
-from precheck.cure.proof import original
-from precheck.cure.rescaled import rescaled
+from precheck.cure.proof import run_original
+from precheck.cure.rescaled import rescale
 from precheck.errors import UnsupportedModelError, UsageError
+from precheck.measure.lockstep.witness import PeakWitness
 from precheck.records.fix import Fix, Remedy
 from precheck.records.precision import Dtype
 from precheck.version import __version__
@@ -23,6 +27,7 @@ from precheck.version import __version__
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from precheck.checkpoint.source import Checkpoint
     from precheck.records.progress import Observer
     from precheck.records.report import Report
 
@@ -42,19 +47,35 @@ def fix(
     Args:
         model: a local folder, a Hub id or ``demo:NAME``.
         output: folder for the fixed checkpoint, or for the recipe.
-        request: what to fix it for, and how.
+        request: the dtype to fix it for, and the options.
         report: a scan of this checkpoint; None makes one.
-        observe: told what happens.
+        observe: receives progress.
 
     Raises:
         UnsupportedModelError: quantised weights.
         UsageError: nothing can be written there, or the report is about other weights.
         PrecheckError: the checkpoint cannot be scanned.
     """
-    from precheck.checkpoint.rewriting import check_room, check_target
-    from precheck.checkpoint.source import open_checkpoint
-    from precheck.measure.lockstep.witness import PeakWitness
+    checkpoint = _open(model, output, request, observe)
+    witness = PeakWitness()
+    job = Job(
+        checkpoint=checkpoint, output=output, request=request, peaks=witness.peaks, observe=observe
+    )
+    # with a report float32 alone is scanned, for the peaks, which reports do not hold
+    dtypes = tuple(Dtype) if report is None else (Dtype.FLOAT32,)
+    scan = scanned(job, checkpoint, dtypes=dtypes, witness=witness)
+    if report is not None and report.checkpoint.digest not in {None, scan.checkpoint.digest}:
+        raise UsageError(
+            f"the report is about other weights than {model!r}",
+            hint="leave --report out, or scan this checkpoint",
+        )
+    report = report or scan
+    attn = report.model.default_attn_implementation or "eager"
+    return _apply_cheapest(report, replace(job, attn_implementation=attn))
 
+
+def _open(model: str, output: Path, request: FixRequest, observe: Observer) -> Checkpoint:
+    """The checkpoint, if it can be fixed and the result be written."""
     check_target(output, overwrite=request.overwrite)
     checkpoint = open_checkpoint(
         model,
@@ -69,33 +90,24 @@ def fix(
             hint="fix the checkpoint it was made from, then quantise that",
         )
     check_room(output, checkpoint)
-    witness = PeakWitness()
-    job = Job(
-        checkpoint=checkpoint, output=output, request=request, peaks=witness.peaks, observe=observe
-    )
-    dtypes = tuple(Dtype) if report is None else (Dtype.FLOAT32,)
-    measured = scanned(job, checkpoint, dtypes=dtypes, witness=witness)
-    if report is not None and report.checkpoint.digest not in {None, measured.checkpoint.digest}:
-        raise UsageError(
-            f"the report is about other weights than {model!r}",
-            hint="leave --report out, or scan this checkpoint",
-        )
-    report = report or measured
-    attn = report.model.default_attn_implementation or "eager"
-    job = replace(job, attn_implementation=attn)
+    return checkpoint
+
+
+def _apply_cheapest(report: Report, job: Job) -> Fix:
+    """Tries the remedies, the cheapest first."""
     plan = Fix(
         precheck_version=__version__,
         model=report.model.id,
         revision=report.model.revision,
-        dtype=request.dtype,
-        attn_implementation=attn,
+        dtype=job.request.dtype,
+        attn_implementation=job.attn_implementation,
         remedy=Remedy.NONE,
         sentence="",
-        headroom_bits=request.headroom_bits,
+        headroom_bits=job.request.headroom_bits,
     )
-    cheap = cheaper_remedy(report, request.dtype, attn)
-    if cheap is not None:
-        return replace(plan, remedy=cheap.remedy, sentence=cheap.sentence)
-    known = cache(lambda: original(job))  # both remedies are proved against it
-    done = rescaled(plan, job, known=known)
-    return done if done.holds else in_float32(done, job, known=known)
+    decision = cheaper_remedy(report, job.request.dtype, job.attn_implementation)
+    if decision is not None:
+        return replace(plan, remedy=decision.remedy, sentence=decision.sentence)
+    original = cache(lambda: run_original(job))  # both remedies are proved against it
+    fixed = rescale(plan, job, original=original)
+    return fixed if fixed.holds else find_recipe(fixed, job, original=original)

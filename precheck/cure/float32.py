@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from precheck.checkpoint.rewriting import unfinished, write_json
 from precheck.cure.job import scanned
+from precheck.cure.mixed_model import MixedModel
 from precheck.cure.objections import is_close, objections
 from precheck.cure.proof import with_figures
+from precheck.measure.lockstep.witness import LogitsWitness
+from precheck.measure.machine.devices import resolve_device
 from precheck.records.finding import Verdict
 from precheck.records.fix import Exactness, Float32Recipe, Proof, ProofRun, Remedy
 from precheck.records.precision import Dtype
@@ -18,39 +22,35 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from precheck.cure.job import Job
-    from precheck.cure.proof import Original
+    from precheck.cure.proof import OriginalRuns
     from precheck.measure.lockstep.witness import Compared
     from precheck.records.fix import Fix
 
 RECIPE_FILE = "precheck-recipe.json"
 
 
-def in_float32(refused: Fix, job: Job, *, known: Callable[[], Original]) -> Fix:
-    """The recipe, proved and written; ``refused`` itself where nothing was found.
+def find_recipe(refused: Fix, job: Job, *, original: Callable[[], OriginalRuns]) -> Fix:
+    """Finds the modules, proves the recipe and writes it; ``refused`` itself if there is none.
 
     Args:
-        refused: what came of rescaling.
+        refused: the record of the rescaling that did not hold.
         job: the checkpoint.
-        known: what the original does on the probes of the proof.
+        original: runs the original on the probes of the proof.
 
     Raises:
         MemoryExhaustedError: the model does not fit into memory in 16 bits.
     """
-    from precheck.cure.mixed_model import MixedModel
-    from precheck.measure.lockstep.witness import LogitsWitness
-    from precheck.measure.machine.devices import resolve_device
-
     job.observe(Announcement(text="looking for modules that have to stay in float32"))
-    asked = LogitsWitness(keeps=True)
-    scanned(job, job.checkpoint, dtypes=(Dtype.FLOAT32,), witness=asked)
+    witness = LogitsWitness(keeps=True)
+    scanned(job, job.checkpoint, dtypes=(Dtype.FLOAT32,), witness=witness)
     model = MixedModel(
         job.checkpoint,
         dtype=refused.dtype,
         attn_implementation=job.attn_implementation,
         device=resolve_device(job.request.device),
     )
-    modules = model.smallest(
-        asked.kept.values(), is_good=lambda found: is_close(found.kl_divergence)
+    modules = model.smallest_float32_set(
+        witness.kept.values(), is_good=lambda compared: is_close(compared.kl_divergence)
     )
     if modules is None:
         return refused
@@ -61,10 +61,14 @@ def in_float32(refused: Fix, job: Job, *, known: Callable[[], Original]) -> Fix:
         model=refused.model,
         dtype=refused.dtype,
         attn_implementation=job.attn_implementation,
-        modules=tuple(each for each in model.sizes if each in modules),
-        num_bytes=2 * sum(model.sizes[each] for each in modules),
+        modules=tuple(name for name in model.sizes if name in modules),
+        num_bytes=2 * sum(model.sizes[name] for name in modules),
     )
-    found = replace(
+    return _prove_and_write(_with_recipe(refused, recipe), recipe, model, job, original=original)
+
+
+def _with_recipe(refused: Fix, recipe: Float32Recipe) -> Fix:
+    return replace(
         refused,
         remedy=Remedy.FLOAT32_MODULES,
         recipe=recipe,
@@ -73,25 +77,36 @@ def in_float32(refused: Fix, job: Job, *, known: Callable[[], Original]) -> Fix:
         proof=None,
         reasons=(f"{refused.sentence}:", *refused.reasons),
     )
+
+
+def _prove_and_write(
+    plan: Fix,
+    recipe: Float32Recipe,
+    model: MixedModel,
+    job: Job,
+    *,
+    original: Callable[[], OriginalRuns],
+) -> Fix:
     if job.request.is_dry_run:
-        return replace(found, sentence=f"{_kept(recipe)}; nothing was written (--dry-run)")
-    before = known()
-    proof = _proof(model.compared(modules, before.logits.kept.values()), before, recipe)
+        return replace(plan, sentence=f"{_summary(recipe)}; nothing was written (--dry-run)")
+    before = original()
+    compared = model.compare_logits(recipe.modules, before.logits.kept.values())
+    proof = _proof(compared, before, recipe)
     if not proof.holds:
         sentence = "nothing was found that holds on other probes too"
-        return replace(found, remedy=Remedy.NONE, proof=proof, sentence=sentence)
+        return replace(plan, remedy=Remedy.NONE, proof=proof, sentence=sentence)
     _write(recipe, job)
-    return replace(found, proof=proof, sentence=f"{_kept(recipe)}: {job.output / RECIPE_FILE}")
+    return replace(plan, proof=proof, sentence=f"{_summary(recipe)}: {job.output / RECIPE_FILE}")
 
 
-def _kept(recipe: Float32Recipe) -> str:
+def _summary(recipe: Float32Recipe) -> str:
     return (
         f"runs in {recipe.dtype} with {counted(len(recipe.modules), 'module')} in float32 "
         f"({num_bytes(recipe.num_bytes)} more)"
     )
 
 
-def _proof(compared: Compared | None, known: Original, recipe: Float32Recipe) -> Proof:
+def _proof(compared: Compared | None, original: OriginalRuns, recipe: Float32Recipe) -> Proof:
     kl = None if compared is None else compared.kl_divergence
     run = ProofRun(
         checkpoint="fixed",
@@ -99,20 +114,18 @@ def _proof(compared: Compared | None, known: Original, recipe: Float32Recipe) ->
         attn_implementation=recipe.attn_implementation,
         verdict=Verdict.SAFE if is_close(kl) else Verdict.DEGRADED,
     )
-    runs = (*known.runs, run if compared is None else with_figures(run, compared))
-    found = objections(runs, dtype=recipe.dtype)
+    runs = (*original.runs, run if compared is None else with_figures(run, compared))
+    against = objections(runs, dtype=recipe.dtype)
     return Proof(
-        holds=not found,
+        holds=not against,
         exactness=Exactness.ROUNDED,
-        objections=found,
-        num_tokens=sum(each.num_tokens for each in known.report.probes),
+        objections=against,
+        num_tokens=sum(probe.num_tokens for probe in original.report.probes),
         runs=runs,
     )
 
 
 def _write(recipe: Float32Recipe, job: Job) -> None:
-    from precheck.checkpoint.rewriting import unfinished, write_json
-
-    with unfinished(job.output, overwrite=job.request.overwrite) as made:
-        write_json(made.folder / RECIPE_FILE, recipe.to_dict())
-        made.take_place()
+    with unfinished(job.output, overwrite=job.request.overwrite) as draft:
+        write_json(draft.folder / RECIPE_FILE, recipe.to_dict())
+        draft.take_place()

@@ -1,4 +1,4 @@
-"""Probes that are kept for the proof of a fix: none of them is used to choose what it does."""
+"""Probes that are kept for the proof of a fix: none of them is used to choose the fix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SEED = 20
 
 
 def held_out_prompts(checkpoint: Checkpoint) -> tuple[Prompt, ...]:
-    """Texts, or random token ids where there is no tokenizer or the context is too short."""
+    """Texts; random token ids if there is no tokenizer or no text fits the context."""
     model = bare_model(checkpoint)
     size = vocab_size(model)
     limit = max_context(model)

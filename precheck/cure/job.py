@@ -1,4 +1,4 @@
-"""What every step of a fix works with, and how it scans."""
+"""What every step of a fix shares: the request, the job, and the scans."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ if TYPE_CHECKING:
     from precheck.records.report import Report
 
 NUM_GENERATED = 8
-"""Tokens that are written behind a prompt, before and after."""
+"""Tokens generated after a prompt, by the original and by the fixed checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FixRequest:
-    """What was asked for."""
+    """The options of a fix."""
 
     dtype: Dtype = Dtype.FLOAT16
     headroom_bits: float = 2.0
-    """To be left everywhere, where that is possible."""
+    """To be left in every result, where that is possible."""
     may_break: bool = False
-    """Rescale also where it is not exact."""
+    """Rescale even where that is not exact."""
     is_dry_run: bool = False
     overwrite: bool = False
     device: str = "auto"
     max_memory: int | None = None
-    """Bytes that a scan may take."""
+    """Bytes that a scan may use."""
     revision: str | None = None
     trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A checkpoint and what is to become of it."""
+    """The checkpoint to fix, and where to."""
 
     checkpoint: Checkpoint
     output: Path
     request: FixRequest
     peaks: dict[tuple[str, str, int], float]
-    """How large each operation's result became in float32."""
+    """The largest magnitude of each operation's result in float32."""
     observe: Observer
     attn_implementation: str = ""
-    """What the checkpoint is loaded with unless something else is asked for; empty: not known."""
+    """The one that the checkpoint is loaded with by default; empty: not known yet."""
 
 
 def scanned(

@@ -1,8 +1,8 @@
-"""A 16-bit model with some modules in float32, and the smallest set of modules that will do.
+"""A 16-bit model with some modules in float32, and the smallest set of modules that is enough.
 
-A module that owns parameters gets what it is given cast to their dtype, and hands on what it makes
-of it; sums of a float16 and a float32 tensor are float32. So what a float32 module makes stays in
-float32 until the next 16-bit module reads it.
+The inputs of a module that owns parameters are cast to the parameters' dtype; its outputs are left
+as they are. The sum of a float16 and a float32 tensor is float32. So the output of a float32 module
+stays in float32 until the next 16-bit module reads it.
 """
 
 from __future__ import annotations
@@ -20,43 +20,44 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 
-def owners(model: nn.Module) -> dict[str, int]:
-    """Modules that own floating-point parameters themselves, and how many elements those have."""
-    found: dict[str, int] = {}
+def module_sizes(model: nn.Module) -> dict[str, int]:
+    """Number of floating-point elements of each module that owns parameters itself."""
+    sizes: dict[str, int] = {}
     for name, module in model.named_modules():
-        own = [each for each in module.parameters(recurse=False) if each.is_floating_point()]
+        own = [p for p in module.parameters(recurse=False) if p.is_floating_point()]
         if own:
-            found[name] = sum(each.numel() for each in own)
-    return found
+            sizes[name] = sum(parameter.numel() for parameter in own)
+    return sizes
 
 
 def keep_in_float32(model: nn.Module, names: Collection[str]) -> list[RemovableHandle]:
-    """Casts the modules' own parameters, and what every module is given to its parameters' dtype.
+    """Casts the parameters of some modules to float32, and every module's inputs to its dtype.
 
     Args:
         model: loaded in a 16-bit dtype.
         names: modules as ``named_modules()`` spells them.
 
     Returns:
-        The hooks; as long as they are there, the model runs so.
+        The hooks that cast inputs; the model needs them while its parameters have two dtypes.
 
     Raises:
         UsageError: the model has no such module.
     """
-    known = owners(model)
+    owners = module_sizes(model)
     for name in names:
-        if name not in known:
+        if name not in owners:
             raise UsageError(
                 f"no such module with parameters: {name!r}",
                 hint="the recipe was made for another model",
             )
     handles: list[RemovableHandle] = []
-    for name in known:
+    for name in owners:
         module = model.get_submodule(name)
         for parameter in module.parameters(recurse=False):
             if name in names and parameter.is_floating_point():
                 parameter.data = parameter.data.float()
-    for name in known:
+    # after all casts: a tied parameter has two modules
+    for name in owners:
         module = model.get_submodule(name)
         dtype = next(p.dtype for p in module.parameters(recurse=False) if p.is_floating_point())
         handles.append(module.register_forward_pre_hook(_casting(dtype), with_kwargs=True))
@@ -74,16 +75,17 @@ def _casting(dtype: torch.dtype) -> Callable[..., Any]:
 
 
 def smallest_set(
-    sizes: dict[str, int], will_do: Callable[[frozenset[str]], bool]
+    sizes: dict[str, int], is_enough: Callable[[frozenset[str]], bool]
 ) -> frozenset[str] | None:
     """Modules of which none can be left out, found by leaving out as many as possible at a time.
 
-    The largest are left out first, so that what stays is small; modules of one block together,
-    because attention takes queries, keys and values in one dtype. None if not even all will do.
+    The largest are left out first, so that the rest is small. Modules of one block are left out
+    together first, because attention needs queries, keys and values in one dtype. None if not even
+    all modules are enough.
 
     Args:
         sizes: elements of each module.
-        will_do: tries a set of modules.
+        is_enough: tries a set of modules.
 
     **Source**: ddmin, https://doi.org/10.1109/32.988498
 
@@ -91,35 +93,40 @@ def smallest_set(
     ['b', 'd']
     """
     kept = frozenset(sizes)
-    if not will_do(kept):
+    if not is_enough(kept):
         return None
     before = None
     for depth in (2, 1):
-        kept = _reduced(_groups(kept, sizes, depth), will_do)
-    while kept != before:  # what was needed beside another may not be without it
-        before, kept = kept, _reduced(_groups(kept, sizes, 0), will_do)
+        kept = _without_groups(_groups(kept, sizes, depth), is_enough)
+    while kept != before:  # a module may be needed only as long as another one is there
+        before, kept = kept, _without_groups(_groups(kept, sizes, 0), is_enough)
     return kept
 
 
 def _groups(modules: Collection[str], sizes: dict[str, int], depth: int) -> list[frozenset[str]]:
-    """Modules below one that is so many levels up, the largest group first; alone for depth 0."""
-    found: dict[str, set[str]] = {}
-    for each in modules:
-        found.setdefault(each.rsplit(".", depth)[0] if depth else each, set()).add(each)
-    ordered = sorted(found.items(), key=lambda item: (-sum(sizes[e] for e in item[1]), item[0]))
-    return [frozenset(each) for _, each in ordered]
+    """Modules grouped by their ancestor ``depth`` levels up, the largest group first.
+
+    With depth 0 each module is a group.
+    """
+    groups: dict[str, set[str]] = {}
+    for name in modules:
+        groups.setdefault(name.rsplit(".", depth)[0] if depth else name, set()).add(name)
+    ordered = sorted(
+        groups.items(), key=lambda item: (-sum(sizes[name] for name in item[1]), item[0])
+    )
+    return [frozenset(names) for _, names in ordered]
 
 
-def _reduced(
-    groups: list[frozenset[str]], will_do: Callable[[frozenset[str]], bool]
+def _without_groups(
+    groups: list[frozenset[str]], is_enough: Callable[[frozenset[str]], bool]
 ) -> frozenset[str]:
-    """What stays when groups are left out: half of them at once, then a quarter, then each."""
+    """The modules left when groups are left out: all at once, then half, a quarter, one by one."""
     step = len(groups)
     while step:
         start = 0
         while start < len(groups):
             rest = groups[:start] + groups[start + step :]
-            if will_do(frozenset().union(*rest)):
+            if is_enough(frozenset().union(*rest)):
                 groups = rest
             else:
                 start += step

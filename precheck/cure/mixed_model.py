@@ -1,4 +1,4 @@
-"""Looks for modules that have to stay in float32, by running the model with fewer and fewer."""
+"""Searches the modules that have to stay in float32, by running the model with fewer and fewer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from precheck.checkpoint.quiet import quiet_transformers
 from precheck.checkpoint.torch_dtypes import torch_dtype
-from precheck.cure.mixed import keep_in_float32, owners, smallest_set
+from precheck.cure.mixed import keep_in_float32, module_sizes, smallest_set
 from precheck.measure.blame.unit_call import logits_in
 from precheck.measure.lockstep.witness import Compared
 from precheck.measure.models.attention import attention_of
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from precheck.measure.probes.batch import Batch
     from precheck.records.precision import Dtype
 
-Answer = tuple["Batch", "Tensor"]
-"""A batch and the logits that the original gives in float32."""
+ReferenceLogits = tuple["Batch", "Tensor"]
+"""A batch and the original's logits for it in float32."""
 
 
 class MixedModel:
-    """A checkpoint loaded in a 16-bit dtype, of which any modules can be had in float32.
+    """A checkpoint loaded in a 16-bit dtype, which can be run with any of its modules in float32.
 
     Raises:
         CheckpointError: it does not load.
-        MemoryExhaustedError: there is no room for it.
+        MemoryExhaustedError: it does not fit into memory.
     """
 
     def __init__(
@@ -50,46 +50,48 @@ class MixedModel:
             requested_attn_implementation=attn_implementation,
             parameters=Parameters.of(self._model),
         )
-        self._narrow: torch.dtype = torch_dtype(dtype)
+        self._half_dtype: torch.dtype = torch_dtype(dtype)
         self.sizes = {
             name: size
-            for name, size in owners(self._model).items()
-            if self._own_dtype(name) == self._narrow
+            for name, size in module_sizes(self._model).items()
+            if self._own_dtype(name) == self._half_dtype
         }
-        """Elements of the modules that may be had in float32."""
+        """Number of elements of each module in 16 bits."""
 
-    def compared(self, modules: Collection[str], answers: Collection[Answer]) -> Compared | None:
-        """Its logits with these modules in float32; None where the forward raises."""
+    def compare_logits(
+        self, modules: Collection[str], references: Collection[ReferenceLogits]
+    ) -> Compared | None:
+        """Its logits with these modules in float32; None if the forward raises."""
         handles = keep_in_float32(self._model, modules)
-        found = Compared()
+        compared = Compared()
         try:
-            for batch, reference in answers:
-                found.add(batch, self._logits(batch), reference)
+            for batch, reference in references:
+                compared.add(batch, self._logits(batch), reference)
         except (RuntimeError, ValueError, TypeError):  # kernels refuse operands of two dtypes
             return None
         finally:
             for handle in handles:
                 handle.remove()
-            for name in modules:  # exact: they were made from 16 bits
+            for name in modules:  # exact: their values were 16-bit numbers
                 for parameter in self._model.get_submodule(name).parameters(recurse=False):
                     if parameter.is_floating_point():
-                        parameter.data = parameter.data.to(self._narrow)
-        return found
+                        parameter.data = parameter.data.to(self._half_dtype)
+        return compared
 
-    def smallest(
-        self, answers: Collection[Answer], *, is_good: Callable[[Compared], bool]
+    def smallest_float32_set(
+        self, references: Collection[ReferenceLogits], *, is_good: Callable[[Compared], bool]
     ) -> frozenset[str] | None:
         """A set of modules in float32 of which none can be left out; None if none is enough."""
 
-        def will_do(modules: frozenset[str]) -> bool:
-            found = self.compared(modules, answers)
-            return found is not None and is_good(found)
+        def is_enough(modules: frozenset[str]) -> bool:
+            compared = self.compare_logits(modules, references)
+            return compared is not None and is_good(compared)
 
-        return smallest_set(self.sizes, will_do)
+        return smallest_set(self.sizes, is_enough)
 
     def _own_dtype(self, name: str) -> torch.dtype:
-        own = self._model.get_submodule(name).parameters(recurse=False)
-        return next(each.dtype for each in own if each.is_floating_point())
+        parameters = self._model.get_submodule(name).parameters(recurse=False)
+        return next(p.dtype for p in parameters if p.is_floating_point())
 
     def _logits(self, batch: Batch) -> Tensor:
         with torch.no_grad():

@@ -1,14 +1,21 @@
-"""The checkpoint times powers of two, or why that cannot be."""
+"""The checkpoint with its weights times powers of two, or why that cannot be.
+
+Trace the model, choose the powers, write the checkpoint beside its place, prove it, and move it
+there. The idea and its limits are in ``precheck.cure.scales``.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from precheck.cure.objections import in_the_way, rooms, too_large
+from precheck.checkpoint.rewriting import unfinished, write_checkpoint, write_json
+from precheck.cure.obstacles import blocking_equations, overflow_sentences, tight_results
 from precheck.cure.proof import prove
 from precheck.cure.scales.forms import Kind
+from precheck.cure.scales.settings import config_numbers
 from precheck.cure.scales.solve import choose
+from precheck.cure.scales.traced_checkpoint import trace_checkpoint
 from precheck.errors import UntraceableError
 from precheck.records.fix import Factor, Remedy, SettingChange
 from precheck.records.progress import Announcement
@@ -16,63 +23,54 @@ from precheck.records.quantities import counted
 from precheck.render.screens.fix import render_fix_card
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from precheck.checkpoint.rewriting import Unfinished
+    from precheck.checkpoint.rewriting import Rounded, Unfinished
     from precheck.checkpoint.weights import Weights
     from precheck.cure.job import Job
-    from precheck.cure.proof import Original
+    from precheck.cure.proof import OriginalRuns
     from precheck.cure.scales.solve import Choice
     from precheck.cure.scales.traced_checkpoint import TracedCheckpoint
-    from precheck.records.fix import Fix, Proof
+    from precheck.records.fix import Fix, Proof, TensorChange
 
 FIX_FILE, MODEL_CARD = "precheck-fix.json", "README.md"
 
+ConfigPath = tuple[str, ...]
+"""``("text_config", "rms_norm_eps")``."""
 
-def rescaled(plan: Fix, job: Job, *, known: Callable[[], Original]) -> Fix:
+
+def rescale(plan: Fix, job: Job, *, original: Callable[[], OriginalRuns]) -> Fix:
     """Chooses factors, writes the checkpoint, proves it, and keeps it if the proof holds.
 
     Args:
-        plan: what is known of the fix so far.
+        plan: the record of the fix so far.
         job: the checkpoint.
-        known: what the original does on the probes of the proof.
+        original: runs the original on the probes of the proof.
 
     Raises:
         UsageError: the checkpoint cannot be written.
     """
-    from precheck.checkpoint.rewriting import unfinished, write_checkpoint
-
     with job.checkpoint.open_weights() as stored:
         try:
-            traced, choice = _chosen(plan, stored, job)
+            traced, choice = _trace_and_choose(plan, stored, job)
             changes = traced.stored_changes(choice.exponents, stored)
         except UntraceableError as error:
             return replace(plan, sentence="it cannot be rescaled", reasons=(error.message,))
-        if choice.misfits or not choice.exponents:
-            return _refused(plan, choice, traced, job)
-        settings = _settings(choice, job)
-        plan = _planned(plan, choice, tuple(settings.values()))
+        if choice.overflowing or not choice.exponents:
+            return _with_obstacles(plan, choice, traced, job)
+        settings = _setting_changes(choice, job)
+        plan = _with_factors(plan, choice, tuple(settings.values()))
         if job.request.is_dry_run:
             return replace(plan, sentence="nothing was written (--dry-run)")
-        with unfinished(job.output, overwrite=job.request.overwrite) as made:
-            job.observe(Announcement(text=f"writing {counted(len(changes), 'changed tensor')}"))
-            rounded = write_checkpoint(
-                made.folder,
-                job.checkpoint,
-                stored,
-                changes=changes,
-                settings={path: each.after for path, each in settings.items()},
-                dtype=job.request.dtype,
-            )
-            proof = prove(made.folder, known(), choice, rounded, job)
-            return _finished(plan, made, job, proof=proof)
+        with unfinished(job.output, overwrite=job.request.overwrite) as draft:
+            rounded = _write(draft.folder, stored, changes, settings, job)
+            proof = prove(draft.folder, original(), choice, rounded, job)
+            return _keep_if_proved(plan, draft, job, proof=proof)
 
 
-def _chosen(plan: Fix, stored: Weights, job: Job) -> tuple[TracedCheckpoint, Choice]:
-    """What ties the factors together, and the factors; whole numbers change only if they must."""
-    from precheck.cure.scales.traced_checkpoint import trace_checkpoint
-
+def _trace_and_choose(plan: Fix, stored: Weights, job: Job) -> tuple[TracedCheckpoint, Choice]:
+    """The scales and the exponents; integers of the config change only where they must."""
     job.observe(Announcement(text="tracing what is scaled by what"))
     for with_whole_numbers in (False, True):
         traced = trace_checkpoint(
@@ -89,12 +87,32 @@ def _chosen(plan: Fix, stored: Weights, job: Job) -> tuple[TracedCheckpoint, Cho
             headroom_bits=plan.headroom_bits,
             may_break=job.request.may_break,
         )
-        if not choice.misfits:
+        if not choice.overflowing:
             break
     return traced, choice
 
 
-def _planned(plan: Fix, choice: Choice, settings: tuple[SettingChange, ...]) -> Fix:
+def _with_obstacles(plan: Fix, choice: Choice, traced: TracedCheckpoint, job: Job) -> Fix:
+    """The record of a fix that no exact rescaling gives: says what stands in the way.
+
+    That is what has to be broken if equations may be broken and no headroom is left.
+    """
+    relaxed = choose(
+        traced.scales,
+        peaks=job.peaks,
+        limit=job.request.dtype.limits.max,
+        headroom_bits=0.0,
+        may_break=True,
+    )
+    return replace(
+        plan,
+        sentence="no exact rescaling brings it into range",
+        reasons=(*overflow_sentences(choice), *blocking_equations(relaxed)),
+        rooms=tight_results(choice, headroom_bits=0.0),
+    )
+
+
+def _with_factors(plan: Fix, choice: Choice, settings: tuple[SettingChange, ...]) -> Fix:
     factors = tuple(
         Factor(
             parameter=unknown.name,
@@ -112,47 +130,46 @@ def _planned(plan: Fix, choice: Choice, settings: tuple[SettingChange, ...]) -> 
         remedy=Remedy.RESCALING,
         factors=factors,
         settings=settings,
-        rooms=rooms(choice, headroom_bits=plan.headroom_bits),
+        rooms=tight_results(choice, headroom_bits=plan.headroom_bits),
     )
 
 
-def _settings(choice: Choice, job: Job) -> dict[tuple[str, ...], SettingChange]:
+def _setting_changes(choice: Choice, job: Job) -> dict[ConfigPath, SettingChange]:
     """Numbers of the config that change, by their path."""
-    from precheck.cure.scales.settings import config_numbers
-
     powers = {
-        each.name: each.step * power
-        for each, power in choice.exponents.items()
-        if each.kind is Kind.SETTING
+        unknown.name: unknown.step * power
+        for unknown, power in choice.exponents.items()
+        if unknown.kind is Kind.SETTING
     }
     return {
-        each.path: SettingChange(
-            name=each.name, before=each.value, after=each.times(powers[each.name])
+        number.path: SettingChange(
+            name=number.name, before=number.value, after=number.times(powers[number.name])
         )
-        for each in config_numbers(job.checkpoint.config)
-        if each.name in powers
+        for number in config_numbers(job.checkpoint.config)
+        if number.name in powers
     }
 
 
-def _refused(plan: Fix, choice: Choice, traced: TracedCheckpoint, job: Job) -> Fix:
-    """No exact rescaling brings everything into range: says what is in the way."""
-    loosened = choose(
-        traced.scales,
-        peaks=job.peaks,
-        limit=job.request.dtype.limits.max,
-        headroom_bits=0.0,
-        may_break=True,
-    )
-    return replace(
-        plan,
-        sentence="no exact rescaling brings it into range",
-        reasons=(*too_large(choice), *in_the_way(loosened)),
-        rooms=rooms(choice, headroom_bits=0.0),
+def _write(
+    folder: Path,
+    stored: Weights,
+    changes: Mapping[str, tuple[TensorChange, ...]],
+    settings: Mapping[ConfigPath, SettingChange],
+    job: Job,
+) -> Rounded:
+    job.observe(Announcement(text=f"writing {counted(len(changes), 'changed tensor')}"))
+    return write_checkpoint(
+        folder,
+        job.checkpoint,
+        stored,
+        changes=changes,
+        settings={path: change.after for path, change in settings.items()},
+        dtype=job.request.dtype,
     )
 
 
-def _finished(plan: Fix, made: Unfinished, job: Job, *, proof: Proof) -> Fix:
-    """Puts the checkpoint into its place if it is proved."""
+def _keep_if_proved(plan: Fix, draft: Unfinished, job: Job, *, proof: Proof) -> Fix:
+    """Moves the checkpoint to its place if the proof holds."""
     if not proof.holds:
         return replace(
             plan,
@@ -161,17 +178,15 @@ def _finished(plan: Fix, made: Unfinished, job: Job, *, proof: Proof) -> Fix:
             sentence="the rescaled checkpoint was not proved, and is not kept",
             reasons=proof.objections,
         )
-    done = replace(plan, proof=proof, sentence=f"runs in {plan.dtype}: {job.output}")
-    _describe(made.folder, done)
-    made.take_place()
-    return done
+    fixed = replace(plan, proof=proof, sentence=f"runs in {plan.dtype}: {job.output}")
+    _describe(draft.folder, fixed)
+    draft.take_place()
+    return fixed
 
 
-def _describe(folder: Path, done: Fix) -> None:
-    """The record of the fix, and a section of the model card."""
-    from precheck.checkpoint.rewriting import write_json
-
-    write_json(folder / FIX_FILE, done.to_dict())
+def _describe(folder: Path, fixed: Fix) -> None:
+    """Writes the record of the fix, and a section of the model card."""
+    write_json(folder / FIX_FILE, fixed.to_dict())
     card = folder / MODEL_CARD
     before = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    card.write_text(f"{before.rstrip()}\n\n{render_fix_card(done)}".lstrip(), encoding="utf-8")
+    card.write_text(f"{before.rstrip()}\n\n{render_fix_card(fixed)}".lstrip(), encoding="utf-8")

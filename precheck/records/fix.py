@@ -1,4 +1,4 @@
-"""What a fix did, and what it was proved by: the JSON contract ``precheck-fix/1``."""
+"""A fix with its proof, and a recipe: JSON contracts ``precheck-fix/1``, ``precheck-recipe/1``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Remedy(StrEnum):
     """What makes a checkpoint run in the dtype, the cheapest first."""
 
     NOTHING = "nothing"
-    """It does already."""
+    """It runs already."""
     ATTENTION = "attention"
     """Another attention implementation; nothing is written."""
     RESCALING = "rescaling"
@@ -32,35 +32,35 @@ class Remedy(StrEnum):
 
 
 class Exactness(StrEnum):
-    """How far the fixed checkpoint computes what the original does, in float32."""
+    """How close the fixed checkpoint is to the original, both in float32."""
 
     EXACT = "exact"
-    """Bit for bit the same logits."""
+    """The same logits, bit for bit."""
     ROUNDED = "rounded"
-    """But for the rounding of ``1 + w`` norms, or of values that became subnormal."""
+    """The same except for rounding: of ``1 + w`` norms, or of values that became subnormal."""
     EPSILONS = "epsilons"
-    """But for the epsilons of norms, which the config does not let scale."""
+    """The same except for the epsilons of norms, which are not in the config."""
     APPROXIMATE = "approximate"
-    """Equations were broken, because that was allowed."""
+    """Nearly the same: equations were broken, because that was allowed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Factor:
-    """A part of a parameter and the power of two it was multiplied by."""
+    """A range of a parameter and the power of two it was multiplied by."""
 
     parameter: str
     power: int
     dim: int | None = None
-    """Dimension that ``start`` and ``stop`` count along, from the end; None for all of it."""
+    """Dimension that ``start`` and ``stop`` count along, from the end; None: all of it."""
     start: int | None = None
     stop: int | None = None
     shift: float | None = None
-    """It is ``shift + w`` that was multiplied."""
+    """``shift + w`` was multiplied, instead of ``w``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingChange:
-    """A number of the config."""
+    """A number of the config that was changed."""
 
     name: str
     before: float
@@ -68,14 +68,14 @@ class SettingChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
-    """How much room an operation's result had, and has."""
+class OpHeadroom:
+    """The headroom of an operation's result, before and after."""
 
     module: str
     op: str
     source: str
     abs_max: float
-    """As it was, in float32."""
+    """Of the original, in float32."""
     before_bits: float
     after_bits: float
 
@@ -96,13 +96,13 @@ class ProofRun:
     max_logit_difference: float | None = None
     """None where a logit is not finite."""
     is_identical: bool = False
-    """Logits are the same bit for bit."""
+    """Whether all logits are the same, bit for bit."""
     greedy: str | None = None
-    """What it writes behind the prompt."""
+    """The text that it generates after the prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MechanismRoom:
+class MechanismHeadroom:
     """The least headroom of a mechanism, before and after, on the probes kept for the proof."""
 
     mechanism: str
@@ -112,7 +112,7 @@ class MechanismRoom:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """What was measured on the written checkpoint, with probes not used to choose the factors."""
+    """Measurements of the fixed checkpoint, on probes that were not used to choose the fix."""
 
     holds: bool
     exactness: Exactness
@@ -120,16 +120,16 @@ class Proof:
     """Why it does not hold."""
     num_tokens: int
     runs: tuple[ProofRun, ...]
-    headroom: tuple[MechanismRoom, ...] = ()
+    headroom: tuple[MechanismHeadroom, ...] = ()
     num_changed: int = 0
-    """Values that were multiplied."""
+    """Number of values that were multiplied."""
     num_became_zero: int = 0
     num_became_subnormal: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Float32Recipe:
-    """Which modules to keep in float32, for ``precheck.apply``: the contract of its file."""
+    """Which modules to keep in float32: the file that ``precheck.apply`` reads."""
 
     schema: str = RECIPE_SCHEMA
     model: str
@@ -137,7 +137,7 @@ class Float32Recipe:
     attn_implementation: str
     modules: tuple[str, ...]
     num_bytes: int
-    """What that costs in memory beside the 16-bit weights."""
+    """Memory that this takes in addition to the 16-bit weights."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, ready for ``json.dumps``."""
@@ -145,10 +145,10 @@ class Float32Recipe:
 
     @classmethod
     def from_dict(cls, content: object) -> Float32Recipe:
-        """The recipe that ``to_dict`` gave.
+        """The recipe that ``to_dict`` returned.
 
         Raises:
-            ReportError: it is none, or of another schema.
+            ReportError: it is not a recipe, or has another schema.
         """
         schema = content.get("schema") if isinstance(content, dict) else None
         if schema != RECIPE_SCHEMA:
@@ -164,7 +164,7 @@ class Float32Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fix:
-    """What stands in ``precheck-fix.json``."""
+    """The content of ``precheck-fix.json``."""
 
     schema: str = FIX_SCHEMA
     precheck_version: str
@@ -174,18 +174,18 @@ class Fix:
     attn_implementation: str
     remedy: Remedy
     sentence: str
-    """What to do, or what was done."""
+    """What was done, or what to do."""
     reasons: tuple[str, ...] = ()
     """Why not something cheaper, and what stands in the way."""
     headroom_bits: float
-    """Asked for."""
+    """Headroom asked for."""
     factors: tuple[Factor, ...] = ()
     settings: tuple[SettingChange, ...] = ()
-    rooms: tuple[Room, ...] = ()
-    """Results that did not fit or had little room, and those that have least now."""
+    rooms: tuple[OpHeadroom, ...] = ()
+    """Results with less headroom than asked for, before or after."""
     recipe: Float32Recipe | None = None
     proof: Proof | None = None
-    """None where nothing was written."""
+    """None if nothing was written."""
 
     @property
     def holds(self) -> bool:
@@ -201,9 +201,9 @@ class Fix:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorChange:
-    """What happens to a part of a stored tensor: times a power of two.
+    """A range of a stored tensor, and the power of two to multiply it by.
 
-    With a ``shift`` it is what the model makes of it that is multiplied: ``shift + w``.
+    With a ``shift`` it is ``shift + w`` that is multiplied, which is what the model uses.
     """
 
     power: int
@@ -211,5 +211,5 @@ class TensorChange:
     """Dimension that ``start`` and ``stop`` count along, from the end."""
     start: int = 0
     stop: int | None = None
-    """None for all of it."""
+    """None: the whole tensor."""
     shift: float | None = None

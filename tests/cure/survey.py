@@ -96,12 +96,12 @@ def _like_llama(config_class: Callable[..., PreTrainedConfig]) -> Callable[[], P
 
 
 def _settings() -> dict[str, object]:
-    known = tiny_config("llama").to_dict()
+    llama = tiny_config("llama").to_dict()
     names = (
         "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
         "num_key_value_heads max_position_embeddings pad_token_id bos_token_id eos_token_id"
     )
-    return {name: known[name] for name in names.split()}
+    return {name: llama[name] for name in names.split()}
 
 
 def _tied() -> PreTrainedConfig:
@@ -169,8 +169,8 @@ FAULTS = {"residual": residual, "MLP output": mlp_output, "product": product}
 
 
 def _weight(model: PreTrainedModel, name: str) -> torch.Tensor:
-    known = dict(model.named_parameters(remove_duplicate=False))
-    return known[name if name in known else f"{name}.weight"]
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return parameters[name if name in parameters else f"{name}.weight"]
 
 
 def _named(model: PreTrainedModel, name: str) -> torch.Tensor:
@@ -216,24 +216,26 @@ def fixed(architecture: str, fault: str, folder: Path) -> Fix:
     )
 
 
-def row(architecture: str, fault: str, done: Fix) -> str:
+def row(architecture: str, fault: str, outcome: Fix) -> str:
     """A row of the table."""
-    proof = done.proof
-    runs = {} if proof is None else {(e.checkpoint, e.dtype): e for e in proof.runs}
-    ours = runs.get(("fixed", done.dtype))
-    theirs = runs.get(("original", Dtype.BFLOAT16))
-    worst = min(done.rooms, key=lambda each: each.before_bits, default=None)
-    remedy = str(done.remedy).replace("_", " ")
-    if done.remedy is Remedy.RESCALING and proof is not None:
+    proof = outcome.proof
+    runs = {} if proof is None else {(run.checkpoint, run.dtype): run for run in proof.runs}
+    fixed_run = runs.get(("fixed", outcome.dtype))
+    original_run = runs.get(("original", Dtype.BFLOAT16))
+    worst = min(outcome.rooms, key=lambda row: row.before_bits, default=None)
+    remedy = str(outcome.remedy).replace("_", " ")
+    if outcome.remedy is Remedy.RESCALING and proof is not None:
         remedy += f", {proof.exactness}"
     cells = (
         architecture,
         fault,
-        remedy if done.holds else f"none: {done.sentence}",
-        DASH if ours is None or (kl := ours.kl_divergence_mean) is None else nats(kl),
-        DASH if theirs is None or (kl := theirs.kl_divergence_mean) is None else nats(kl),
+        remedy if outcome.holds else f"none: {outcome.sentence}",
+        DASH if fixed_run is None or (kl := fixed_run.kl_divergence_mean) is None else nats(kl),
+        DASH
+        if original_run is None or (kl := original_run.kl_divergence_mean) is None
+        else nats(kl),
         DASH if worst is None else bits(worst.before_bits),
-        DASH if worst is None or done.remedy is not Remedy.RESCALING else bits(worst.after_bits),
+        DASH if worst is None or outcome.remedy is not Remedy.RESCALING else bits(worst.after_bits),
     )
     return f"| {' | '.join(cells)} |"
 

@@ -25,22 +25,23 @@ if TYPE_CHECKING:
     from precheck.records.fix import Fix, ProofRun
 
 
-def run_of(done: Fix, checkpoint: str, dtype: Dtype) -> ProofRun:
-    assert done.proof is not None
-    return next(e for e in done.proof.runs if (e.checkpoint, e.dtype) == (checkpoint, dtype))
+def run_of(outcome: Fix, checkpoint: str, dtype: Dtype) -> ProofRun:
+    assert outcome.proof is not None
+    runs = outcome.proof.runs
+    return next(run for run in runs if (run.checkpoint, run.dtype) == (checkpoint, dtype))
 
 
 def logits(folder: Path, dtype: torch.dtype) -> torch.Tensor:
     """By transformers alone."""
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     with torch.no_grad():
-        found: torch.Tensor = model(**tiny_inputs("llama")).logits
-    return found
+        result: torch.Tensor = model(**tiny_inputs("llama")).logits
+    return result
 
 
-def kl_divergence(reference: torch.Tensor, found: torch.Tensor) -> float:
-    expected, ours = (each.double().log_softmax(dim=-1) for each in (reference, found))
-    return float((expected.exp() * (expected - ours)).sum(dim=-1).mean())
+def kl_divergence(reference: torch.Tensor, measured: torch.Tensor) -> float:
+    p, q = (tensor.double().log_softmax(dim=-1) for tensor in (reference, measured))
+    return float((p.exp() * (p - q)).sum(dim=-1).mean())
 
 
 EXACT = (
@@ -50,39 +51,39 @@ EXACT = (
     ("Phi-3", "product"),
     ("GPT-2", "residual"),
 )
-"""Of each kind one; ``make fixes`` does all."""
+"""One of each kind; ``make fixes`` does all."""
 
 
 @pytest.mark.parametrize(("architecture", "fault"), EXACT)
 def test_a_rescaled_checkpoint_is_the_same_model(
     architecture: str, fault: str, tmp_path: Path
 ) -> None:
-    done = fixed(architecture, fault, tmp_path)
-    assert (done.remedy, done.holds) == (Remedy.RESCALING, True)
-    assert done.proof is not None
-    assert done.proof.exactness is Exactness.EXACT
+    outcome = fixed(architecture, fault, tmp_path)
+    assert (outcome.remedy, outcome.holds) == (Remedy.RESCALING, True)
+    assert outcome.proof is not None
+    assert outcome.proof.exactness is Exactness.EXACT
     # what precheck says of it is true of plain transformers too
     exact = logits(tmp_path / "model", torch.float32)
     assert torch.equal(logits(tmp_path / "fixed", torch.float32), exact)
     assert not bool(logits(tmp_path / "model", torch.float16).isfinite().all())
-    ours = kl_divergence(exact, logits(tmp_path / "fixed", torch.float16))
-    theirs = kl_divergence(exact, logits(tmp_path / "model", torch.bfloat16))
-    assert 0 <= ours < theirs / 8
+    fixed_float16 = kl_divergence(exact, logits(tmp_path / "fixed", torch.float16))
+    original_bfloat16 = kl_divergence(exact, logits(tmp_path / "model", torch.bfloat16))
+    assert 0 <= fixed_float16 < original_bfloat16 / 8
     written = json.loads((tmp_path / "fixed/precheck-fix.json").read_text())
-    assert written == json.loads(json.dumps(done.to_dict()))
+    assert written == json.loads(json.dumps(outcome.to_dict()))
     before = json.loads((tmp_path / "model/config.json").read_text())
     after = json.loads((tmp_path / "fixed/config.json").read_text())
     changed = {key for key in before if after[key] != before[key]}
-    assert changed == {"dtype", *(each.name for each in done.settings)}
+    assert changed == {"dtype", *(setting.name for setting in outcome.settings)}
     assert set(load_file(tmp_path / "fixed/model.safetensors")) == set(
         load_file(tmp_path / "model/model.safetensors")
     )
 
 
 def test_norms_of_one_plus_w_are_rounded(tmp_path: Path) -> None:
-    done = fixed("Gemma 3", "residual", tmp_path)
-    assert (done.remedy, done.holds) == (Remedy.RESCALING, True)
-    assert any(each.shift == 1.0 for each in done.factors)
+    outcome = fixed("Gemma 3", "residual", tmp_path)
+    assert (outcome.remedy, outcome.holds) == (Remedy.RESCALING, True)
+    assert any(factor.shift == 1.0 for factor in outcome.factors)
     exact = logits(tmp_path / "model", torch.float32)
     assert kl_divergence(exact, logits(tmp_path / "fixed", torch.float32)) < 1e-9
     assert bool(logits(tmp_path / "fixed", torch.float16).isfinite().all())
@@ -90,20 +91,20 @@ def test_norms_of_one_plus_w_are_rounded(tmp_path: Path) -> None:
 
 def ten_lines() -> str:
     readme = Path(__file__).parents[2] / "README.md"
-    found = re.findall(
+    blocks = re.findall(
         r"^```python\n(.*?)^```", readme.read_text("utf-8"), re.DOTALL | re.MULTILINE
     )
-    (block,) = (each for each in found if "precheck-recipe.json" in each)
+    (block,) = (text for text in blocks if "precheck-recipe.json" in text)
     return str(block)
 
 
 def test_a_recipe_where_epsilons_are_not_in_the_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = fixed("OPT", "MLP output", tmp_path)
-    assert (done.remedy, done.holds) == (Remedy.FLOAT32_MODULES, True)
-    assert done.recipe is not None
-    assert "model.decoder.layers.1.fc2" in done.recipe.modules
+    outcome = fixed("OPT", "MLP output", tmp_path)
+    assert (outcome.remedy, outcome.holds) == (Remedy.FLOAT32_MODULES, True)
+    assert outcome.recipe is not None
+    assert "model.decoder.layers.1.fc2" in outcome.recipe.modules
     file = tmp_path / "fixed/precheck-recipe.json"
     assert list((tmp_path / "fixed").iterdir()) == [file]
     exact = logits(tmp_path / "model", torch.float32)
@@ -122,8 +123,8 @@ def test_a_recipe_where_epsilons_are_not_in_the_config(
         monkeypatch.chdir(tmp_path)
         exec(ten_lines(), {"model": plain})  # noqa: S102  our own documentation
         assert torch.equal(plain(**tiny_inputs("opt")).logits, applied)
-    kept = {name for name, each in model.named_parameters() if each.dtype is torch.float32}
-    assert {name.rpartition(".")[0] for name in kept} == set(done.recipe.modules)
+    kept = {name for name, tensor in model.named_parameters() if tensor.dtype is torch.float32}
+    assert {name.rpartition(".")[0] for name in kept} == set(outcome.recipe.modules)
     refuses_what_it_is_not_for(file, tmp_path / "model")
 
 
@@ -146,21 +147,21 @@ def test_scores_where_the_config_has_their_scale(tmp_path: Path) -> None:
     model: Any = tiny_of(config)
     attention = model.model.layers[1].self_attn
     with torch.no_grad():
-        for each in (attention.q_proj, attention.k_proj):
-            each.weight.mul_(150.0)
+        for projection in (attention.q_proj, attention.k_proj):
+            projection.weight.mul_(150.0)
     save_checkpoint(model, tmp_path / "model", tokenizer=True)
-    done = fix(
+    outcome = fix(
         str(tmp_path / "model"),
         tmp_path / "fixed",
         request=FixRequest(),
         observe=lambda _: None,
     )
-    assert (done.remedy, done.holds) == (Remedy.RESCALING, True)
-    assert [(each.name, each.before, each.after) for each in done.settings] == [
+    assert (outcome.remedy, outcome.holds) == (Remedy.RESCALING, True)
+    assert [(setting.name, setting.before, setting.after) for setting in outcome.settings] == [
         ("query_pre_attn_scalar", 256, 1)
     ]
-    assert done.proof is not None
-    assert done.proof.exactness is Exactness.EXACT
+    assert outcome.proof is not None
+    assert outcome.proof.exactness is Exactness.EXACT
 
 
 READERS = {
@@ -205,31 +206,31 @@ def test_what_breaks_invariance_is_refused_with_its_line(name: str, tmp_path: Pa
     code, where, reason = READERS[name]
     # an epsilon that does not matter, so that nothing else is in the way
     custom = Custom(block_init="self.norm.eps = 1e-12", block_before=code)
-    done = fix_custom(custom, tmp_path)
-    assert done.remedy is not Remedy.RESCALING
-    (said,) = (each for each in done.reasons if reason in each)
-    assert where in said
-    assert "body.blocks.0" in said
+    outcome = fix_custom(custom, tmp_path)
+    assert outcome.remedy is not Remedy.RESCALING
+    (sentence,) = (text for text in outcome.reasons if reason in text)
+    assert where in sentence
+    assert "body.blocks.0" in sentence
     assert not (tmp_path / "fixed/model.safetensors").exists()
 
 
 @pytest.mark.usefixtures("own_modules")
 def test_without_such_a_reader_the_same_model_is_rescaled(tmp_path: Path) -> None:
-    done = fix_custom(Custom(block_init="self.norm.eps = 1e-12"), tmp_path)
-    assert (done.remedy, done.holds) == (Remedy.RESCALING, True)
-    assert done.proof is not None
-    assert done.proof.exactness in {Exactness.EPSILONS, Exactness.EXACT}
+    outcome = fix_custom(Custom(block_init="self.norm.eps = 1e-12"), tmp_path)
+    assert (outcome.remedy, outcome.holds) == (Remedy.RESCALING, True)
+    assert outcome.proof is not None
+    assert outcome.proof.exactness in {Exactness.EPSILONS, Exactness.EXACT}
 
 
 @pytest.mark.usefixtures("own_modules")
 def test_approximate_if_that_is_allowed_and_proved(tmp_path: Path) -> None:
     code = READERS["a reader without a norm"][0]
     custom = Custom(block_init="self.norm.eps = 1e-12", block_before=code)
-    done = fix_custom(custom, tmp_path, may_break=True)
-    assert (done.remedy, done.holds) == (Remedy.RESCALING, True)
-    assert done.proof is not None
-    assert done.proof.exactness is Exactness.APPROXIMATE
-    assert 0 < (run_of(done, "fixed", Dtype.FLOAT32).kl_divergence_mean or 0) < 1e-4
+    outcome = fix_custom(custom, tmp_path, may_break=True)
+    assert (outcome.remedy, outcome.holds) == (Remedy.RESCALING, True)
+    assert outcome.proof is not None
+    assert outcome.proof.exactness is Exactness.APPROXIMATE
+    assert 0 < (run_of(outcome, "fixed", Dtype.FLOAT32).kl_divergence_mean or 0) < 1e-4
 
 
 @pytest.mark.usefixtures("own_modules")
@@ -237,6 +238,6 @@ def test_what_cannot_be_traced_gets_a_recipe(tmp_path: Path) -> None:
     custom = Custom(
         block_before="hidden_states = hidden_states if float(hidden_states.max()) else 0"
     )
-    done = fix_custom(custom, tmp_path)
-    assert done.remedy is Remedy.FLOAT32_MODULES
-    assert "depend on numbers" in done.reasons[1]
+    outcome = fix_custom(custom, tmp_path)
+    assert outcome.remedy is Remedy.FLOAT32_MODULES
+    assert "depend on numbers" in outcome.reasons[1]

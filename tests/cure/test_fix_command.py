@@ -56,8 +56,8 @@ def test_writes_an_ordinary_checkpoint(shell: Shell, model: Path) -> None:
     ended = run(shell, "model", "-o", "fixed")
     assert ended.code == ExitCode.GATE_HOLDS, ended.err
     fixed = shell.folder / "fixed"
-    assert {each.name for each in fixed.iterdir()} == {
-        *(each.name for each in model.iterdir()),
+    assert {file.name for file in fixed.iterdir()} == {
+        *(file.name for file in model.iterdir()),
         "precheck-fix.json",
     }
     assert (fixed / "LICENSE").read_text() == "mine"
@@ -66,14 +66,14 @@ def test_writes_an_ordinary_checkpoint(shell: Shell, model: Path) -> None:
     assert json.loads((fixed / "precheck-fix.json").read_text())["schema"] == FIX_SCHEMA
     with safe_open(fixed / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
-    before, after = (load_file(each / "model.safetensors") for each in (model, fixed))
+    before, after = (load_file(folder / "model.safetensors") for folder in (model, fixed))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     for name in changed:
         ratio = (after[name] / before[name])[before[name] != 0]
         assert ratio.unique().log2().frac().abs().max() == 0
     assert all(".layers.1.mlp." in name or "norm" not in name for name in changed)
-    for said in ("Proved on", "bit for bit", "fixed float16 + sdpa", "gated product", "2^-"):
-        assert said in ended.out
+    for words in ("Proved on", "bit for bit", "fixed float16 + sdpa", "gated product", "2^-"):
+        assert words in ended.out
     scanned = shell("fixed", "--quick", "--require", "float16+sdpa")
     assert scanned.code == ExitCode.GATE_HOLDS
 
@@ -84,9 +84,9 @@ def test_diff_explains_the_two_checkpoints_to_each_other(shell: Shell, model: Pa
     shell("fixed", "-o", "after.json", "--quick")
     ended = shell("before.json", "after.json", command="diff")
     assert ended.code == ExitCode.GATE_FAILS
-    said = " ".join(ended.out.split())
-    assert "weights times powers of two, as precheck fix writes it" in said
-    assert "in float32 the logits are the same; the residual stream is 2^-8" in said
+    printed = " ".join(ended.out.split())
+    assert "weights times powers of two, as precheck fix writes it" in printed
+    assert "in float32 the logits are the same; the residual stream is 2^-8" in printed
 
 
 def test_a_dry_run_writes_nothing_and_predicts(shell: Shell, model: Path) -> None:
@@ -126,9 +126,9 @@ def test_what_runs_already_is_left_alone(shell: Shell, healthy: Path) -> None:
 def test_another_attention_implementation_is_cheaper(shell: Shell) -> None:
     ended = run(shell, "demo:qwen2-eager", "-o", "fixed")
     assert (ended.code, ended.left) == (ExitCode.GATE_HOLDS, ())
-    said = " ".join(ended.out.split())
-    assert "another attention implementation cures it: sdpa" in said
-    assert 'attn_implementation="sdpa"' in said
+    printed = " ".join(ended.out.split())
+    assert "another attention implementation cures it: sdpa" in printed
+    assert 'attn_implementation="sdpa"' in printed
 
 
 def test_what_is_broken_in_float32_stays_broken(shell: Shell, model: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_disk_that_fills_up_leaves_nothing(shell: Shell, model: Path) -> None:
     ended = run(shell, model, "-o", "fixed")
     assert (ended.code, ended.left) == (ExitCode.USAGE, ())
     assert "No space left on device" in ended.error
-    assert not [each for each in shell.folder.iterdir() if "fixed" in each.name]
+    assert not [file for file in shell.folder.iterdir() if "fixed" in file.name]
 
 
 def test_a_disk_that_fills_up_at_the_end_leaves_nothing(shell: Shell, model: Path) -> None:
@@ -196,7 +196,7 @@ def test_an_interrupted_write_leaves_nothing(shell: Shell, model: Path) -> None:
     ended = run(shell, model, "-o", "fixed")
     assert (ended.code, ended.left) == (ExitCode.INTERRUPTED, ())
     assert "nothing was written" in ended.err
-    assert not [each for each in shell.folder.iterdir() if "fixed" in each.name]
+    assert not [file for file in shell.folder.iterdir() if "fixed" in file.name]
 
 
 def test_what_is_not_proved_is_not_kept(shell: Shell, model: Path) -> None:
@@ -204,9 +204,9 @@ def test_what_is_not_proved_is_not_kept(shell: Shell, model: Path) -> None:
     plain = rewriting.multiplied
 
     def wrong(tensor: torch.Tensor, changes: Any) -> torch.Tensor:
-        made = plain(tensor, changes)
-        made[: len(made) // 2] = 0
-        return made
+        result = plain(tensor, changes)
+        result[: len(result) // 2] = 0
+        return result
 
     shell.monkeypatch.setattr(rewriting, "multiplied", wrong)
     ended = run(shell, model, "-o", "fixed")
@@ -272,8 +272,8 @@ def test_shards_and_an_index_where_one_file_would_be_too_large(shell: Shell, mod
     index = json.loads((shell.folder / "fixed/model.safetensors.index.json").read_text())
     shards = set(index["weight_map"].values())
     assert len(shards) > 2
-    assert all((shell.folder / "fixed" / each).is_file() for each in shards)
-    merged = {name for each in shards for name in load_file(shell.folder / "fixed" / each)}
+    assert all((shell.folder / "fixed" / shard).is_file() for shard in shards)
+    merged = {name for shard in shards for name in load_file(shell.folder / "fixed" / shard)}
     assert merged == set(index["weight_map"])
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from precheck.cure.objections import cheaper_remedy, objections
+from precheck.cure.decision import cheaper_remedy
+from precheck.cure.objections import objections
 from precheck.judge import judge
 from precheck.records.finding import Verdict
 from precheck.records.fix import ProofRun, Remedy
@@ -36,9 +37,9 @@ def with_verdict(report: Report, verdict: Verdict, *, attn: str | None = None) -
 
 
 def test_what_is_safe_needs_nothing() -> None:
-    found = cheaper_remedy(judged(), Dtype.FLOAT16, "sdpa")
-    assert found is not None
-    assert found.remedy is Remedy.NOTHING
+    decision = cheaper_remedy(judged(), Dtype.FLOAT16, "sdpa")
+    assert decision is not None
+    assert decision.remedy is Remedy.NOTHING
 
 
 def test_little_headroom_is_worth_a_fix_and_an_overflow_too() -> None:
@@ -48,10 +49,10 @@ def test_little_headroom_is_worth_a_fix_and_an_overflow_too() -> None:
 
 def test_one_attention_implementation_that_runs_is_enough() -> None:
     report = with_verdict(judged(), Verdict.OVERFLOW, attn="eager")
-    found = cheaper_remedy(report, Dtype.FLOAT16, "sdpa")
-    assert found is not None
-    assert found.remedy is Remedy.ATTENTION
-    assert 'attn_implementation="sdpa"' in found.sentence
+    decision = cheaper_remedy(report, Dtype.FLOAT16, "sdpa")
+    assert decision is not None
+    assert decision.remedy is Remedy.ATTENTION
+    assert 'attn_implementation="sdpa"' in decision.sentence
 
 
 def test_what_takes_images_is_not_proved_on_text_alone() -> None:
@@ -60,10 +61,10 @@ def test_what_takes_images_is_not_proved_on_text_alone() -> None:
         replace(run, layers=(replace(run.layers[0], section=Section.VISION), *run.layers))
         for run in report.runs
     )
-    found = cheaper_remedy(replace(report, runs=runs), Dtype.FLOAT16, "sdpa")
-    assert found is not None
-    assert found.remedy is Remedy.NONE
-    assert "images or sounds" in found.sentence
+    decision = cheaper_remedy(replace(report, runs=runs), Dtype.FLOAT16, "sdpa")
+    assert decision is not None
+    assert decision.remedy is Remedy.NONE
+    assert "images or sounds" in decision.sentence
 
 
 def test_what_is_broken_in_float32_or_was_not_measured_is_left() -> None:
@@ -72,13 +73,13 @@ def test_what_is_broken_in_float32_or_was_not_measured_is_left() -> None:
         replace(run, reference_nonfinite=True) if run.dtype is Dtype.FLOAT32 else run
         for run in report.runs
     )
-    found = cheaper_remedy(replace(report, runs=broken), Dtype.FLOAT16, "sdpa")
-    assert found is not None
-    assert "broken in float32" in found.sentence
+    decision = cheaper_remedy(replace(report, runs=broken), Dtype.FLOAT16, "sdpa")
+    assert decision is not None
+    assert "broken in float32" in decision.sentence
     others = tuple(run for run in report.runs if run.dtype is not Dtype.FLOAT16)
-    found = cheaper_remedy(replace(report, runs=others), Dtype.FLOAT16, "sdpa")
-    assert found is not None
-    assert "it was not measured" in found.sentence
+    decision = cheaper_remedy(replace(report, runs=others), Dtype.FLOAT16, "sdpa")
+    assert decision is not None
+    assert "it was not measured" in decision.sentence
 
 
 def run(dtype: Dtype, kl: float | None, verdict: Verdict = Verdict.SAFE) -> ProofRun:
@@ -106,5 +107,5 @@ def run(dtype: Dtype, kl: float | None, verdict: Verdict = Verdict.SAFE) -> Proo
 def test_a_fix_is_refused_for_its_figures(
     runs: tuple[ProofRun, ...], is_exact: bool, says: str | None
 ) -> None:
-    found = objections(runs, dtype=Dtype.FLOAT16, is_exact=is_exact)
-    assert says in found[0] if says else found == (), found
+    against = objections(runs, dtype=Dtype.FLOAT16, is_exact=is_exact)
+    assert says in against[0] if says else against == (), against

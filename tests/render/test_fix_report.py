@@ -15,11 +15,11 @@ from precheck.records.fix import (
     Factor,
     Fix,
     Float32Recipe,
-    MechanismRoom,
+    MechanismHeadroom,
+    OpHeadroom,
     Proof,
     ProofRun,
     Remedy,
-    Room,
     SettingChange,
 )
 from precheck.records.precision import Dtype
@@ -69,7 +69,7 @@ FIX = Fix(
     ),
     settings=(SettingChange(name="rms_norm_eps", before=1e-6, after=3.90625e-9),),
     rooms=(
-        Room(
+        OpHeadroom(
             module="model.layers.4",
             op="aten.add",
             source="modeling_gemma3.py:416",
@@ -85,8 +85,8 @@ FIX = Fix(
         num_tokens=533,
         runs=RUNS,
         headroom=(
-            MechanismRoom(mechanism="residual", before_bits=-0.9, after_bits=2.4),
-            MechanismRoom(mechanism="gated_product", before_bits=10.0, after_bits=None),
+            MechanismHeadroom(mechanism="residual", before_bits=-0.9, after_bits=2.4),
+            MechanismHeadroom(mechanism="gated_product", before_bits=10.0, after_bits=None),
         ),
         num_changed=510_592,
         num_became_zero=12,

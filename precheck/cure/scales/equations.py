@@ -1,40 +1,30 @@
-"""Which powers of two a model can be multiplied by without changing what it computes.
-
-Idea. Every parameter, and every number of the config that reaches an operation, gets an unknown
-power of two. Along the data flow each tensor is scaled by a sum of them: a product adds those of
-its factors, a square doubles, a norm takes off what it is given. Where tensors are added theirs
-have to be equal; what a softmax or a silu reads must not be scaled at all; nor may the logits. The
-solutions of these equations are all the rescalings that are exact, whatever the architecture and
-whatever its modules are called.
-
-Parts of a parameter have unknowns of their own where the model takes its result apart (gate and up
-in one matrix). Where those are is found by interpreting the flow again, until nothing new is cut.
-
-What it cannot see: code that depends on numbers, and what the forward of text does not pass
-(towers for images). An operation it does not know must not be given anything scaled.
-"""
+"""The equations of a flow: interprets it with linear forms in place of numbers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from precheck.cure.scales.forms import NOTHING, Form, Kind, Reason, Scaled, Scales
-from precheck.cure.scales.rules import Step
-from precheck.cure.scales.tensor_scale import CONSTANT, ZERO, Cuts, Ledger, Scale, of_parameter
+from precheck.cure.scales.constraints import Constraints
+from precheck.cure.scales.forms import UNSCALED, Form, Kind, Reason, ScaledResult, Scales
+from precheck.cure.scales.op_context import OpContext
+from precheck.cure.scales.rules import compare, result_scales
+from precheck.cure.scales.tensor_scale import CONSTANT, ZEROS, Partition, parameter_scale
 from precheck.measure.watch.op_kinds import MOVES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import torch
 
     from precheck.cure.scales.flow import Flow, FlowOp, Value
+    from precheck.cure.scales.forms import Unknown
+    from precheck.cure.scales.tensor_scale import Partitions, TensorScale
 
 _MOST_PASSES = 12
-"""A parameter that is cut is cut again at most a few times: its bias, then the next layer's."""
+"""A boundary in one parameter leads to others: in its bias, then in the next layer's weights."""
 
-_OF_NORMS = frozenset({"aten.sqrt", "aten.rsqrt", "aten.pow", "aten.reciprocal", "aten.div"})
-"""What comes after an epsilon."""
+_AFTER_EPSILON = frozenset({"aten.sqrt", "aten.rsqrt", "aten.pow", "aten.reciprocal", "aten.div"})
+"""What a norm does with its variance after it has added an epsilon."""
 
 
 def find_scales(
@@ -43,30 +33,33 @@ def find_scales(
     settings: Mapping[int, Form],
     dtype: torch.dtype,
 ) -> Scales:
-    """The equations of a flow, and how each stored result is scaled.
+    """The equations of a flow, and the scale of each result that is stored in ``dtype``.
 
     Args:
         flow: a forward.
-        settings: how the numbers of operations follow from the config, by index of the operation.
+        settings: how the scalar arguments of operations follow from the config, by index of the
+            operation.
         dtype: results in this dtype are the ones that may leave its range.
     """
-    cuts: Cuts = {}
+    partitions: Partitions = {}
     for _ in range(_MOST_PASSES):
-        found = _Interpreter(flow, settings, cuts, dtype)
-        found.go()
-        if not found.ledger.more_cuts:
+        interpreter = _Interpreter(flow, settings, partitions, dtype)
+        interpreter.interpret()
+        if not interpreter.constraints.requested:
             break
-        cuts = _with(cuts, found.ledger.more_cuts)
-    found.pin_what_is_used_twice()
-    return Scales(equations=tuple(found.ledger.equations), scaled=tuple(found.scaled))
+        partitions = _refined(partitions, interpreter.constraints.requested)
+    interpreter.pin_weights_with_two_uses()
+    return Scales(
+        equations=tuple(interpreter.constraints.equations), results=tuple(interpreter.results)
+    )
 
 
-def _with(cuts: Cuts, more: Cuts) -> Cuts:
-    both = dict(cuts)
-    for name, (dim, places) in more.items():
-        _, known = both.get(name, (dim, frozenset()))
-        both[name] = (dim, known | places)
-    return both
+def _refined(partitions: Partitions, requested: Partitions) -> Partitions:
+    refined = dict(partitions)
+    for name, (dim, boundaries) in requested.items():
+        before = partitions[name].boundaries if name in partitions else frozenset()
+        refined[name] = Partition(dim, before | boundaries)
+    return refined
 
 
 class _Interpreter:
@@ -76,88 +69,101 @@ class _Interpreter:
         self,
         flow: Flow,
         settings: Mapping[int, Form],
-        cuts: Cuts,
+        partitions: Partitions,
         dtype: torch.dtype,
     ) -> None:
-        self.ledger = Ledger(op=flow.ops[0], cuts=cuts)
-        self.scaled: list[Scaled] = []
+        self.constraints = Constraints(op=flow.ops[0], partitions=partitions)
+        self.results: list[ScaledResult] = []
         self._flow = flow
         self._number_forms = settings
         self._dtype = dtype
-        self._scales: dict[Value, Scale] = {}
+        self._scales: dict[Value, TensorScale] = {}
         self._storages: dict[int, list[Value]] = {}
         self._keys: dict[Value, tuple[str, str, int]] = {}
-        """What measured a tensor: the operation that made its numbers, before casts and moves."""
-        self._norms_read = {
-            value for op in flow.ops if op.name in _OF_NORMS for value in op.inputs[-1:]
+        """The operation whose measured peak is a tensor's: the last one before casts and moves."""
+        self._read_by_roots = {
+            value for op in flow.ops if op.name in _AFTER_EPSILON for value in op.inputs[-1:]
         }
 
-    def go(self) -> None:
-        """Interprets every operation."""
+    def interpret(self) -> None:
+        """Applies the rule of every operation, in order."""
         for index, op in enumerate(self._flow.ops):
-            self.ledger.op = op
-            step = Step(
+            self.constraints.op = op
+            context = OpContext(
                 op=op,
-                ledger=self.ledger,
-                number_form=self._number_forms.get(index, NOTHING),
-                is_before_root=any(each in self._norms_read for each in op.outputs),
+                constraints=self.constraints,
+                number_form=self._number_forms.get(index, UNSCALED),
+                is_before_root=any(output in self._read_by_roots for output in op.outputs),
             )
-            given = [each for each in op.inputs if each.is_number]
-            scales = [self._scale(each) for each in given]
-            made = [each for each in op.outputs if each.is_number]
-            if not made:
-                step.compared(scales, list(op.outputs))
+            inputs = [value for value in op.inputs if value.is_number]
+            outputs = [value for value in op.outputs if value.is_number]
+            scales = [self._scale(value) for value in inputs]
+            if not outputs:
+                compare(context, scales, list(op.outputs))
                 continue
-            for output, scale in zip(made, step.results(scales, given, made), strict=True):
-                self._set(op, output, scale, given)
-        self.ledger.demand(self.ledger.one(self._scale(self._flow.result)), Reason.RESULT)
+            output_scales = result_scales(context, scales, inputs, outputs)
+            for output, scale in zip(outputs, output_scales, strict=True):
+                self._set_scale(op, output, scale, inputs)
+        logits = self.constraints.common_form(self._scale(self._flow.result))
+        self.constraints.require_zero(logits, Reason.RESULT)
 
-    def pin_what_is_used_twice(self) -> None:
-        """A weight that is used as it is and with a constant added cannot be both."""
-        forms = (*(e.form for e in self.ledger.equations), *(e.form for e in self.scaled))
-        known = {unknown for form in forms for unknown, _ in form.terms}
-        plain = {each.name for each in known if each.kind is Kind.WEIGHT}
+    def pin_weights_with_two_uses(self) -> None:
+        """A weight that is read both as ``w`` and as ``c + w`` cannot be scaled for both."""
+        unknowns = set(self._unknowns())
+        plain = {unknown.name for unknown in unknowns if unknown.kind is Kind.WEIGHT}
         shifts: dict[str, set[float]] = {}
-        for each in known:
-            if each.kind is Kind.SHIFTED_WEIGHT:
-                shifts.setdefault(each.name, set()).add(each.shift)
-        for each in known:
-            if each.name in shifts and (each.name in plain or len(shifts[each.name]) > 1):
-                self.ledger.demand(Form.of(each), Reason.CONSTANT)
+        for unknown in unknowns:
+            if unknown.kind is Kind.SHIFTED_WEIGHT:
+                shifts.setdefault(unknown.name, set()).add(unknown.shift)
+        for unknown in unknowns:
+            name = unknown.name
+            if name in shifts and (name in plain or len(shifts[name]) > 1):
+                self.constraints.require_zero(Form.of(unknown), Reason.CONSTANT)
 
-    def _scale(self, value: Value) -> Scale:
-        known = self._scales.get(value)
-        if known is not None:
-            return known
-        is_parameter = value.parameter is not None
-        scale = of_parameter(value, self.ledger.cuts) if is_parameter else CONSTANT
-        self._scales[value] = scale
-        self._storages.setdefault(value.storage, []).append(value)
-        return scale
+    def _unknowns(self) -> Iterator[Unknown]:
+        forms = [equation.form for equation in self.constraints.equations]
+        forms += [result.form for result in self.results]
+        return (unknown for form in forms for unknown, _ in form.terms)
 
-    def _set(self, op: FlowOp, output: Value, scale: Scale, given: Sequence[Value]) -> None:
-        if not op.is_view and any(output is each for each in given):
-            scale = self._written(output, scale)
+    def _scale(self, value: Value) -> TensorScale:
+        if value not in self._scales:
+            is_parameter = value.parameter is not None
+            scale = (
+                parameter_scale(value, self.constraints.partitions) if is_parameter else CONSTANT
+            )
+            self._scales[value] = scale
+            self._storages.setdefault(value.storage, []).append(value)
+        return self._scales[value]
+
+    def _set_scale(
+        self, op: FlowOp, output: Value, scale: TensorScale, inputs: Sequence[Value]
+    ) -> None:
+        if not op.is_view and any(output is value for value in inputs):
+            scale = self._written_in_place(output, scale)
         self._scales[output] = scale
         self._storages.setdefault(output.storage, []).append(output)
         is_move = op.is_view or op.name in MOVES or op.name == "aten._to_copy"
-        source = next((self._keys[each] for each in given if each in self._keys), None)
+        source = next((self._keys[value] for value in inputs if value in self._keys), None)
         if not is_move:
             self._keys[output] = op.key
         elif source is not None:
             self._keys[output] = source
         if output.dtype == self._dtype and not op.is_view and output in self._keys:
-            self.scaled += [
-                Scaled(form=form, key=self._keys[output], source=self.ledger.source)
-                for form in {each.form for each in scale.lanes}
+            self.results += [
+                ScaledResult(form=form, key=self._keys[output], source=self.constraints.source)
+                for form in {part.form for part in scale.ranges}
             ]
 
-    def _written(self, output: Value, scale: Scale) -> Scale:
-        """All views of the memory see what was written; what was there before has to be alike."""
-        before = self._scales.get(output, ZERO)
+    def _written_in_place(self, output: Value, scale: TensorScale) -> TensorScale:
+        """The scale of memory that is partly overwritten: of what is new and of what stays.
+
+        Every view of that memory has it from then on.
+        """
+        before = self._scales.get(output, ZEROS)
         if not (before.is_zero or scale.is_zero):
-            self.ledger.alike(self.ledger.one(scale), self.ledger.one(before))
-        kept = self.ledger.merged(before if scale.is_zero else scale)
+            new, old = map(self.constraints.common_form, (scale, before))
+            self.constraints.require_equal(new, old)
+        merged = self.constraints.merged(before if scale.is_zero else scale)
         for view in self._storages.get(output.storage, ()):
-            self._scales[view] = kept
-        return kept
+            self._scales[view] = merged
+        return merged

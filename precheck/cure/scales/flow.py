@@ -1,7 +1,7 @@
-"""The operations of a forward and what each reads, traced without weights: the data flow.
+"""The data flow of a forward: its operations and what each reads, traced without weights.
 
-Tensors are fake (shapes and dtypes, no numbers), so a model of any size is traced in a second. What
-a forward does depending on numbers cannot be traced.
+Tensors are fake (shapes and dtypes, no numbers), so a model of any size is traced in a second. A
+forward that branches on numbers cannot be traced.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from precheck.measure.probes.batch import Batch
 from precheck.measure.probes.tokens import with_decoder_input
 from precheck.measure.watch.module_stack import ModuleStack
 from precheck.measure.watch.op_kinds import op_kind
-from precheck.measure.watch.segment import match_key
+from precheck.measure.watch.segment import Segment, match_key
 from precheck.measure.watch.source_line import source_line
 from precheck.measure.watch.trees import mapped, tensors_in
 from precheck.records.traces import Probe
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from precheck.measure.models.skeleton import Skeleton
 
 _ROWS, _LENGTH = 2, 8
-"""Of the traced batch; what is done to a row or a token does not depend on how many there are."""
+"""Shape of the traced batch; a model scales a token the same however many there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Value:
-    """A tensor of the trace: what is known of it without numbers."""
+    """A tensor of the trace: everything but its numbers."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -63,7 +63,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FlowOp:
-    """One operation; tensors among its arguments are values."""
+    """One operation, with a ``Value`` for each tensor among its arguments."""
 
     name: str
     """ATen name without overload."""
@@ -80,13 +80,13 @@ class FlowOp:
     @property
     def inputs(self) -> list[Value]:
         """The tensors it reads, in order."""
-        return [each for each in _leaves((self.args, self.kwargs)) if isinstance(each, Value)]
+        return [leaf for leaf in _leaves((self.args, self.kwargs)) if isinstance(leaf, Value)]
 
     @property
     def scalars(self) -> list[float]:
         """The numbers among its arguments, in order."""
         leaves = _leaves((self.args, self.kwargs))
-        return [e for e in leaves if isinstance(e, int | float) and not isinstance(e, bool)]
+        return [x for x in leaves if isinstance(x, int | float) and not isinstance(x, bool)]
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -100,25 +100,26 @@ class Flow:
 
     ops: tuple[FlowOp, ...]
     result: Value
-    """Logits, or what the model gives instead."""
+    """The logits, or the first tensor of a model that has none."""
 
 
 def trace_flow(skeleton: Skeleton, *, decoder_start: int) -> Flow:
-    """The data flow of a model whose parameters may be on ``meta``; it is not to be used after.
+    """The data flow of a model; its parameters are replaced, so it cannot be used afterwards.
 
     Args:
-        skeleton: takes token ids; in bfloat16, which every fake kernel knows.
+        skeleton: a model of token ids; in bfloat16, which every fake kernel knows. Its parameters
+            may be on ``meta``.
         decoder_start: first token of an encoder-decoder model's target.
 
     Raises:
-        UntraceableError: what the forward does depends on numbers, or torch has no fake
-            kernel for one of its operations.
+        UntraceableError: the forward branches on numbers, or torch has no fake kernel for one of
+            its operations.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     recorder = _Recorder(ModuleStack(skeleton.model))
     try:
-        with mode, torch.no_grad(), _quiet():
-            _without_numbers(skeleton.model, recorder)
+        with mode, torch.no_grad(), _no_fake_kernel_log():
+            _make_parameters_fake(skeleton.model, recorder)
             batch = _batch(skeleton, decoder_start)
             with recorder:
                 output = skeleton.forward(batch)
@@ -128,91 +129,89 @@ def trace_flow(skeleton: Skeleton, *, decoder_start: int) -> Flow:
         ) from error
     finally:
         recorder.stack.detach()
-    found = logits_in(output, skeleton.vocab_size)
-    result = next(iter(tensors_in(output))) if found is None else found
+    logits = logits_in(output, skeleton.vocab_size)
+    result = next(iter(tensors_in(output))) if logits is None else logits
     return Flow(ops=tuple(recorder.ops), result=recorder.value(result))
 
 
 def _leaves(tree: Any) -> Iterator[Any]:
-    """Everything in nested tuples, lists and dicts that is none of these, in order."""
+    """The elements of nested tuples, lists and dicts, in order."""
     if isinstance(tree, tuple | list | dict):
-        for each in tree.values() if isinstance(tree, dict) else tree:
-            yield from _leaves(each)
+        for branch in tree.values() if isinstance(tree, dict) else tree:
+            yield from _leaves(branch)
     else:
         yield tree
 
 
 class _Recorder(TorchDispatchMode):
-    """Writes down every operation, with values for tensors."""
+    """Records every operation."""
 
     def __init__(self, stack: ModuleStack) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.stack = stack
         self.ops: list[FlowOp] = []
-        self._known: dict[int, tuple[Value, Tensor]] = {}
-        """By the identity of a tensor, which is kept, so that no other one gets it."""
-        self._counts: dict[tuple[str, str], int] = {}
+        self._values: dict[int, tuple[Value, Tensor]] = {}
+        """By the identity of a tensor; the tensor is kept so that no other one gets it."""
+        self._segment = Segment()
+        """Counts how often an operation ran in a module, as runs do."""
 
     def value(self, tensor: Tensor) -> Value:
-        """What stands for a tensor."""
-        if id(tensor) not in self._known:
+        """The ``Value`` of a tensor."""
+        if id(tensor) not in self._values:
             value = Value(
                 shape=tuple(tensor.shape),
                 dtype=tensor.dtype,
                 storage=tensor.untyped_storage()._cdata,  # noqa: SLF001  its only spelling
             )
-            self._known[id(tensor)] = (value, tensor)
-        return self._known[id(tensor)][0]
+            self._values[id(tensor)] = (value, tensor)
+        return self._values[id(tensor)][0]
 
-    def name(self, parameter: Tensor, name: str) -> None:
-        """``parameter`` is the model's parameter of that name."""
-        named = replace(self.value(parameter), parameter=name)
-        self._known[id(parameter)] = (named, parameter)
+    def name_parameter(self, parameter: Tensor, name: str) -> None:
+        """Records that the tensor is the model's parameter of that name."""
+        value = replace(self.value(parameter), parameter=name)
+        self._values[id(parameter)] = (value, parameter)
 
     def __torch_dispatch__(
         self, func: OpOverload, _types: object, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        given, named = mapped(args, self.value), mapped(kwargs, self.value)
+        value_args, value_kwargs = mapped(args, self.value), mapped(kwargs, self.value)
         output = func(*args, **kwargs)
-        made = list(tensors_in(output))
-        if made:
-            self._record(func, given, named, made)
+        outputs = list(tensors_in(output))
+        if outputs:
+            self._record(func, value_args, value_kwargs, outputs)
         return output
 
-    def _record(self, func: OpOverload, args: Any, kwargs: Any, made: list[Tensor]) -> None:
+    def _record(self, func: OpOverload, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
         kind, module = op_kind(func), self.stack.names[-1]
         filename, line = source_line(sys._getframe(2))  # noqa: SLF001  inspect.stack reads files
-        counted = match_key(module, kind.name, 0)[:2]
-        ordinal = self._counts.get(counted, 0)
-        self._counts[counted] = ordinal + 1
         self.ops.append(
             FlowOp(
                 name=kind.name,
                 is_view=kind.is_view,
                 module=module,
-                ordinal=ordinal,
+                ordinal=self._segment.ordinal(module, kind.name),
                 filename=filename,
                 line=line,
                 args=args,
                 kwargs=kwargs,
-                outputs=tuple(map(self.value, made)),
+                outputs=tuple(map(self.value, outputs)),
             )
         )
 
 
-def _without_numbers(model: nn.Module, recorder: _Recorder) -> None:
-    """Replaces every parameter by a fake one on the CPU; shared ones stay shared."""
-    made: dict[int, nn.Parameter] = {}
+def _make_parameters_fake(model: nn.Module, recorder: _Recorder) -> None:
+    """Replaces every parameter by a fake one on the CPU; tied ones stay tied."""
+    fakes: dict[int, nn.Parameter] = {}
     for path, module in model.named_modules():
         for key, parameter in module._parameters.items():  # noqa: SLF001  setattr would register
             if parameter is None:
                 continue
-            if id(parameter) not in made:
+            if id(parameter) not in fakes:
                 empty = torch.empty(parameter.shape, dtype=parameter.dtype)
-                made[id(parameter)] = nn.Parameter(empty, requires_grad=False)
-                recorder.name(made[id(parameter)], f"{path}.{key}" if path else key)
-            module._parameters[key] = made[id(parameter)]  # noqa: SLF001
+                fakes[id(parameter)] = nn.Parameter(empty, requires_grad=False)
+                recorder.name_parameter(fakes[id(parameter)], f"{path}.{key}" if path else key)
+            module._parameters[key] = fakes[id(parameter)]  # noqa: SLF001
         for key, buffer in module._buffers.items():  # noqa: SLF001
             if buffer is not None and buffer.is_meta:
                 module._buffers[key] = torch.empty(buffer.shape, dtype=buffer.dtype)  # noqa: SLF001
@@ -229,8 +228,8 @@ def _batch(skeleton: Skeleton, decoder_start: int) -> Batch:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Torch logs what a fake kernel refuses before it raises."""
+def _no_fake_kernel_log() -> Iterator[None]:
+    """Torch logs an error of a fake kernel before it raises it."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     was_disabled, log.disabled = log.disabled, True
     try:

@@ -1,4 +1,4 @@
-"""How a model may be rescaled: unknown powers of two, and what ties them to one another."""
+"""Linear forms over unknown powers of two, and the equations between them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unknown:
-    """One power of two to be chosen."""
+    """The exponent of one power of two that is to be chosen."""
 
     kind: Kind
     name: str
@@ -28,18 +28,20 @@ class Unknown:
     """Dimension that ``start`` and ``stop`` count along, from the end: -1 for the last."""
     start: int = 0
     stop: int | None = None
-    """None for all of it."""
+    """None: the whole parameter."""
     shift: float = 0.0
-    """What the model adds to a shifted weight."""
+    """The constant that the model adds to a shifted weight."""
     step: int = 1
-    """2 for a setting of which the model takes the root: it changes by even powers of two."""
+    """2 for a setting of which the model takes the root: only even powers keep that exact."""
     least: int | None = None
-    """The smallest exponent; None for any. A whole number stays one."""
+    """The smallest exponent allowed, so that an integer stays one; None: any."""
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A sum of unknowns, each with a factor: the power of two that something is multiplied by.
+    """A linear form: a sum of unknowns, each with a coefficient.
+
+    Its value is the exponent of the power of two that a tensor is multiplied by.
 
     >>> q = Unknown(kind=Kind.WEIGHT, name="q")
     >>> (Form.of(q) + Form.of(q)).times(0.5) == Form.of(q)
@@ -50,54 +52,56 @@ class Form:
 
     @classmethod
     def of(cls, unknown: Unknown) -> Form:
-        """The unknown itself."""
+        """The form that is just this unknown."""
         return cls(((unknown, 1.0),))
 
     def __add__(self, other: Form) -> Form:
-        found = dict(self.terms)
-        for unknown, factor in other.terms:
-            found[unknown] = found.get(unknown, 0.0) + factor
-        return Form(tuple((each, factor) for each, factor in found.items() if factor))
+        coefficients = dict(self.terms)
+        for unknown, coefficient in other.terms:
+            coefficients[unknown] = coefficients.get(unknown, 0.0) + coefficient
+        return Form(tuple(term for term in coefficients.items() if term[1]))
 
     def __sub__(self, other: Form) -> Form:
         return self + other.times(-1.0)
 
     def times(self, factor: float) -> Form:
-        """Every unknown as often."""
-        return Form(tuple((each, factor * old) for each, old in self.terms)) if factor else Form()
+        """The form with every coefficient multiplied by ``factor``."""
+        if not factor:
+            return Form()
+        return Form(tuple((unknown, factor * old) for unknown, old in self.terms))
 
     def __bool__(self) -> bool:
         return bool(self.terms)
 
-    def value(self, chosen: dict[Unknown, int]) -> float:
-        """What it is where the unknowns are known; those that are not are 0."""
-        return sum(factor * chosen.get(each, 0) for each, factor in self.terms)
+    def value(self, exponents: dict[Unknown, int]) -> float:
+        """The form's value; unknowns without an exponent count as 0."""
+        return sum(factor * exponents.get(unknown, 0) for unknown, factor in self.terms)
 
 
-NOTHING = Form()
-"""Multiplied by 1: constants, and what a softmax gives."""
+UNSCALED = Form()
+"""The exponent 0: of constants, and of what a softmax returns."""
 
 
 class Reason(StrEnum):
     """Why an equation has to hold."""
 
-    ALIKE = "alike"
-    """What is added, joined or compared has to be scaled alike."""
+    EQUAL = "equal"
+    """Tensors that are added, joined or compared need the same scale."""
     NOT_LINEAR = "not_linear"
-    """The operation does not hand a factor on."""
+    """A factor on the operation's input is no factor on its result, so there must be none."""
     CLAMP = "clamp"
-    """It cuts off at a constant."""
+    """The operation clips at a constant."""
     CONSTANT = "constant"
-    """A constant is added that is not scaled."""
+    """A constant that is not scaled is added."""
     EPSILON = "epsilon"
-    """The epsilon of a norm is to be scaled with what it is added to."""
+    """The epsilon of a norm has to be scaled like the variance that it is added to."""
     RESULT = "result"
-    """The logits are to stay what they are."""
+    """The logits have to stay the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Equation:
-    """A form that has to be 0, and the operation that demands it."""
+    """A form that has to be 0, and the operation that requires it."""
 
     form: Form
     reason: Reason
@@ -108,18 +112,18 @@ class Equation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scaled:
-    """An operation whose result is stored in the target dtype, and how it is scaled."""
+class ScaledResult:
+    """The result of an operation that is stored in the target dtype, and its scale."""
 
     form: Form
     key: tuple[str, str, int]
-    """What matches it in a run: module, operation, how often before."""
+    """What matches the operation in a run: module, operation, how often it ran there before."""
     source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scales:
-    """Everything that is known of how a model may be rescaled."""
+    """The equations of a model, and the scale of every result that may leave the dtype's range."""
 
     equations: tuple[Equation, ...]
-    scaled: tuple[Scaled, ...]
+    results: tuple[ScaledResult, ...]

@@ -1,4 +1,4 @@
-"""A checkpoint's model without its weights: how it may be rescaled, and what is stored where."""
+"""The scales of a checkpoint's model, traced without weights, and the tensors they belong to."""
 
 from __future__ import annotations
 
@@ -39,32 +39,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TracedCheckpoint:
-    """What is known of a model before its weights are read."""
+    """A model without weights: its scales, and how stored tensors become its parameters."""
 
     scales: Scales
-    recipes: dict[str, tuple[Conversion, ...]]
-    """By parameter, every way in which stored tensors make it; tied ones may be stored twice."""
+    conversions: dict[str, tuple[Conversion, ...]]
+    """By parameter, every conversion that gives it; a tied one may be stored twice."""
     model: nn.Module
     """Its parameters have no values."""
 
     def stored_changes(
         self, exponents: Mapping[Unknown, int], stored: Weights
     ) -> dict[str, tuple[TensorChange, ...]]:
-        """What to do with which stored tensor, so that the parameters are multiplied so.
+        """What to multiply in each stored tensor, so that the parameters have these exponents.
 
         Raises:
-            UntraceableError: a stored tensor ends up in parts that are multiplied by
-                different powers.
+            UntraceableError: a stored tensor ends up in parts of parameters that have different
+                exponents.
         """
         by_parameter: defaultdict[str, list[TensorChange]] = defaultdict(list)
         for unknown, power in exponents.items():
             if unknown.kind is not Kind.SETTING:
                 by_parameter[unknown.name].append(_change(unknown, power))
-        found: dict[str, tuple[TensorChange, ...]] = {}
+        stored_changes: dict[str, tuple[TensorChange, ...]] = {}
         for name, changes in by_parameter.items():
-            for recipe in self.recipes[name]:
-                found |= _of_recipe(recipe, name, changes, stored, self.model)
-        return found
+            for conversion in self.conversions[name]:
+                stored_changes |= _source_changes(conversion, name, changes, stored, self.model)
+        return stored_changes
 
 
 def trace_checkpoint(
@@ -79,17 +79,17 @@ def trace_checkpoint(
 
     Args:
         checkpoint: its config and class.
-        stored: its tensors, of which the headers are read.
-        dtype: what it runs in.
-        attn_implementation: what it runs with.
-        with_whole_numbers: let whole numbers of the config change too. Most are sizes and counts,
-            and each is one trace more: seconds in all of a model of 28 layers.
+        stored: its tensors, of which only the headers are read.
+        dtype: the dtype that it is to run in.
+        attn_implementation: the attention implementation that it runs with.
+        with_whole_numbers: let integers of the config change too. Most are sizes and counts, and
+            each takes one more trace: seconds in all for a model of 28 layers.
 
     Raises:
-        UntraceableError: what its forward does depends on numbers.
+        UntraceableError: its forward branches on numbers.
     """
     model = _model(checkpoint, stored, dtype, attn_implementation)
-    recipes = _recipes(model, stored)
+    conversions = _conversions_by_parameter(model, stored)
     shapes = _shapes(model)
     flow = _flow(twin(model))
     changed: dict[ConfigNumber, Flow] = {}
@@ -97,26 +97,29 @@ def trace_checkpoint(
         if number.is_whole and not with_whole_numbers:
             continue
         try:
-            other = replace(checkpoint, config=number.changed(checkpoint.config))
-            changed_model = _model(other, stored, dtype, attn_implementation)
-            if _shapes(changed_model) == shapes:
-                changed[number] = _flow(changed_model)
+            other = replace(checkpoint, config=number.perturbed(checkpoint.config))
+            other_model = _model(other, stored, dtype, attn_implementation)
+            if _shapes(other_model) == shapes:
+                changed[number] = _flow(other_model)
         except Exception:  # noqa: BLE001, S112  a class may refuse such a number: then it stays
             continue
     settings = find_settings(flow, changed)
     scales = find_scales(flow, settings=settings, dtype=torch.bfloat16)
-    return TracedCheckpoint(scales=scales, recipes=recipes, model=model)
+    return TracedCheckpoint(scales=scales, conversions=conversions, model=model)
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Sizes and counts show in what is there; other numbers do not."""
-    return {name: tuple(each.shape) for name, each in model.state_dict().items()}
+    """Sizes and counts show in the shapes of what a model holds; other numbers do not."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def _model(
     checkpoint: Checkpoint, stored: Weights, dtype: Dtype, attn_implementation: str
 ) -> nn.Module:
-    """In bfloat16, which every fake kernel knows, but for what stays in float32 in ``dtype``."""
+    """The model in bfloat16, which every fake kernel knows.
+
+    Parameters that stay in float32 when the model is loaded in ``dtype`` are in float32 here too.
+    """
     with quiet_transformers():
         model, _ = empty_model(
             checkpoint, stored, Dtype.BFLOAT16, attn_implementation=attn_implementation
@@ -139,21 +142,23 @@ def _flow(model: nn.Module) -> Flow:
     return trace_flow(skeleton, decoder_start=decoder_start(model))
 
 
-def _recipes(model: nn.Module, stored: Weights) -> dict[str, tuple[Conversion, ...]]:
-    first = _first_names(model)
-    found: defaultdict[str, list[Conversion]] = defaultdict(list)
-    for recipe in find_conversions(model, stored):
-        for target in recipe.parameter_names(model, stored):
-            if target in first:
-                found[first[target]].append(recipe)
-    return {name: tuple(each) for name, each in found.items()}
+def _conversions_by_parameter(
+    model: nn.Module, stored: Weights
+) -> dict[str, tuple[Conversion, ...]]:
+    first_names = _first_names(model)
+    conversions: defaultdict[str, list[Conversion]] = defaultdict(list)
+    for conversion in find_conversions(model, stored):
+        for target in conversion.parameter_names(model, stored):
+            if target in first_names:
+                conversions[first_names[target]].append(conversion)
+    return {name: tuple(several) for name, several in conversions.items()}
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:
-    """By each name of a parameter the first one that the model has for it; tied ones have two."""
-    first = {id(each): name for name, each in model.named_parameters()}
+    """For each name of a parameter the first that the model has for it; tied ones have two."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
     everything = model.named_parameters(remove_duplicate=False)
-    return {name: first[id(each)] for name, each in everything}
+    return {name: first[id(parameter)] for name, parameter in everything}
 
 
 def _change(unknown: Unknown, power: int) -> TensorChange:
@@ -166,52 +171,55 @@ def _change(unknown: Unknown, power: int) -> TensorChange:
     )
 
 
-def _of_recipe(
-    recipe: Conversion,
+def _source_changes(
+    conversion: Conversion,
     name: str,
     changes: list[TensorChange],
     stored: Weights,
     model: nn.Module,
 ) -> dict[str, tuple[TensorChange, ...]]:
-    if recipe.converter is None:
-        return {recipe.sources[0]: tuple(changes)}
-    cuts_last = any(each.stop is not None and each.dim == -1 for each in changes)
-    places = _places(recipe, name, stored, model, is_thin=not cuts_last)
-    found: dict[str, tuple[TensorChange, ...]] = {}
-    for number, source in enumerate(recipe.sources):
-        mine = places == number
-        powers = {(each.power, each.shift) for each in changes if bool(_part(mine, each).any())}
-        covered = sum(int(_part(mine, each).sum()) for each in changes)
+    """The changes of a parameter as changes of the tensors that it is made of."""
+    if conversion.converter is None:
+        return {conversion.sources[0]: tuple(changes)}
+    divides_last = any(change.stop is not None and change.dim == -1 for change in changes)
+    source_numbers = _source_numbers(conversion, name, stored, model, is_thin=not divides_last)
+    source_changes: dict[str, tuple[TensorChange, ...]] = {}
+    for number, source in enumerate(conversion.sources):
+        is_from_source = source_numbers == number
+        parts = [(change, _part(is_from_source, change)) for change in changes]
+        powers = {(change.power, change.shift) for change, part in parts if bool(part.any())}
+        num_covered = sum(int(part.sum()) for _, part in parts)
         if not powers:
             continue
-        if len(powers) > 1 or covered != int(mine.sum()):
+        if len(powers) > 1 or num_covered != int(is_from_source.sum()):
             raise UntraceableError(
                 f"{source!r} is stored as one tensor, and parts of it would be multiplied by "
                 "different powers of two"
             )
         ((power, shift),) = powers
-        found[source] = (TensorChange(power=power, shift=shift),)
-    return found
+        source_changes[source] = (TensorChange(power=power, shift=shift),)
+    return source_changes
 
 
-def _places(
-    recipe: Conversion, name: str, stored: Weights, model: nn.Module, *, is_thin: bool
+def _source_numbers(
+    conversion: Conversion, name: str, stored: Weights, model: nn.Module, *, is_thin: bool
 ) -> Tensor:
-    """Which source each place of a parameter comes from: what the converter makes of numbers.
+    """For each element of a parameter the number of the stored tensor that it comes from.
 
-    A thin matrix is one column wide, for parameters that are cut along other dimensions.
+    The converter is run on tensors that are filled with their own number. A thin matrix is one
+    column wide, for parameters that are divided along other dimensions.
     """
     numbered = []
-    for number, source in enumerate(recipe.sources):
+    for number, source in enumerate(conversion.sources):
         shape = stored.shape(source)
         thin = (*shape[:-1], 1) if is_thin and len(shape) > 1 else shape
         numbered.append(torch.full(thin, number, dtype=torch.int32))
-    made = recipe.convert(numbered, model)
+    parameters = conversion.convert(numbered, model)
     first = _first_names(model)
-    return next(each for target, each in made.items() if first[target] == name)
+    return next(tensor for target, tensor in parameters.items() if first[target] == name)
 
 
-def _part(mine: Tensor, change: TensorChange) -> Tensor:
+def _part(tensor: Tensor, change: TensorChange) -> Tensor:
     if change.stop is None:
-        return mine
-    return mine.narrow(change.dim, change.start, change.stop - change.start)
+        return tensor
+    return tensor.narrow(change.dim, change.start, change.stop - change.start)

@@ -1,4 +1,4 @@
-"""What views and cuts make of the lanes of a tensor."""
+"""The scales of views and slices: which ranges of a tensor they show."""
 
 from __future__ import annotations
 
@@ -6,52 +6,57 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from precheck.cure.scales.constraints import Constraints
     from precheck.cure.scales.flow import FlowOp, Value
-    from precheck.cure.scales.tensor_scale import Ledger, Scale, ScaledRange
+    from precheck.cure.scales.tensor_scale import ScaledRange, TensorScale
 
 SPLITS = frozenset({"aten.split", "aten.split_with_sizes"})
-"""They give several tensors, one after the other."""
+"""They return several tensors, one after the other."""
 
 
-def views(scale: Scale, base: Value, made: list[Value], ledger: Ledger) -> list[Scale]:
+def view_scales(
+    scale: TensorScale, base: Value, outputs: list[Value], constraints: Constraints
+) -> list[TensorScale]:
     """The scale of each view of a tensor."""
     if scale.is_weight:
-        return [_of_weight(scale, base, made[0], ledger)] * len(made)
-    if len(scale.lanes) == 1 and scale.lanes[0].owner is None:
-        return [scale] * len(made)
-    if ledger.op.name in {"aten.slice", *SPLITS}:
-        return _cut(scale, base, made, ledger)
-    # a reshape keeps the lanes where the dimension they lie along stays as it is
-    if made[0].shape[scale.dim :] == base.shape[scale.dim :]:
-        return [scale] * len(made)
-    return [ledger.merged(scale)] * len(made)
+        return [_weight_view(scale, base, outputs[0], constraints)] * len(outputs)
+    if len(scale.ranges) == 1 and scale.ranges[0].origin is None:
+        return [scale] * len(outputs)
+    if constraints.op.name in {"aten.slice", *SPLITS}:
+        return _slices(scale, base, outputs, constraints)
+    # a reshape keeps the ranges if it keeps the dimension they lie along, and those after it
+    if outputs[0].shape[scale.dim :] == base.shape[scale.dim :]:
+        return [scale] * len(outputs)
+    return [constraints.merged(scale)] * len(outputs)
 
 
-def _of_weight(scale: Scale, base: Value, made: Value, ledger: Ledger) -> Scale:
-    """A view of a parameter that keeps, turns or drops its dimensions."""
-    order = _order(ledger.op, len(base.shape))
+def _weight_view(
+    scale: TensorScale, base: Value, view: Value, constraints: Constraints
+) -> TensorScale:
+    """A view of a parameter that keeps, permutes or drops its dimensions."""
+    order = _dimension_order(constraints.op, len(base.shape))
     if order is None:
-        return scale if made.shape == base.shape else ledger.merged(scale)
-    axes = tuple(scale.axes[each] for each in order)
-    if len(scale.lanes) == 1:
+        return scale if view.shape == base.shape else constraints.merged(scale)
+    axes = tuple(scale.axes[dim] for dim in order)
+    if len(scale.ranges) == 1:
         return replace(scale, axes=axes)
     if scale.axes[scale.dim] not in axes:
-        return ledger.merged(scale)
+        return constraints.merged(scale)
     return replace(scale, axes=axes, dim=axes.index(scale.axes[scale.dim]) - len(axes))
 
 
-def _order(op: FlowOp, rank: int) -> list[int] | None:
-    """Which dimension of the tensor each of the view's is; None of a reshape."""
+def _dimension_order(op: FlowOp, rank: int) -> list[int] | None:
+    """For each dimension of the view the tensor's dimension that it is; None for a reshape."""
     order = list(range(rank))
-    numbers = [int(each) for each in op.scalars]
+    numbers = [int(number) for number in op.scalars]
     match op.name:
         case "aten.t":
             order.reverse()
         case "aten.transpose":
-            one, other = (each % rank for each in numbers[:2])
-            order[one], order[other] = other, one
+            first, second = (dim % rank for dim in numbers[:2])
+            order[first], order[second] = second, first
         case "aten.permute":
-            order = [each % rank for each in numbers[:rank]]
+            order = [dim % rank for dim in numbers[:rank]]
         case "aten.select":
             del order[numbers[0] % rank]
         case _:
@@ -59,26 +64,28 @@ def _order(op: FlowOp, rank: int) -> list[int] | None:
     return order
 
 
-def _cut(scale: Scale, base: Value, made: list[Value], ledger: Ledger) -> list[Scale]:
-    """Parts of the lanes; a lane that is cut through asks for its parameter to be cut there."""
+def _slices(
+    scale: TensorScale, base: Value, outputs: list[Value], constraints: Constraints
+) -> list[TensorScale]:
+    """The ranges in each slice; where one is divided, its parameter needs a boundary."""
     rank = len(base.shape)
-    along = next((dim for dim in range(rank) if made[0].shape[dim] != base.shape[dim]), None)
+    along = next((dim for dim in range(rank) if outputs[0].shape[dim] != base.shape[dim]), None)
     if along is None or along - rank != scale.dim:
-        return [scale] * len(made)
+        return [scale] * len(outputs)
     size = base.shape[along]
-    start = _start(ledger.op, size)
+    start = _first_position(constraints.op, size)
     if start is None:
-        return [ledger.merged(scale)] * len(made)
-    found: list[Scale] = []
-    for each in made:
-        stop = start + each.shape[along]
-        found.append(_part(scale, (start, stop), size, ledger))
+        return [constraints.merged(scale)] * len(outputs)
+    slices: list[TensorScale] = []
+    for output in outputs:
+        stop = start + output.shape[along]
+        slices.append(_slice(scale, (start, stop), size, constraints))
         start = stop
-    return found
+    return slices
 
 
-def _start(op: FlowOp, size: int) -> int | None:
-    """Where the first part begins; None where places are left out in between."""
+def _first_position(op: FlowOp, size: int) -> int | None:
+    """Where the first slice begins; None if it skips positions."""
     if op.name != "aten.slice":
         return 0
     _, _, start, _, step = (*op.args, None, None, None, None)[:5]
@@ -87,28 +94,29 @@ def _start(op: FlowOp, size: int) -> int | None:
     return range(size)[start:].start
 
 
-def _part(scale: Scale, wanted: tuple[int, int], size: int, ledger: Ledger) -> Scale:
-    lanes: list[ScaledRange] = []
+def _slice(
+    scale: TensorScale, bounds: tuple[int, int], size: int, constraints: Constraints
+) -> TensorScale:
+    ranges: list[ScaledRange] = []
     position = 0
-    for lane in scale.lanes:
-        end = position + (lane.size or size)
-        low, high = max(wanted[0], position), min(wanted[1], end)
+    for part in scale.ranges:
+        end = position + (part.size or size)
+        low, high = max(bounds[0], position), min(bounds[1], end)
         if low < high:
-            lanes.append(
-                _part_of_lane(lane, (low - position, high - position), end - position, ledger)
-            )
+            inside = (low - position, high - position)
+            ranges.append(_range_slice(part, inside, end - position, constraints))
         position = end
-    return replace(scale, lanes=tuple(lanes) or scale.lanes)
+    return replace(scale, ranges=tuple(ranges) or scale.ranges)
 
 
-def _part_of_lane(
-    lane: ScaledRange, wanted: tuple[int, int], size: int, ledger: Ledger
+def _range_slice(
+    part: ScaledRange, bounds: tuple[int, int], size: int, constraints: Constraints
 ) -> ScaledRange:
-    owner = lane.owner
-    low, high = wanted
-    if owner is not None:
-        for place in wanted:
-            if 0 < place < size:
-                ledger.ask_cut(owner, place)
-        owner = replace(owner, start=owner.start + low)
-    return replace(lane, size=high - low, owner=owner)
+    origin = part.origin
+    low, high = bounds
+    if origin is not None:
+        for boundary in bounds:
+            if 0 < boundary < size:
+                constraints.request_boundary(origin, boundary)
+        origin = replace(origin, start=origin.start + low)
+    return replace(part, size=high - low, origin=origin)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from precheck.records.fix import Fix, Proof, ProofRun, Room
+    from precheck.records.fix import Fix, OpHeadroom, Proof, ProofRun
 
 _LONGEST_TEXT = 40
 
@@ -69,7 +69,7 @@ def changes(fix: Fix) -> Iterator[str]:
         yield f"{setting.name} {setting.before:g} -> {setting.after:g}"
 
 
-def _room_columns(rooms: Sequence[Room]) -> tuple[Column, ...]:
+def _room_columns(rooms: Sequence[OpHeadroom]) -> tuple[Column, ...]:
     def left(header: str, cells: list[str], *, rank: int = 0) -> Column:
         return Column(
             header=header, cells=[Text(shown(cell)) for cell in cells], rank=rank, justify="left"

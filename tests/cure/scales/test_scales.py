@@ -51,7 +51,9 @@ def scales_of(name: str, attn_implementation: str) -> Scales:
     config = tiny_config(name)
     flow = traced(config)
     changed = {
-        each: traced(each.changed(config)) for each in config_numbers(config) if not each.is_whole
+        number: traced(number.perturbed(config))
+        for number in config_numbers(config)
+        if not number.is_whole
     }
     settings = find_settings(flow, changed)
     return find_scales(flow, settings=settings, dtype=torch.bfloat16)
@@ -63,7 +65,7 @@ def rescaled(name: str, choice: Choice) -> PreTrainedModel:
     for number in config_numbers(config):
         for unknown, power in choice.exponents.items():
             if unknown.kind is Kind.SETTING and unknown.name == number.name:
-                config = number.set(config, number.value * 2.0 ** (power * unknown.step))
+                config = number.replaced(config, number.value * 2.0 ** (power * unknown.step))
     twin: PreTrainedModel = type(model)(config).eval()
     twin.set_attn_implementation(model.config._attn_implementation)  # noqa: SLF001
     twin.load_state_dict(model.state_dict())
@@ -82,8 +84,8 @@ def rescaled(name: str, choice: Choice) -> PreTrainedModel:
 @torch.no_grad()
 def logits(model: PreTrainedModel, name: str, attn_implementation: str) -> torch.Tensor:
     model.set_attn_implementation(attn_implementation)
-    found: torch.Tensor = model(**tiny_inputs(name)).logits
-    return found
+    result: torch.Tensor = model(**tiny_inputs(name)).logits
+    return result
 
 
 CASES = [(name, attn) for name in TINY for attn in attn_implementations(name)]
@@ -94,7 +96,7 @@ def test_any_exact_rescaling_leaves_the_model_the_same(name: str, attn: str) -> 
     scales = scales_of(name, attn)
     before = logits(tiny(name), name, attn)
     chooser = random.Random(0)  # noqa: S311  no secret
-    rows = sorted({each.key for each in scales.scaled if each.form})
+    rows = sorted({result.key for result in scales.results if result.form})
     num_changed = 0
     for _ in range(4):
         # some results are too large by some bits, and something has to be done about it
@@ -125,14 +127,14 @@ class Small(nn.Module):
         return (self.head(self.norm(hidden)),)
 
 
-def demanded(between: Callable[[Small, torch.Tensor], torch.Tensor]) -> set[Reason]:
-    """What is demanded of the embedding itself, beside the epsilon of the norm."""
+def reasons(between: Callable[[Small, torch.Tensor], torch.Tensor]) -> set[Reason]:
+    """Why the embedding's unknown is constrained, apart from the epsilon of the norm."""
     scales = find_scales(flow_of(Small(between)), settings={}, dtype=torch.bfloat16)
     return {
-        each.reason
-        for each in scales.equations
-        if any(unknown.name == "embed.weight" for unknown, _ in each.form.terms)
-        and each.reason is not Reason.EPSILON
+        equation.reason
+        for equation in scales.equations
+        if any(unknown.name == "embed.weight" for unknown, _ in equation.form.terms)
+        and equation.reason is not Reason.EPSILON
     }
 
 
@@ -152,8 +154,8 @@ FREE: dict[str, Callable[[Small, torch.Tensor], torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("name", FREE)
-def test_what_hands_a_factor_on_demands_nothing(name: str) -> None:
-    assert demanded(FREE[name]) == set()
+def test_homogeneous_operations_require_nothing(name: str) -> None:
+    assert reasons(FREE[name]) == set()
 
 
 PINNED: dict[str, tuple[Callable[[Small, torch.Tensor], torch.Tensor], Reason]] = {
@@ -183,25 +185,25 @@ PINNED: dict[str, tuple[Callable[[Small, torch.Tensor], torch.Tensor], Reason]] 
         lambda _, x: x.masked_fill(torch.ones(8, dtype=torch.bool), 3.0),
         Reason.CONSTANT,
     ),
-    "its square added": (lambda _, x: x + x * x, Reason.ALIKE),
+    "its square added": (lambda _, x: x + x * x, Reason.EQUAL),
     "its half beside its square": (
         lambda _, x: torch.cat([x[..., :4], x[..., 4:] ** 2], -1),
-        Reason.ALIKE,
+        Reason.EQUAL,
     ),
     "its mean beside its square": (
         lambda _, x: x.mean(-1, keepdim=True) + (x**2).sum(-1, keepdim=True) + 0 * x,
-        Reason.ALIKE,
+        Reason.EQUAL,
     ),
 }
 
 
 @pytest.mark.parametrize("name", PINNED)
-def test_what_does_not_pins_and_says_why(name: str) -> None:
+def test_other_operations_pin_and_say_why(name: str) -> None:
     between, reason = PINNED[name]
-    assert reason in demanded(between)
+    assert reason in reasons(between)
 
 
-def test_halves_of_one_product_are_scaled_apart() -> None:
+def test_halves_of_one_product_have_unknowns_of_their_own() -> None:
     def gated(model: Small, x: torch.Tensor) -> torch.Tensor:
         gate, up = model.inner(x).chunk(2, dim=-1)
         return torch.cat([torch.sigmoid(gate) * up] * 2, dim=-1)
@@ -209,12 +211,12 @@ def test_halves_of_one_product_are_scaled_apart() -> None:
     scales = find_scales(flow_of(Small(gated)), settings={}, dtype=torch.bfloat16)
     parts = {
         (unknown.dim, unknown.start, unknown.stop)
-        for each in scales.scaled
-        for unknown, _ in each.form.terms
+        for result in scales.results
+        for unknown, _ in result.form.terms
         if unknown.name == "inner.weight"
     }
     assert parts == {(-2, 0, 4), (-2, 4, 8)}
-    (pinned,) = (each for each in scales.equations if each.reason is Reason.NOT_LINEAR)
+    (pinned,) = (one for one in scales.equations if one.reason is Reason.NOT_LINEAR)
     assert {(u.name, u.start) for u, _ in pinned.form.terms} == {
         ("embed.weight", 0),
         ("inner.weight", 0),
@@ -228,9 +230,9 @@ def test_a_weight_used_with_and_without_a_constant_stays() -> None:
     scales = find_scales(flow_of(Small(twice)), settings={}, dtype=torch.bfloat16)
     pinned = {
         unknown.kind
-        for each in scales.equations
-        if len(each.form.terms) == 1
-        for unknown, _ in each.form.terms
+        for equation in scales.equations
+        if len(equation.form.terms) == 1
+        for unknown, _ in equation.form.terms
         if unknown.name == "norm.weight"
     }
     assert pinned == {Kind.WEIGHT, Kind.SHIFTED_WEIGHT}
