@@ -65,7 +65,7 @@ DETECTORS = (
     ),
     Mutation(
         name="compiled blocks stay compiled",
-        file="precheck/measure/machine/environment.py",
+        file="precheck/measure/machine/torch_settings.py",
         old=r'"torch\._dynamo" not in sys\.modules',
         new="True",
         tests=("tests/test_custom_code.py",),

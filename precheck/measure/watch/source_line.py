@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
 
 _TORCH = f"{PurePath(torch.__file__).parent}{os.sep}"
-_OWN = f"{PurePath(__file__).parents[1]}{os.sep}"
+_OWN = f"{PurePath(__file__).parents[2]}{os.sep}"
 _RANK: dict[CodeType, int] = {}
 
 
