@@ -59,7 +59,7 @@ DETECTORS = (
     Mutation(
         name="results forgets inputs that were written into",
         file="precheck/measure/watch/trees.py",
-        old=r"if each\._version != before",
+        old=r"if tensor\._version != version",
         new="if False",
         tests=("tests/test_custom_code.py",),
     ),

@@ -1,4 +1,4 @@
-"""A tensor becomes the statistics that records keep."""
+"""Reduces a tensor to the statistics that records keep."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MASK_SENTINEL = torch.finfo(torch.float32).min / 2
 def tensor_stats(tensor: Tensor) -> TensorStats:
     """Counts and largest finite magnitude of a floating-point tensor of any shape and dtype.
 
-    One read decides whether the tensor is finite; only one that is not is read again. The
+    One read decides whether the tensor is finite; only if it is not is it read again. The
     magnitude is exact: comparing and taking absolute values do not round.
     """
     if tensor.numel() == 0:
         return TensorStats()
-    low, high = (each.item() for each in torch.aminmax(tensor))
+    low, high = (bound.item() for bound in torch.aminmax(tensor))
     if abs(low) < float("inf") and abs(high) < float("inf"):
         return TensorStats(num_elements=tensor.numel(), abs_max=float(max(abs(low), abs(high))))
     num_nan = int(tensor.isnan().sum())
