@@ -111,7 +111,7 @@ def test_the_rule_for_operations_without_a_match(
     assert mismatched is not None
     assert mismatched.reference_abs_max is not None
     with monkeypatch.context() as patch:
-        patch.setattr(Examiner, "_makes_out_of_finite", lambda *_: False)
+        patch.setattr(Examiner, "_breaks_finite", lambda *_: False)
         missed = run().first_overflow
     assert missed is None or missed.op != fault.op
 
