@@ -33,7 +33,7 @@ class Rounded(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = list(tensors_in(args))
-        if tensors and self._products.takes(op_kind(func).name, tensors):
+        if tensors and self._products.applies_to(op_kind(func).name, tensors):
             return self._products.compute(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 

@@ -59,13 +59,13 @@ DETECTORS = (
     Mutation(
         name="results forgets inputs that were written into",
         file="precheck/measure/watch/trees.py",
-        old=r"if each\._version != before",
+        old=r"if tensor\._version != version",
         new="if False",
         tests=("tests/test_custom_code.py",),
     ),
     Mutation(
         name="compiled blocks stay compiled",
-        file="precheck/measure/machine/environment.py",
+        file="precheck/measure/machine/torch_settings.py",
         old=r'"torch\._dynamo" not in sys\.modules',
         new="True",
         tests=("tests/test_custom_code.py",),

@@ -27,7 +27,7 @@ from precheck.measure.probes.batch import Batch
 from precheck.measure.probes.tokens import with_decoder_input
 from precheck.measure.watch.module_stack import ModuleStack
 from precheck.measure.watch.op_kinds import op_kind
-from precheck.measure.watch.segment import Segment, match_key
+from precheck.measure.watch.segment import match_key, next_ordinal
 from precheck.measure.watch.source_line import source_line
 from precheck.measure.watch.trees import mapped, tensors_in
 from precheck.records.traces import Probe
@@ -152,7 +152,7 @@ class _Recorder(TorchDispatchMode):
         self.ops: list[FlowOp] = []
         self._values: dict[int, tuple[Value, Tensor]] = {}
         """By the identity of a tensor; the tensor is kept so that no other one gets it."""
-        self._segment = Segment()
+        self._ordinals: dict[tuple[str, str], int] = {}
         """Counts how often an operation ran in a module, as runs do."""
 
     def value(self, tensor: Tensor) -> Value:
@@ -190,7 +190,7 @@ class _Recorder(TorchDispatchMode):
                 name=kind.name,
                 is_view=kind.is_view,
                 module=module,
-                ordinal=self._segment.ordinal(module, kind.name),
+                ordinal=next_ordinal(self._ordinals, module, kind.name),
                 filename=filename,
                 line=line,
                 args=args,

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from precheck.measure.watch.reduce import MASK_SENTINEL
+from precheck.measure.watch.op_kinds import MASK_SENTINEL
 
 if TYPE_CHECKING:
     from precheck.cure.scales.constraints import Constraints

@@ -1,9 +1,9 @@
 """Finds producers, element by element: what design section 2 calls an unexpected element.
 
 The reference pass keeps a snapshot of every output: its bounds, and the tensor itself only where
-it holds a mask or is not finite. The pass of the run compares each output with its snapshot as it
-is made, and carries along which producers each tensor is tainted by. A producer has an unexpected
-element in its output and none in its inputs; whatever is made from it is a propagator.
+it holds a mask or is not finite. The pass of the run compares each output with its snapshot at
+once, and tracks which producers each tensor is tainted by. A producer has an unexpected element in
+its output and none in its inputs; an operation with one in its inputs propagates it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from precheck.measure.watch.op_kinds import ALLOCATIONS, MASK_WRITERS, PRODUCTS, SOFTMAXES
-from precheck.measure.watch.reduce import MASK_SENTINEL
+from precheck.measure.watch.op_kinds import (
+    ALLOCATIONS,
+    MASK_SENTINEL,
+    MASK_WRITERS,
+    PRODUCTS,
+    SOFTMAXES,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +37,7 @@ CLEAN: frozenset[int] = frozenset()
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Snapshot:
-    """An output of the reference: all ordinary numbers, or kept to be looked at."""
+    """An output of the reference: its bounds, and its values unless all are ordinary numbers."""
 
     shape: tuple[int, ...]
     low: float
@@ -49,7 +54,7 @@ class Snapshot:
 
     @property
     def abs_max(self) -> float | None:
-        """Largest finite magnitude, masks left out."""
+        """Largest finite magnitude, without masks."""
         if self.values is None:
             return max(abs(self.low), abs(self.high))
         numbers = self.values[self.values.isfinite() & (self.values > MASK_SENTINEL)]
@@ -65,22 +70,22 @@ def bounds(tensor: Tensor) -> tuple[float, float]:
 
 
 def unexpected(output: Tensor, reference: Tensor | None) -> Tensor | None:
-    """Where ``output`` has unexpected elements (bool, its shape); None where it has none.
+    """Which elements of ``output`` are unexpected (bool, its shape); None if none is.
 
-    ``reference`` None stands for one of ordinary numbers throughout.
+    Without a ``reference`` every element is expected to be an ordinary number.
     """
-    bad = output.isfinite().logical_not_()
-    if not bool(bad.any()):
+    elements = output.isfinite().logical_not_()
+    if not bool(elements.any()):
         return None
     if reference is not None:
         is_mask = reference <= MASK_SENTINEL
         ordinary = reference.isfinite() & ~is_mask
-        bad = (bad & ordinary) | (output.isnan() & is_mask)
-    return bad if bool(bad.any()) else None
+        elements = (elements & ordinary) | (output.isnan() & is_mask)
+    return elements if bool(elements.any()) else None
 
 
 def unexpected_in(output: Tensor, reference: Tensor) -> Tensor | None:
-    """The same for two whole tensors, reading the reference only if ``output`` asks for it."""
+    """The same, but the reference is only read if ``output`` is not finite."""
     low, high = bounds(output)
     if math.isfinite(low) and math.isfinite(high):
         return None
@@ -89,9 +94,10 @@ def unexpected_in(output: Tensor, reference: Tensor) -> Tensor | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Producer:
-    """An operation that made unexpected elements; ``identity`` is what its taint is called."""
+    """An operation that made unexpected elements."""
 
     identity: int
+    """What tensors that carry its fault are tainted with."""
     node: OpNode
     num_elements: int
     rows: tuple[int, ...]
@@ -101,7 +107,7 @@ class Producer:
     reference_abs_max: float | None
     limit: float
     is_weight: bool
-    """It read a weight that left the dtype when it was cast."""
+    """It read a weight that does not fit into the dtype."""
 
 
 class ReferenceOps:
@@ -111,16 +117,16 @@ class ReferenceOps:
         self.snapshots: dict[tuple[str, str, int], Snapshot] = {}
 
     def before(self, tensors: list[Tensor], *, overwrites: bool) -> None:
-        """Nothing to remember: the reference is never in doubt."""
+        """Does nothing: the reference carries no taint."""
 
     def viewed(self, base: Tensor, views: list[Tensor]) -> None:
-        """A view is looked at where it is used."""
+        """Does nothing: the operations that read a view have snapshots of their own."""
 
-    def handed_on(self, output: Tensor) -> None:
-        """Nothing to compare with."""
+    def ran_complex(self, output: Tensor) -> None:
+        """Does nothing: complex numbers are not compared."""
 
     def ran(self, node: OpNode, tensors: list[Tensor], output: Tensor) -> None:
-        """Keeps a snapshot, but of a cast: its reference is the value it was given."""
+        """Keeps a snapshot, except of a cast, which is compared with its own input."""
         del tensors
         if not node.is_cast and node.op not in ALLOCATIONS:
             self.snapshots[node.key] = Snapshot.of(output)
@@ -134,7 +140,7 @@ class Examiner:
             operations without a match).
         real_tokens: tells the rows of a batch apart.
         parameters: the run's, and which of them are faulty; they change as weights come and go.
-        next_identity: gives every producer of a run another name.
+        next_identity: returns a new identity for a producer.
     """
 
     def __init__(
@@ -146,32 +152,32 @@ class Examiner:
         next_identity: Callable[[], int],
     ) -> None:
         self.is_matchable: Callable[[OpNode], bool] = lambda _: True
-        """False for an operation whose rows mean something else in the reference: experts that
-        were sent other tokens."""
+        """False for an operation whose rows are other tokens in the reference: an expert that
+        was sent others."""
         self._producers: list[Producer] = []
         self._reference = reference
         self._real_tokens = real_tokens
         self._parameters = parameters
         self._views_of_faults: set[int] = set()
         self._next_identity = next_identity
-        # by identity, which another tensor may have once this one is gone
+        # weak keys: another tensor may get the identity of one that is gone
         self._taints = WeakIdKeyDictionary()
         self._storages: dict[int, frozenset[int]] = {}
         self._input_bounds: list[tuple[float, float]] | None = None
         self._input_taint = CLEAN
 
     def compare_with(self, reference: ReferenceOps) -> None:
-        """Goes on with another segment; taints stay."""
+        """Continues with the next segment and its reference; taints stay."""
         self._reference = reference
         self._storages.clear()
 
     def take_producers(self) -> list[Producer]:
         """The producers since the last call."""
-        taken, self._producers = self._producers, []
-        return taken
+        producers, self._producers = self._producers, []
+        return producers
 
     def taint(self, tensor: Tensor, sources: frozenset[int]) -> None:
-        """Marks ``tensor`` as carrying the faults of ``sources``; none cleans it."""
+        """Marks ``tensor`` as carrying the faults of ``sources``; without any, as clean."""
         if sources:
             self._taints[tensor] = sources
         else:
@@ -185,34 +191,36 @@ class Examiner:
         return own | self._storages.get(_storage(tensor), CLEAN)
 
     def before(self, tensors: list[Tensor], *, overwrites: bool) -> None:
-        """Remembers what the inputs carry, before the operation may overwrite one of them."""
-        self._input_taint = CLEAN.union(*(self.sources(each) for each in tensors))
-        self._input_bounds = [_bounds_of_number(each) for each in tensors] if overwrites else None
+        """Records the taint of the inputs, before the operation may overwrite one of them."""
+        self._input_taint = CLEAN.union(*(self.sources(tensor) for tensor in tensors))
+        self._input_bounds = list(map(_float_bounds, tensors)) if overwrites else None
 
     def viewed(self, base: Tensor, views: list[Tensor]) -> None:
         """A view of a tainted tensor is tainted."""
         sources = self.sources(base)
-        for each in views:
-            self.taint(each, sources)
+        for view in views:
+            self.taint(view, sources)
             if self._is_faulty_weight(base):
-                self._views_of_faults.add(id(each))
+                self._views_of_faults.add(id(view))
 
     def ran(self, node: OpNode, tensors: list[Tensor], output: Tensor) -> None:
         """Decides whether ``node`` is a producer, a propagator or neither."""
-        is_in_place = any(output is each for each in tensors)
+        is_in_place = any(output is tensor for tensor in tensors)
         if self._storages and (not is_in_place or _is_whole(output)):
             self._storages.pop(_storage(output), None)  # new memory, or all of it written again
         is_weight = any(map(self._is_faulty_weight, tensors))
-        found, reference_abs_max = None, None
+        elements, reference_abs_max = None, None
         if node.op not in ALLOCATIONS:
-            found, reference_abs_max = self._unexpected(node, tensors, output, is_weight=is_weight)
-        if found is None:
+            elements, reference_abs_max = self._unexpected(
+                node, tensors, output, is_weight=is_weight
+            )
+        if elements is None:
             self.taint(output, CLEAN)
             self._views_of_faults.discard(id(output))
             return
         sources = self._input_taint
         if not sources:
-            producer = self._producer(node, found, reference_abs_max, is_weight=is_weight)
+            producer = self._producer(node, elements, reference_abs_max, is_weight=is_weight)
             self._producers.append(producer)
             sources = frozenset({producer.identity})
         self.taint(output, sources)
@@ -220,8 +228,8 @@ class Examiner:
             storage = _storage(output)
             self._storages[storage] = self._storages.get(storage, CLEAN) | sources
 
-    def handed_on(self, output: Tensor) -> None:
-        """Complex numbers have no limits of their own here: they carry what they were made of."""
+    def ran_complex(self, output: Tensor) -> None:
+        """Propagates taint: no complex operation counts as a producer."""
         is_broken = not bool(output.isfinite().all())
         self.taint(output, self._input_taint if is_broken else CLEAN)
 
@@ -231,17 +239,18 @@ class Examiner:
     def _unexpected(
         self, node: OpNode, tensors: list[Tensor], output: Tensor, *, is_weight: bool
     ) -> tuple[Tensor | None, float | None]:
+        """Unexpected elements of ``output``, and how large the reference is there."""
         low, high = bounds(output)
         if math.isfinite(low) and math.isfinite(high):
             return None, None
         if node.is_cast:
-            given = tensors[0]
-            expected = None if self._input_taint else _as_reference(given, output.dtype)
-            return unexpected(output, expected), Snapshot.of(given).abs_max
+            source = tensors[0]
+            reference = None if self._input_taint else _cast_reference(source, output.dtype)
+            return unexpected(output, reference), Snapshot.of(source).abs_max
         snapshot = self._snapshot(node)
         if snapshot is not None:
             return unexpected(output, snapshot.values), snapshot.abs_max
-        if self._input_taint or is_weight or self._makes_out_of_finite(node, tensors, low, high):
+        if self._input_taint or is_weight or self._breaks_finite(node, tensors, low, high):
             return unexpected(output, None), None
         return None, None
 
@@ -251,30 +260,28 @@ class Examiner:
         snapshot = self._reference.snapshots.get(node.key)
         return snapshot if snapshot is not None and snapshot.shape == node.shape else None
 
-    def _makes_out_of_finite(
-        self, node: OpNode, tensors: list[Tensor], low: float, high: float
-    ) -> bool:
-        """The rule without a match: finite inputs, and it writes no mask.
+    def _breaks_finite(self, node: OpNode, tensors: list[Tensor], low: float, high: float) -> bool:
+        """The rule for an operation without a match: its inputs are finite, and it writes no mask.
 
-        -inf next to a mask is the mask's; NaN and +inf never are, and a product reads no mask. A
-        softmax may be given -inf, which masks.
+        -inf is a mask if an input holds one, unless the operation is a product; NaN and +inf never
+        are. A softmax may read -inf, which masks.
         """
         if node.op in MASK_WRITERS or node.has_mask_scalar or node.dtype is None:
             return False
-        given = list(self._input_bounds or map(_bounds_of_number, tensors))
+        inputs = list(self._input_bounds or map(_float_bounds, tensors))
         if node.op in SOFTMAXES:
-            return all(each_high < math.inf for _, each_high in given) and math.isnan(low)
-        if not all(math.isfinite(each) for pair in given for each in pair):
+            return all(input_high < math.inf for _, input_high in inputs) and math.isnan(low)
+        if not all(math.isfinite(bound) for pair in inputs for bound in pair):
             return False
         mask = torch.finfo(node.dtype).min / 2
-        reads_mask = node.op not in PRODUCTS and any(each_low <= mask for each_low, _ in given)
+        reads_mask = node.op not in PRODUCTS and any(input_low <= mask for input_low, _ in inputs)
         is_mask = reads_mask and low == -math.inf and high < math.inf
         return not is_mask
 
     def _producer(
         self,
         node: OpNode,
-        found: Tensor,
+        elements: Tensor,
         reference_abs_max: float | None,
         *,
         is_weight: bool,
@@ -283,16 +290,17 @@ class Examiner:
         return Producer(
             identity=self._next_identity(),
             node=node,
-            num_elements=int(found.sum()),
-            rows=self._real_tokens.rows_with(found),
-            positions=self._real_tokens.first_positions(found),
+            num_elements=int(elements.sum()),
+            rows=self._real_tokens.rows_with(elements),
+            positions=self._real_tokens.first_positions(elements),
             reference_abs_max=reference_abs_max,
             limit=float(torch.finfo(node.dtype).max),
             is_weight=is_weight,
         )
 
 
-def _bounds_of_number(tensor: Tensor) -> tuple[float, float]:
+def _float_bounds(tensor: Tensor) -> tuple[float, float]:
+    """Bounds; (0, 0) of what is not floating point."""
     return bounds(tensor) if tensor.is_floating_point() else (0.0, 0.0)
 
 
@@ -302,18 +310,18 @@ def _is_whole(tensor: Tensor) -> bool:
 
 
 def _storage(tensor: Tensor) -> int:
-    """What tells the memory of one tensor from another's."""
+    """Identifies the memory of a tensor, which its views share."""
     return int(tensor.untyped_storage()._cdata)  # noqa: SLF001  its only spelling
 
 
-def _as_reference(given: Tensor, dtype: torch.dtype) -> Tensor:
-    """What a cast to ``dtype`` was given, its own mask values spelled as the reference's are.
+def _cast_reference(source: Tensor, dtype: torch.dtype) -> Tensor:
+    """The input of a cast to ``dtype`` with its masks as -inf, as the reference has them.
 
-    Masks of a 16-bit model that are added in float32 (ProphetNet) are twice its smallest number,
-    to the bit; no activation is.
+    Masks of a 16-bit model that are added in float32 (ProphetNet) are exactly twice the dtype's
+    smallest number; no activation is.
     """
-    mask = given <= torch.finfo(given.dtype).min / 2
+    mask = source <= torch.finfo(source.dtype).min / 2
     smallest = torch.finfo(dtype).min
-    values = given.float()
-    mask |= (given < smallest) & (values.fmod(smallest) == 0)
+    values = source.float()
+    mask |= (source < smallest) & (values.fmod(smallest) == 0)
     return values.masked_fill(mask, -math.inf)

@@ -1,17 +1,9 @@
-"""What was found while a run was watched: a producer, and where it stands."""
+"""What the watch of a run finds: producers with their location, mechanism and probes."""
 
 from __future__ import annotations
 
 import linecache
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from precheck.measure.blame.examine import Producer
-    from precheck.records.traces import Mechanism, Section
-
 from typing import TYPE_CHECKING, Any
 
 from precheck.measure.watch.trees import mapped
@@ -21,12 +13,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from precheck.measure.blame.examine import Producer
     from precheck.measure.blame.unit_call import UnitCall
+    from precheck.records.traces import Mechanism, Section
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Location:
-    """Where a segment stands: its unit and what the report calls it."""
+    """Where a segment stands in the model: the report's layer and section."""
 
     order: int
     """Counts segments through the forward; the same for every batch."""
@@ -36,14 +30,14 @@ class Location:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LocatedProducer:
-    """A producer, where it stands and why it happened."""
+    """A producer, where it stands in the model and why it overflowed."""
 
     producer: Producer
-    place: Location
+    location: Location
     mechanism: Mechanism
     probes: tuple[str, ...]
     first_positions: dict[str, int]
-    """By probe, where its real tokens are first hit."""
+    """By probe, the first real token that is hit."""
     entry: Entry | None = None
     """How its unit was called, where a capsule was asked for."""
 
@@ -55,7 +49,7 @@ class LocatedProducer:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """One row of the report."""
+        """What makes one row of the report."""
         node = self.producer.node
         return (node.module, node.op, node.source)
 
@@ -76,18 +70,18 @@ class Entry:
 
     @classmethod
     def of(cls, call: UnitCall, *, rows: Sequence[int], modules: Iterable[str]) -> Entry:
-        """One row of the batch, on the CPU; all rows where it is not known in which it happened."""
+        """The first of ``rows`` alone, on the CPU; the whole batch where no row is known."""
         hidden = call.hidden_states
-        size = None if hidden is None or hidden.dim() < 3 or not rows else hidden.shape[0]  # noqa: PLR2004
+        num_rows = None if hidden is None or hidden.dim() < 3 or not rows else hidden.shape[0]  # noqa: PLR2004
 
-        def kept(tensor: Tensor) -> Tensor:
-            if size is not None and tensor.dim() and tensor.shape[0] == size:
+        def row_on_cpu(tensor: Tensor) -> Tensor:
+            if num_rows is not None and tensor.dim() and tensor.shape[0] == num_rows:
                 tensor = tensor[rows[0] : rows[0] + 1]
             return tensor.detach().cpu().clone().contiguous()
 
         return cls(
             unit=call.unit.name,
-            args=mapped(call.args, kept),
-            kwargs=mapped(call.kwargs, kept),
+            args=mapped(call.args, row_on_cpu),
+            kwargs=mapped(call.kwargs, row_on_cpu),
             modules=frozenset(modules),
         )

@@ -1,35 +1,44 @@
-"""What a watched stretch of a live forward shows in hindsight, once its result is not finite."""
+"""Names the operations that broke in a stretch of a live forward, once its result is not finite."""
 
 from __future__ import annotations
 
-import linecache
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from transformers.cache_utils import Cache
 
-from precheck.measure.blame.examine import Examiner
+from precheck.measure.blame.examine import Examiner, Producer
+from precheck.measure.blame.found import LocatedProducer, Location
 from precheck.measure.blame.graph import SegmentRole
+from precheck.measure.blame.overflow_rows import overflow_row
 from precheck.measure.watch.ops import OpWatcher
 from precheck.measure.watch.parameters import Parameters
 from precheck.measure.watch.real_tokens import RealTokens
 from precheck.measure.watch.trees import tensors_in
-from precheck.records.traces import Mechanism, Overflow, Section
+from precheck.records.traces import Mechanism, Section
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch._ops import OpOverload
 
     from precheck.checkpoint.architecture import Unit
-    from precheck.measure.blame.examine import Producer
     from precheck.measure.blame.mechanisms import Classifier
     from precheck.measure.watch.segment import OpNode, Segment
+    from precheck.records.traces import Overflow
 
 
-RecordedOp = tuple["OpOverload", tuple[Any, ...], dict[str, Any], Any, str, tuple[str, int]]
-"""An operation as it ran: arguments, result, module, and file and line."""
+class RecordedOp(NamedTuple):
+    """An operation as it ran."""
+
+    func: OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+    module: str
+    source: tuple[str, int]
+    """File and line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,11 +51,11 @@ class TokenPositions:
 
     @classmethod
     def of(cls, kwargs: dict[str, Any]) -> TokenPositions:
-        """From what the model is called with."""
+        """From the arguments that the model is called with."""
         mask = kwargs.get("attention_mask")
         is_plain = isinstance(mask, torch.Tensor) and mask.dim() == 2  # noqa: PLR2004
-        # its name is another one since transformers 5.24
-        cache = next((each for each in kwargs.values() if isinstance(each, Cache)), None)
+        # transformers 5.24 renamed the argument
+        cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
         return cls(
             mask=mask.bool() if is_plain and mask is not None else None,
             num_before=0 if cache is None else int(cache.get_seq_length()),
@@ -60,8 +69,8 @@ class TokenPositions:
             mask = self.mask[:, -length:]
         return RealTokens(num_rows=rows, length=length, mask=mask)
 
-    def before(self, row: int, length: int) -> int:
-        """Real tokens of a row that earlier forwards saw."""
+    def num_earlier(self, row: int, length: int) -> int:
+        """Real tokens of a row in earlier forwards; this one has ``length`` positions."""
         if self.mask is None or row >= self.mask.shape[0]:
             return self.num_before
         return int(self.mask[row, : self.mask.shape[1] - length].sum())
@@ -69,11 +78,11 @@ class TokenPositions:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BrokenStretch:
-    """The operations of a stretch that broke."""
+    """A decoder layer, or the end of a forward, whose result is not finite, and its operations."""
 
-    ran: list[RecordedOp]
+    ops: list[RecordedOp]
     hidden: list[Tensor]
-    """Hidden states it was given."""
+    """Hidden states it started from."""
     unit: Unit | None
     """The decoder layer; None for what comes after the last."""
     index: int | None
@@ -83,42 +92,36 @@ class BrokenStretch:
     def overflows(
         self, parameters: Parameters, classifier: Classifier
     ) -> tuple[tuple[Overflow, ...], bool]:
-        """A row for each operation that broke, and whether it began there.
+        """A row for each operation that broke, and whether the fault began there.
 
-        Where every broken operation was given something broken, the first of them stands for all.
+        Where every broken operation read something broken, the first of them stands for all.
         """
         examiner = Examiner(
             reference=None,
             real_tokens=self.real_tokens,
-            parameters=Parameters(faulty=self._broken_weights(parameters)),
+            parameters=Parameters(faulty=self._nonfinite_weights(parameters)),
             next_identity=count(1).__next__,
         )
         segment = self._examined(examiner, parameters)
-        producers = examiner.take_producers()
-        position = SegmentRole.HEAD if self.unit is None else SegmentRole.BLOCK
-        found = tuple(
-            self._row(
-                each,
-                Mechanism.WEIGHTS
-                if each.is_weight
-                else classifier.mechanism(each.node, segment, None, position),
-            )
-            for each in producers
+        role = SegmentRole.HEAD if self.unit is None else SegmentRole.BLOCK
+        rows = tuple(
+            self._row(producer, classifier.producer_mechanism(producer, segment, None, role))
+            for producer in examiner.take_producers()
         )
-        if found:
-            return found, True
-        broken = next(each for each in segment.nodes if not each.is_finite)
-        return (self._left_behind(broken),), False
+        if rows:
+            return rows, True
+        first = next(node for node in segment.nodes if not node.is_finite)
+        return (self._row(_without_origin(first), Mechanism.OTHER),), False
 
-    def _broken_weights(self, parameters: Parameters) -> frozenset[int]:
+    def _nonfinite_weights(self, parameters: Parameters) -> frozenset[int]:
         """Ids of parameters that were used and are not finite."""
-        used = {id(each): each for _, args, _, _, _, _ in self.ran for each in tensors_in(args)}
+        used = {id(tensor): tensor for op in self.ops for tensor in tensors_in(op.args)}
         return frozenset(
             identity
-            for identity, each in used.items()
+            for identity, tensor in used.items()
             if identity in parameters.names
-            and each.is_floating_point()
-            and not bool(torch.stack(torch.aminmax(each)).isfinite().all())
+            and tensor.is_floating_point()
+            and not bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
         )
 
     def _examined(self, examiner: Examiner, parameters: Parameters) -> Segment:
@@ -127,55 +130,47 @@ class BrokenStretch:
         )
         watcher.examination = examiner
         watcher.begin(self.hidden)
-        for func, args, kwargs, output, module, source in self.ran:
-            watcher.replay(func, args, kwargs, output, module=module, source=source)
+        for op in self.ops:
+            watcher.replay(
+                op.func, op.args, op.kwargs, op.output, module=op.module, source=op.source
+            )
         return watcher.end()
 
     def _row(self, producer: Producer, mechanism: Mechanism) -> Overflow:
-        positions = {
-            f"row {row}": position + self.positions.before(row, self.real_tokens.length)
-            for row, position in producer.positions.items()
-        }
-        return self._overflow(
-            producer.node,
+        length = self.real_tokens.length
+        located = LocatedProducer(
+            # for a cast it is the magnitude of its input, but no float32 run has computed that
+            producer=replace(producer, reference_abs_max=None),
+            location=Location(
+                order=0,
+                layer=self._layer(),
+                section=Section.HEAD if self.unit is None else self.unit.section,
+            ),
             mechanism=mechanism,
-            num_elements=producer.num_elements,
-            rows=producer.rows,
-            positions=positions,
+            probes=tuple(f"row {row}" for row in producer.rows),
+            first_positions={
+                f"row {row}": position + self.positions.num_earlier(row, length)
+                for row, position in producer.positions.items()
+            },
         )
-
-    def _left_behind(self, node: OpNode) -> Overflow:
-        return self._overflow(
-            node, mechanism=Mechanism.OTHER, num_elements=0, rows=(), positions={}
-        )
-
-    def _overflow(
-        self,
-        node: OpNode,
-        *,
-        mechanism: Mechanism,
-        num_elements: int,
-        rows: tuple[int, ...],
-        positions: dict[str, int],
-    ) -> Overflow:
-        dtype = node.dtype or torch.float32
-        return Overflow(
-            module=node.module,
-            layer=None if self.unit is None else self._layer(),
-            section=Section.HEAD if self.unit is None else self.unit.section,
-            op=node.op,
-            source=node.source,
-            source_file=node.source_file,
-            code=linecache.getline(node.filename, node.line).strip(),
-            mechanism=mechanism,
-            reference_abs_max=None,
-            limit=float(torch.finfo(dtype).max),
-            num_elements=num_elements,
-            probes=tuple(f"row {row}" for row in rows),
-            first_positions=positions,
-            absorbed=False,
-        )
+        return overflow_row([(located, False)])
 
     def _layer(self) -> int | None:
-        name = "" if self.unit is None else self.unit.name.rpartition(".")[2]
-        return int(name) if name.isdigit() else self.index
+        if self.unit is None:
+            return None
+        number = self.unit.name.rpartition(".")[2]
+        return int(number) if number.isdigit() else self.index
+
+
+def _without_origin(node: OpNode) -> Producer:
+    """An operation that handed on what an earlier, unwatched fault left."""
+    return Producer(
+        identity=0,
+        node=node,
+        num_elements=0,
+        rows=(),
+        positions={},
+        reference_abs_max=None,
+        limit=float(torch.finfo(node.dtype or torch.float32).max),
+        is_weight=False,
+    )

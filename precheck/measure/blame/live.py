@@ -1,11 +1,11 @@
 """Watches a live model while it generates or serves, and names the first operation that breaks.
 
 Idea. There is no reference here, so an operation is judged by itself: it makes NaN or inf out of
-finite inputs, and writes no mask. While a decoder layer runs, a dispatch mode keeps what every
-operation was given and gave; when the layer is over, one reduction of its output says whether
-anything is wrong. Only then are the operations looked at one by one. A healthy layer so costs one
-reduction and the bookkeeping; what was kept is dropped at its end. Once something broke, watching
-ends: everything after it is NaN.
+finite inputs, and writes no mask. While a decoder layer runs, a dispatch mode records the inputs
+and the output of every operation. When the layer is over, one reduction of its output says whether
+it is finite. Only if it is not are the operations examined one by one. A healthy layer costs one
+reduction and the recording, which is dropped at its end. Watching ends with the first fault:
+everything after it is NaN.
 
 Assumptions. One thread runs the model at a time. A layer's outputs all fit in memory together
 (about 150 kB a token in a 7 B model).
@@ -54,15 +54,15 @@ _NOTHING: dict[str, Any] = {}
 _NOWHERE = ("", 0)
 
 _OVERWRITING = frozenset({"aten.add_", "aten.mul_", "aten.div_", "aten.masked_fill_"})
-"""Operations whose input is kept as it was; what else overwrites (a cache) only moves data."""
+"""Operations whose inputs are copied first; others that overwrite (a cache) only move data."""
 
 
 class _Recorder(TorchDispatchMode):
-    """Keeps the operations since the last decoder layer."""
+    """Records the operations since the last decoder layer."""
 
     def __init__(self, stack: ModuleStack, products: RoundedProducts | Float16Sums | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.ran: list[RecordedOp] = []
+        self.ops: list[RecordedOp] = []
         self._stack = stack
         self._products = products
 
@@ -75,15 +75,19 @@ class _Recorder(TorchDispatchMode):
         self, func: OpOverload, _types: object, args: Any = (), kwargs: Any = None
     ) -> Any:
         kind = op_kind(func)
-        given = copied(args) if kind.overwrites and kind.name in _OVERWRITING else args
+        inputs = copied(args) if kind.overwrites and kind.name in _OVERWRITING else args
         products = self._products
-        if products is not None and products.takes(kind.name, list(tensors_in((args, kwargs)))):
+        if products is not None and products.applies_to(
+            kind.name, list(tensors_in((args, kwargs)))
+        ):
             output = products.compute(func, args, kwargs or {})
         else:
             output = func(*args, **kwargs) if kwargs else func(*args)
-        # views are never named, so nobody asks where they stand
+        # a view is never reported, so its line is not needed
         source = _NOWHERE if kind.is_view else source_line(sys._getframe(1))  # noqa: SLF001
-        self.ran.append((func, given, kwargs or _NOTHING, output, self._stack.names[-1], source))
+        self.ops.append(
+            RecordedOp(func, inputs, kwargs or _NOTHING, output, self._stack.names[-1], source)
+        )
         return output
 
 
@@ -169,8 +173,8 @@ class Watch:
         self._attached = _Attached(
             self._model,
             layout=self._layout,
-            begins=self._begins,
-            look_into=self._look_into,
+            should_watch=self._should_watch,
+            report=self._report,
             products=self._products,
         )
         return self
@@ -186,27 +190,27 @@ class Watch:
             self._attached = None
         self._uncompiled.close()
 
-    def _begins(self, *, is_whole: bool) -> bool:
-        """Whether the forward that begins, of the whole model or its encoder, is to be watched."""
+    def _should_watch(self, *, is_whole: bool) -> bool:
+        """Whether to watch the forward that begins, of the whole model or of its encoder."""
         if not is_whole:
             return not self._overflows
         number, self._num_forwards = self._num_forwards, self._num_forwards + 1
         return not self._overflows and number % self._sample_every == 0
 
-    def _look_into(self, segment: BrokenStretch) -> None:
+    def _report(self, stretch: BrokenStretch) -> None:
         """Names what broke in a stretch of the forward whose result is not finite."""
-        self._overflows, self._is_origin = segment.overflows(self._parameters, self._classifier)
+        self._overflows, self._is_origin = stretch.overflows(self._parameters, self._classifier)
         self._broken_forward = max(0, self._num_forwards - 1)
 
 
 class _Attached:
-    """Hooks on a model, and a mode that keeps the operations of the layer that is running.
+    """Hooks on a model, and a mode that records the operations of the layer that is running.
 
     Args:
         model: whose forwards are watched.
         layout: its layers.
-        begins: asked when a forward begins whether it is to be watched.
-        look_into: called with a stretch whose result is not finite.
+        should_watch: called when a forward begins.
+        report: called with a stretch whose result is not finite.
         products: computes matrix products, or None.
     """
 
@@ -215,52 +219,52 @@ class _Attached:
         model: nn.Module,
         *,
         layout: Architecture,
-        begins: Callable[..., bool],
-        look_into: Callable[[BrokenStretch], None],
+        should_watch: Callable[..., bool],
+        report: Callable[[BrokenStretch], None],
         products: RoundedProducts | Float16Sums | None,
     ) -> None:
         self._model = model
-        self._begins = begins
-        self._look_into = look_into
+        self._should_watch = should_watch
+        self._report = report
         self._positions = TokenPositions(mask=None, num_before=0)
         self._depth = 0
         """Forwards that are running: an encoder's inside the model's, or before it."""
         self._is_running = False
         self._is_broken = False
         self._suspect: BrokenStretch | None = None
-        """The first stretch that was not finite somewhere."""
+        """The first stretch whose output was not finite somewhere."""
         self._stack = ModuleStack(model)
         self._recorder = _Recorder(self._stack, products)
         self._handles = [
             model.get_submodule(unit.name).register_forward_hook(
-                partial(self._leave, unit, index),
+                partial(self._end_block, unit, index),
                 with_kwargs=True,
-                prepend=True,  # before weights that come and go are gone
+                prepend=True,  # while weights that come and go are still there
             )
             for index, unit in enumerate(layout.blocks)
         ]
         # generate() calls an encoder by itself, before the first forward of the model
-        for root in {id(each): each for each in (model, _encoder_of(model))}.values():
+        for root in {id(module): module for module in (model, _encoder_of(model))}.values():
             self._handles += [
-                root.register_forward_pre_hook(self._begin, with_kwargs=True),
-                root.register_forward_hook(self._end, always_call=True),
+                root.register_forward_pre_hook(self._begin_forward, with_kwargs=True),
+                root.register_forward_hook(self._end_forward, always_call=True),
             ]
 
     def detach(self) -> None:
-        """Takes the mode and the hooks off."""
+        """Removes the mode and the hooks."""
         self._stop()
         self._stack.detach()
         for handle in self._handles:
             handle.remove()
 
-    def _begin(self, root: nn.Module, _: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin_forward(self, root: nn.Module, _: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._depth += 1
-        if self._depth == 1 and self._begins(is_whole=root is self._model):
+        if self._depth == 1 and self._should_watch(is_whole=root is self._model):
             self._positions = TokenPositions.of(kwargs)
             self._is_running = True
             self._recorder.__enter__()  # type: ignore[no-untyped-call]
 
-    def _end(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+    def _end_forward(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         self._depth -= 1
         if self._depth:
             return
@@ -276,9 +280,9 @@ class _Attached:
             self._recorder.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         self._is_running = self._is_broken = False
         self._suspect = None
-        self._recorder.ran = []
+        self._recorder.ops = []
 
-    def _leave(
+    def _end_block(
         self,
         unit: Unit,
         index: int,
@@ -292,36 +296,38 @@ class _Attached:
         hidden = main_output(list(tensors_in(output)))
         if hidden is not None:
             self._check(hidden, unit, index, (args, kwargs))
-        self._recorder.ran = []
+        self._recorder.ops = []
 
-    def _check(self, output: Tensor, unit: Unit | None, index: int | None, given: Any) -> None:
-        """Looks into the operations since the last layer if what they gave is not finite."""
+    def _check(
+        self, output: Tensor, unit: Unit | None, index: int | None, arguments: tuple[Any, ...]
+    ) -> None:
+        """Reports the operations since the last layer if their result is not finite."""
         if self._is_broken:
             return
         with _disable_current_modes(), torch.no_grad():
             low, high = torch.aminmax(output)
             if math.isfinite(float(low)) and math.isfinite(float(high)):
                 return
-            real = self._positions.real_tokens(output)
-            kept = BrokenStretch(
-                ran=self._recorder.ran,
-                hidden=hidden_states_in(list(tensors_in(given))),
+            real_tokens = self._positions.real_tokens(output)
+            stretch = BrokenStretch(
+                ops=self._recorder.ops,
+                hidden=hidden_states_in(list(tensors_in(arguments))),
                 unit=unit,
                 index=index,
-                real_tokens=real,
+                real_tokens=real_tokens,
                 positions=self._positions,
             )
-            # what breaks at padding reaches real tokens a layer later, if it does
-            self._suspect = self._suspect or kept
-            if bool(real.tokens(output).isfinite().all()):
+            # a fault at padding reaches real tokens a layer later, if at all
+            self._suspect = self._suspect or stretch
+            if bool(real_tokens.tokens(output).isfinite().all()):
                 return
             self._is_broken = True
-            self._look_into(self._suspect)
+            self._report(self._suspect)
 
 
 def _encoder_of(model: nn.Module) -> nn.Module:
     """The encoder of an encoder-decoder model; any other model itself."""
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return model
-    found = getattr(model, "get_encoder", lambda: None)()
-    return found if isinstance(found, nn.Module) else model
+    encoder = getattr(model, "get_encoder", lambda: None)()
+    return encoder if isinstance(encoder, nn.Module) else model

@@ -1,4 +1,8 @@
-"""Mechanisms of whole segments, remembered by structure: all layers of a kind are built alike."""
+"""Decides why an operation overflowed: the mechanism, from the data flow of its segment.
+
+``_RULES`` holds the mechanisms in the order in which they are tried. A new one is a line there and
+a function next to the others.
+"""
 
 from __future__ import annotations
 
@@ -8,88 +12,111 @@ import torch
 
 from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.measure.blame.graph import Graph, SegmentRole
-from precheck.measure.watch.reduce import MASK_SENTINEL
+from precheck.measure.watch.op_kinds import (
+    ADDS,
+    FUSED_ATTENTION,
+    MASK_SENTINEL,
+    MASKINGS,
+    MULTIPLIES,
+    SOFTMAXES,
+)
+from precheck.measure.watch.segment import OTHER
 from precheck.records.precision import Dtype
 from precheck.records.traces import Mechanism
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from precheck.measure.blame.examine import Producer
     from precheck.measure.watch.segment import OpNode, Segment
 
 _HALVES = frozenset(torch_dtype(dtype) for dtype in Dtype if dtype.is_half)
 
 
 class Classifier:
-    """Says why operations would overflow; asks the graph once for each structure."""
+    """Says why operations overflow.
+
+    All layers of a kind are built alike, so a graph is only made for a structure that is new.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[object, ...], list[Mechanism | None]] = {}
+        self._by_structure: dict[tuple[object, ...], list[Mechanism | None]] = {}
+
+    def producer_mechanism(
+        self, producer: Producer, segment: Segment, reference: Segment | None, role: SegmentRole
+    ) -> Mechanism:
+        """Why ``producer``, an operation of ``segment``, made unexpected elements."""
+        if producer.node.overflowed_inside:
+            return Mechanism.ACCUMULATION
+        if producer.is_weight:
+            return Mechanism.WEIGHTS
+        return self.mechanism(producer.node, segment, reference, role)
 
     def mechanism(
-        self, node: OpNode, segment: Segment, reference: Segment | None, position: SegmentRole
+        self, node: OpNode, segment: Segment, reference: Segment | None, role: SegmentRole
     ) -> Mechanism:
-        """Why ``node`` of ``segment`` overflowed.
+        """Why ``node`` of ``segment`` overflowed, by the data flow alone.
 
-        The reference's segment decides where it has the operation: its masks are recognisable.
+        Where the reference has the same operation, the reference's segment decides: its masks are
+        recognisable.
         """
         if reference is not None and not node.is_cast:
             for match in reference.nodes:
                 if match.key == node.key and not match.is_cast:
-                    return self._all(reference, position)[match.index] or Mechanism.OTHER
-        return self._all(segment, position)[node.index] or Mechanism.OTHER
+                    return self._mechanisms(reference, role)[match.index] or Mechanism.OTHER
+        return self._mechanisms(segment, role)[node.index] or Mechanism.OTHER
 
     def peaks(
-        self, segment: Segment, reference: Segment, position: SegmentRole
+        self, segment: Segment, reference: Segment, role: SegmentRole
     ) -> Iterator[tuple[OpNode, float, Mechanism]]:
         """Operations that ran in 16 bits, the float32 magnitude each had to hold, and why.
 
-        Constants, masks and what ran in float32 are left out. A narrowing cast has to hold what
-        it was given.
+        Constants, masks and what ran in float32 are left out. A narrowing cast has to hold its
+        input.
         """
-        known = {node.key: node for node in reference.nodes if not node.is_cast}
+        reference_nodes = {node.key: node for node in reference.nodes if not node.is_cast}
         for node in segment.nodes:
             if node.dtype not in _HALVES or node.minimum is None:
                 continue
             if node.is_cast:
-                yield from self._cast_peak(node, segment, known, position)
+                yield from self._cast_peak(node, segment, reference_nodes, role)
                 continue
-            match = known.get(node.key)
+            match = reference_nodes.get(node.key)
             if match is None or match.shape != node.shape or match.abs_max is None:
                 continue
-            mechanism = self._all(reference, position)[match.index]
+            mechanism = self._mechanisms(reference, role)[match.index]
             if mechanism is not None:
-                yield match, _needed(node, match.abs_max), mechanism
+                yield match, _abs_max_to_hold(node, match.abs_max), mechanism
 
     def _cast_peak(
         self,
         node: OpNode,
         segment: Segment,
-        known: dict[tuple[str, str, int], OpNode],
-        position: SegmentRole,
+        reference_nodes: dict[tuple[str, str, int], OpNode],
+        role: SegmentRole,
     ) -> Iterator[tuple[OpNode, float, Mechanism]]:
         origin = node.inputs[0].node
-        given = segment.nodes[origin] if origin >= 0 else None
-        if given is None or given.dtype is not torch.float32:
+        source = segment.nodes[origin] if origin >= 0 else None
+        if source is None or source.dtype is not torch.float32:
             return
-        match = known.get(given.key)
-        mechanism = self._all(segment, position)[node.index]
+        match = reference_nodes.get(source.key)
+        mechanism = self._mechanisms(segment, role)[node.index]
         if match is not None and match.abs_max is not None and mechanism is not None:
             yield node, match.abs_max, mechanism
 
-    def _all(self, segment: Segment, position: SegmentRole) -> list[Mechanism | None]:
+    def _mechanisms(self, segment: Segment, role: SegmentRole) -> list[Mechanism | None]:
         """The mechanism of every operation; None for constants."""
-        signature = _signature(segment, position)
-        if signature not in self._known:
-            graph = Graph(nodes=segment.nodes, position=position)
-            self._known[signature] = [
-                graph.classify(node) if graph.is_activation(node) else None
+        structure = _structure(segment, role)
+        if structure not in self._by_structure:
+            graph = Graph(nodes=segment.nodes, role=role)
+            self._by_structure[structure] = [
+                mechanism_in(graph, node) if graph.is_activation(node) else None
                 for node in segment.nodes
             ]
-        return self._known[signature]
+        return self._by_structure[structure]
 
 
-def _needed(node: OpNode, reference_abs_max: float) -> float:
+def _abs_max_to_hold(node: OpNode, reference_abs_max: float) -> float:
     """What an operation has to hold: the reference's value, unless it plainly computes another.
 
     An epsilon of the dtype (``x / norm.clamp_min(finfo.eps)`` with a norm of zero) makes float32
@@ -101,15 +128,15 @@ def _needed(node: OpNode, reference_abs_max: float) -> float:
     return own if does_not_fit and own is not None else reference_abs_max
 
 
-def _signature(segment: Segment, position: SegmentRole) -> tuple[object, ...]:
-    """What the graph reads: equal for segments of one structure, whichever layer it is."""
+def _structure(segment: Segment, role: SegmentRole) -> tuple[object, ...]:
+    """Everything the rules read: equal for segments that are built alike, whichever layer it is."""
     first = segment.nodes[0].module if segment.nodes else ""
-    names: dict[str, int] = {first: 0}
+    numbers: dict[str, int] = {first: 0}
     return (
-        position,
+        role,
         tuple(
             (
-                names.setdefault(node.module, len(names)),
+                numbers.setdefault(node.module, len(numbers)),
                 node.op,
                 node.inputs,
                 node.has_mask_scalar,
@@ -118,3 +145,92 @@ def _signature(segment: Segment, position: SegmentRole) -> tuple[object, ...]:
             for node in segment.nodes
         ),
     )
+
+
+def mechanism_in(graph: Graph, node: OpNode) -> Mechanism:
+    """Why ``node`` overflows if it does; the first rule that applies decides."""
+    for mechanism, applies in _RULES:
+        if applies(graph, node):
+            return mechanism
+    return Mechanism.OTHER
+
+
+def _is_mask(graph: Graph, node: OpNode) -> bool:
+    """A mask is written or added, or the softmax of a fully masked row is taken."""
+    if node.op in SOFTMAXES or node.op in MASKINGS:
+        return graph.is_score(node)
+    if FUSED_ATTENTION in node.op:
+        return any(origin.node == OTHER for origin in node.inputs[3:])
+    from_outside = any(origin.node == OTHER for origin in node.inputs)
+    is_sum = node.op in ADDS and graph.is_score(node)
+    if node.has_mask_scalar or (is_sum and from_outside):
+        return True
+    # a minimum at the sentinel is a mask only if one went in: float32 can overflow to -inf
+    return _holds_mask(node) and (
+        from_outside or any(_holds_mask(parent) for parent in graph.parents(node))
+    )
+
+
+def _holds_mask(node: OpNode) -> bool:
+    return node.has_mask_scalar or (node.minimum is not None and node.minimum <= MASK_SENTINEL)
+
+
+def _is_embedding(graph: Graph, node: OpNode) -> bool:
+    if graph.role is not SegmentRole.EMBEDDING:
+        return False
+    return node.op == "aten.embedding" or (
+        graph.is_activation(node) and not graph.is_projection(node)
+    )
+
+
+def _is_logits(graph: Graph, node: OpNode) -> bool:
+    """The final projection and what scales or caps its result."""
+    if graph.role is not SegmentRole.HEAD:
+        return False
+    return not any(graph.is_weight_product(later) for later in graph.downstream(node))
+
+
+def _is_mlp_output(graph: Graph, node: OpNode) -> bool:
+    """The last projection of a sub-block that is not attention."""
+    if not graph.is_projection(node) or graph.role is not SegmentRole.BLOCK:
+        return False
+    if any(
+        graph.is_weight_product(later) or graph.is_attention(later)
+        for later in graph.downstream(node)
+    ):
+        return False
+    return not any(graph.is_attention(earlier) for earlier in graph.upstream(node))
+
+
+def _is_residual(graph: Graph, node: OpNode) -> bool:
+    if graph.is_residual_add(node):
+        return True
+    if node.op not in ADDS or graph.is_score(node):
+        return False
+    # branches of one layer summed before they join the stream: attention + MLP, experts
+    joins_stream = any(graph.is_residual_add(child) for child in graph.children(node))
+    return joins_stream and all(origin.node >= 0 for origin in node.inputs[:2])
+
+
+def _is_gated_product(graph: Graph, node: OpNode) -> bool:
+    """``act(gate) * up``: two activations of different projections, or halves of one."""
+    if node.op not in MULTIPLIES or len(node.inputs) < 2:  # noqa: PLR2004  a scalar factor
+        return False
+    gate, up = (graph.projections_behind(origin) for origin in node.inputs[:2])
+    if not gate or not up or gate == up:
+        return False
+    return any(graph.is_weight_product(later) for later in graph.downstream(node))
+
+
+_RULES: tuple[tuple[Mechanism, Callable[[Graph, OpNode], bool]], ...] = (
+    (Mechanism.NORM, Graph.is_norm),
+    (Mechanism.MASK, _is_mask),
+    (Mechanism.ATTENTION_SCORES, Graph.is_score),
+    (Mechanism.EMBEDDING, _is_embedding),
+    (Mechanism.LOGITS, _is_logits),
+    (Mechanism.MLP_OUTPUT, _is_mlp_output),
+    (Mechanism.PROJECTION, Graph.is_projection),
+    (Mechanism.RESIDUAL, _is_residual),
+    (Mechanism.GATED_PRODUCT, _is_gated_product),
+)
+"""The more particular mechanisms come first."""

@@ -21,7 +21,7 @@ class Peak:
 
     abs_max: float
     node: OpNode
-    place: Location
+    location: Location
 
 
 @dataclass(slots=True)
@@ -32,20 +32,23 @@ class Peaks:
     attn_implementation: str
     found: dict[tuple[int, Mechanism], Peak] = field(default_factory=dict)
 
-    def add(self, *, node: OpNode, abs_max: float, mechanism: Mechanism, place: Location) -> None:
-        """Keeps the larger."""
-        self._keep((place.order, mechanism), Peak(abs_max=abs_max, node=node, place=place))
+    def add(
+        self, *, node: OpNode, abs_max: float, mechanism: Mechanism, location: Location
+    ) -> None:
+        """Records a value, unless a larger one is known."""
+        peak = Peak(abs_max=abs_max, node=node, location=location)
+        self._keep_larger((location.order, mechanism), peak)
 
     def merge(self, other: Peaks) -> Peaks:
         """The peaks of both sets of batches together."""
         both = replace(self, found=dict(self.found))
         for key, peak in other.found.items():
-            both._keep(key, peak)  # noqa: SLF001  one of us
+            both._keep_larger(key, peak)  # noqa: SLF001  of the same class
         return both
 
-    def _keep(self, key: tuple[int, Mechanism], peak: Peak) -> None:
-        known = self.found.get(key)
-        if known is None or peak.abs_max > known.abs_max:
+    def _keep_larger(self, key: tuple[int, Mechanism], peak: Peak) -> None:
+        largest = self.found.get(key)
+        if largest is None or peak.abs_max > largest.abs_max:
             self.found[key] = peak
 
 
@@ -58,42 +61,41 @@ def headroom_rows(runs: Iterable[Peaks]) -> tuple[Headroom, ...]:
     Scores and masks count for the attention implementation that materialises them; every other
     mechanism counts for all.
     """
-    rows: dict[tuple[int, int, str | None, str, str, Mechanism], dict[Dtype, Peak]] = {}
-    best: dict[tuple[int, Mechanism, str | None, Dtype], Peak] = {}
+    largest: dict[tuple[int, Mechanism, str | None, Dtype], Peak] = {}
     for run in runs:
         for (order, mechanism), peak in run.found.items():
             attn = run.attn_implementation if mechanism in _IMPLEMENTATION_MATTERS else None
             key = (order, mechanism, attn, run.dtype)
-            if key not in best or peak.abs_max > best[key].abs_max:
-                best[key] = peak
-    for (order, mechanism, attn, dtype), peak in best.items():
+            if key not in largest or peak.abs_max > largest[key].abs_max:
+                largest[key] = peak
+    rows: dict[tuple[int, int, str | None, str, str, Mechanism], dict[Dtype, Peak]] = {}
+    for (order, mechanism, attn, dtype), peak in largest.items():
         node = peak.node
-        name = (order, node.index, attn, node.module, node.op, mechanism)
-        rows.setdefault(name, {})[dtype] = peak
+        row = (order, node.index, attn, node.module, node.op, mechanism)
+        rows.setdefault(row, {})[dtype] = peak
+    in_order = sorted(rows.items(), key=lambda row: (row[0][0], row[0][1], row[0][2] or ""))
     return tuple(
-        _headroom_row(mechanism, attn, peaks)
-        for (_, _, attn, _, _, mechanism), peaks in sorted(
-            rows.items(), key=lambda each: (each[0][0], each[0][1], each[0][2] or "")
-        )
+        _headroom_row(mechanism, attn, peaks) for (_, _, attn, _, _, mechanism), peaks in in_order
     )
 
 
 def _headroom_row(mechanism: Mechanism, attn: str | None, peaks: dict[Dtype, Peak]) -> Headroom:
-    peak = max(peaks.values(), key=lambda each: each.abs_max)
-    bits = {
-        dtype.value: left
-        for dtype, of_dtype in peaks.items()
-        if (left := headroom_bits(of_dtype.abs_max, dtype)) is not None
+    highest = max(peaks.values(), key=lambda peak: peak.abs_max)
+    bits_left = {
+        dtype.value: bits
+        for dtype, peak in peaks.items()
+        if (bits := headroom_bits(peak.abs_max, dtype)) is not None
     }
+    node, location = highest.node, highest.location
     return Headroom(
-        module=peak.node.module,
-        layer=peak.place.layer,
-        section=peak.place.section,
-        op=peak.node.op,
-        source=peak.node.source,
-        source_file=peak.node.source_file,
+        module=node.module,
+        layer=location.layer,
+        section=location.section,
+        op=node.op,
+        source=node.source,
+        source_file=node.source_file,
         mechanism=mechanism,
         attn_implementation=attn,
-        abs_max=peak.abs_max,
-        headroom_bits=bits,
+        abs_max=highest.abs_max,
+        headroom_bits=bits_left,
     )

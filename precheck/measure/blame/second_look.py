@@ -1,8 +1,7 @@
-"""Looking into a unit whose numbers are odd: it is called again, for the reference and the run.
+"""Runs a unit that breaks a second time and examines every operation, against the reference's.
 
-Keeping every output of every run would cost hundreds of megabytes a layer; the inputs and the
-weights are still there, so the few units that break are run a second time with every operation
-examined.
+Keeping every output of every run would cost hundreds of megabytes a layer. The inputs and the
+weights are still there, so the few units that break are run again instead.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Reexamined(NamedTuple):
-    """What looking into a unit gave."""
+    """The producers in a unit, and what its outputs carry."""
 
     sources: list[frozenset[int]]
     """What each output tensor is tainted by, in order."""
@@ -48,7 +47,7 @@ class SecondLook:
     Args:
         new_watcher: makes a watcher for the run's model.
         new_examiner: makes an examiner for the run, against snapshots or (None) by itself.
-        replaying: a context in which the run's units are no turns of the lockstep.
+        replaying: a context in which calls of the run's units take no turn in the lockstep.
         real_tokens: which positions count.
     """
 
@@ -68,12 +67,12 @@ class SecondLook:
     def inspect(
         self, call: UnitCall, partner: UnitCall | None, reference: SecondLook
     ) -> Reexamined:
-        """What a unit's outputs are tainted by, and the producers in it.
+        """The producers in a unit and the taint of its outputs; runs it again only if it breaks.
 
         Args:
             call: the unit as this run called it.
-            partner: the same as the reference called it; None where the two part.
-            reference: the reference's inspection.
+            partner: the same unit as the reference called it; None if it called another.
+            reference: the second look of the reference's run.
         """
         incoming = CLEAN.union(*call.sources)
         if incoming and call.is_all_nonfinite:
@@ -83,7 +82,10 @@ class SecondLook:
         return self._examine(call, partner, reference)
 
     def inspect_reference(self, call: UnitCall) -> Reexamined:
-        """A float32 run that breaks has no reference: each operation is judged by itself."""
+        """The same for a float32 run, which has no reference: operations are judged by themselves.
+
+        Its outputs count as clean.
+        """
         clean = Reexamined([CLEAN for _ in call.results], (), call.segment)
         hidden = call.hidden_states
         if (
@@ -94,11 +96,11 @@ class SecondLook:
             return clean
         if not tensor_stats(self._real_tokens.tokens(hidden)).num_nonfinite:
             return clean
-        found = self._examine(call, None, self)
-        return Reexamined(clean.sources, found.producers, found.segment)
+        examined = self._examine(call, None, self)
+        return examined._replace(sources=clean.sources)
 
     def snapshots(self, call: UnitCall) -> ReferenceOps:
-        """Every operation's output of a reference's unit; made once for all runs."""
+        """Snapshots of every operation of a reference's unit; taken once for all runs."""
         if call.ops is None:
             call.ops = ReferenceOps()
             self._call_again(call, copied(call.args), copied(call.kwargs), call.ops)
@@ -114,11 +116,11 @@ class SecondLook:
                 node.index not in routed or node.module == call.unit.name
             )
         args, kwargs = copied(call.args), copied(call.kwargs)
-        for each, sources in zip(tensors_in((args, kwargs)), call.sources, strict=True):
-            examiner.taint(each, sources)
-        handed_on, segment = self._call_again(call, args, kwargs, examiner)
-        tainted = [examiner.sources(each) for each in handed_on]
-        return Reexamined(tainted, tuple(examiner.take_producers()), segment)
+        for tensor, sources in zip(tensors_in((args, kwargs)), call.sources, strict=True):
+            examiner.taint(tensor, sources)
+        outputs, segment = self._call_again(call, args, kwargs, examiner)
+        sources_of_outputs = [examiner.sources(output) for output in outputs]
+        return Reexamined(sources_of_outputs, tuple(examiner.take_producers()), segment)
 
     def _call_again(
         self,
@@ -127,18 +129,16 @@ class SecondLook:
         kwargs: dict[str, Any],
         examination: Examiner | ReferenceOps,
     ) -> tuple[list[Tensor], Segment]:
-        given = list(tensors_in((args, kwargs)))
-        versions = versions_of(given)
+        inputs = list(tensors_in((args, kwargs)))
+        versions = versions_of(inputs)
         watcher = self._new_watcher()
         watcher.examination = examination
-        watcher.begin(hidden_states_in(given))
+        watcher.begin(hidden_states_in(inputs))
         with self._replaying(), watcher:
             output = call.module(*args, **kwargs)
-        return results(output, given, versions), watcher.end()
+        return results(output, inputs, versions), watcher.end()
 
 
 def _routes_differ(call: UnitCall, partner: UnitCall) -> bool:
-    return len(call.segment.routes) != len(partner.segment.routes) or not all(
-        torch.equal(ours, theirs)
-        for ours, theirs in zip(call.segment.routes, partner.segment.routes, strict=True)
-    )
+    routes, partner_routes = call.segment.routes, partner.segment.routes
+    return len(routes) != len(partner_routes) or not all(map(torch.equal, routes, partner_routes))

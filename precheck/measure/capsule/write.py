@@ -1,9 +1,9 @@
 """A capsule: the layer that overflows, its inputs and a script, for somebody without the model.
 
-Idea. While a scan looks into a unit that breaks, the arguments of one row of the batch are kept.
-Afterwards the unit's weights are put in once more, as the run used them, and written beside the
-arguments: of the modules that had run when it broke, or of all where those are not enough. The
-script that goes along is run in a process of its own; what does not break there is not handed out.
+Idea. While a scan examines a unit that breaks, the arguments of one row of the batch are kept.
+Afterwards the unit's weights are loaded once more, as the run used them, and written next to the
+arguments: of the modules that had run when it broke, or of all if those are not enough. The
+script in the capsule is run in a process of its own; if nothing breaks there, nothing is written.
 
 What it cannot hold: embeddings and heads (no decoder layer), models whose code is not in
 transformers, and sums that overflow inside a product, which only some kernels do.
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 _SECONDS = 600
-"""What the script may take; it runs one layer twice."""
+"""Time limit of the script, which runs one layer twice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,65 +50,69 @@ class Candidate:
     """An overflow of a run that was kept with its arguments."""
 
     skeleton: Skeleton
-    found: LocatedProducer
+    located: LocatedProducer
     entry: Entry
 
 
 def candidate(
     runs: Iterable[tuple[Skeleton, list[tuple[LocatedProducer, bool]]]],
 ) -> Candidate | None:
-    """The overflow to hand out: the first of the first run that does not absorb it."""
-    kept = [
+    """The overflow to write out: the first of the first run that does not absorb it."""
+    ranked = [
         (
-            (is_absorbed, number, found.place.order, found.producer.node.index),
-            Candidate(skeleton=skeleton, found=found, entry=found.entry),
+            (is_absorbed, number, located.location.order, located.producer.node.index),
+            Candidate(skeleton=skeleton, located=located, entry=located.entry),
         )
-        for number, (skeleton, all_found) in enumerate(runs)
+        for number, (skeleton, producers) in enumerate(runs)
         if not skeleton.dtype.is_reference and skeleton.configuration.is_plain
-        for found, is_absorbed in all_found
-        if found.entry is not None
+        for located, is_absorbed in producers
+        if located.entry is not None
     ]
-    return min(kept, key=lambda each: each[0])[1] if kept else None
+    return min(ranked, key=lambda pair: pair[0])[1] if ranked else None
 
 
-def write_capsule(folder: Path, found: Candidate, *, weights: SharedModels) -> str:
-    """Writes the capsule and tries it; returns what came of it, as a sentence."""
-    model: Any = found.skeleton.model
+def write_capsule(folder: Path, overflow: Candidate, *, weights: SharedModels) -> str:
+    """Writes the capsule and tries it; returns the outcome as a sentence."""
+    model: Any = overflow.skeleton.model
     architecture = type(model).__name__
     if getattr(transformers, architecture, None) is not type(model):
         return f"no capsule: {architecture} is not a class of transformers"
-    with tempfile.TemporaryDirectory(prefix=".precheck-", dir=folder.resolve().parent) as parts:
-        made = Path(parts) / "capsule"
+    with tempfile.TemporaryDirectory(prefix=".precheck-", dir=folder.resolve().parent) as parent:
+        draft = Path(parent) / "capsule"
         for is_whole in (False, True):
-            shutil.rmtree(made, ignore_errors=True)
-            made.mkdir()
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir()
             try:
-                _write_inputs(made, found)
+                _write_inputs(draft, overflow)
             except TypeError as error:
-                return f"no capsule: {found.entry.unit} was called with {error}"
-            model.config.save_pretrained(made)
-            tensors = _weights(found, weights=weights, is_whole=is_whole)
-            save_file(tensors, made / "weights.safetensors")
-            script = (
-                files("precheck.measure.capsule")
-                .joinpath("reproduce.py")
-                .read_text(encoding="utf-8")
-            )
-            (made / "reproduce.py").write_text(script, encoding="utf-8")
-            (made / "README.md").write_text(_readme(found), encoding="utf-8")
-            if _breaks(made, node=found.found.producer.node):
-                size = sum(each.stat().st_size for each in made.iterdir())
+                return f"no capsule: {overflow.entry.unit} was called with {error}"
+            _write_model(draft, overflow, weights=weights, is_whole=is_whole)
+            if _breaks(draft, node=overflow.located.producer.node):
+                size = sum(path.stat().st_size for path in draft.iterdir())
                 if folder.exists():
                     folder.rmdir()
-                made.rename(folder)
+                draft.rename(folder)
                 return f"capsule ({num_bytes(size)}): python {folder}/reproduce.py"
-    return f"no capsule: {found.entry.unit} alone does not overflow outside the scan"
+    return f"no capsule: {overflow.entry.unit} alone does not overflow outside the scan"
+
+
+def _write_model(
+    folder: Path, overflow: Candidate, *, weights: SharedModels, is_whole: bool
+) -> None:
+    """The config, the unit's weights, the script and a page that says how to run it."""
+    model: Any = overflow.skeleton.model
+    model.config.save_pretrained(folder)
+    tensors = _weights(overflow, weights=weights, is_whole=is_whole)
+    save_file(tensors, folder / "weights.safetensors")
+    script = files("precheck.measure.capsule").joinpath("reproduce.py")
+    (folder / "reproduce.py").write_text(script.read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "README.md").write_text(_readme(overflow), encoding="utf-8")
 
 
 def _breaks(folder: Path, *, node: OpNode) -> bool:
-    """Whether the script shows this operation overflow, as somebody else would run it."""
+    """Whether the script shows this operation overflow when run by itself."""
     try:
-        ran = subprocess.run(  # noqa: S603  our own script
+        process = subprocess.run(  # noqa: S603  our own script
             [sys.executable, folder / "reproduce.py"],
             capture_output=True,
             check=False,
@@ -119,13 +123,14 @@ def _breaks(folder: Path, *, node: OpNode) -> bool:
         )
     except subprocess.TimeoutExpired:
         return False
-    return ran.returncode == 0 and f"{node.op} at {node.source} " in ran.stdout
+    return process.returncode == 0 and f"{node.op} at {node.source} " in process.stdout
 
 
-def _write_inputs(folder: Path, found: Candidate) -> None:
-    node, skeleton, entry = found.found.producer.node, found.skeleton, found.entry
-    stored: dict[str, Tensor] = {}
-    told = {
+def _write_inputs(folder: Path, overflow: Candidate) -> None:
+    skeleton, located, entry = overflow.skeleton, overflow.located, overflow.entry
+    node = located.producer.node
+    tensors: dict[str, Tensor] = {}
+    description = {
         "architecture": type(skeleton.model).__name__,
         "attn_implementation": skeleton.attn_implementation,
         "experts_implementation": skeleton.experts_implementation,
@@ -134,75 +139,74 @@ def _write_inputs(folder: Path, found: Candidate) -> None:
         "module": node.module,
         "op": node.op,
         "source": node.source,
-        "code": found.found.code,
-        "reference_abs_max": found.found.producer.reference_abs_max,
+        "code": located.code,
+        "reference_abs_max": located.producer.reference_abs_max,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "args": [_told(each, stored) for each in entry.args],
-        "kwargs": {name: _told(each, stored) for name, each in entry.kwargs.items()},
+        "args": [_as_json(argument, tensors) for argument in entry.args],
+        "kwargs": {name: _as_json(value, tensors) for name, value in entry.kwargs.items()},
     }
-    text = json.dumps(told, indent=2, allow_nan=False)
+    text = json.dumps(description, indent=2, allow_nan=False)
     (folder / "capsule.json").write_text(text, encoding="utf-8")
-    save_file(stored, folder / "inputs.safetensors")
+    save_file(tensors, folder / "inputs.safetensors")
 
 
-def _told(tree: Any, stored: dict[str, Tensor]) -> Any:
-    """An argument as JSON, its tensors put into ``stored``.
+def _as_json(argument: Any, tensors: dict[str, Tensor]) -> Any:
+    """An argument as JSON; its tensors are added to ``tensors``.
 
     Raises:
-        TypeError: it is something that only the running model has, such as a cache.
+        TypeError: only the running model has such an object, such as a cache.
     """
-    if isinstance(tree, torch.Tensor):
-        name = f"tensor_{len(stored)}"
-        stored[name] = tree
+    if isinstance(argument, torch.Tensor):
+        name = f"tensor_{len(tensors)}"
+        tensors[name] = argument
         return {"tensor": name}
-    if tree is None or isinstance(tree, bool | int | float | str):
-        return tree
-    if isinstance(tree, Cache):
+    if argument is None or isinstance(argument, bool | int | float | str):
+        return argument
+    if isinstance(argument, Cache):
         return None  # it holds nothing of this layer yet
-    if type(tree) is tuple:
-        return {"tuple": [_told(each, stored) for each in tree]}
-    if type(tree) is list:
-        return [_told(each, stored) for each in tree]
-    if type(tree) is dict:
-        return {"dict": {str(key): _told(each, stored) for key, each in tree.items()}}
-    raise TypeError(f"a {type(tree).__name__}, which cannot be written down")
+    if type(argument) is tuple:
+        return {"tuple": [_as_json(member, tensors) for member in argument]}
+    if type(argument) is list:
+        return [_as_json(member, tensors) for member in argument]
+    if type(argument) is dict:
+        return {"dict": {str(key): _as_json(member, tensors) for key, member in argument.items()}}
+    raise TypeError(f"a {type(argument).__name__}, which cannot be written down")
 
 
-def _weights(found: Candidate, *, weights: SharedModels, is_whole: bool) -> dict[str, Tensor]:
+def _weights(overflow: Candidate, *, weights: SharedModels, is_whole: bool) -> dict[str, Tensor]:
     """Parameters and buffers of the unit by their names in it, as the run used them."""
-    unit = found.entry.unit
-    module = found.skeleton.model.get_submodule(unit)
-    kept: dict[str, Tensor] = {}
-    presence = weights.presence(found.skeleton)
+    unit = overflow.entry.unit
+    module = overflow.skeleton.model.get_submodule(unit)
+    copies: dict[str, Tensor] = {}
+    presence = weights.presence(overflow.skeleton)
     inside = [name for name in presence.waiting_points if name.startswith(f"{unit}.")]
     for piece in (unit, *inside):
         presence.enter(piece, (), {})
-        for name, tensor in _held(module):
+        for name, tensor in _parameters_and_buffers(module):
             owner = f"{unit}.{name}".rpartition(".")[0]
-            if not tensor.is_meta and (is_whole or owner in found.entry.modules):
-                kept[name] = tensor.detach().cpu().clone().contiguous()
+            if not tensor.is_meta and (is_whole or owner in overflow.entry.modules):
+                copies[name] = tensor.detach().cpu().clone().contiguous()
         presence.leave(piece, None)
-    return kept
+    return copies
 
 
-def _held(module: nn.Module) -> list[tuple[str, Tensor]]:
+def _parameters_and_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),
     ]
 
 
-def _readme(found: Candidate) -> str:
-    producer = found.found.producer
-    needed = producer.reference_abs_max
-    takes = "" if needed is None else f" It takes {magnitude(needed)} in float32."
-    tokens = max(
-        (each.shape[1] for each in tensors_in(found.entry.args) if each.dim() > 1), default=0
-    )
+def _readme(overflow: Candidate) -> str:
+    producer = overflow.located.producer
+    abs_max = producer.reference_abs_max
+    takes = "" if abs_max is None else f" It takes {magnitude(abs_max)} in float32."
+    inputs = tensors_in(overflow.entry.args)
+    num_tokens = max((tensor.shape[1] for tensor in inputs if tensor.dim() > 1), default=0)
     return (
-        f"# {producer.node.op} at {producer.node.source} overflows in {found.skeleton.dtype}\n\n"
-        f"One layer (`{found.entry.unit}`) of `{type(found.skeleton.model).__name__}` and the "
-        f"hidden states of {tokens} tokens that enter it.{takes}\n\n"
+        f"# {producer.node.op} at {producer.node.source} overflows in {overflow.skeleton.dtype}\n\n"
+        f"One layer (`{overflow.entry.unit}`) of `{type(overflow.skeleton.model).__name__}` and "
+        f"the hidden states of {num_tokens} tokens that enter it.{takes}\n\n"
         "```sh\n"
         f"pip install torch=={torch.__version__.partition('+')[0]} "
         f"transformers=={transformers.__version__}\n"

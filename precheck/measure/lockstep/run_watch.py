@@ -177,7 +177,7 @@ class RunWatch:
         if self._witness is not None:
             self._witness.record_segment(self._skeleton, call.segment)
         place = self._place(unit)
-        position = call.position(sum(self._num_blocks.values()))
+        position = call.role(sum(self._num_blocks.values()))
         inspected = self._look_into(call)
         for producer in inspected.producers:
             self._add_found(
@@ -279,7 +279,7 @@ class RunWatch:
         self._found.append(
             LocatedProducer(
                 producer=producer,
-                place=place,
+                location=place,
                 mechanism=mechanism,
                 probes=tuple(names[row] for row in rows),
                 first_positions={names[row]: each for row, each in positions.items()},
@@ -387,7 +387,7 @@ class RunWatch:
         if reference is None:
             return
         for node, abs_max, mechanism in self._classifier.peaks(segment, reference, position):
-            self._totals.peaks.add(node=node, abs_max=abs_max, mechanism=mechanism, place=place)
+            self._totals.peaks.add(node=node, abs_max=abs_max, mechanism=mechanism, location=place)
 
     def _add_fused_scores(self, segment: Segment, place: Location) -> None:
         """What eager attention would hold, from the query and key that the fused one is given."""
@@ -399,7 +399,7 @@ class RunWatch:
                         node=node,
                         abs_max=abs_max,
                         mechanism=Mechanism.ATTENTION_SCORES,
-                        place=place,
+                        location=place,
                     )
         segment.scores.clear()
 

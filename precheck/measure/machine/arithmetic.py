@@ -22,17 +22,17 @@ Intel's manual has FP16 in AVX10.1, BF16 dot products in AVX512_BF16.
 def arithmetic_of(dtype: Dtype, device: str) -> Arithmetic:
     """How products of a dtype are computed on a device.
 
-    Decided by what the processor says of itself, never by a timing: two scans on one machine must
-    give the same numbers. A processor that says nothing is taken to have everything.
+    The instruction sets of the processor decide, never a timing: two scans on one machine must
+    give the same numbers. A processor that reports no instruction sets is assumed to have them all.
     """
     if device != "cpu" or dtype not in _NEEDS_ONE_OF:
         return Arithmetic.NATIVE
-    known = cpu_capabilities()
-    has_it = any(known.get(each, False) for each in _NEEDS_ONE_OF[dtype])
-    return Arithmetic.NATIVE if has_it or not known else Arithmetic.FLOAT32_ROUNDED
+    capabilities = cpu_capabilities()
+    is_native = any(capabilities.get(name, False) for name in _NEEDS_ONE_OF[dtype])
+    return Arithmetic.NATIVE if is_native or not capabilities else Arithmetic.FLOAT32_ROUNDED
 
 
 def cpu_capabilities() -> dict[str, Any]:
-    """What torch knows of the processor; empty where it does not ask."""
+    """Instruction sets of the processor by name; empty if this torch does not report them."""
     read = getattr(torch.cpu, "get_capabilities", None)  # since torch 2.11
     return {} if read is None else dict(read())

@@ -1,6 +1,6 @@
-"""Whether a device computes what the measurements rest on: casts, comparisons, products, kernels.
+"""Whether a device computes correctly: the casts, comparisons, products and kernels of a scan.
 
-Every input is exact in the dtype, and every expected value is too, so that equality can be asked.
+Every input and every expected value is exact in the dtype, so results are compared for equality.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 _SIZE = 64
 _FINITE_INPUTS = 4.0
-"""Ordinary activations reach this far."""
+"""Largest magnitude of an ordinary activation."""
 
 
 class _Cast(NamedTuple):
-    given: float
+    value: float
     expected: float
 
 
@@ -52,12 +52,12 @@ _CASTS = {
 }
 """Rounding to nearest, ties to even, and the first values that do not fit (IEEE 754-2008).
 
-bfloat16 ends at (2 - 2^-7) 2^127 = 3.3895e38; what rounds to more than 3.3962e38 is infinite.
+bfloat16 ends at (2 - 2^-7) 2^127 = 3.3895e38; a value above 3.3962e38 becomes infinite.
 """
 
 
 def check_arithmetic(device: str) -> Iterator[Check]:
-    """All checks of a device, seconds in all."""
+    """All checks of a device; they take seconds."""
     for dtype in Dtype:
         yield from _dtype_checks(dtype, device)
     yield check_sums(device)
@@ -67,22 +67,22 @@ def check_arithmetic(device: str) -> Iterator[Check]:
 def _dtype_checks(dtype: Dtype, device: str) -> Iterator[Check]:
     in_torch = torch_dtype(dtype)
     if dtype in _CASTS:
-        given = torch.tensor([each.given for each in _CASTS[dtype]], device=device)
-        cast = given.to(in_torch).float().tolist()
+        values = torch.tensor([cast.value for cast in _CASTS[dtype]], device=device)
+        results = values.to(in_torch).float().tolist()
         wrong = [
-            f"{each.given:g} became {found:g}, not {each.expected:g}"
-            for each, found in zip(_CASTS[dtype], cast, strict=True)
-            if found != each.expected
+            f"{cast.value:g} became {result:g}, not {cast.expected:g}"
+            for cast, result in zip(_CASTS[dtype], results, strict=True)
+            if result != cast.expected
         ]
         yield _check(f"casts to {dtype} round to nearest", wrong)
-    yield _check(f"NaN and infinity are seen in {dtype}", _unseen(in_torch, device))
+    yield _check(f"NaN and infinity are seen in {dtype}", _missed(in_torch, device))
     yield _check(f"products in {dtype} are right", _wrong_products(in_torch, device))
     yield _check(f"kernels in {dtype} give finite numbers", _broken_kernels(in_torch, device))
-    kept = _keeps_subnormals(dtype, in_torch, device)
+    are_kept = _keeps_subnormals(dtype, in_torch, device)
     yield Check(
         what=f"subnormal numbers of {dtype}",
-        holds=kept,
-        found="kept" if kept else "flushed to zero: small values are lost here",
+        holds=are_kept,
+        found="kept" if are_kept else "flushed to zero: small values are lost here",
         is_needed=False,
     )
 
@@ -91,8 +91,8 @@ def _check(what: str, wrong: list[str]) -> Check:
     return Check(what=what, holds=not wrong, found="; ".join(wrong) or "yes")
 
 
-def _unseen(dtype: torch.dtype, device: str) -> list[str]:
-    """Faults that the two reductions miss which every measurement is made with."""
+def _missed(dtype: torch.dtype, device: str) -> list[str]:
+    """Faults that ``aminmax`` and ``isfinite`` miss, on which every measurement is based."""
     missed = []
     for name, value in (("NaN", math.nan), ("inf", math.inf), ("-inf", -math.inf)):
         tensor = torch.ones(_SIZE, _SIZE, dtype=dtype, device=device)
@@ -112,16 +112,16 @@ def _wrong_products(dtype: torch.dtype, device: str) -> list[str]:
     right = torch.randint(-2, 3, (_SIZE, _SIZE), generator=random)
     product = left.to(device, dtype) @ right.to(device, dtype)
     wrong = int((product.double().cpu() != (left @ right).double()).sum())
-    found = [f"{wrong} of {_SIZE * _SIZE} elements are wrong"] if wrong else []
+    faults = [f"{wrong} of {_SIZE * _SIZE} elements are wrong"] if wrong else []
     if dtype is torch.float16:
         large = torch.full((_SIZE, _SIZE), 256.0, dtype=dtype, device=device)
         if not bool((large @ large).isinf().all()):
-            found.append("a product of 4,194,304 is not infinite in float16")
-    return found
+            faults.append("a product of 4,194,304 is not infinite in float16")
+    return faults
 
 
 def _broken_kernels(dtype: torch.dtype, device: str) -> list[str]:
-    """Operations that models are made of, on ordinary numbers."""
+    """Kernels of common operations whose result is not finite for ordinary numbers."""
     random = torch.Generator().manual_seed(0)
     values = torch.rand(2, 4, _SIZE, _SIZE, generator=random) * 2 * _FINITE_INPUTS - _FINITE_INPUTS
     tensor = values.to(device, dtype)
@@ -148,25 +148,24 @@ def _keeps_subnormals(dtype: Dtype, torch_dtype: torch.dtype, device: str) -> bo
 
 
 def check_sums(device: str) -> Check:
-    """What float16 products of the device are added up in."""
-    found = float16_sums(device)
-    said = "float16: partial sums overflow" if found is None else found.replace("_", " ")
+    """The dtype in which the device accumulates float16 products."""
+    sums = float16_sums(device)
     return Check(
         what="float16 products are added up in",
-        holds=found is not None,
-        found=said,
+        holds=sums is not None,
+        found="float16: partial sums overflow" if sums is None else sums.replace("_", " "),
         is_needed=False,
     )
 
 
 def _emulation(device: str) -> Iterator[Check]:
     kind = torch.device(device).type
-    for each in find_devices():
-        if each.kind == "cpu" or kind == "cpu":
+    for accelerator in find_devices():
+        if accelerator.kind == "cpu" or kind == "cpu":
             continue
-        emulates = devices.of(each).emulates_bfloat16
+        emulates = devices.of(accelerator).emulates_bfloat16
         yield Check(
-            what=f"bfloat16 of {each.name}",
+            what=f"bfloat16 of {accelerator.name}",
             holds=not emulates,
             found="only emulated: slow, and no tensor cores" if emulates else "native",
             is_needed=False,

@@ -1,10 +1,10 @@
-"""What a device really does, in seconds: what float16 products are added up in.
+"""Measures in which dtype a device accumulates float16 products; takes seconds.
 
-Two products tell a float16 accumulator from a float32 one. Ones times ones, 8,192 of them, are
-8,192: float16 stops at 2,048, because 2,049 rounds back to it. And a sum that rises to 262,144
-before it falls to zero again is zero in float32, whereas float16 has left its range on the way.
-The second is asked with few rows and many summands as well, where libraries split the sum over
-blocks and may add those up in float16 (split-K).
+Two products tell a float16 accumulator from a float32 one. 8,192 ones times ones are 8,192, but a
+float16 accumulator stops at 2,048, because 2,049 rounds back to it. A sum that rises to 262,144
+and falls back to zero is zero in float32, but overflows on the way in float16. The second product
+is also run with few rows and many summands: there libraries split the sum over blocks and may add
+the parts in float16 (split-K).
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _DEPTH = 8192
 """Summands; a float16 accumulator of ones stops at 2,048."""
 _ROWS = 256
 _SPLIT_DEPTH, _SPLIT_ROWS = 1 << 17, 16
-"""A shape that is split over blocks: a small result of a long sum."""
+"""A shape whose sum is split over blocks: few results with many summands each."""
 _SUMMAND = 64.0
 
 
 def float16_sums(
     device: str, *, product: Callable[[Tensor, Tensor], Tensor] = torch.mm
 ) -> Float16Sums | None:
-    """What float16 products of this device are added up in; None: in float16 throughout.
+    """The dtype in which this device accumulates float16 products; None if it is float16.
 
     Args:
-        device: where to multiply.
-        product: how; torch's own unless a kernel is being tested.
+        device: the torch device.
+        product: multiplies two matrices; torch's own unless a kernel is being tested.
     """
     ones = torch.ones(_ROWS, _DEPTH, dtype=torch.float16, device=device)
     counts = product(ones, ones.T.contiguous())

@@ -1,7 +1,8 @@
-"""Devices of this machine: what torch can run on, and what the NVIDIA driver knows besides."""
+"""Devices of this machine: those that torch can use, and GPUs that only the driver knows."""
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -11,17 +12,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
+from precheck.errors import UsageError
 from precheck.facts.devices import table
 from precheck.measure.machine.arithmetic import cpu_capabilities
 from precheck.records.report import Device
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-import os
-from typing import TYPE_CHECKING
-
-from precheck.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,14 +24,14 @@ if TYPE_CHECKING:
 def find_devices() -> tuple[Device, ...]:
     """Every device, accelerators first, the CPU last.
 
-    The NVIDIA driver is asked too (with nvidia-ml-py): it knows its version, how much memory is
-    free without a context being made, and GPUs that the torch installed here cannot use.
+    The NVIDIA driver is queried too (with nvidia-ml-py), for its version and for GPUs that the
+    installed torch cannot use.
     """
     return (*_accelerators(), _cpu())
 
 
 def cpu_name() -> str:
-    """The processor's own name where Linux tells it, else the architecture."""
+    """The processor's name from Linux, else the architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -57,7 +51,7 @@ def _accelerators() -> tuple[Device, ...]:
         return (Device(name=_apple_chip(), kind="mps", memory_bytes=psutil.virtual_memory().total),)
     if hasattr(torch, "xpu") and torch.xpu.is_available():
         return tuple(_xpu(index) for index in range(torch.xpu.device_count()))
-    return tuple(_beside_torch())
+    return tuple(_unusable_gpus())
 
 
 def _cuda(index: int, *, kind: str, driver: str | None) -> Device:
@@ -85,26 +79,26 @@ def _xpu(index: int) -> Device:
 
 def _cpu() -> Device:
     memory = psutil.virtual_memory()
-    known = cpu_capabilities()
-    asked_for = dict.fromkeys(each for row in table().device for each in row.features)
+    capabilities = cpu_capabilities()
+    known_features = dict.fromkeys(name for row in table().device for name in row.features)
     return Device(
         name=cpu_name(),
         kind="cpu",
         memory_bytes=memory.total,
         memory_free_bytes=memory.available,
-        features=tuple(each for each in asked_for if known.get(each, False)),
+        features=tuple(name for name in known_features if capabilities.get(name, False)),
     )
 
 
 def _apple_chip() -> str:
-    """``Apple M2 Pro``; the processor's name is the chip's."""
+    """``Apple M2 Pro``: the chip has the processor's name."""
     name = cpu_name()
     return name if name.startswith("Apple") else "Apple GPU"
 
 
 @contextmanager
 def _nvml() -> Iterator[Any]:
-    """The driver's library, or None where it is not there or does not answer."""
+    """The driver's library, or None if it is absent or fails."""
     try:
         library: Any = import_module("pynvml")
         library.nvmlInit()
@@ -127,8 +121,8 @@ def _driver() -> str | None:
             return None
 
 
-def _beside_torch() -> Iterator[Device]:
-    """NVIDIA GPUs that this torch cannot use: it is a build without CUDA, or the driver is old."""
+def _unusable_gpus() -> Iterator[Device]:
+    """NVIDIA GPUs that this torch cannot use: built without CUDA, or the driver is too old."""
     with _nvml() as library:
         if library is None:
             return
@@ -146,20 +140,20 @@ def _beside_torch() -> Iterator[Device]:
                     driver=str(library.nvmlSystemGetDriverVersion()),
                     is_usable=False,
                 )
-            except library.NVMLError:  # a GPU that fell off the bus is no reason to see no other
+            except library.NVMLError:  # a GPU that fell off the bus must not hide the others
                 continue
 
 
 def resolve_device(name: str) -> str:
-    """The torch device to use: ``auto`` takes CUDA, then MPS, then the CPU.
+    """The torch device to use: ``auto`` is CUDA if present, else MPS, else the CPU.
 
     Raises:
-        UsageError: it is not here.
+        UsageError: this machine has no such device.
     """
     if name == "auto":
         if torch.cuda.is_available():
-            own = os.environ.get("LOCAL_RANK")  # one of several processes, each with its own GPU
-            return "cuda" if own is None else f"cuda:{own}"
+            rank = os.environ.get("LOCAL_RANK")  # one of several processes, each with its own GPU
+            return "cuda" if rank is None else f"cuda:{rank}"
         return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
@@ -173,8 +167,6 @@ def resolve_device(name: str) -> str:
         "mps": int(torch.backends.mps.is_available()),
     }
     if (device.index or 0) >= present.get(device.type, 0):
-        here = [kind for kind, count in present.items() if count]
-        raise UsageError(
-            f"device not present: {name!r}", hint=f"use one of: {', '.join(['auto', *here])}"
-        )
+        kinds = ["auto", *(kind for kind, count in present.items() if count)]
+        raise UsageError(f"device not present: {name!r}", hint=f"use one of: {', '.join(kinds)}")
     return name

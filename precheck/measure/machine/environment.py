@@ -1,4 +1,4 @@
-"""The machine a scan runs on, and the torch settings it needs while it runs."""
+"""The environment of a scan: Python, libraries and devices."""
 
 from __future__ import annotations
 
@@ -43,9 +43,11 @@ def read_environment() -> Environment:
         cpu=cpu_name(),
         num_threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,
-        libraries={name: found for name in LIBRARIES if (found := _version(name)) is not None},
-        # what is free changes from moment to moment, and two reports on one model should be equal
-        devices=tuple(replace(each, memory_free_bytes=None) for each in find_devices()),
+        libraries={
+            name: installed for name in LIBRARIES if (installed := _version(name)) is not None
+        },
+        # free memory changes from moment to moment, and two reports on one model should be equal
+        devices=tuple(replace(device, memory_free_bytes=None) for device in find_devices()),
     )
 
 

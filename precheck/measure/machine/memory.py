@@ -1,11 +1,14 @@
-"""Telling that memory ran out, whichever allocator says so, and giving back what is not used."""
+"""Free and used memory, and recognising that it ran out, whichever allocator reports it."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 
 from precheck.errors import MemoryExhaustedError, first_line
@@ -13,19 +16,16 @@ from precheck.errors import MemoryExhaustedError, first_line
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import psutil
+_CGROUPS = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def give_back_free_memory() -> None:
-    """Returns to the system what the C library keeps of freed memory.
+    """Returns freed memory that the C library keeps to the system.
 
-    glibc keeps some for each thread, and every run over every batch has a thread: of a 7 B scan's
-    4.3 GiB, 1.3 were kept so. A call takes about a millisecond, and the memory has to be touched
-    anew: a scan that calls this after every step takes 5% longer. Other C libraries have none.
+    glibc keeps some for each thread, and every run over every batch has a thread: 1.3 of the
+    4.3 GiB of a 7 B scan. A call takes about a millisecond, and the memory has to be mapped again:
+    a scan that calls this after every step takes 5% longer. Only glibc has the function.
     """
     trim = _malloc_trim()
     if trim is not None:
@@ -50,22 +50,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def memory_error(error: BaseException, *, doing: str) -> MemoryExhaustedError:
-    """The same in precheck's words; ``doing`` says what, ``while loading``."""
+    """The error that precheck raises for it; ``doing`` says when, as ``while loading``."""
     return MemoryExhaustedError(
         f"out of memory {doing}: {first_line(error)}",
         hint="leave dtypes out with --dtype, use --quick, or another --device",
     )
 
 
-_CGROUPS = Path("/sys/fs/cgroup")
-
-_MEMBERSHIP = Path("/proc/self/cgroup")
-
-
 def free_bytes(device: str) -> int:
-    """Bytes that this process could still take on a device, a container's limit respected.
+    """Bytes that this process can still allocate on a device, within the limit of its container.
 
-    Processes that share a scan share the host's memory.
+    Processes that share a scan get equal parts of the host's memory.
     """
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
@@ -77,7 +72,7 @@ def free_bytes(device: str) -> int:
 
 
 def used_bytes(device: str) -> int:
-    """Bytes that this process has on a device; on the host, memory that is no file's."""
+    """Bytes that this process has on a device; on the host, without mapped files."""
     if device.startswith("cuda"):
         return int(torch.cuda.memory_allocated(device))
     memory = psutil.Process().memory_info()
@@ -85,12 +80,12 @@ def used_bytes(device: str) -> int:
 
 
 def _cgroup_limits() -> list[tuple[int, int]]:
-    """Limit and anonymous memory of every control group this process is in, where there is one."""
+    """Limit and anonymous memory of every control group that this process is in."""
     try:
         lines = _MEMBERSHIP.read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
-    found = []
+    limits = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers in {"", "memory"}:
@@ -98,11 +93,11 @@ def _cgroup_limits() -> list[tuple[int, int]]:
             names = ("memory.max", "anon") if not controllers else ("memory.limit_in_bytes", "rss")
             folder = root / path.lstrip("/")
             while True:
-                found += _limit_in(folder, *names)
+                limits += _limit_in(folder, *names)
                 if folder == root or root not in folder.parents:
                     break
                 folder = folder.parent
-    return found
+    return limits
 
 
 def _limit_in(folder: Path, limit_name: str, anonymous_name: str) -> list[tuple[int, int]]:

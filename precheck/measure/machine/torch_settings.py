@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Makes float32 products on CUDA real float32 (no TF32), and restores the settings."""
+    """Computes float32 products on CUDA in float32 instead of TF32; restores the settings."""
     before = (
         torch.get_float32_matmul_precision(),
         torch.backends.cudnn.allow_tf32,
@@ -30,10 +30,10 @@ def exact_float32() -> Iterator[None]:
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Runs what ``torch.compile`` has compiled as it is written.
+    """Runs compiled modules (``torch.compile``) as plain Python.
 
-    A compiled block shows no operations, and the compiler would compile the hooks too. Where
-    nothing was compiled so far there is nothing to do: importing the compiler takes two seconds.
+    A compiled block dispatches no operations, and the compiler would compile the hooks too. If
+    nothing was compiled yet, nothing is done, since importing the compiler takes two seconds.
     """
     if "torch._dynamo" not in sys.modules:
         yield

@@ -24,9 +24,9 @@ class Batch:
     """Probes that run together, a row each.
 
     ``input_ids`` is ``(batch, seq)`` int64. ``attention_mask`` has the same shape, 1 at real
-    tokens, or is None where every token is real. ``decoder_input_ids`` ``(batch, target)`` only
-    for encoder-decoder models; all of its tokens are real. Of a model that hears, ``input_ids``
-    are those of its decoder.
+    tokens, or is None where every token is real. ``decoder_input_ids`` ``(batch, target)`` is only
+    for encoder-decoder models; all of its tokens are real. For a speech model, ``input_ids`` are
+    those of its decoder.
     """
 
     probes: tuple[Probe, ...]
@@ -34,20 +34,20 @@ class Batch:
     attention_mask: Tensor | None = None
     decoder_input_ids: Tensor | None = None
     media: dict[str, Tensor] = field(default_factory=dict)
-    """What the model is given beside token ids, by the name of its argument; one probe a batch."""
+    """Model inputs besides token ids, by the name of the argument; such a batch is one probe."""
 
     @property
     def num_positions(self) -> int:
-        """Tokens, and about as many more as a tower sees."""
+        """Tokens, plus about the number of patches or frames of a tower."""
         return self.input_ids.numel() + self.num_media_positions
 
     @property
     def num_media_positions(self) -> int:
-        """About how many patches or frames a tower sees; 0 for text."""
+        """About how many patches or frames a tower reads; 0 for text."""
         return sum(
-            each.shape[0] if each.dim() == 2 else each.numel() // _PATCH  # noqa: PLR2004
-            for each in self.media.values()
-            if each.is_floating_point()
+            tensor.shape[0] if tensor.dim() == 2 else tensor.numel() // _PATCH  # noqa: PLR2004
+            for tensor in self.media.values()
+            if tensor.is_floating_point()
         )
 
     @property
@@ -75,12 +75,12 @@ class Batch:
             input_ids=self.input_ids.to(device),
             attention_mask=move(self.attention_mask),
             decoder_input_ids=move(self.decoder_input_ids),
-            media={name: each.to(device) for name, each in self.media.items()},
+            media={name: tensor.to(device) for name, tensor in self.media.items()},
         )
 
     @property
     def real_tokens(self) -> RealTokens:
-        """Which positions count."""
+        """Which positions are no padding."""
         mask = self.attention_mask
         return RealTokens(
             num_rows=self.input_ids.shape[0],

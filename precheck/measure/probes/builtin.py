@@ -1,8 +1,8 @@
-"""The built-in probes: what is known to trigger failures, and why.
+"""The built-in probes: texts that are known to trigger failures, and why.
 
-Token counts are chosen so that one batch without padding holds most of them (a decoder layer's
-weights are used once for it), beside a left-padded batch of unequal lengths and one longer text:
-about 1,024 tokens in all.
+Token counts are chosen so that most of them fit into one batch without padding, for which a decoder
+layer's weights are read once. With a left-padded batch of unequal lengths and one longer text they
+are about 1,024 tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PADDED_TOKENS = (7, 11, 16, 21, 29)
 """Lengths of the left-padded rows; the longest has no padding."""
 
 LONG_TOKENS = 172
-"""Length of the longer text; with the rest 1,024 tokens."""
+"""Length of the longer text; 1,024 tokens with all others."""
 
 QUICK_ROWS = 4
 QUICK_TOKENS = 32
@@ -24,7 +24,7 @@ QUICK_TOKENS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPrompt:
-    """A text and how the tokenizer is to take it."""
+    """A text and how to tokenize it."""
 
     name: str
     text: str
@@ -99,7 +99,7 @@ LONG = TextPrompt(
 )
 
 SPOKEN = "The capital of France is Paris, and the river that crosses it is the Seine."
-"""What a model that hears is asked to write down, as far as it gets."""
+"""The transcript that a speech model is asked for, up to its last token."""
 
 
 HELD_OUT = (
@@ -112,7 +112,7 @@ HELD_OUT = (
     "Q: If 17 boxes hold 23 nails each, how many nails are there?\nA: 17 * 23 = 391, so 391.",
     'I don\'t know... maybe?! She said: "wait -- not yet", and (oddly) nobody moved.',
 )
-"""Texts that no scan probes with unless it is asked to: what a fix is proved by."""
+"""Texts that a fix is proved by; no scan uses them as built-in probes."""
 
 HELD_OUT_TOKENS = 48
-"""Length of each, of models without a tokenizer."""
+"""Length of each for a model without a tokenizer."""

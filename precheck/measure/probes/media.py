@@ -1,8 +1,8 @@
-"""Synthetic images and sounds: what is probed where a model takes more than text.
+"""Synthetic images and sounds: probes of models that take more than text.
 
 They are drawn, not photographed, so that they come with the package and are the same everywhere.
 An image has what natural ones have and flat ones lack: a gradient, an edge, fine grain, a saturated
-corner. Sizes differ because the number of visual tokens does, and some failures need many.
+corner. Different sizes give different numbers of visual tokens, and some failures need many.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SAMPLING_RATE = 16_000
-"""Hz; what speech models take."""
+"""Hz; speech models expect it."""
 _SECONDS = 2.0
 _GRAIN = 12
 """Standard deviation of the noise, of 255."""
@@ -25,7 +25,7 @@ _GRAIN = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageProbe:
-    """An image to draw, ``width`` by ``height`` pixels; 0 grain is a flat grey."""
+    """An image to draw, ``width`` by ``height`` pixels; a flat one is white throughout."""
 
     name: str
     width: int
@@ -65,11 +65,12 @@ def sounds() -> dict[str, NDArray[np.float32]]:
     time = np.arange(int(_SECONDS * SAMPLING_RATE)) / SAMPLING_RATE
     # a vowel: harmonics of 120 Hz around two formants, four times a second
     voice = sum(
-        np.sin(2 * np.pi * 120 * k * time) * (np.exp(-(((120 * k - f) / 200) ** 2)))
-        for k in range(1, 30)
-        for f in (500, 1500)
+        np.sin(2 * np.pi * 120 * harmonic * time)
+        * (np.exp(-(((120 * harmonic - formant) / 200) ** 2)))
+        for harmonic in range(1, 30)
+        for formant in (500, 1500)
     )
     voice = voice / np.abs(voice).max() * (0.5 + 0.5 * np.sin(2 * np.pi * 4 * time))
     noise = np.random.default_rng(0).normal(0, 0.2, time.shape)
-    found = {"sound_voice": voice, "sound_noise": noise, "sound_silence": np.zeros_like(time)}
-    return {name: each.clip(-1, 1).astype(np.float32) for name, each in found.items()}
+    samples = {"sound_voice": voice, "sound_noise": noise, "sound_silence": np.zeros_like(time)}
+    return {name: sound.clip(-1, 1).astype(np.float32) for name, sound in samples.items()}

@@ -1,4 +1,4 @@
-"""The checkpoint's own processor: what it makes of images and sounds, as batches of one probe."""
+"""Images and sounds as batches of one probe each, made by the checkpoint's own processor."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from precheck.records.prompts import ImagePrompt
 
 _LONGEST = 160
-"""Characters of an error that are told; transformers lists every model it knows."""
+"""Characters of an error that are reported; transformers lists every model it knows."""
 
 PIXELS, SOUND = "pixel_values", "input_features"
 
@@ -62,7 +62,7 @@ class Processor:
 
     @property
     def takes_media(self) -> bool:
-        """Whether the model takes anything beside text."""
+        """Whether the model takes images or sounds."""
         return bool({PIXELS, SOUND} & self._accepts)
 
     @property
@@ -71,29 +71,29 @@ class Processor:
         return "input_ids" in self._accepts or not self.takes_media
 
     def builtin(self, *, quick: bool) -> Media:
-        """The packaged images and sounds, one a batch; fewer where the processor makes all alike.
+        """The packaged images or sounds, a batch each; only one of those that become alike.
 
-        A probe that the processor fails on is left out by name.
+        A probe that the processor fails on is named in ``not_run``.
         """
         if not self.takes_media:
             return Media()
         kind = "image" if PIXELS in self._accepts else "sound"
         if self._loaded is None:
             return Media(not_run=(f"{kind} probes ({self._problem})",))
-        found: list[Batch] = []
+        batches: list[Batch] = []
         not_run: list[str] = []
         shapes: set[tuple[object, ...]] = set()
-        for name, make in self._makers():
-            batch = self._made(name, kind, make, not_run)
+        for name, inputs in self._builtin_inputs():
+            batch = self._batch(name, kind, inputs, not_run)
             if batch is None:
                 continue
-            # a processor that scales every image to one size makes three alike of the drawn ones
-            shape = ("blank" in name, *(tuple(each.shape) for each in batch.media.values()))
+            # a processor that scales every image to one size makes the three drawn ones alike
+            shape = ("blank" in name, *(tuple(tensor.shape) for tensor in batch.media.values()))
             if kind == "image" and shape in shapes:
                 continue
             shapes.add(shape)
-            found.append(batch)
-        return Media(batches=tuple(found[: 1 if quick else None]), not_run=tuple(not_run))
+            batches.append(batch)
+        return Media(batches=tuple(batches[: 1 if quick else None]), not_run=tuple(not_run))
 
     def of_user(self, prompt: ImagePrompt, name: str) -> Batch:
         """The batch of a prompt with images.
@@ -106,7 +106,7 @@ class Processor:
             raise UsageError(f"{name} has images, and {reason}", hint="leave the images out")
         images = [_read_image(path) for path in prompt.images]
         not_run: list[str] = []
-        batch = self._made(name, "image", lambda: self._about(images, prompt.text), not_run)
+        batch = self._batch(name, "image", lambda: self._image_inputs(images, prompt.text), not_run)
         if batch is None:
             raise UsageError(
                 f"{name}: {not_run[0]}", hint="try the images with the processor alone"
@@ -116,36 +116,38 @@ class Processor:
     def _load(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is None:
             self._problem = "a live module has no processor"
-        elif not any((checkpoint.folder / each).is_file() for each in PROCESSOR_FILES):
+        elif not any((checkpoint.folder / name).is_file() for name in PROCESSOR_FILES):
             self._problem = "the checkpoint has no processor: no preprocessor_config.json"
         else:
             try:
                 with quiet_transformers():
                     self._loaded = load_processor(checkpoint)
             except Exception as error:  # noqa: BLE001  a processor may raise anything
-                self._problem = f"the processor does not load: {_line(error)}"
+                self._problem = f"the processor does not load: {_error_line(error)}"
 
-    def _makers(self) -> Iterator[tuple[str, Callable[[], dict[str, Tensor]]]]:
+    def _builtin_inputs(self) -> Iterator[tuple[str, Callable[[], dict[str, Tensor]]]]:
+        """The name of each probe, and a function that makes its model inputs."""
         if PIXELS in self._accepts:
             for probe in IMAGES:
-                yield probe.name, partial(self._about_drawn, probe)
+                yield probe.name, partial(self._drawn_inputs, probe)
         else:
             for name, sound in sounds().items():
-                yield name, partial(self._heard, sound)
+                yield name, partial(self._sound_inputs, sound)
 
-    def _made(
-        self, name: str, kind: str, make: Callable[[], dict[str, Tensor]], not_run: list[str]
+    def _batch(
+        self, name: str, kind: str, make_inputs: Callable[[], dict[str, Tensor]], not_run: list[str]
     ) -> Batch | None:
+        """The batch of a probe; None if the processor fails, which is added to ``not_run``."""
         try:
             with quiet_transformers():
-                made = make()
-            ids = made.pop("input_ids")
+                inputs = make_inputs()
+            ids = inputs.pop("input_ids")
             if int(ids.max()) >= self._vocab_size:
                 raise ValueError("it makes tokens that the model has no embedding for")  # noqa: TRY301
         except Exception as error:  # noqa: BLE001  a processor may raise anything
-            not_run.append(f"{name} (the processor fails: {_line(error)})")
+            not_run.append(f"{name} (the processor fails: {_error_line(error)})")
             return None
-        media = {key: each for key, each in made.items() if key in self._accepts}
+        media = {key: tensor for key, tensor in inputs.items() if key in self._accepts}
         if not {PIXELS, SOUND} & set(media):
             not_run.append(f"{name} (the processor makes no {kind} of it)")
             return None
@@ -156,18 +158,16 @@ class Processor:
             media=media,
         )
 
-    def _about_drawn(self, probe: ImageProbe) -> dict[str, Tensor]:
-        return self._about([draw(probe)], QUESTION)
+    def _drawn_inputs(self, probe: ImageProbe) -> dict[str, Tensor]:
+        return self._image_inputs([draw(probe)], QUESTION)
 
-    def _about(self, images: list[Image.Image], question: str) -> dict[str, Tensor]:
+    def _image_inputs(self, images: list[Image.Image], question: str) -> dict[str, Tensor]:
         """Model inputs of images and a question about them."""
-        made = self._loaded(
-            text=[self._asked(len(images), question)], images=[images], return_tensors="pt"
-        )
-        return _tensors(made)
+        text = self._text_with_images(len(images), question)
+        return _tensors(self._loaded(text=[text], images=[images], return_tensors="pt"))
 
-    def _asked(self, num_images: int, question: str) -> str:
-        """The text with a place for each image: by the chat template, else by the bare token."""
+    def _text_with_images(self, num_images: int, question: str) -> str:
+        """The text with a token for each image: by the chat template, else in front of it."""
         parts = [
             *({"type": "image"} for _ in range(num_images)),
             {"type": "text", "text": question},
@@ -175,7 +175,7 @@ class Processor:
         template = getattr(self._loaded, "chat_template", None) or getattr(
             self._loaded.tokenizer, "chat_template", None
         )
-        place = _image_token(self._loaded)
+        image_token = _image_token(self._loaded)
         if template:
             text: str = self._loaded.apply_chat_template(
                 [{"role": "user", "content": parts}],
@@ -183,45 +183,46 @@ class Processor:
                 tokenize=False,
                 add_generation_prompt=True,
             )
-            if place in text:
+            if image_token in text:
                 return text
-        return f"{place * num_images}\n{question}"
+        return f"{image_token * num_images}\n{question}"
 
-    def _heard(self, sound: Any) -> dict[str, Tensor]:
-        """Model inputs of a sound: with a question, or with the beginning of its transcript."""
+    def _sound_inputs(self, sound: Any) -> dict[str, Tensor]:
+        """Model inputs of a sound: with a text, or with the beginning of its transcript."""
         if "input_ids" in self._accepts:
-            token = getattr(self._loaded, "audio_token", "")
-            made = self._loaded(
-                text=[f"{token}\n{SPOKEN}"],
+            audio_token = getattr(self._loaded, "audio_token", "")
+            inputs = self._loaded(
+                text=[f"{audio_token}\n{SPOKEN}"],
                 audio=[sound],
                 sampling_rate=SAMPLING_RATE,
                 return_tensors="pt",
             )
-            return _tensors(made)
-        made = self._loaded.feature_extractor(
+            return _tensors(inputs)
+        features = self._loaded.feature_extractor(
             sound, sampling_rate=SAMPLING_RATE, return_tensors="pt"
         )
         ids = self._loaded.tokenizer(SPOKEN)["input_ids"]
-        return {**_tensors(made), "input_ids": torch.tensor([ids[:-1]])}
+        return {**_tensors(features), "input_ids": torch.tensor([ids[:-1]])}
 
 
 def _image_token(processor: Any) -> str:
-    """What stands for an image in a text."""
-    for holder in (processor, processor.tokenizer):
+    """The token that stands for an image in a text."""
+    for owner in (processor, processor.tokenizer):
         # Gemma 3 has a token for the place, and another for what fills it
         for name in ("boi_token", "image_token"):
-            token = getattr(holder, name, None)
+            token = getattr(owner, name, None)
             if token:
                 return str(token)
     raise ValueError("it has no token for an image")
 
 
-def _tensors(made: Any) -> dict[str, Tensor]:
-    found = {key: each for key, each in made.items() if isinstance(each, torch.Tensor)}
-    mask = found.get("attention_mask")
-    if mask is not None and mask.shape == found.get("input_ids", mask).shape:
-        del found["attention_mask"]  # one row has no padding
-    return found
+def _tensors(processed: Any) -> dict[str, Tensor]:
+    """The tensors that a processor returned, without the mask of a single row."""
+    tensors = {key: value for key, value in processed.items() if isinstance(value, torch.Tensor)}
+    mask = tensors.get("attention_mask")
+    if mask is not None and mask.shape == tensors.get("input_ids", mask).shape:
+        del tensors["attention_mask"]  # one row has no padding
+    return tensors
 
 
 def _read_image(path: str) -> Image.Image:
@@ -230,10 +231,11 @@ def _read_image(path: str) -> Image.Image:
             return image.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise UsageError(
-            f"cannot read image: {path!r}: {_line(error)}", hint="give a PNG or JPEG file"
+            f"cannot read image: {path!r}: {_error_line(error)}", hint="give a PNG or JPEG file"
         ) from error
 
 
-def _line(error: BaseException) -> str:
-    lines = [each for each in str(error).strip().splitlines() if each.strip()]
+def _error_line(error: BaseException) -> str:
+    """The kind of an error and the first line of its message."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:_LONGEST]}" if lines else type(error).__name__

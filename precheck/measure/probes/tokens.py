@@ -1,9 +1,9 @@
-"""Probes as token ids: what the checkpoint's own tokenizer makes of the prompts, in batches."""
+"""Probes as batches of token ids, made by the checkpoint's own tokenizer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -32,15 +32,23 @@ if TYPE_CHECKING:
 
 
 MAX_BATCH_TOKENS = 1024
-"""Rows of one length run together up to here: activations of a batch stay small."""
+"""Rows of one length run together up to this number: activations of a batch stay small."""
 
 MAX_BATCH_ROWS = 8
 """Half of the built-in rows: two processes have equal shares, and logits of a batch stay small."""
 
 
+class _Row(NamedTuple):
+    """A probe as token ids."""
+
+    name: str
+    kind: str
+    ids: list[int]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The batches of a scan and what was left out of it."""
+    """The batches of a scan and the probes that were left out, with the reason."""
 
     batches: tuple[Batch, ...]
     not_run: tuple[str, ...]
@@ -98,26 +106,24 @@ def generation_batches(
     prompts: Sequence[Prompt] | None,
     max_context: int | None,
 ) -> tuple[Batch, ...]:
-    """What is written behind: each of the user's prompts, or a built-in one; a row a batch."""
+    """The prompts to generate from, one a batch: the user's, or a built-in one."""
     if prompts is not None:
         batches = _user_batches(vocabulary, processor, prompts, max_context)
-        return tuple(each for batch in batches for each in _rows_of(batch))
+        return tuple(row for batch in batches for row in _rows_of(batch))
     media = processor.builtin(quick=True).batches
     if not processor.takes_text:
         return media
-    chat = next(each for each in BUILTIN if each.kind == "chat")
+    chat = next(prompt for prompt in BUILTIN if prompt.kind == "chat")
     for prompt in (chat, BUILTIN[0]):
-        ids = _usable(vocabulary, prompt)
+        ids = _embedded_ids(vocabulary, prompt)
         if ids:
-            return (_batch([(prompt.name, "text", ids)]), *media)
-    return (
-        _batch([("vocabulary", "token_ids", _covering_rows(vocabulary.size, 1, 16)[0])]),
-        *media,
-    )
+            return (_batch([_Row(prompt.name, "text", ids)]), *media)
+    covering = _covering_rows(vocabulary.size, 1, 16)[0]
+    return (_batch([_Row("vocabulary", "token_ids", covering)]), *media)
 
 
 def _rows_of(batch: Batch) -> Iterator[Batch]:
-    """Each row of a batch without padding by itself."""
+    """Each row of a batch without padding, as a batch."""
     for row, probe in enumerate(batch.probes):
         yield Batch(probes=(probe,), input_ids=batch.input_ids[row : row + 1], media=batch.media)
 
@@ -132,30 +138,30 @@ def _builtin_batches(
     covering = _covering_rows(vocabulary.size, num_rows, length)
     if vocabulary.tokenizer is None:
         not_run = [f"text probes ({vocabulary.problem})"]
-        named = [(f"vocabulary_{i}", "token_ids", ids) for i, ids in enumerate(covering)]
-        padded = [row[:count] for row, count in zip(covering, PADDED_TOKENS, strict=False)]
-        last = ("vocabulary_long", "token_ids", _covering_rows(vocabulary.size, 1, long_length)[0])
+        rows = [_Row(f"vocabulary_{index}", "token_ids", ids) for index, ids in enumerate(covering)]
+        padded = [ids[:count] for ids, count in zip(covering, PADDED_TOKENS, strict=False)]
+        long_ids = _covering_rows(vocabulary.size, 1, long_length)[0]
+        long_row = _Row("vocabulary_long", "token_ids", long_ids)
     else:
-        named, not_run = _text_rows(vocabulary, length)
-        named.append(("vocabulary", "token_ids", covering[0]))
-        texts = [_usable(vocabulary, prompt) or [0] for prompt in PADDED]
+        rows, not_run = _text_rows(vocabulary, length)
+        rows.append(_Row("vocabulary", "token_ids", covering[0]))
+        texts = [_embedded_ids(vocabulary, prompt) or [0] for prompt in PADDED]
         padded = [
             _cut_or_filled(ids, min(count, limit))
             for ids, count in zip(texts, PADDED_TOKENS, strict=True)
         ]
-        last = (LONG.name, "text", _cut_or_filled(_usable(vocabulary, LONG) or [0], long_length))
+        long_ids = _cut_or_filled(_embedded_ids(vocabulary, LONG) or [0], long_length)
+        long_row = _Row(LONG.name, "text", long_ids)
     if quick:
-        return [_batch(named[:QUICK_ROWS])], not_run
+        return [_batch(rows[:QUICK_ROWS])], not_run
     kind = "token_ids" if vocabulary.tokenizer is None else "padded"
     left_padded = _padded_batch(padded, pad_id=vocabulary.pad_id, kind=kind)
-    return [*map(_batch, _in_batches(named)), left_padded, _batch([last])], not_run
+    return [*map(_batch, _in_batches(rows)), left_padded, _batch([long_row])], not_run
 
 
-def _text_rows(
-    vocabulary: Vocabulary, length: int
-) -> tuple[list[tuple[str, str, list[int]]], list[str]]:
-    """The built-in texts as rows of one length, and those the tokenizer cannot make."""
-    named: list[tuple[str, str, list[int]]] = []
+def _text_rows(vocabulary: Vocabulary, length: int) -> tuple[list[_Row], list[str]]:
+    """The built-in texts as rows of one length, and those that have no usable tokens."""
+    rows: list[_Row] = []
     not_run: list[str] = []
     for prompt in BUILTIN:
         ids = vocabulary.encode(prompt)
@@ -163,31 +169,29 @@ def _text_rows(
             not_run.append(f"{prompt.name} (it has tokens that the model has no embedding for)")
         elif ids:
             kind = "chat" if prompt.kind == "chat" else "text"
-            named.append((prompt.name, kind, _cut_or_filled(ids, length)))
+            rows.append(_Row(prompt.name, kind, _cut_or_filled(ids, length)))
         elif prompt.kind == "chat":
             not_run.append(f"{prompt.name} (the chat template is absent, or fails)")
         else:
             not_run.append(f"{prompt.name} (the tokenizer makes no tokens of it)")
-    return named, not_run
+    return rows, not_run
 
 
-def _usable(vocabulary: Vocabulary, prompt: TextPrompt) -> list[int]:
+def _embedded_ids(vocabulary: Vocabulary, prompt: TextPrompt) -> list[int]:
     """The tokens of a text that the model has embeddings for."""
-    return [each for each in vocabulary.encode(prompt) or () if vocabulary.has_all([each])]
+    return [token for token in vocabulary.encode(prompt) or () if vocabulary.has_all([token])]
 
 
-def _batch(rows: list[tuple[str, str, list[int]]]) -> Batch:
+def _batch(rows: list[_Row]) -> Batch:
     return Batch(
-        probes=tuple(Probe(name=name, kind=kind, num_tokens=len(ids)) for name, kind, ids in rows),
-        input_ids=stack_rows([ids for _, _, ids in rows]),
+        probes=tuple(Probe(name=row.name, kind=row.kind, num_tokens=len(row.ids)) for row in rows),
+        input_ids=stack_rows([row.ids for row in rows]),
     )
 
 
-def _in_batches(
-    rows: list[tuple[str, str, list[int]]],
-) -> Iterator[list[tuple[str, str, list[int]]]]:
+def _in_batches(rows: list[_Row]) -> Iterator[list[_Row]]:
     """Rows of one length, in parts that run together."""
-    step = min(MAX_BATCH_ROWS, max(1, MAX_BATCH_TOKENS // len(rows[0][2])))
+    step = min(MAX_BATCH_ROWS, max(1, MAX_BATCH_TOKENS // len(rows[0].ids)))
     for start in range(0, len(rows), step):
         yield rows[start : start + step]
 
@@ -197,11 +201,11 @@ def _padded_batch(rows: list[list[int]], *, pad_id: int, kind: str) -> Batch:
     longest = max(map(len, rows))
     return Batch(
         probes=tuple(
-            Probe(name=f"padded_{length}", kind=kind, num_tokens=len(row))
-            for length, row in zip(PADDED_TOKENS, rows, strict=False)
+            Probe(name=f"padded_{length}", kind=kind, num_tokens=len(ids))
+            for length, ids in zip(PADDED_TOKENS, rows, strict=False)
         ),
-        input_ids=stack_rows([[pad_id] * (longest - len(row)) + row for row in rows]),
-        attention_mask=stack_rows([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
+        input_ids=stack_rows([[pad_id] * (longest - len(ids)) + ids for ids in rows]),
+        attention_mask=stack_rows([[0] * (longest - len(ids)) + [1] * len(ids) for ids in rows]),
     )
 
 
@@ -214,10 +218,10 @@ def _covering_rows(vocab_size: int, num_rows: int, length: int) -> list[list[int
 
 
 def _cut_or_filled(ids: list[int], length: int) -> list[int]:
-    """Exactly ``length`` ids: cut, or said again without the first, which may be BOS."""
-    again = ids[1:] or ids
+    """Exactly ``length`` ids: cut, or repeated without the first, which may be BOS."""
+    repeated = ids[1:] or ids
     while len(ids) < length:
-        ids = ids + again
+        ids = ids + repeated
     return ids[:length]
 
 
@@ -239,21 +243,21 @@ def _user_batches(
     ]
     if not rows and not with_images:
         raise UsageError("no prompts given", hint="give at least one, or leave prompts out")
-    by_length: dict[int, list[tuple[str, str, list[int]]]] = {}
+    by_length: dict[int, list[_Row]] = {}
     for row in rows:
-        by_length.setdefault(len(row[2]), []).append(row)
+        by_length.setdefault(len(row.ids), []).append(row)
     batches: list[Batch] = []
     for group in by_length.values():
         batches += map(_batch, _in_batches(group))
     return [
-        replace(each, probes=tuple(replace(probe, is_own=True) for probe in each.probes))
-        for each in batches + with_images
+        replace(batch, probes=tuple(replace(probe, is_own=True) for probe in batch.probes))
+        for batch in batches + with_images
     ]
 
 
 def _user_row(
     vocabulary: Vocabulary, prompt: str | Sequence[int], index: int, max_context: int | None
-) -> tuple[str, str, list[int]]:
+) -> _Row:
     name = f"prompt_{index}"
     if isinstance(prompt, str):
         if vocabulary.tokenizer is None:
@@ -264,7 +268,7 @@ def _user_row(
         ids = vocabulary.encode(TextPrompt(name=name, text=prompt)) or []
         kind = "text"
     else:
-        ids, kind = [int(each) for each in prompt], "token_ids"
+        ids, kind = [int(token) for token in prompt], "token_ids"
     if not vocabulary.has_all(ids):
         raise UsageError(
             f"prompt {index} has token ids outside 0 to {vocabulary.size - 1}",
@@ -277,7 +281,7 @@ def _user_row(
             f"prompt {index} has {len(ids)} tokens (the model's context is {max_context})",
             hint="shorten it",
         )
-    return name, kind, ids
+    return _Row(name, kind, ids)
 
 
 def with_decoder_input(batch: Batch, *, start_id: int) -> Batch:

@@ -21,7 +21,7 @@ TOKENIZER_FILES = ("tokenizer*", "tokenization_*", "vocab*", "merges.txt", "*.mo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """The tokenizer, if there is one that fits, and what token ids are allowed."""
+    """The tokenizer, if there is one that fits, and how many token ids there are."""
 
     size: int
     tokenizer: Any = None
@@ -33,7 +33,7 @@ class Vocabulary:
         if self.tokenizer is None:
             return None
         try:
-            with quiet_transformers():  # it warns of texts longer than its own idea of the context
+            with quiet_transformers():  # it warns of texts longer than the context it assumes
                 return self._encode(prompt)
         except Exception:  # noqa: BLE001  a tokenizer or a template may raise anything
             return None
@@ -53,7 +53,7 @@ class Vocabulary:
 
     def has_all(self, ids: Sequence[int]) -> bool:
         """Whether the model has an embedding for every id."""
-        return all(0 <= each < self.size for each in ids)
+        return all(0 <= token < self.size for token in ids)
 
     def decode(self, ids: Sequence[int]) -> str | None:
         """Text of token ids as an answer shows it; None without a tokenizer."""
@@ -62,26 +62,26 @@ class Vocabulary:
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         if not isinstance(text, str):
             return None
-        left_out = self.tokenizer.decode(list(ids[:1]))
-        return text or f"an empty answer ({left_out} is a special token, which is left out)"
+        first = self.tokenizer.decode(list(ids[:1]))
+        return text or f"an empty answer ({first} is a special token, which is left out)"
 
     @property
     def pad_id(self) -> int:
-        """What fills a padded row; its value is masked, so any id does."""
-        found = getattr(self.tokenizer, "pad_token_id", None)
-        return found if isinstance(found, int) and 0 <= found < self.size else 0
+        """Fills padded rows; it is masked, so any id will do."""
+        pad_id = getattr(self.tokenizer, "pad_token_id", None)
+        return pad_id if isinstance(pad_id, int) and 0 <= pad_id < self.size else 0
 
 
 def read_vocabulary(checkpoint: Checkpoint | None, *, size: int) -> Vocabulary:
     """The checkpoint's tokenizer, or why there is none.
 
-    A tokenizer that fails, or that has more tokens than the model's embedding has rows, is left
-    out: token ids that cover the vocabulary take its place.
+    A tokenizer that fails, or that has more tokens than the model's embedding has rows, is not
+    used: probes are token ids that cover the vocabulary instead.
     """
     if checkpoint is None:
         return Vocabulary(size=size, problem="a live module has no tokenizer")
-    if not any(any(checkpoint.folder.glob(each)) for each in TOKENIZER_FILES):
-        # transformers would make an empty tokenizer of the config alone
+    if not any(any(checkpoint.folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+        # transformers would make an empty tokenizer from the config alone
         return Vocabulary(size=size, problem="no tokenizer files")
     try:
         with quiet_transformers():

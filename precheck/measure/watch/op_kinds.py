@@ -1,4 +1,4 @@
-"""What is known of ATen operations by name: which move data, cast, multiply, normalise."""
+"""Kinds of ATen operations, by name: which move data, cast, multiply, normalise."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torch._ops import OpOverload
+
+from typing import TYPE_CHECKING
+
+import torch
 
 FUSED_ATTENTION = "scaled_dot_product"
 GROUPED_PRODUCT = "grouped_mm"
@@ -50,7 +54,7 @@ MOVES = frozenset(
         "aten.zeros_like",
     }
 )
-"""Hand elements on (at most with another sign), or write constants; their output is not reduced."""
+"""Copy elements (at most with another sign) or write constants; their output is not reduced."""
 
 ALLOCATIONS = frozenset(
     {
@@ -61,7 +65,7 @@ ALLOCATIONS = frozenset(
         "aten.new_empty_strided",
     }
 )
-"""Hand out memory as they find it: what it holds means nothing until it is written."""
+"""Return uninitialised memory: its values mean nothing until it is written."""
 
 UNDECLARED_VIEWS = frozenset({"aten._unsafe_view"})
 """Views whose schema does not say so."""
@@ -144,7 +148,7 @@ ELEMENTWISE = frozenset(
         *MOVES,
     }
 )
-"""Hand every element on, changed or not: what a value goes through on its way."""
+"""Every output element comes from one position of the inputs, changed or not."""
 
 COPIES = frozenset({"aten._to_copy", "aten.clone"})
 REDUCTIONS = frozenset(
@@ -153,7 +157,7 @@ REDUCTIONS = frozenset(
 
 
 class OpKind(NamedTuple):
-    """What the schema of an operation tells; looked up once for each."""
+    """What the schema of an operation says; read once per operation."""
 
     name: str
     is_view: bool
@@ -170,9 +174,13 @@ def op_kind(func: OpOverload) -> OpKind:
     if kind is None:
         schema = func._schema  # noqa: SLF001  the public spelling of an op is its schema
         name = schema.name.replace("::", ".")
-        aliases = [each.alias_info for each in schema.returns]
+        aliases = [result.alias_info for result in schema.returns]
         is_view = name in UNDECLARED_VIEWS or any(
             alias is not None and not alias.is_write for alias in aliases
         )
         kind = _KINDS[func] = OpKind(name, is_view, name in MOVES, schema.is_mutable)
     return kind
+
+
+MASK_SENTINEL = torch.finfo(torch.float32).min / 2
+"""At or below it a float32 value is a mask, not a number: no activation comes near 1.7e38."""

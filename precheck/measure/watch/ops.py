@@ -8,7 +8,7 @@ stay on the device until a unit is over and are then fetched together.
 
 Assumptions. Operations that only view or move data cannot make a fault and are not reduced. Of an
 operation with several outputs the first floating-point one is watched. A tensor keeps its Python
-identity while it lives, which is what links an operation to those it reads from.
+identity while it lives, and this identity links an operation to those it reads from.
 
 What it cannot see: inside one kernel (fused attention, the accumulator of a product), what is
 computed without a dispatched operation, and what the hooks themselves switch off (fusions).
@@ -24,9 +24,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from precheck.measure.watch.float16_sums import Float16Sums
-from precheck.measure.watch.op_kinds import CASTS, FUSED_ATTENTION, OpKind, op_kind
-from precheck.measure.watch.reduce import MASK_SENTINEL
-from precheck.measure.watch.segment import HIDDEN, OTHER, WEIGHT, OpNode, Origin, Segment
+from precheck.measure.watch.op_kinds import CASTS, FUSED_ATTENTION, MASK_SENTINEL, OpKind, op_kind
+from precheck.measure.watch.segment import (
+    HIDDEN,
+    OTHER,
+    WEIGHT,
+    OpNode,
+    Origin,
+    Segment,
+    next_ordinal,
+)
 from precheck.measure.watch.source_line import source_line
 from precheck.measure.watch.trees import tensors_in
 
@@ -43,7 +50,7 @@ if TYPE_CHECKING:
 
 
 class Examination(Protocol):
-    """Looks at operations more closely, one by one, while they run."""
+    """Examines operations one by one while they run."""
 
     def before(self, tensors: list[Tensor], *, overwrites: bool) -> None:
         """The inputs of the next operation, which may write into one of them."""
@@ -52,21 +59,21 @@ class Examination(Protocol):
         """``views`` share the storage of ``base``."""
 
     def ran(self, node: OpNode, tensors: list[Tensor], output: Tensor) -> None:
-        """``node`` made the floating-point ``output`` out of ``tensors``."""
+        """``node`` computed the floating-point ``output`` from ``tensors``."""
 
-    def handed_on(self, output: Tensor) -> None:
-        """The last operation made something complex, such as a rotation by ``view_as_complex``."""
+    def ran_complex(self, output: Tensor) -> None:
+        """The last operation made a complex tensor, as rotations by ``view_as_complex`` do."""
 
 
 class OpWatcher(TorchDispatchMode):
     """Records every operation of one run into the current segment.
 
     ``check`` runs before each operation and may raise to leave the forward. While ``examination``
-    is set, every operation is shown to it. ``products`` computes matrix products where the device
+    is set, every operation is passed to it. ``products`` computes matrix products where the device
     has no arithmetic for the run's dtype.
 
-    ``device`` is the run's, where its parameters come and go: code that asks an absent one for its
-    device is told this one, and an operation on an absent one raises.
+    ``device`` is the run's, given where parameters come and go. An absent parameter is on meta: a
+    tensor made on its device is made on this one instead, and an operation that reads it raises.
     """
 
     def __init__(
@@ -93,7 +100,7 @@ class OpWatcher(TorchDispatchMode):
         self._device = device
         self._origins: dict[int, Origin] = {}
         self._ran_at: tuple[str, tuple[str, int]] | None = None
-        """Module and source line of an operation that ran before; None of one that runs."""
+        """Module and source line of an operation that is replayed; None while one runs."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -103,7 +110,7 @@ class OpWatcher(TorchDispatchMode):
     def begin(self, hidden: Iterable[Tensor] = ()) -> None:
         """Opens a segment; ``hidden`` are the tensors it starts from that carry activations."""
         self.segment = Segment()
-        self._origins = {id(each): Origin(HIDDEN, 0) for each in hidden}
+        self._origins = {id(tensor): Origin(HIDDEN, 0) for tensor in hidden}
 
     def end(self) -> Segment:
         """The segment, its numbers fetched."""
@@ -123,7 +130,7 @@ class OpWatcher(TorchDispatchMode):
         if self.examination is not None:
             self.examination.before(tensors, overwrites=op_kind(func).overwrites)
         products = self._products
-        if products is not None and products.takes(op_kind(func).name, tensors):
+        if products is not None and products.applies_to(op_kind(func).name, tensors):
             output = products.compute(func, args, kwargs)
         else:
             output = func(*args, **kwargs)
@@ -131,16 +138,17 @@ class OpWatcher(TorchDispatchMode):
         return output
 
     def _on_device(self, kwargs: dict[str, Any], tensors: list[Tensor]) -> dict[str, Any]:
-        """``ids.to(embedding.weight.device)`` is asked before the weight is there.
+        """The arguments with the run's device for meta.
+
+        ``ids.to(embedding.weight.device)`` reads the device before the weight is there.
 
         Raises:
-            RuntimeError: an operation on tensors without values, which torch may answer with
-                whatever lies in memory.
+            RuntimeError: a tensor has no values, and torch might return uninitialised memory.
         """
-        if any(each.is_meta for each in tensors):
+        if any(tensor.is_meta for tensor in tensors):
             raise RuntimeError("an operation on a meta tensor")
-        asked = kwargs.get("device")
-        if asked is None or torch.device(asked).type != "meta":
+        device = kwargs.get("device")
+        if device is None or torch.device(device).type != "meta":
             return kwargs
         return {**kwargs, "device": self._device}
 
@@ -174,8 +182,8 @@ class OpWatcher(TorchDispatchMode):
             self._skip(kind.name)
             return
         node = self._node(kind, args, tensors, outputs[0])
-        for each in outputs:
-            self._origins[id(each)] = Origin(node.index, 0)
+        for tensor in outputs:
+            self._origins[id(tensor)] = Origin(node.index, 0)
         if kind.name == "aten.topk":
             self.segment.routes.append(outputs[1])
         if FUSED_ATTENTION in kind.name:
@@ -189,12 +197,12 @@ class OpWatcher(TorchDispatchMode):
         if output.is_floating_point():
             self.examination.ran(node, tensors, output)
         elif output.is_complex():
-            self.examination.handed_on(output)
+            self.examination.ran_complex(output)
 
     def _record_view(self, base: Tensor, views: list[Tensor]) -> None:
         origin = self._origin(base)
-        for each in views:
-            self._origins[id(each)] = Origin(origin.node, int(each.storage_offset()))
+        for view in views:
+            self._origins[id(view)] = Origin(origin.node, int(view.storage_offset()))
         if self.examination is not None:
             self.examination.viewed(base, views)
 
@@ -225,23 +233,23 @@ class OpWatcher(TorchDispatchMode):
             index=len(self.segment.nodes),
             module=module,
             op=kind.name,
-            ordinal=0 if is_cast else self.segment.ordinal(module, kind.name),
-            inputs=tuple(self._origin(each) for each in tensors),
+            ordinal=0 if is_cast else next_ordinal(self.segment.ordinals, module, kind.name),
+            inputs=tuple(self._origin(tensor) for tensor in tensors),
             shape=tuple(output.shape),
             dtype=output.dtype if output.is_floating_point() else None,
             is_cast=is_cast,
-            has_mask_scalar=any(isinstance(each, float) and each <= MASK_SENTINEL for each in args),
+            has_mask_scalar=any(isinstance(arg, float) and arg <= MASK_SENTINEL for arg in args),
             filename=filename,
             line=line,
         )
         if isinstance(self._products, Float16Sums):
             node.sum_bound = self._products.bound
-            node.overflowed_inside = self._products.is_inside
+            node.overflowed_inside = self._products.overflowed_inside
         self.segment.nodes.append(node)
         return node
 
     def _origin(self, tensor: Tensor) -> Origin:
-        # first: a parameter that has just come may have the identity of an output that is gone
+        # first: a parameter that was just loaded may have the identity of an output that is gone
         if id(tensor) in self._parameter_names:
             return Origin(WEIGHT, 0)
         return self._origins.get(id(tensor)) or Origin(OTHER, 0)

@@ -1,4 +1,4 @@
-"""Which positions of a tensor are real tokens, and not padding."""
+"""Which positions of a tensor are real tokens rather than padding."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RealTokens:
-    """Finds the real-token part of a tensor from its shape.
+    """Selects the real tokens of a tensor by its shape.
 
-    Recognised are ``(batch, seq, ...)``, ``(batch * seq, ...)``, ``(batch, heads, seq, ...)``,
-    ``(batch * heads, seq, ...)`` and ``(streams, batch, seq, hidden)``: the shapes attention and
-    MLP code produces, and AltUp's. A tensor of another shape has no positions to leave out, or
-    cannot be told apart.
+    Recognised are the shapes that attention and MLP code produces, ``(batch, seq, ...)``,
+    ``(batch * seq, ...)``, ``(batch, heads, seq, ...)`` and ``(batch * heads, seq, ...)``, and
+    AltUp's ``(streams, batch, seq, hidden)``. In a tensor of another shape padding cannot be
+    recognised, or there is none.
     """
 
     num_rows: int
@@ -26,7 +26,7 @@ class RealTokens:
     mask: Tensor | None
 
     def select(self, tensor: Tensor) -> Tensor | None:
-        """The part of ``tensor`` at real tokens; None where its shape does not tell.
+        """The part of ``tensor`` at real tokens; None if its shape is not recognised.
 
         Without padding it is the tensor itself, uncopied.
         """
@@ -46,7 +46,7 @@ class RealTokens:
         return None
 
     def _batch_first(self, tensor: Tensor) -> Tensor:
-        """Streams of hidden states behind the batch, as heads are; others as they are."""
+        """Streams of hidden states with the batch first, as heads are; other tensors unchanged."""
         is_streams = (
             tensor.dim() == 4  # noqa: PLR2004
             and tensor.shape[0] % self.num_rows != 0
@@ -57,31 +57,31 @@ class RealTokens:
     def tokens(self, hidden_states: Tensor) -> Tensor:
         """``(num_real_tokens, hidden)`` of a ``(batch, seq, hidden)`` or flattened tensor.
 
-        A tensor of another sequence length (a decoder beside a padded encoder) is all real.
+        A tensor of another sequence length (of a decoder with a padded encoder) is all real.
         """
-        real = self.select(hidden_states)
-        kept = hidden_states if real is None else real
-        return kept.reshape(-1, kept.shape[-1])
+        selected = self.select(hidden_states)
+        real = hidden_states if selected is None else selected
+        return real.reshape(-1, real.shape[-1])
 
     def first_positions(self, elements: Tensor) -> dict[int, int]:
         """By row, the first real token (counted from 0) at which ``elements`` (bool) are true.
 
-        Empty where the shape does not tell; a row whose padding alone is hit is left out.
+        Empty if the shape is not recognised. A row that is only hit at padding is left out.
         """
-        hit = self._by_position(elements)
-        if hit is None:
+        hits = self._by_position(elements)
+        if hits is None:
             return {}
-        number = torch.arange(self.length, device=hit.device).expand_as(hit)
+        numbers = torch.arange(self.length, device=hits.device).expand_as(hits)
         if self.mask is not None:
-            hit, number = hit & self.mask, self.mask.long().cumsum(dim=1) - 1
+            hits, numbers = hits & self.mask, self.mask.long().cumsum(dim=1) - 1
         return {
-            row: int(number[row][hit[row]][0])
+            row: int(numbers[row][hits[row]][0])
             for row in range(self.num_rows)
-            if bool(hit[row].any())
+            if bool(hits[row].any())
         }
 
     def _by_position(self, elements: Tensor) -> Tensor | None:
-        """Whether an element is true, ``(batch, seq)``; None where the shape does not tell."""
+        """Whether an element is true, ``(batch, seq)``; None if the shape is not recognised."""
         elements = self._batch_first(elements)
         rows, length, shape = self.num_rows, self.length, elements.shape
         if elements.dim() >= 2 and shape[:2] == (rows, length):  # noqa: PLR2004
@@ -95,12 +95,12 @@ class RealTokens:
         return None
 
     def rows_with(self, elements: Tensor) -> tuple[int, ...]:
-        """Rows of the batch that hold a true element; () where the shape does not tell.
+        """Rows of the batch that hold a true element; () if the shape is not recognised.
 
         The leading dimension of ``elements`` (bool) is the batch, or the batch times something.
         """
         elements = self._batch_first(elements)
         if elements.dim() == 0 or elements.shape[0] == 0 or elements.shape[0] % self.num_rows:
             return ()
-        hit = elements.reshape(self.num_rows, -1).any(dim=1)
-        return tuple(index for index, each in enumerate(hit.tolist()) if each)
+        hits = elements.reshape(self.num_rows, -1).any(dim=1)
+        return tuple(row for row, is_hit in enumerate(hits.tolist()) if is_hit)

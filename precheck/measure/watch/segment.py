@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from precheck.measure.watch.op_kinds import FUSED_ATTENTION, GROUPED_PRODUCT
-from precheck.measure.watch.reduce import MASK_SENTINEL
+from precheck.measure.watch.op_kinds import FUSED_ATTENTION, GROUPED_PRODUCT, MASK_SENTINEL
 from precheck.measure.watch.source_line import path_on_python_path
 
 if TYPE_CHECKING:
@@ -21,13 +20,26 @@ WEIGHT, HIDDEN, OTHER = -1, -2, -3
 
 
 def match_key(module: str, op: str, ordinal: int) -> tuple[str, str, int]:
-    """What matches an operation in another run: kernels of one operation have one name.
+    """Identifies an operation across runs: all kernels of one operation have one name.
 
     >>> match_key("mlp.experts", "transformers.grouped_mm_fallback", 0)
     ('mlp.experts', 'grouped_mm', 0)
     """
-    kernel = next((each for each in (FUSED_ATTENTION, GROUPED_PRODUCT) if each in op), op)
-    return (module, kernel, ordinal)
+    name = next((part for part in (FUSED_ATTENTION, GROUPED_PRODUCT) if part in op), op)
+    return (module, name, ordinal)
+
+
+def next_ordinal(ordinals: dict[tuple[str, str], int], module: str, op: str) -> int:
+    """How often ``op`` ran in ``module`` before; ``ordinals`` keeps the counts.
+
+    >>> counts = {}
+    >>> [next_ordinal(counts, "mlp", op) for op in ("aten.mm", "aten.mul", "aten.mm")]
+    [0, 0, 1]
+    """
+    key = match_key(module, op, 0)[:2]
+    ordinal = ordinals.get(key, 0)
+    ordinals[key] = ordinal + 1
+    return ordinal
 
 
 class Origin(NamedTuple):
@@ -55,17 +67,17 @@ class OpNode:
     sum_bound: float | None = None
     """Of a product that adds up in float16: the largest ``|x| @ |w|``."""
     overflowed_inside: bool = False
-    """Its accumulator overflowed, and its exact result would not have."""
+    """Its accumulator overflowed, although its exact result fits."""
     minimum: float | None = None
     maximum: float | None = None
     is_all_real: bool = False
-    """Every position of the output is a real token, or has none."""
+    """No position of the output is padding."""
     real_bounds: tuple[float, float] | None = None
-    """The same at real tokens; None where the shape of the output does not tell which they are."""
+    """Minimum and maximum at real tokens; None if its shape does not tell which they are."""
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What matches the operation in another run."""
+        """Identifies the operation across runs."""
         return match_key(self.module, self.op, self.ordinal)
 
     @property
@@ -80,7 +92,7 @@ class OpNode:
 
     @property
     def is_finite(self) -> bool:
-        """Whether nothing but finite values was seen (also when the op was not reduced)."""
+        """Whether every value is finite; True if the op was not reduced."""
         return self.minimum is None or (
             math.isfinite(self.minimum) and math.isfinite(self.maximum or 0.0)
         )
@@ -89,7 +101,7 @@ class OpNode:
     def abs_max(self) -> float | None:
         """Largest magnitude at real tokens.
 
-        None where the op was not reduced, holds a mask or something that is not finite.
+        None if the op was not reduced, holds a mask or is not finite.
         """
         bounds = (self.minimum, self.maximum) if self.is_all_real else self.real_bounds
         low, high = bounds or (None, None)
@@ -107,15 +119,9 @@ class Segment:
     """Indices that ``topk`` chose, ``(tokens, k)`` int64: the routing of a mixture of experts."""
     scores: list[tuple[OpNode, Tensor, Tensor]] = field(default_factory=list)
     """Query and key of every fused attention call, ``(batch, heads, seq, head_dim)``."""
+    ordinals: dict[tuple[str, str], int] = field(default_factory=dict)
+    """The counts of :func:`next_ordinal`."""
     _pending: list[tuple[OpNode, Tensor, Tensor, bool]] = field(default_factory=list)
-    _ordinals: dict[tuple[str, str], int] = field(default_factory=dict)
-
-    def ordinal(self, module: str, op: str) -> int:
-        """How often ``op`` ran in ``module`` before, in this segment."""
-        key = match_key(module, op, 0)[:2]
-        count = self._ordinals.get(key, 0)
-        self._ordinals[key] = count + 1
-        return count
 
     def reduce_later(self, node: OpNode, output: Tensor, *, is_real: bool = False) -> None:
         """Reduces on the device, without waiting for the result."""
@@ -123,15 +129,16 @@ class Segment:
         self._pending.append((node, low, high, is_real))
 
     def fetch(self) -> None:
-        """One host synchronisation a dtype for every operation since the last."""
+        """Fetches the reduced bounds to the host, with one synchronisation per dtype."""
         by_dtype: dict[torch.dtype, list[tuple[OpNode, Tensor, Tensor, bool]]] = {}
-        for each in self._pending:
-            by_dtype.setdefault(each[1].dtype, []).append(each)
+        for pending in self._pending:
+            low = pending[1]
+            by_dtype.setdefault(low.dtype, []).append(pending)
         for group in by_dtype.values():
-            values = torch.stack([bound for _, low, high, _ in group for bound in (low, high)])
-            numbers = values.tolist()
-            for position, (node, _, _, is_real) in enumerate(group):
-                bounds = (numbers[2 * position], numbers[2 * position + 1])
+            on_device = torch.stack([bound for _, low, high, _ in group for bound in (low, high)])
+            numbers = on_device.tolist()
+            for index, (node, _, _, is_real) in enumerate(group):
+                bounds = (numbers[2 * index], numbers[2 * index + 1])
                 if is_real:
                     node.real_bounds = bounds
                 else:
@@ -140,7 +147,7 @@ class Segment:
 
 
 def _in_memory_order(tensor: Tensor) -> Tensor:
-    """The same elements as they lie in memory: a reduction would first copy a transposed one."""
+    """The same elements in memory order: a reduction would first copy a transposed tensor."""
     if tensor.is_contiguous():
         return tensor
     strides = tensor.stride()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
 
 _TORCH = f"{PurePath(torch.__file__).parent}{os.sep}"
-_OWN = f"{PurePath(__file__).parents[1]}{os.sep}"
+_OWN = f"{PurePath(__file__).parents[2]}{os.sep}"
 _RANK: dict[CodeType, int] = {}
 
 
@@ -38,9 +38,9 @@ def path_on_python_path(filename: str) -> str | None:
 
     None for code that was not imported from a file.
     """
-    folders = sorted((f"{each}{os.sep}" for each in sys.path if each), key=len, reverse=True)
-    found = next((each for each in folders if filename.startswith(each)), None)
-    return None if found is None else PurePath(filename.removeprefix(found)).as_posix()
+    entries = sorted((f"{path}{os.sep}" for path in sys.path if path), key=len, reverse=True)
+    entry = next((entry for entry in entries if filename.startswith(entry)), None)
+    return None if entry is None else PurePath(filename.removeprefix(entry)).as_posix()
 
 
 def _frame_rank(filename: str) -> int:

@@ -20,36 +20,36 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
     if isinstance(tree, torch.Tensor):
         yield tree
     elif isinstance(tree, tuple | list):
-        for each in tree:
-            yield from tensors_in(each)
+        for member in tree:
+            yield from tensors_in(member)
     elif isinstance(tree, dict):
-        for each in tree.values():
-            yield from tensors_in(each)
+        for member in tree.values():
+            yield from tensors_in(member)
     elif _is_dataclass(tree):
-        for each in dataclasses.fields(tree):
-            yield from tensors_in(getattr(tree, each.name, None))
+        for field in dataclasses.fields(tree):
+            yield from tensors_in(getattr(tree, field.name, None))
 
 
-def results(output: Any, given: list[Tensor], versions: list[int]) -> list[Tensor]:
-    """What a module hands on: the tensors it returns, then those it was given and wrote into.
+def results(output: Any, inputs: list[Tensor], versions: list[int]) -> list[Tensor]:
+    """The results of a module: the tensors it returned, then the inputs that it wrote into.
 
     Args:
         output: what it returned.
-        given: the tensors it was called with.
-        versions: what :func:`versions_of` said of them before the call.
+        inputs: the tensors it was called with.
+        versions: :func:`versions_of` them before the call.
     """
-    made = list(tensors_in(output))
-    known = {id(each) for each in made}
-    for each, before in zip(given, versions, strict=True):
-        if each._version != before and id(each) not in known:  # noqa: SLF001  torch counts writes
-            known.add(id(each))
-            made.append(each)
-    return made
+    tensors = list(tensors_in(output))
+    identities = {id(tensor) for tensor in tensors}
+    for tensor, version in zip(inputs, versions, strict=True):
+        if tensor._version != version and id(tensor) not in identities:  # noqa: SLF001  torch counts writes
+            identities.add(id(tensor))
+            tensors.append(tensor)
+    return tensors
 
 
 def versions_of(tensors: list[Tensor]) -> list[int]:
     """How often each was written into."""
-    return [each._version for each in tensors]  # noqa: SLF001
+    return [tensor._version for tensor in tensors]  # noqa: SLF001
 
 
 def _is_dataclass(tree: Any) -> bool:
@@ -60,11 +60,11 @@ def mapped(tree: Any, change: Callable[[Tensor], Any]) -> Any:
     """The same containers with every tensor changed; other objects as they are."""
     if isinstance(tree, torch.Tensor):
         return change(tree)
-    return _rebuilt(tree, lambda each: mapped(each, change))
+    return _rebuilt(tree, lambda member: mapped(member, change))
 
 
 def copied(tree: Any) -> Any:
-    """The same with every tensor cloned, and caches that can be written to without the original."""
+    """The same with every tensor cloned, and caches copied so that the original stays as it is."""
     if isinstance(tree, Cache):
         return _copied_cache(tree)
     if isinstance(tree, torch.Tensor):
@@ -73,28 +73,28 @@ def copied(tree: Any) -> Any:
 
 
 def _rebuilt(tree: Any, change: Callable[[Any], Any]) -> Any:
-    """A container of the same kind with every member changed; what is none, as it is."""
+    """A container of the same kind with every member changed; any other object as it is."""
     if isinstance(tree, dict):
-        return {key: change(each) for key, each in tree.items()}
+        return {key: change(member) for key, member in tree.items()}
     if type(tree) in {tuple, list}:
-        return type(tree)(change(each) for each in tree)
+        return type(tree)(change(member) for member in tree)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*map(change, tree))
     if _is_dataclass(tree):
         twin = copy.copy(tree)
         for field in dataclasses.fields(tree):
-            if hasattr(tree, field.name):  # frozen ones refuse to be assigned to
+            if hasattr(tree, field.name):  # a frozen one raises on assignment
                 object.__setattr__(twin, field.name, change(getattr(tree, field.name)))
         return twin
     return tree
 
 
 def _copied_cache(cache: Cache) -> Cache:
-    """A cache that can be filled without the original noticing.
+    """A cache that can be filled while the original stays as it is.
 
-    Some models pass one on although none was asked for, and a unit that is called again must find
-    it as it was. Keys and values of a dynamic layer are never written in place, so they are shared;
-    what other layers keep is small.
+    Some models pass a cache on although none was asked for, and a unit that is called again needs
+    it as it was. Keys and values of a dynamic layer are never written in place, so they are shared.
+    Other layers hold little and are copied.
     """
     twin = copy.copy(cache)
     for name, value in vars(cache).items():
@@ -102,8 +102,8 @@ def _copied_cache(cache: Cache) -> Cache:
             setattr(twin, name, _copied_cache(value))
         elif isinstance(value, list):
             layers = [
-                copy.copy(each) if isinstance(each, DynamicLayer) else copy.deepcopy(each)
-                for each in value
+                copy.copy(layer) if isinstance(layer, DynamicLayer) else copy.deepcopy(layer)
+                for layer in value
             ]
             setattr(twin, name, layers)
         elif isinstance(value, dict):

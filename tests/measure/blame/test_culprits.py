@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from precheck.records.report import Report
     from precheck.records.traces import Overflow
 
-CAUSAL = tuple(each for each in FAULTS if each.architecture not in {"t5", "bert"})
+CAUSAL = tuple(fault for fault in FAULTS if fault.architecture not in {"t5", "bert"})
 REPRESENTATIVES = tuple(
-    {each.mechanism: each for each in FAULTS if not each.left_padded and not each.absorbed}.values()
+    {
+        fault.mechanism: fault for fault in FAULTS if not fault.left_padded and not fault.absorbed
+    }.values()
 )
 """One fault of each mechanism."""
 
@@ -36,9 +38,9 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Report, l
 
     class Scans(dict[str, tuple[Any, list[Any]]]):
         def __missing__(self, name: str) -> tuple[Any, list[Any]]:
-            with passes() as found:
+            with passes() as passed:
                 report = scan_of(fault_named(name), tmp_path_factory.mktemp(name))
-            self[name] = report, [each.batch for each in found]
+            self[name] = report, [run.batch for run in passed]
             return self[name]
 
     return Scans()
@@ -46,7 +48,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Report, l
 
 def named(overflow: Overflow | None) -> dict[str, object]:
     fields = ("module", "op", "source", "mechanism", "layer", "absorbed")
-    return {} if overflow is None else {each: getattr(overflow, each) for each in fields}
+    return {} if overflow is None else {field: getattr(overflow, field) for field in fields}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -67,7 +69,7 @@ def test_names_the_planted_operation(
     assert run.first_overflow is not None
     assert fault.code in run.first_overflow.code
     assert run.first_overflow == next(
-        each for each in run.overflows if each.absorbed == fault.absorbed
+        overflow for overflow in run.overflows if overflow.absorbed == fault.absorbed
     )
     assert report.complete
 

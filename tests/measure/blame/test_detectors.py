@@ -29,8 +29,8 @@ Location = tuple[str, str, str]
 
 
 def culprit(fault: PlantedFault, folder: Path) -> Location | None:
-    found = faulty_run(scan_of(fault, folder), fault).first_overflow
-    return None if found is None else (found.module, found.op, found.source)
+    overflow = faulty_run(scan_of(fault, folder), fault).first_overflow
+    return None if overflow is None else (overflow.module, overflow.op, overflow.source)
 
 
 def planted_place(fault: PlantedFault) -> Location:
@@ -54,11 +54,11 @@ def test_propagators_are_told_from_producers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     fault = fault_named("qwen2-product")
-    found = faulty_run(scan_of(fault, tmp_path), fault).overflows
-    assert [each.module for each in found] == [fault.module]
+    overflows = faulty_run(scan_of(fault, tmp_path), fault).overflows
+    assert [overflow.module for overflow in overflows] == [fault.module]
     monkeypatch.setattr(Examiner, "taint", lambda *_: None)
     blamed = faulty_run(scan_of(fault, tmp_path), fault).overflows
-    assert "model.layers.1.mlp.down_proj" in {each.module for each in blamed}
+    assert "model.layers.1.mlp.down_proj" in {overflow.module for overflow in blamed}
 
 
 def test_the_rule_for_narrowing_casts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_the_rule_for_operations_without_a_match(
     assert mismatched is not None
     assert mismatched.reference_abs_max is not None
     with monkeypatch.context() as patch:
-        patch.setattr(Examiner, "_makes_out_of_finite", lambda *_: False)
+        patch.setattr(Examiner, "_breaks_finite", lambda *_: False)
         missed = run().first_overflow
     assert missed is None or missed.op != fault.op
 
@@ -120,8 +120,8 @@ def test_weights_that_left_the_dtype(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     fault = fault_named("llama-weight")
 
     def mechanism() -> Mechanism | None:
-        found = faulty_run(scan_of(fault, tmp_path), fault).first_overflow
-        return None if found is None else found.mechanism
+        overflow = faulty_run(scan_of(fault, tmp_path), fault).first_overflow
+        return None if overflow is None else overflow.mechanism
 
     assert mechanism() is Mechanism.WEIGHTS
     monkeypatch.setattr(
@@ -143,7 +143,7 @@ def test_an_absorbed_overflow_is_not_what_spoils_the_output(
     both = replace(last, attn_implementation="sdpa", plant=plant)
     run = faulty_run(scan_of(both, tmp_path), both)
     assert run.verdict is Verdict.OVERFLOW
-    assert [(each.op, each.absorbed) for each in run.overflows] == [
+    assert [(overflow.op, overflow.absorbed) for overflow in run.overflows] == [
         (first.op, True),
         (last.op, False),
     ]
@@ -152,9 +152,9 @@ def test_an_absorbed_overflow_is_not_what_spoils_the_output(
     finish = RunWatch._finish  # noqa: SLF001
 
     def everything_reaches(self: RunWatch, *, has_logits: bool) -> None:
-        made = frozenset(each.producer.identity for each in self._found)
+        identities = frozenset(located.producer.identity for located in self._found)
         assert self.final is not None
-        self._outside.taint(self.final, made)
+        self._outside.taint(self.final, identities)
         finish(self, has_logits=has_logits)
 
     monkeypatch.setattr(RunWatch, "_finish", everything_reaches)

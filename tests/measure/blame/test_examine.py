@@ -50,7 +50,7 @@ class Examined:
 
     @property
     def ops(self) -> list[str]:
-        return [each.node.op for each in self.producers]
+        return [producer.node.op for producer in self.producers]
 
 
 def watched(model: nn.Module, args: tuple[Tensor, ...], examination: object) -> Tensor:
@@ -83,7 +83,7 @@ def examined(
     """
     weight = torch.ones(1) if weight is None else weight
     reference = ReferenceOps()
-    watched(Calls(function, weight), tuple(each.clone() for each in args), reference)
+    watched(Calls(function, weight), tuple(arg.clone() for arg in args), reference)
     half = Calls(function, weight.half())
     faulty = {id(half.weight)} if not half.weight.isfinite().all() else set()
     examiner = Examiner(
@@ -92,7 +92,7 @@ def examined(
         parameters=Parameters(faulty=faulty),
         next_identity=iter(itertools.count(1)).__next__,
     )
-    output = watched(half, tuple(each.half() for each in args), examiner)
+    output = watched(half, tuple(arg.half() for arg in args), examiner)
     return Examined(examiner.take_producers(), output, examiner.sources(output))
 
 
@@ -101,41 +101,41 @@ LARGE = torch.tensor([[1.0, -2.0, 30_000.0]])
 
 
 def test_a_product_that_leaves_the_range_is_a_producer() -> None:
-    found = examined(lambda _, x: x * 4, LARGE)
-    (producer,) = found.producers
+    result = examined(lambda _, x: x * 4, LARGE)
+    (producer,) = result.producers
     assert producer.node.op == "aten.mul"
     assert producer.num_elements == 1
     assert producer.reference_abs_max == 120_000.0
     assert producer.limit == 65504.0
     assert not producer.is_weight
-    assert found.sources == {producer.identity}
+    assert result.sources == {producer.identity}
 
 
 def test_what_is_made_from_a_fault_is_a_propagator() -> None:
-    found = examined(lambda _, x: ((x * 4) + 1) / 8 - 1, LARGE)
-    assert found.ops == ["aten.mul"]
-    assert found.sources == {found.producers[0].identity}
+    result = examined(lambda _, x: ((x * 4) + 1) / 8 - 1, LARGE)
+    assert result.ops == ["aten.mul"]
+    assert result.sources == {result.producers[0].identity}
 
 
 def test_two_faults_that_do_not_know_each_other_are_two_producers() -> None:
-    found = examined(lambda _, x: (x * 4) + (x * 5), LARGE)
-    assert found.ops == ["aten.mul", "aten.mul"]
-    assert found.sources == {each.identity for each in found.producers}
+    result = examined(lambda _, x: (x * 4) + (x * 5), LARGE)
+    assert result.ops == ["aten.mul", "aten.mul"]
+    assert result.sources == {producer.identity for producer in result.producers}
 
 
 def test_a_fault_that_is_absorbed_does_not_hide_the_next() -> None:
-    found = examined(lambda _, x: torch.tanh(x * 4) * 30_000 * 4, LARGE)
-    assert found.ops == ["aten.mul", "aten.mul"]
-    first, second = found.producers
+    result = examined(lambda _, x: torch.tanh(x * 4) * 30_000 * 4, LARGE)
+    assert result.ops == ["aten.mul", "aten.mul"]
+    first, second = result.producers
     assert first.node.ordinal == 0
     assert second.node.ordinal == 2
-    assert found.sources == {second.identity}
+    assert result.sources == {second.identity}
 
 
 def test_an_absorbed_fault_does_not_reach_the_output() -> None:
-    found = examined(lambda _, x: torch.tanh(x * 4), LARGE)
-    assert found.ops == ["aten.mul"]
-    assert found.sources == frozenset()
+    result = examined(lambda _, x: torch.tanh(x * 4), LARGE)
+    assert result.ops == ["aten.mul"]
+    assert result.sources == frozenset()
 
 
 def test_a_mask_that_rounds_to_minus_infinity_is_no_fault() -> None:
@@ -151,18 +151,18 @@ def test_a_mask_that_rounds_to_minus_infinity_is_no_fault() -> None:
 
 
 def test_a_mask_of_minus_infinity_is_no_fault() -> None:
-    found = examined(
+    result = examined(
         lambda _, x: x.masked_fill(x < 0, -torch.inf).softmax(dim=-1), ONE.repeat(2, 1)
     )
-    assert found.ops == []
+    assert result.ops == []
 
 
 def test_the_softmax_of_a_fully_masked_row_is_a_producer() -> None:
-    found = examined(lambda _, x: (x + torch.finfo(x.dtype).min).softmax(dim=-1), ONE - 50)
-    (producer,) = found.producers
+    result = examined(lambda _, x: (x + torch.finfo(x.dtype).min).softmax(dim=-1), ONE - 50)
+    (producer,) = result.producers
     assert producer.node.op == "aten._softmax"
     assert producer.num_elements == 3
-    assert found.output.isnan().all()
+    assert result.output.isnan().all()
 
 
 def test_nan_where_the_reference_holds_a_mask_is_a_fault() -> None:
@@ -172,15 +172,15 @@ def test_nan_where_the_reference_holds_a_mask_is_a_fault() -> None:
         return (low - 1000) + x * 4
 
     assert not examined(function, ONE).producers
-    found = examined(function, torch.full((1, 1), 30_000.0))
-    assert found.ops == ["aten.mul"]
-    assert found.output.isnan().all()
-    assert found.sources
+    result = examined(function, torch.full((1, 1), 30_000.0))
+    assert result.ops == ["aten.mul"]
+    assert result.output.isnan().all()
+    assert result.sources
 
 
 def test_a_narrowing_cast_is_a_producer_and_what_it_was_given_its_reference() -> None:
-    found = examined(lambda _, x: (x.float() * 4).to(x.dtype), LARGE)
-    (producer,) = found.producers
+    result = examined(lambda _, x: (x.float() * 4).to(x.dtype), LARGE)
+    (producer,) = result.producers
     assert producer.node.op == "aten._to_copy"
     assert producer.node.is_cast
     assert producer.reference_abs_max == 120_000.0
@@ -191,15 +191,15 @@ def test_a_cast_of_a_mask_is_no_fault() -> None:
     def function(_: nn.Module, x: Tensor) -> Tensor:
         return x + torch.full((1, 3), FLOAT_MIN).to(x.dtype)
 
-    found = examined(function, ONE)
-    assert found.output.isinf().all()
-    assert found.ops == []
+    result = examined(function, ONE)
+    assert result.output.isinf().all()
+    assert result.ops == []
 
 
 def test_a_widening_cast_hands_a_fault_on() -> None:
-    found = examined(lambda _, x: (x * 4).float().mul(2).to(x.dtype), LARGE)
-    assert found.ops == ["aten.mul"]
-    assert found.sources == {found.producers[0].identity}
+    result = examined(lambda _, x: (x * 4).float().mul(2).to(x.dtype), LARGE)
+    assert result.ops == ["aten.mul"]
+    assert result.sources == {result.producers[0].identity}
 
 
 def test_a_fault_written_in_place_is_seen_through_every_view() -> None:
@@ -209,9 +209,9 @@ def test_a_fault_written_in_place_is_seen_through_every_view() -> None:
         view.mul_(4)
         return base + 1
 
-    found = examined(function, LARGE)
-    assert found.ops == ["aten.mul_"]
-    assert found.sources == {found.producers[0].identity}
+    result = examined(function, LARGE)
+    assert result.ops == ["aten.mul_"]
+    assert result.sources == {result.producers[0].identity}
 
 
 def test_a_fault_repaired_in_place_does_not_hide_the_next() -> None:
@@ -221,9 +221,9 @@ def test_a_fault_repaired_in_place_does_not_hide_the_next() -> None:
         y.clamp_(-60_000, 60_000)
         return y * 2
 
-    found = examined(function, LARGE)
-    assert found.ops == ["aten.mul_", "aten.mul"]
-    assert found.sources == {found.producers[1].identity}
+    result = examined(function, LARGE)
+    assert result.ops == ["aten.mul_", "aten.mul"]
+    assert result.sources == {result.producers[1].identity}
 
 
 def test_a_tensor_that_takes_the_place_of_a_tainted_one_is_clean() -> None:
@@ -237,10 +237,10 @@ def test_a_tensor_that_takes_the_place_of_a_tainted_one_is_clean() -> None:
             chosen = x.argmax(dim=-1, keepdim=True)
         return total * 30_000 + chosen
 
-    found = examined(function, LARGE)
-    last = found.producers[-1]
-    assert last.node.ordinal == max(each.node.ordinal for each in found.producers)
-    assert found.sources == {last.identity}
+    result = examined(function, LARGE)
+    last = result.producers[-1]
+    assert last.node.ordinal == max(producer.node.ordinal for producer in result.producers)
+    assert result.sources == {last.identity}
 
 
 def test_without_a_match_only_what_is_made_of_finite_inputs_is_a_producer() -> None:
@@ -261,10 +261,10 @@ def test_without_a_match_writing_or_reading_a_mask_is_no_fault() -> None:
 
 
 def test_a_weight_that_left_the_dtype_is_what_is_named() -> None:
-    found = examined(
+    result = examined(
         lambda module, x: x @ module.weight.t(), ONE, weight=torch.tensor([[1.0, 70_000.0, 2.0]])
     )
-    (producer,) = found.producers
+    (producer,) = result.producers
     assert producer.is_weight
     assert producer.node.op == "aten.mm"
 
@@ -283,11 +283,11 @@ SPECIAL = st.sampled_from([0.0, 1.0, -3.0, 6e4, torch.inf, -torch.inf, torch.nan
 
 @given(st.lists(st.tuples(SPECIAL, SPECIAL), min_size=1, max_size=20))
 def test_unexpected_elements_are_those_of_the_definition(pairs: list[tuple[float, float]]) -> None:
-    output, reference = (torch.tensor(each) for each in zip(*pairs, strict=True))
+    output, reference = (torch.tensor(column) for column in zip(*pairs, strict=True))
     expected = oracle.unexpected(output, reference)
-    found = unexpected(output, reference)
-    assert (found is None) == (not expected.any())
-    assert found is None or torch.equal(found, expected)
+    elements = unexpected(output, reference)
+    assert (elements is None) == (not expected.any())
+    assert elements is None or torch.equal(elements, expected)
 
 
 @given(st.lists(SPECIAL, min_size=1, max_size=20))
@@ -295,16 +295,16 @@ def test_without_a_reference_everything_that_is_not_finite_is_unexpected(
     values: list[float],
 ) -> None:
     output = torch.tensor(values)
-    found = unexpected(output, None)
-    assert (found is None) == bool(output.isfinite().all())
-    assert found is None or torch.equal(found, ~output.isfinite())
+    elements = unexpected(output, None)
+    assert (elements is None) == bool(output.isfinite().all())
+    assert elements is None or torch.equal(elements, ~output.isfinite())
 
 
 @given(st.lists(SPECIAL, min_size=1, max_size=20))
 def test_a_snapshot_keeps_what_a_comparison_needs(values: list[float]) -> None:
     tensor = torch.tensor(values)
     snapshot = Snapshot.of(tensor)
-    numbers = [abs(each) for each in values if abs(each) < 1e38]
+    numbers = [abs(value) for value in values if abs(value) < 1e38]
     assert snapshot.abs_max == (pytest.approx(max(numbers)) if numbers else None)
     is_plain = len(numbers) == len(values)
     assert (snapshot.values is None) == is_plain
@@ -317,17 +317,17 @@ def test_an_empty_tensor_is_no_fault() -> None:
 
 
 def test_memory_that_is_not_written_yet_makes_no_fault() -> None:
-    def through_new_memory(_: Calls, given: Tensor) -> Tensor:
+    def through_new_memory(_: Calls, values: Tensor) -> Tensor:
         # torch fills new memory with NaN while it has to be deterministic
-        torch.use_deterministic_algorithms(given.dtype is torch.float16)
+        torch.use_deterministic_algorithms(values.dtype is torch.float16)
         try:
-            buffer = given.new_empty(given.shape)
+            buffer = values.new_empty(values.shape)
         finally:
             torch.use_deterministic_algorithms(False)
-        buffer[...] = given
+        buffer[...] = values
         return buffer * 2
 
-    found = examined(through_new_memory, torch.ones(2, 3))
-    assert found.ops == []
-    assert found.sources == frozenset()
-    assert found.output.isfinite().all()
+    result = examined(through_new_memory, torch.ones(2, 3))
+    assert result.ops == []
+    assert result.sources == frozenset()
+    assert result.output.isfinite().all()

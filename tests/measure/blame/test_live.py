@@ -26,12 +26,12 @@ LATER = "Once upon a time there"
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("live")
-    found = {}
+    built = {}
     for name in ("gemma-prompt", "qwen2-eager", "gemma3-residual", "left-padding"):
-        found[name] = folder / name
-        found[name].mkdir()
-        GALLERY[name].build(found[name])
-    return found
+        built[name] = folder / name
+        built[name].mkdir()
+        GALLERY[name].build(built[name])
+    return built
 
 
 def loaded(folder: Path, **settings: Any) -> tuple[Any, Any]:
@@ -168,7 +168,7 @@ def test_names_what_a_scan_names(fault: Any) -> None:
         return
     assert watch.first_overflow is not None
     assert watch.is_origin
-    named = {(each.module, each.op) for each in watch.overflows}
+    named = {(overflow.module, overflow.op) for overflow in watch.overflows}
     assert (fault.module, fault.op) in named or fault.op.endswith("_to_copy")
 
 
@@ -215,7 +215,7 @@ def test_a_forward_that_raises_leaves_nothing_behind() -> None:
 
 def test_a_sampled_watch_looks_at_every_kth_forward(folders: dict[str, Path]) -> None:
     model, tokenizer = loaded(folders["gemma-prompt"])
-    fine, broken = (tokenizer(each, return_tensors="pt") for each in (FINE, "12"))
+    fine, broken = (tokenizer(text, return_tensors="pt") for text in (FINE, "12"))
     with torch.no_grad(), precheck.watch(model, sample_every=3) as watch:
         for inputs in (fine, broken, broken, broken):
             model(**inputs)
@@ -266,6 +266,6 @@ def test_bad_arguments_are_named() -> None:
 
 def _num_hooks(model: torch.nn.Module) -> int:
     return sum(
-        len(each._forward_hooks) + len(each._forward_pre_hooks)  # noqa: SLF001  no public count
-        for each in model.modules()
+        len(module._forward_hooks) + len(module._forward_pre_hooks)  # noqa: SLF001  no public count
+        for module in model.modules()
     )

@@ -12,6 +12,7 @@ from torch import nn
 
 import precheck
 from precheck.measure.blame.graph import Graph, SegmentRole
+from precheck.measure.blame.mechanisms import mechanism_in
 from precheck.measure.watch.segment import HIDDEN, WEIGHT, OpNode, Origin
 from precheck.measure.watch.source_line import _frame_rank
 from precheck.pipeline import scan
@@ -95,8 +96,8 @@ class Estragon(nn.Module):
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         x = self.a(input_ids) * self.scale
-        for each in self.b:
-            x = each(x)
+        for layer in self.b:
+            x = layer(x)
         return self.d(self.c(x))
 
 
@@ -117,7 +118,8 @@ def report_of(model: nn.Module) -> Report:
 
 def line_of(part: str) -> str:
     lines = Path(__file__).read_text(encoding="utf-8").splitlines()
-    return f"test_mechanisms.py:{next(i for i, each in enumerate(lines, 1) if part in each)}"
+    number = next(number for number, line in enumerate(lines, 1) if part in line)
+    return f"test_mechanisms.py:{number}"
 
 
 def times(factor: float, *names: str) -> Callable[[Any], None]:
@@ -196,7 +198,7 @@ PLANTS: list[tuple[Mechanism, str, str, str, Callable[[Any], None]]] = [
 def test_the_healthy_model_is_safe() -> None:
     report = report_of(herbs())
     assert {run.verdict for run in report.runs} == {Verdict.SAFE}
-    assert [each for each in report.findings if each.severity is not Severity.NOTE] == []
+    assert [finding for finding in report.findings if finding.severity is not Severity.NOTE] == []
 
 
 def test_a_norm_shared_with_the_decoder_layers_is_no_trouble() -> None:
@@ -210,7 +212,7 @@ def test_a_norm_shared_with_the_decoder_layers_is_no_trouble() -> None:
 @pytest.mark.parametrize(
     ("mechanism", "module", "op", "code", "plant"),
     PLANTS,
-    ids=[f"{each[0]}-{each[1] or 'root'}" for each in PLANTS],
+    ids=[f"{plant[0]}-{plant[1] or 'root'}" for plant in PLANTS],
 )
 def test_the_mechanism_is_found_without_names(
     mechanism: Mechanism, module: str, op: str, code: str, plant: Callable[[Any], None]
@@ -237,7 +239,7 @@ def test_every_mechanism_has_its_headroom_in_every_layer() -> None:
         Mechanism.PROJECTION,
         Mechanism.NORM,
     }
-    assert {(each, layer) for each in of_layers for layer in (0, 1)} <= set(rows)
+    assert {(name, layer) for name in of_layers for layer in (0, 1)} <= set(rows)
     assert (Mechanism.EMBEDDING, None) in rows
     assert (Mechanism.LOGITS, None) in rows
     # masks are constants, and the float32 inside of the norm is not float16
@@ -261,7 +263,8 @@ def test_the_source_is_the_line_of_the_operation() -> None:
         ("/cache/modeling_remote.py", 2),
         ("/home/someone/my_model.py", 1),
         ("{torch}/nn/modules/linear.py", 0),
-        ("{precheck}/probe/lockstep.py", 0),
+        ("{precheck}/measure/lockstep/turns.py", 0),
+        ("{precheck}/cure/mixed_model.py", 0),
         ("<string>", 0),
         ("{torch}vision/models/resnet.py", 1),
         ("{precheck}_models/mine.py", 1),
@@ -284,7 +287,7 @@ def test_a_recurrence_is_read_in_one_pass() -> None:
             module="layer",
             op=op,
             ordinal=index,
-            inputs=tuple(Origin(each, 0) for each in inputs),
+            inputs=tuple(Origin(parent, 0) for parent in inputs),
             shape=(1, 4, 8),
             dtype=torch.float16,
             is_cast=False,
@@ -295,6 +298,6 @@ def test_a_recurrence_is_read_in_one_pass() -> None:
 
     nodes = [node(0, "aten.mm", HIDDEN, WEIGHT)]
     nodes += [node(index, "aten.mul", index - 1, index - 1) for index in range(1, 500)]
-    graph = Graph(nodes=nodes, position=SegmentRole.BLOCK)
-    found = [graph.classify(each) for each in nodes]
-    assert set(found[2:]) == {Mechanism.OTHER}
+    graph = Graph(nodes=nodes, role=SegmentRole.BLOCK)
+    mechanisms = [mechanism_in(graph, node) for node in nodes]
+    assert set(mechanisms[2:]) == {Mechanism.OTHER}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def grave(report: Report) -> list[str]:
     """What is said above a note."""
-    return [each.message for each in report.findings if each.severity is not Severity.NOTE]
+    return [finding.message for finding in report.findings if finding.severity is not Severity.NOTE]
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -97,8 +97,8 @@ def test_tokens_sent_to_other_experts_are_no_finding(
     report = scan(tmp_path, dtypes=["bfloat16"], attn_implementations=["eager"])
     run = run_of(report, "bfloat16", "eager")
     agreement = [layer.routing_agreement for layer in run.layers]
-    assert all(each is not None for each in agreement)
-    assert min(each for each in agreement if each is not None) < 1
+    assert all(share is not None for share in agreement)
+    assert min(share for share in agreement if share is not None) < 1
     assert grave(report) == []
     assert run.verdict is Verdict.SAFE
     assert run.overflows == ()

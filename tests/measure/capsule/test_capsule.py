@@ -92,7 +92,7 @@ def test_the_overflow_shows_without_the_model(name: str, tmp_path: Path) -> None
     assert size in ended.stdout
     broken = next(run.first_overflow for run in report.runs if run.first_overflow)
     assert f"{broken.op} at {broken.source} " in ended.stdout
-    assert sum(each.stat().st_size for each in folder.iterdir()) < 2**20
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 2**20
 
 
 @pytest.mark.usefixtures("untried")
@@ -100,7 +100,7 @@ def test_only_the_weights_up_to_the_operation_are_in_it(tmp_path: Path) -> None:
     scanned("qwen2-eager", tmp_path / "capsule", quick=True)
     names = set(load_file(tmp_path / "capsule" / "weights.safetensors"))
     assert "self_attn.q_proj.weight" in names
-    assert not {each for each in names if each.startswith(("mlp.", "self_attn.o_proj"))}
+    assert not {name for name in names if name.startswith(("mlp.", "self_attn.o_proj"))}
 
 
 @pytest.mark.usefixtures("untried")
@@ -142,7 +142,7 @@ def test_resident_weights_give_the_same_capsule(tmp_path: Path) -> None:
             load_file(tmp_path / name / file) for name in ("streamed", "resident")
         )
         assert streamed.keys() == resident_ones.keys()
-        assert all(torch.equal(streamed[each], resident_ones[each]) for each in streamed)
+        assert all(torch.equal(streamed[name], resident_ones[name]) for name in streamed)
 
 
 @pytest.mark.usefixtures("untried")
@@ -154,9 +154,9 @@ def test_the_report_is_the_same_with_and_without(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("untried")
 def test_it_tells_what_it_is(tmp_path: Path) -> None:
     scanned("qwen2-eager", tmp_path / "capsule", quick=True)
-    told = json.loads((tmp_path / "capsule" / "capsule.json").read_text(encoding="utf-8"))
-    assert told["module"] == "model.layers.3.self_attn"
-    assert told["reference_abs_max"] == pytest.approx(230_000, rel=0.01)
+    description = json.loads((tmp_path / "capsule" / "capsule.json").read_text(encoding="utf-8"))
+    assert description["module"] == "model.layers.3.self_attn"
+    assert description["reference_abs_max"] == pytest.approx(230_000, rel=0.01)
     text = (tmp_path / "capsule" / "README.md").read_text(encoding="utf-8")
     assert "share a capsule only if the prompt may be shared" in text
 

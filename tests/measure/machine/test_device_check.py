@@ -26,8 +26,8 @@ def split(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         for a, b in zip(left.chunk(8, dim=1), right.chunk(8), strict=True)
     ]
     total = blocks[0]
-    for each in blocks[1:]:
-        total = total + each
+    for block in blocks[1:]:
+        total = total + block
     return total
 
 

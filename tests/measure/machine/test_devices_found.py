@@ -86,12 +86,12 @@ def test_without_driver_or_library_there_is_the_cpu(
     monkeypatch: pytest.MonkeyPatch, library: Driver | None
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", library)
-    assert [each.kind for each in find_devices()] == ["cpu"]
+    assert [device.kind for device in find_devices()] == ["cpu"]
 
 
 def test_a_gpu_that_fell_off_the_bus_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", Driver("first"))
-    assert [each.name for each in find_devices()][:1] == ["NVIDIA H100 80GB HBM3"]
+    assert [device.name for device in find_devices()][:1] == ["NVIDIA H100 80GB HBM3"]
 
 
 def test_what_torch_can_use_is_read_from_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,11 +121,11 @@ def test_an_amd_gpu_goes_by_its_architecture(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (GIB, 192 * GIB))
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    found = find_devices()[0]
-    assert (found.kind, found.compute_capability) == ("rocm", "gfx942")
+    device = find_devices()[0]
+    assert (device.kind, device.compute_capability) == ("rocm", "gfx942")
 
 
 def test_a_cpu_tells_its_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {"avx2": True, "avx512_bf16": True, "amx_bf16": False, "cpu_name": "x"}
-    monkeypatch.setattr(devices, "cpu_capabilities", lambda: known)
+    capabilities = {"avx2": True, "avx512_bf16": True, "amx_bf16": False, "cpu_name": "x"}
+    monkeypatch.setattr(devices, "cpu_capabilities", lambda: capabilities)
     assert find_devices()[-1].features == ("avx512_bf16", "avx2")

@@ -19,7 +19,7 @@ from precheck.records.traces import Probe, Section
 
 ROWS, LENGTH, HEADS = 3, 5, 2
 LENGTHS = (2, 5, 4)
-MASK = torch.tensor([[0] * (LENGTH - each) + [1] * each for each in LENGTHS]).bool()
+MASK = torch.tensor([[0] * (LENGTH - length) + [1] * length for length in LENGTHS]).bool()
 REAL = RealTokens(num_rows=ROWS, length=LENGTH, mask=MASK)
 
 
@@ -33,7 +33,7 @@ def numbered(*shape: int) -> torch.Tensor:
         (ROWS, HEADS, LENGTH): by_head.reshape(ROWS, HEADS, LENGTH),
         (ROWS * HEADS, LENGTH): by_head,
     }
-    depth = next(each for each in (3, 2, 1) if shape[:each] in leading)
+    depth = next(num for num in (3, 2, 1) if shape[:num] in leading)
     part = leading[shape[:depth]]
     return part.reshape(*part.shape, *[1] * (len(shape) - depth)).expand(shape)
 
@@ -53,15 +53,15 @@ SHAPES = [
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_real_tokens_are_selected_whatever_the_shape(shape: tuple[int, ...]) -> None:
     tensor = numbered(*shape)
-    found = REAL.select(tensor)
-    assert found is not None
-    wanted = {
+    real = REAL.select(tensor)
+    assert real is not None
+    expected = {
         100.0 * row + position
         for row in range(ROWS)
         for position in range(LENGTH - LENGTHS[row], LENGTH)
     }
-    assert set(found.flatten().tolist()) == wanted
-    assert found.numel() * ROWS * LENGTH == tensor.numel() * sum(LENGTHS)
+    assert set(real.flatten().tolist()) == expected
+    assert real.numel() * ROWS * LENGTH == tensor.numel() * sum(LENGTHS)
 
 
 @pytest.mark.parametrize("shape", [(LENGTH,), (7, 7), (1, 4, 4), (2, LENGTH, 3), ()], ids=str)
@@ -124,12 +124,12 @@ def test_merged_statistics_are_those_of_the_whole(
 @given(st.lists(VALUES, max_size=30), DTYPES)
 def test_statistics_equal_a_float64_oracle(values: list[float], dtype: torch.dtype) -> None:
     tensor = torch.tensor(values, dtype=torch.float32).to(dtype)
-    exact = [float(each) for each in tensor.double()]
-    finite = [abs(each) for each in exact if abs(each) < float("inf")]
+    exact = [float(value) for value in tensor.double()]
+    finite = [abs(value) for value in exact if abs(value) < float("inf")]
     assert tensor_stats(tensor) == TensorStats(
         num_elements=len(exact),
-        num_nan=sum(each != each for each in exact),  # noqa: PLR0124  what NaN is
-        num_inf=sum(abs(each) == float("inf") for each in exact),
+        num_nan=sum(value != value for value in exact),  # noqa: PLR0124  what NaN is
+        num_inf=sum(abs(value) == float("inf") for value in exact),
         abs_max=max(finite, default=None),
     )
 
@@ -138,12 +138,12 @@ def test_statistics_equal_a_float64_oracle(values: list[float], dtype: torch.dty
 def test_token_errors_equal_a_float64_oracle(seed: int, count: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(seed)
     reference = torch.randn(count, 4, generator=generator)
-    ours = (reference + 0.1 * torch.randn(count, 4, generator=generator)).to(dtype)
-    errors = token_errors(ours, reference)
+    values = (reference + 0.1 * torch.randn(count, 4, generator=generator)).to(dtype)
+    errors = token_errors(values, reference)
     expected = [
         sum((float(a) - float(b)) ** 2 for a, b in zip(x, r, strict=True)) ** 0.5
         / sum(float(b) ** 2 for b in r) ** 0.5
-        for x, r in zip(ours, reference, strict=True)
+        for x, r in zip(values, reference, strict=True)
     ]
     assert errors.tolist() == pytest.approx(expected, rel=1e-12)
 
@@ -168,14 +168,14 @@ def batch_of(rows: list[list[int]], *, kind: str = "text") -> Batch:
 def test_logits_of_split_batches_equal_those_of_the_whole() -> None:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 9, (4, 6), generator=generator).tolist()
-    ours, theirs = torch.randn(2, 4, 6, 9, generator=generator)
-    ours = (theirs + 0.3 * ours).half()
+    values, reference = torch.randn(2, 4, 6, 9, generator=generator)
+    values = (reference + 0.3 * values).half()
     whole, split = LogitsTotals(), LogitsTotals()
-    whole.add(ours, theirs, batch=batch_of(ids), is_causal=True, same_routing=None)
+    whole.add(values, reference, batch=batch_of(ids), is_causal=True, same_routing=None)
     for row in range(4):
         part = slice(row, row + 1)
         batch = batch_of(ids[part])
-        split.add(ours[part], theirs[part], batch=batch, is_causal=True, same_routing=None)
+        split.add(values[part], reference[part], batch=batch, is_causal=True, same_routing=None)
     one, other = whole.trace, split.trace
     assert one.first_greedy_divergence is not None
     assert other.first_greedy_divergence is not None
@@ -189,13 +189,13 @@ def test_logits_of_split_batches_equal_those_of_the_whole() -> None:
 def test_logits_are_the_same_in_any_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 9, (2, 6), generator=generator).tolist()
-    theirs = torch.randn(2, 6, 9, generator=generator)
-    ours = (theirs + 0.3 * torch.randn(2, 6, 9, generator=generator)).half()
+    reference = torch.randn(2, 6, 9, generator=generator)
+    values = (reference + 0.3 * torch.randn(2, 6, 9, generator=generator)).half()
     traces = []
     for chunk in (1 << 23, 9, 1, 25):
         monkeypatch.setattr("precheck.measure.lockstep.layers.CHUNK_ELEMENTS", chunk)
         totals = LogitsTotals()
-        totals.add(ours, theirs, batch=batch_of(ids), is_causal=True, same_routing=None)
+        totals.add(values, reference, batch=batch_of(ids), is_causal=True, same_routing=None)
         traces.append(totals.trace)
     for one, other in itertools.pairwise(traces):
         assert one.first_greedy_divergence == other.first_greedy_divergence
@@ -214,11 +214,11 @@ def test_perplexity_is_for_text_only() -> None:
 
 
 def test_tokens_without_an_answer_do_not_hide_those_that_have_one() -> None:
-    theirs = torch.randn(1, 4, 9)
-    ours = theirs.clone()
-    ours[0, 2] = torch.nan
+    reference = torch.randn(1, 4, 9)
+    values = reference.clone()
+    values[0, 2] = torch.nan
     totals = LogitsTotals()
-    totals.add(ours, theirs, batch=batch_of([[1, 2, 3, 4]]), is_causal=True, same_routing=None)
+    totals.add(values, reference, batch=batch_of([[1, 2, 3, 4]]), is_causal=True, same_routing=None)
     assert totals.trace.num_nonfinite == 9
     assert totals.trace.kl_divergence_mean == 0.0
     assert totals.trace.top1_agreement == 1.0
@@ -226,16 +226,16 @@ def test_tokens_without_an_answer_do_not_hide_those_that_have_one() -> None:
 
 def test_layers_of_split_batches_equal_those_of_the_whole() -> None:
     generator = torch.Generator().manual_seed(0)
-    theirs = torch.randn(10, 4, generator=generator)
-    ours = (theirs + 0.1 * torch.randn(10, 4, generator=generator)).half()
-    ours[3] = torch.inf
+    reference = torch.randn(10, 4, generator=generator)
+    values = (reference + 0.1 * torch.randn(10, 4, generator=generator)).half()
+    values[3] = torch.inf
     same_routing = torch.arange(10) % 3 != 0
     whole, split = (
         LayerTotals(index=0, section=Section.DECODER, module="layers.0") for _ in range(2)
     )
-    whole.add(ours, theirs, same_routing)
+    whole.add(values, reference, same_routing)
     for part in (slice(0, 4), slice(4, 5), slice(5, 10)):
-        split.add(ours[part], theirs[part], same_routing[part])
+        split.add(values[part], reference[part], same_routing[part])
     one, other = whole.trace, split.trace
     assert one.num_inf == other.num_inf == 4
     assert one.abs_max == other.abs_max

@@ -147,7 +147,7 @@ def test_a_model_that_hears_and_reads_is_scanned_with_both(tmp_path: Path) -> No
     kinds = [probe.kind for probe in report.probes]
     assert kinds.count("sound") == 3
     assert "text" in kinds
-    rows = [(each.section, each.module) for each in report.runs[0].layers]
+    rows = [(layer.section, layer.module) for layer in report.runs[0].layers]
     assert rows[:3] == [
         (Section.AUDIO, "model.audio_tower.layers.0"),
         (Section.AUDIO, "model.audio_tower.layers.1"),
@@ -218,7 +218,7 @@ def test_image_logits_are_those_of_a_plain_forward(qwen2_vl: Path) -> None:
 def test_weights_are_read_once_although_text_passes_no_tower(qwen2_vl: Path) -> None:
     steps: list[Any] = []
     precheck.scan(str(qwen2_vl), observe=steps.append, **QUICK)
-    last = [each for each in steps if hasattr(each, "bytes_read")][-1]
+    last = [step for step in steps if hasattr(step, "bytes_read")][-1]
     assert last.bytes_read <= last.total_bytes
     assert last.bytes_read > 0.8 * last.total_bytes
 
@@ -227,16 +227,16 @@ def test_weights_are_read_once_although_text_passes_no_tower(qwen2_vl: Path) -> 
 def test_an_image_model_without_a_working_processor_says_so(
     missing: str, qwen2_vl: Path, tmp_path: Path
 ) -> None:
-    names = {each.name for each in qwen2_vl.iterdir()}
+    names = {path.name for path in qwen2_vl.iterdir()}
     for name in names - {"processor_config.json", "preprocessor_config.json"}:
         (tmp_path / name).symlink_to(qwen2_vl / name)
     if missing == "broken":
         (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "Nothing"}')
     report = precheck.scan(str(tmp_path), quick=True, **QUICK)
-    (found,) = (each for each in report.findings if each.code == "PC902")
-    assert "image probes" in found.message
-    assert ("no processor" in found.message) == (missing != "broken")
-    assert found.severity is Severity.WARNING
+    (finding,) = (finding for finding in report.findings if finding.code == "PC902")
+    assert "image probes" in finding.message
+    assert ("no processor" in finding.message) == (missing != "broken")
+    assert finding.severity is Severity.WARNING
     assert {run.verdict for run in report.runs} == {Verdict.SAFE}
 
 

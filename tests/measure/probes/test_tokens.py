@@ -44,11 +44,11 @@ def test_the_built_in_probes_are_four_batches_of_about_a_thousand_tokens() -> No
     whole = plan()
     assert whole.not_run == ()
     assert len(whole.probes) >= 14
-    assert sum(each.num_tokens for each in whole.probes) == pytest.approx(1024, rel=0.05)
+    assert sum(probe.num_tokens for probe in whole.probes) == pytest.approx(1024, rel=0.05)
     even, more, padded, long = whole.batches
-    for each in (even, more):
-        assert not each.is_padded
-        assert {probe.num_tokens for probe in each.probes} == {each.input_ids.shape[1]}
+    for batch in (even, more):
+        assert not batch.is_padded
+        assert {probe.num_tokens for probe in batch.probes} == {batch.input_ids.shape[1]}
     assert padded.is_padded
     assert len({probe.num_tokens for probe in padded.probes}) == len(padded.probes)
     assert len(long.probes) == 1
@@ -58,7 +58,7 @@ def test_the_built_in_probes_are_four_batches_of_about_a_thousand_tokens() -> No
 
 
 def test_a_padded_batch_is_padded_on_the_left() -> None:
-    (padded,) = (each for each in plan().batches if each.is_padded)
+    (padded,) = (batch for batch in plan().batches if batch.is_padded)
     assert padded.attention_mask is not None
     for row, probe in enumerate(padded.probes):
         num_pads = padded.input_ids.shape[1] - probe.num_tokens
@@ -98,12 +98,12 @@ def test_quick_is_one_short_batch() -> None:
 
 def test_without_a_tokenizer_token_ids_cover_the_vocabulary() -> None:
     whole = plan(MUTE)
-    assert [each.is_padded for each in whole.batches] == [False, False, True, False]
+    assert [batch.is_padded for batch in whole.batches] == [False, False, True, False]
     assert {probe.kind for probe in whole.probes} == {"token_ids"}
     assert len({probe.name for probe in whole.probes}) == len(whole.probes)
     assert whole.not_run == ("text probes (no tokenizer: none)",)
     rows = [row for batch in whole.batches[:2] for row in batch.input_ids]
-    assert {each for row in rows for each in row.tolist()} == set(range(VOCAB_SIZE))
+    assert {token for row in rows for token in row.tolist()} == set(range(VOCAB_SIZE))
     for row in rows:  # each row reaches from one end to the other
         assert row.max() - row.min() > 0.9 * VOCAB_SIZE
 
@@ -140,13 +140,13 @@ def test_tokens_the_model_has_no_embedding_for_are_never_run(tmp_path: Path) -> 
 
 def test_a_context_too_short_shortens_the_probes() -> None:
     whole = plan(max_context=20)
-    assert max(each.num_tokens for each in whole.probes) == 20
-    assert all(each.input_ids.shape[1] <= 20 for each in whole.batches)
+    assert max(probe.num_tokens for probe in whole.probes) == 20
+    assert all(batch.input_ids.shape[1] <= 20 for batch in whole.batches)
 
 
 def test_prompts_of_one_length_run_together_unpadded() -> None:
     whole = plan(prompts=[[1, 2, 3], [4, 5], [6, 7, 8], "abc"])
-    assert all(not each.is_padded for each in whole.batches)
+    assert all(not batch.is_padded for batch in whole.batches)
     rows = {
         probe.name: ids
         for batch in whole.batches
@@ -156,12 +156,12 @@ def test_prompts_of_one_length_run_together_unpadded() -> None:
     assert rows["prompt_2"] == [4, 5]
     assert rows["prompt_3"] == [6, 7, 8]
     assert rows["prompt_4"] == SPELLED.encode(TextPrompt(name="", text="abc"))
-    lengths = [each.input_ids.shape[1] for each in whole.batches]
+    lengths = [batch.input_ids.shape[1] for batch in whole.batches]
     assert len(set(lengths)) == len(lengths)
 
 
 def test_prompts_replace_the_built_in_probes_unless_asked() -> None:
-    assert [each.name for each in plan(prompts=[[1, 2]]).probes] == ["prompt_1"]
+    assert [probe.name for probe in plan(prompts=[[1, 2]]).probes] == ["prompt_1"]
     both = plan(prompts=[[1, 2]], builtin_probes=True).probes
     assert both[0].name == "prompt_1"
     assert len(both) == len(plan().probes) + 1
@@ -169,12 +169,12 @@ def test_prompts_replace_the_built_in_probes_unless_asked() -> None:
 
 def test_prompts_are_known_as_the_users_own() -> None:
     both = plan(prompts=[[1, 2]], builtin_probes=True).probes
-    assert [each.name for each in both if each.is_own] == ["prompt_1"]
+    assert [probe.name for probe in both if probe.is_own] == ["prompt_1"]
 
 
 def test_many_prompts_are_several_batches() -> None:
     whole = plan(prompts=[[1] * 300] * 8)
-    assert [len(each.probes) for each in whole.batches] == [3, 3, 2]
+    assert [len(batch.probes) for batch in whole.batches] == [3, 3, 2]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_rows_are_exactly_as_long_as_asked(ids: list[int], length: int) -> None:
     assert len(row) == length
     assert row[: len(ids)] == ids[:length]
     if len(ids) > 1:
-        assert all(each in ids[1:] for each in row[1:])
+        assert all(token in ids[1:] for token in row[1:])
 
 
 def test_the_target_of_an_encoder_decoder_is_the_end_of_the_input_shifted() -> None:

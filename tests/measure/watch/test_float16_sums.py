@@ -37,12 +37,12 @@ def cancelling(size: int = 4 * CHUNK) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_sum_that_is_infinite_half_way_stays_infinite() -> None:
     sums = Float16Sums()
     left, right = cancelling()
-    assert sums.takes("aten.mm", [left, right])
+    assert sums.applies_to("aten.mm", [left, right])
     product = sums.compute(MM, (left, right), {})
     exact = left.double() @ right.double()
     assert exact[0, 0] == 2
     assert torch.isinf(product[0, 0])
-    assert sums.is_inside
+    assert sums.overflowed_inside
     assert sums.bound == float((left.double().abs() @ right.double().abs()).max())
     # everything else is the exact result, rounded once
     others = torch.ones_like(product, dtype=torch.bool)
@@ -54,7 +54,7 @@ def test_a_bias_is_added_at_the_end() -> None:
     left, right = cancelling()
     bias = torch.tensor([5.0, 6.0, 7.0], dtype=torch.float16)
     sums = Float16Sums()
-    assert sums.takes("aten.addmm", [bias, left, right])
+    assert sums.applies_to("aten.addmm", [bias, left, right])
     product = sums.compute(ADDMM, (bias, left, right), {})
     assert torch.isinf(product[0, 0])
     assert torch.equal(product[1:, 1:], (bias + left.float() @ right.float()).half()[1:, 1:])
@@ -65,7 +65,7 @@ def test_what_is_out_of_range_anyway_is_no_accumulation() -> None:
     sums = Float16Sums()
     product = sums.compute(MM, (left, left.T), {})
     assert torch.isinf(product).all()
-    assert not sums.is_inside
+    assert not sums.overflowed_inside
 
 
 @given(st.integers(0, 2**32), st.integers(1, 80), st.floats(-4, 6))
@@ -104,8 +104,8 @@ def test_the_emulated_sum_is_that_of_numbers_rounded_after_every_chunk(
 
 def test_other_operations_are_left_alone() -> None:
     sums = Float16Sums()
-    assert not sums.takes("aten.bmm", [torch.ones(1, 1, 1, dtype=torch.float16)])
-    assert not sums.takes("aten.mm", [torch.ones(1, 1)])
+    assert not sums.applies_to("aten.bmm", [torch.ones(1, 1, 1, dtype=torch.float16)])
+    assert not sums.applies_to("aten.mm", [torch.ones(1, 1)])
     assert sums.bound is None
 
 
@@ -123,13 +123,13 @@ def test_a_kernel_is_proved_to_be_safe_where_no_sum_can_leave_float16(tmp_path: 
     report = precheck.scan(
         str(folder), dtypes=["float16"], attn_implementations=["sdpa"], accumulations=["float16"]
     )
-    (run,) = (each for each in report.runs if each.accumulation is Accumulation.FLOAT16)
+    (run,) = (run for run in report.runs if run.accumulation is Accumulation.FLOAT16)
     assert run.verdict is Verdict.SAFE
     assert run.partial_sums is not None
     assert run.partial_sums.num_beyond_float16 == 0
     # 7 linears in each of 3 layers, and the head, for every batch
     assert run.partial_sums.num_products % 22 == 0
-    (proof,) = (each for each in report.findings if each.code == "PC115")
+    (proof,) = (finding for finding in report.findings if finding.code == "PC115")
     assert proof.severity is Severity.NOTE
     assert "cannot overflow here, in whatever order" in proof.message
 
@@ -155,7 +155,7 @@ def test_the_gate_is_about_what_is_deployed_not_about_an_odd_kernel(tmp_path: Pa
     (broken,) = (run for run in report.runs if run.verdict is Verdict.OVERFLOW)
     assert broken.first_overflow is not None
     assert broken.first_overflow.mechanism is Mechanism.ACCUMULATION
-    assert [each.dtype for each in report.other_recommendations] == ["float16", "float16"]
+    assert [choice.dtype for choice in report.other_recommendations] == ["float16", "float16"]
 
 
 def test_an_unknown_accumulation_is_a_usage_error() -> None:

@@ -35,7 +35,7 @@ def no_float16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("known", "expected"),
+    ("capabilities", "expected"),
     [
         ({}, ("native", "native")),  # a processor that says nothing
         ({"avx2": True, "avx512_bf16": False}, ("float32-rounded", "float32-rounded")),
@@ -46,19 +46,19 @@ def no_float16(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_instruction_set_decides(
-    known: dict[str, bool], expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    capabilities: dict[str, bool], expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arithmetic, "cpu_capabilities", lambda: known)
-    found = arithmetic_of(Dtype.FLOAT16, "cpu"), arithmetic_of(Dtype.BFLOAT16, "cpu")
-    assert found == expected
+    monkeypatch.setattr(arithmetic, "cpu_capabilities", lambda: capabilities)
+    dtypes = (Dtype.FLOAT16, Dtype.BFLOAT16)
+    assert tuple(arithmetic_of(dtype, "cpu") for dtype in dtypes) == expected
     assert arithmetic_of(Dtype.FLOAT32, "cpu") is Arithmetic.NATIVE
     assert arithmetic_of(Dtype.FLOAT16, "cuda:0") is Arithmetic.NATIVE
 
 
 def test_torch_says_what_the_processor_has() -> None:
     # The seam: if torch stops telling, float16 scans on such processors get slow without a word.
-    known = cpu_capabilities()
-    assert isinstance(known.get("architecture"), str)
+    capabilities = cpu_capabilities()
+    assert isinstance(capabilities.get("architecture"), str)
 
 
 def operands(dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
@@ -109,12 +109,12 @@ def test_a_product_is_the_float64_one_rounded_once(
     func = getattr(torch.ops.aten, op).default
     rounded = RoundedProducts(dtype).compute(func, args, {})
     native = func(*args)
-    exact = func(*(each.double() for each in args))
+    exact = func(*(arg.double() for arg in args))
     assert rounded.dtype is dtype
     assert rounded.shape == native.shape
     assert torch.equal(rounded.isnan(), exact.to(dtype).isnan())
     # half an ulp is the rounding, the rest what sums of 64 float32 products lose
-    scale = func(*(each.double().abs() for each in args))
+    scale = func(*(arg.double().abs() for arg in args))
     allowed = 0.5 * ulp(exact, dtype) + 64 * 2**-24 * scale
     finite = rounded.isfinite() & exact.isfinite()
     error = (rounded.double() - exact).abs()
@@ -133,35 +133,35 @@ def test_memory_is_used_again_and_never_shared_by_two_operands() -> None:
     generator = torch.Generator().manual_seed(0)
     for size in (8, 64, 16):
         same = torch.randn(size, size, generator=generator).half()
-        found = products.compute(torch.ops.aten.mm.default, (same, same.t()), {})
-        torch.testing.assert_close(found, (same.float() @ same.t().float()).half())
-    assert [each.numel() for each in products._scratch] == [64 * 64, 64 * 64]  # noqa: SLF001
+        product = products.compute(torch.ops.aten.mm.default, (same, same.t()), {})
+        torch.testing.assert_close(product, (same.float() @ same.t().float()).half())
+    assert [tensor.numel() for tensor in products._scratch] == [64 * 64, 64 * 64]  # noqa: SLF001
 
 
 def test_only_products_of_the_dtype_are_taken() -> None:
     products = RoundedProducts(torch.float16)
     half, single = torch.ones(2, 2).half(), torch.ones(2, 2)
-    assert products.takes("aten.mm", [half, half])
-    assert not products.takes("aten.mm", [single, single])
-    assert not products.takes("aten.mul", [half, half])
-    assert not products.takes("aten._scaled_dot_product_flash_attention_for_cpu", [half] * 3)
+    assert products.applies_to("aten.mm", [half, half])
+    assert not products.applies_to("aten.mm", [single, single])
+    assert not products.applies_to("aten.mul", [half, half])
+    assert not products.applies_to("aten._scaled_dot_product_flash_attention_for_cpu", [half] * 3)
 
 
-SLOW_KINDS = [each for each in FAULTS if each.dtype is Dtype.FLOAT16]
+SLOW_KINDS = [fault for fault in FAULTS if fault.dtype is Dtype.FLOAT16]
 
 
 @pytest.mark.usefixtures("no_float16")
-@pytest.mark.parametrize("fault", SLOW_KINDS[::3], ids=lambda each: each.name)
+@pytest.mark.parametrize("fault", SLOW_KINDS[::3], ids=lambda fault: fault.name)
 def test_planted_faults_are_found_as_with_native_products(
     fault: PlantedFault, tmp_path: Path
 ) -> None:
     run = faulty_run(scan_of(fault, tmp_path), fault)
     assert run.arithmetic is Arithmetic.FLOAT32_ROUNDED
-    found = run.first_overflow
-    assert found is not None
-    assert (found.module, found.op) == (fault.module, fault.op)
-    assert found.mechanism is fault.mechanism
-    assert found.absorbed is fault.absorbed
+    overflow = run.first_overflow
+    assert overflow is not None
+    assert (overflow.module, overflow.op) == (fault.module, fault.op)
+    assert overflow.mechanism is fault.mechanism
+    assert overflow.absorbed is fault.absorbed
 
 
 @pytest.mark.usefixtures("no_float16")
@@ -257,15 +257,15 @@ def test_a_fault_is_looked_into_with_the_same_arithmetic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What is called again must not be computed in another way than what was odd.
-    made: list[bool] = []
+    has_products: list[bool] = []
     init: Callable[..., None] = OpWatcher.__init__
 
     def listening(self: OpWatcher, **options: Any) -> None:
-        made.append(options["products"] is not None)
+        has_products.append(options["products"] is not None)
         init(self, **options)
 
     monkeypatch.setattr(OpWatcher, "__init__", listening)
-    fault = next(each for each in SLOW_KINDS if each.attn_implementation == "eager")
+    fault = next(fault for fault in SLOW_KINDS if fault.attn_implementation == "eager")
     planted_checkpoint(fault, tmp_path)
     scan(tmp_path, dtypes=["float16"], attn_implementations=["eager"], quick=True)
-    assert made.count(True) >= 2  # the run, and the unit that was called again
+    assert has_products.count(True) >= 2  # the run, and the unit that was called again
