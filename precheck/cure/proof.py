@@ -94,7 +94,7 @@ def _exactness(runs: tuple[ProofRun, ...], choice: Choice) -> Exactness:
 
 def _runs(which: str, report: Report, witness: LogitsWitness) -> tuple[ProofRun, ...]:
     return tuple(
-        _run(which, each, witness.found.get((each.dtype, each.attn_implementation)))
+        _run(which, each, witness.compared.get((each.dtype, each.attn_implementation)))
         for each in report.runs
     )
 
