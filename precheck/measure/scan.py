@@ -266,7 +266,7 @@ class Scan:
         if folder is None or not is_first_process():
             return
         totals = self._merged()
-        pairs = zip(self._skeletons, (each.found for each in totals), strict=True)
+        pairs = zip(self._skeletons, (each.producers for each in totals), strict=True)
         found = candidate(pairs)
         if found is None:
             said = "no capsule: no decoder layer overflowed"

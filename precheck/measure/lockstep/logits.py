@@ -116,7 +116,8 @@ class LogitsTotals:
     def merge(self, other: LogitsTotals) -> LogitsTotals:
         """The statistics of both sets of batches."""
         maxima = [kl for kl in (self.kl_max, other.kl_max) if kl is not None]
-        divergences = [each for each in (self.divergence, other.divergence) if each is not None]
+        both = (self.divergence, other.divergence)
+        divergences = [divergence for divergence in both if divergence is not None]
         return LogitsTotals(
             stats=self.stats.merge(other.stats),
             kl=self.kl.merge(other.kl),
