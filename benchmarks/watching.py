@@ -21,8 +21,9 @@ import transformers
 
 from precheck.checkpoint.architecture import find_architecture
 from precheck.measure.blame.mechanisms import Classifier
-from precheck.measure.lockstep.run_totals import RunTotals
-from precheck.measure.lockstep.run_watch import RunWatch
+from precheck.measure.lockstep.comparison import Comparison
+from precheck.measure.lockstep.context import PassageContext
+from precheck.measure.lockstep.passage import Passage
 from precheck.measure.lockstep.turns import Worker, advance
 from precheck.measure.models.presence import ResidentPresence
 from precheck.measure.models.skeleton import Skeleton, twin
@@ -82,7 +83,7 @@ def report(attn: str, models: dict[Dtype, torch.nn.Module], batch: Batch, *, rep
 
     def watched() -> None:
         # a plain function: a mock would keep the logits it is called with
-        with mock.patch.object(RunWatch, "_add_logits", _nothing):
+        with mock.patch.object(Comparison, "add_logits", _nothing):
             lockstep(skeletons, batch)
 
     def compared() -> None:
@@ -119,48 +120,44 @@ def ratio(times: dict[str, list[float]], name: str) -> str:
 
 def lockstep(skeletons: list[Skeleton], batch: Batch) -> None:
     """One batch through all configurations, as a scan does it."""
-    layout = find_architecture(skeletons[0].model)
-    classifier = Classifier()
-    workers: list[Worker] = []
-    watches: list[RunWatch] = []
+    context = PassageContext(
+        layout=find_architecture(skeletons[0].model),
+        classifier=Classifier(),
+        decode=lambda _: None,
+        keeps_entries=False,
+        witness=None,
+    )
+    passages: list[Passage] = []
     for skeleton in skeletons:
-        worker = Worker(
-            name=skeleton.dtype,
-            model=skeleton.model,
-            units=layout.units,
-            presence=ResidentPresence(),
+        reference = passages[0] if passages else None
+        passages.append(
+            Passage(
+                skeleton=skeleton,
+                batch=batch,
+                context=context,
+                reference=reference,
+                baseline=reference,
+                products=None,
+                presence=ResidentPresence(),
+            )
         )
-        reference = watches[0] if watches else None
-        worker.passenger = RunWatch(
-            totals=RunTotals.of(skeleton),
-            skeleton=skeleton,
-            batch=batch,
-            layout=layout,
-            reference=reference,
-            baseline=reference,
-            classifier=classifier,
-            decode=lambda _: None,
-            check=worker.turns.check,
-            products=None,
-        )
-        watches.append(worker.passenger)
-        workers.append(worker)
+    workers = [passage.worker for passage in passages]
     try:
         advance(workers, InOrder())
     finally:
-        for watch in watches:
-            watch.detach()
+        for passage in passages:
+            passage.detach()
     for worker in workers:
         if worker.error is not None:
             raise worker.error
 
 
 class InOrder:
-    """Every run in the order given; nobody is told."""
+    """A schedule: every run in the order given."""
 
-    def order(self, standing: list[Worker]) -> list[Worker]:
-        """As they come."""
-        return standing
+    def order(self, waiting: list[Worker]) -> list[Worker]:
+        """The workers as they are."""
+        return waiting
 
     def before(self, _worker: Worker) -> None:
         """Nothing to do."""

@@ -185,6 +185,8 @@ SAYS = {
 
 def test_a_signal_before_a_thread_is_started_is_no_bug() -> None:
     unused: Any = None
-    worker = Worker(name="run", model=torch.nn.Linear(1, 1), units=(), presence=unused)
+    worker = Worker(
+        name="run", model=torch.nn.Linear(1, 1), units=(), presence=unused, workload=unused
+    )
     worker._thread = threading.Thread(target=print)  # noqa: SLF001  as start() leaves it
     worker.stop()

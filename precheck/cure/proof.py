@@ -125,7 +125,7 @@ def _least_bits(report: Report, dtype: Dtype) -> dict[str, float]:
 
 def _proof_runs(checkpoint: str, report: Report, logits: LogitsWitness) -> tuple[ProofRun, ...]:
     return tuple(
-        _proof_run(checkpoint, run, logits.found.get((run.dtype, run.attn_implementation)))
+        _proof_run(checkpoint, run, logits.compared.get((run.dtype, run.attn_implementation)))
         for run in report.runs
     )
 

@@ -102,7 +102,7 @@ def _write_capsule(prepared: Prepared, gathered: Gathered, *, observe: Observer)
     if folder is None or not is_first_process():
         return
     totals = gathered.merged(prepared.skeletons)
-    overflow = candidate(zip(prepared.skeletons, (run.found for run in totals), strict=True))
+    overflow = candidate(zip(prepared.skeletons, (run.producers for run in totals), strict=True))
     if overflow is None:
         outcome = "no capsule: no decoder layer overflowed"
     else:

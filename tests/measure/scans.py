@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from precheck.measure.lockstep.run_watch import RunWatch
+from precheck.measure.lockstep.passage import Passage
 from precheck.pipeline import scan
 from tests.planted import FAULTS, PlantedFault, planted_checkpoint
 
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from precheck.checkpoint.architecture import Unit
-    from precheck.measure.blame.found import Location
     from precheck.measure.blame.unit_call import UnitCall
+    from precheck.measure.lockstep.segments import LocatedSegment
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.probes.batch import Batch
     from precheck.records.report import Report, Run
@@ -44,36 +43,32 @@ class Pass:
 
 @contextmanager
 def passes() -> Iterator[list[Pass]]:
-    """Collects every pass of the scans inside; the product is only listened to."""
-    found: dict[int, Pass] = {}
-    kept: list[RunWatch] = []  # an id is only a name while its owner lives
-    compare, finish = RunWatch._compare, RunWatch._finish  # noqa: SLF001
+    """Collects every pass of the scans inside, without changing them."""
+    by_passage: dict[Passage, Pass] = {}
+    compare, finish = Passage._compare, Passage._finish  # noqa: SLF001
 
-    def seen(watch: RunWatch) -> Pass:
-        if id(watch) not in found:
-            kept.append(watch)
-            found[id(watch)] = Pass(skeleton=watch._skeleton, batch=watch._batch)  # noqa: SLF001
-        return found[id(watch)]
+    def pass_of(passage: Passage) -> Pass:
+        new = Pass(skeleton=passage.skeleton, batch=passage.batch)
+        return by_passage.setdefault(passage, new)
 
-    def listening_compare(watch: RunWatch, call: UnitCall, place: Location) -> None:
-        unit: Unit = call.unit
-        if unit.is_block and call.hidden_states is not None:
-            seen(watch).layers.append((unit.name, call.hidden_states.clone()))
-        compare(watch, call, place)
+    def recording_compare(passage: Passage, call: UnitCall, located: LocatedSegment) -> None:
+        if call.unit.is_block and call.hidden_states is not None:
+            pass_of(passage).layers.append((call.unit.name, call.hidden_states.clone()))
+        compare(passage, call, located)
 
-    def listening_finish(watch: RunWatch, *, has_logits: bool) -> None:
-        if watch.final is not None:
-            seen(watch).final.append(watch.final.clone())
-        finish(watch, has_logits=has_logits)
+    def recording_finish(passage: Passage, *, has_logits: bool) -> None:
+        if passage.final is not None:
+            pass_of(passage).final.append(passage.final.clone())
+        finish(passage, has_logits=has_logits)
 
     result: list[Pass] = []
-    RunWatch._compare = listening_compare  # type: ignore[method-assign,assignment]  # noqa: SLF001
-    RunWatch._finish = listening_finish  # type: ignore[method-assign,assignment]  # noqa: SLF001
+    Passage._compare = recording_compare  # type: ignore[method-assign,assignment]  # noqa: SLF001
+    Passage._finish = recording_finish  # type: ignore[method-assign,assignment]  # noqa: SLF001
     try:
         yield result
     finally:
-        RunWatch._compare, RunWatch._finish = compare, finish  # type: ignore[method-assign]  # noqa: SLF001
-        result += found.values()
+        Passage._compare, Passage._finish = compare, finish  # type: ignore[method-assign]  # noqa: SLF001
+        result += by_passage.values()
 
 
 def plain_inputs(batch: Batch) -> dict[str, Any]:
@@ -116,7 +111,7 @@ def plain_pass(
 
 def fault_named(name: str) -> PlantedFault:
     """The fault of the catalogue."""
-    return next(each for each in FAULTS if each.name == name)
+    return next(fault for fault in FAULTS if fault.name == name)
 
 
 def scan_of(fault: PlantedFault, folder: Path, **options: Any) -> Report:
@@ -137,12 +132,12 @@ def scan_of(fault: PlantedFault, folder: Path, **options: Any) -> Report:
 
 def run_of(report: Report, dtype: str, attn_implementation: str) -> Run:
     """The run of this configuration."""
-    (found,) = (
+    (run,) = (
         run
         for run in report.runs
         if (run.dtype, run.attn_implementation) == (dtype, attn_implementation)
     )
-    return found
+    return run
 
 
 def faulty_run(report: Report, fault: PlantedFault) -> Run:

@@ -2,52 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.errors import PrecheckError, first_line
+from precheck.measure.lockstep.context import PassageContext
 from precheck.measure.lockstep.fatal import raise_if_fatal
-from precheck.measure.lockstep.run_totals import RunTotals
-from precheck.measure.lockstep.run_watch import RunWatch
-from precheck.measure.lockstep.turns import Worker, advance
+from precheck.measure.lockstep.passage import Passage
+from precheck.measure.lockstep.products import ProductEmulation
+from precheck.measure.lockstep.turns import advance
 from precheck.measure.machine.memory import (
     give_back_free_memory,
     is_out_of_memory,
     memory_error,
     used_bytes,
 )
-from precheck.measure.watch.float16_sums import Float16Sums
-from precheck.measure.watch.rounded_products import RoundedProducts
-from precheck.records.precision import Accumulation, Arithmetic, Dtype
+from precheck.records.precision import Dtype
 from precheck.records.traces import TOWERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
-
     from precheck.checkpoint.architecture import Architecture
     from precheck.measure.blame.mechanisms import Classifier
     from precheck.measure.lockstep.clock import Clock
+    from precheck.measure.lockstep.run_totals import RunTotals
     from precheck.measure.lockstep.symptom import Decode
+    from precheck.measure.lockstep.turns import Worker
     from precheck.measure.lockstep.witness import Witness
     from precheck.measure.models.configurations import RunGroup
     from precheck.measure.models.shared import SharedModels
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.probes.batch import Batch
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class _Passage:
-    """One run over one batch."""
-
-    batch: int
-    num_tokens: int
-    num_media_positions: int
-    totals: RunTotals
-    watch: RunWatch
-    worker: Worker
 
 
 class BatchRun:
@@ -56,14 +41,14 @@ class BatchRun:
     Args:
         batches: the probes, on the runs' device.
         groups: runs by attention implementation, the float32 run of each first.
-        weights: give the parameters.
+        weights: load and free the parameters.
         layout: the model's units.
-        classifier: says why operations overflow.
+        classifier: names the mechanisms of overflows.
         decode: token ids to text.
-        clock: told before each unit of each run.
-        memory_limit: bytes that the scan may take.
-        keeps_entries: keep how units were called in which something overflows.
-        witness: is shown what the runs make.
+        clock: counts each run's entry into each unit.
+        memory_limit: bytes that the scan may use.
+        keeps_entries: keep the arguments of units in which something overflows.
+        witness: records what the runs compute.
     """
 
     def __init__(
@@ -80,166 +65,136 @@ class BatchRun:
         keeps_entries: bool,
         witness: Witness | None,
     ) -> None:
-        self._witness = witness
+        self._context = PassageContext(
+            layout=layout,
+            classifier=classifier,
+            decode=decode,
+            keeps_entries=keeps_entries,
+            witness=witness,
+        )
         self._weights = weights
-        self._layout = layout
-        self._classifier = classifier
-        self._decode = decode
+        self._products = ProductEmulation()
         self._clock = clock
         self._memory_limit = memory_limit
-        self._keeps_entries = keeps_entries
-        self._num_batches = len(batches)
-        self._ended: set[Worker] = set()
-        self._products: dict[Dtype, RoundedProducts] = {}
-        self._passages: list[_Passage] = []
         # all before the first is hooked: a copy would copy the hooks too
-        copies = [
-            [[_own(each, index) for each in group.skeletons] for group in groups]
+        skeletons = [
+            [[_own(skeleton, index) for skeleton in group.skeletons] for group in groups]
             for index in range(len(batches))
         ]
-        for index, batch in enumerate(batches):
-            self._board(index, batch, copies[index])
+        self._by_batch = [
+            self._passages_of(batch, of_batch)
+            for batch, of_batch in zip(batches, skeletons, strict=True)
+        ]
+        self._passages = [passage for passages in self._by_batch for passage in passages]
+        self._by_worker = {passage.worker: passage for passage in self._passages}
+        self._ended: set[Passage] = set()
+
+    def _passages_of(self, batch: Batch, groups: list[list[Skeleton]]) -> list[Passage]:
+        """One for each run; the first of each group is the reference of the others."""
+        passages: list[Passage] = []
+        for group in groups:
+            reference: Passage | None = None
+            for skeleton in group:
+                passage = Passage(
+                    skeleton=skeleton,
+                    batch=batch,
+                    context=self._context,
+                    reference=reference,
+                    baseline=reference or next(iter(passages), None),
+                    products=self._products.products_of(skeleton),
+                    presence=self._weights.presence(skeleton),
+                )
+                reference = reference or passage
+                passages.append(passage)
+        return passages
 
     def go(self) -> None:
-        """All of them to their ends; what they found until then stands also after an error.
+        """Runs all forwards to their ends; after an error, the totals hold what was measured.
 
         Raises:
-            PrecheckError: the weights cannot be read, or memory ran out: no run can go on.
+            PrecheckError: the weights cannot be read, or memory ran out: no run can continue.
         """
         try:
-            advance([each.worker for each in self._passages], self)
+            advance([passage.worker for passage in self._passages], self)
         finally:
-            for each in self._passages:
-                each.watch.detach()
-            for each in self._passages:
-                if each.worker.error is not None:
-                    each.totals.failure = each.totals.failure or _failure(each.worker.error)
+            for passage in self._passages:
+                passage.detach()
+            for passage in self._passages:
+                error = passage.worker.error
+                if error is not None:
+                    passage.totals.failure = passage.totals.failure or _failure(error)
 
     @property
     def totals(self) -> list[list[RunTotals]]:
         """For each batch, its runs' totals, in the order of the groups."""
-        return [[each.totals for each in self._of(index)] for index in range(self._num_batches)]
+        return [[passage.totals for passage in passages] for passages in self._by_batch]
 
     @property
     def num_done(self) -> int:
-        """How many batches, from the first on, every run has come to an end of."""
-        for index in range(self._num_batches):
-            if not all(each.worker in self._ended for each in self._of(index)):
+        """How many batches, counted from the first, every run has finished."""
+        for index, passages in enumerate(self._by_batch):
+            if not self._ended.issuperset(passages):
                 return index
-        return self._num_batches
+        return len(self._by_batch)
 
-    def _of(self, batch: int) -> list[_Passage]:
-        return [each for each in self._passages if each.batch == batch]
+    # The schedule of the lockstep.
 
-    def _board(self, index: int, batch: Batch, groups: list[list[Skeleton]]) -> None:
-        first: RunWatch | None = None
-        for group in groups:
-            reference: RunWatch | None = None
-            for skeleton in group:
-                passage = self._passage(index, skeleton, batch, reference, reference or first)
-                reference, first = reference or passage.watch, first or passage.watch
-                self._passages.append(passage)
-
-    def _passage(
-        self,
-        index: int,
-        skeleton: Skeleton,
-        batch: Batch,
-        reference: RunWatch | None,
-        baseline: RunWatch | None,
-    ) -> _Passage:
-        totals = RunTotals.of(skeleton)
-        worker = Worker(
-            name=f"{skeleton.dtype} + {skeleton.attn_implementation}",
-            model=skeleton.model,
-            units=self._layout.units,
-            presence=self._weights.presence(skeleton),
-        )
-        watch = worker.passenger = RunWatch(
-            totals=totals,
-            skeleton=skeleton,
-            batch=batch,
-            layout=self._layout,
-            reference=reference,
-            baseline=baseline,
-            classifier=self._classifier,
-            decode=self._decode,
-            check=worker.turns.check,
-            products=self._products_of(skeleton),
-            keeps_entries=self._keeps_entries,
-            witness=self._witness,
-        )
-        return _Passage(
-            batch=index,
-            num_tokens=batch.input_ids.numel(),
-            num_media_positions=batch.num_media_positions,
-            totals=totals,
-            watch=watch,
-            worker=worker,
-        )
-
-    def _products_of(self, skeleton: Skeleton) -> RoundedProducts | Float16Sums | None:
-        """One for all runs of a dtype: they share its memory."""
-        if skeleton.configuration.accumulation is Accumulation.FLOAT16:
-            return Float16Sums()
-        if skeleton.arithmetic is Arithmetic.NATIVE:
-            return None
-        dtype: torch.dtype = torch_dtype(skeleton.dtype)
-        return self._products.setdefault(skeleton.dtype, RoundedProducts(dtype))
-
-    # The rounds of the lockstep.
-
-    def order(self, standing: list[Worker]) -> list[Worker]:
+    def order(self, waiting: list[Worker]) -> list[Worker]:
         """Runs of one dtype together, which its weights are cast for; at the end by batch.
 
         From the last unit on, a batch is finished before the next one begins, and its logits
         are dropped.
         """
-        passages = [each for each in self._passages if each.worker in standing]
+        passages = [passage for passage in self._passages if passage.worker in waiting]
         # text waits for what has to pass a tower first, so that layers are read once for both
-        in_tower = [each for each in passages if self._is_tower(each.worker.standing_at)]
+        in_tower = [one for one in passages if self._is_tower(one.worker.waiting_at)]
         passages = in_tower or passages
-        last = self._layout.units[-1].name
-        if not any(each.worker.standing_at == last for each in passages):
-            passages.sort(key=lambda each: each.watch.dtype_rank)
-        return [each.worker for each in passages]
+        last = self._context.layout.units[-1].name
+        if not any(passage.worker.waiting_at == last for passage in passages):
+            passages.sort(key=_dtype_rank)
+        return [passage.worker for passage in passages]
 
     def before(self, worker: Worker) -> None:
-        """A worker is about to go on."""
+        """Counts the step of a worker that is about to enter a unit."""
         if worker.is_entering:
-            passage = next(each for each in self._passages if each.worker is worker)
-            is_tower = self._is_tower(worker.standing_at)
+            batch = self._by_worker[worker].batch
+            is_tower = self._is_tower(worker.waiting_at)
             self._clock.tick(
                 worker.name,
-                worker.standing_at,
-                num_tokens=passage.num_media_positions if is_tower else passage.num_tokens,
+                worker.waiting_at,
+                num_tokens=batch.num_media_positions if is_tower else batch.input_ids.numel(),
             )
 
     def _is_tower(self, module: str) -> bool:
-        return bool(module) and self._layout.section_of(module) in TOWERS
+        return bool(module) and self._context.layout.section_of(module) in TOWERS
 
     def after(self, worker: Worker) -> None:
-        """Gives up what cannot go on, and frees what nobody compares with any more."""
+        """Raises an error that concerns all runs; frees what no run needs for comparison."""
         if used_bytes("cpu") > self._memory_limit / 2:  # memory that is new again costs time
             give_back_free_memory()
         if worker.error is not None:
             raise_if_fatal(worker.error)
         if worker.is_finished:
-            self._ended.add(worker)
-            passage = next(each for each in self._passages if each.worker is worker)
-            self._release(self._of(passage.batch))
+            passage = self._by_worker[worker]
+            self._ended.add(passage)
+            self._release(next(batch for batch in self._by_batch if passage in batch))
 
-    def _release(self, batch: list[_Passage]) -> None:
-        ended = [each.watch for each in batch if each.worker in self._ended]
-        going = [each.watch for each in batch if each.worker not in self._ended]
-        for watch in ended:
-            if not any(each.waits_for(watch) for each in going):
-                watch.release()
+    def _release(self, passages: list[Passage]) -> None:
+        running = [passage for passage in passages if passage not in self._ended]
+        for passage in passages:
+            if passage in self._ended and not any(run.waits_for(passage) for run in running):
+                passage.release()
 
 
 def _own(skeleton: Skeleton, batch: int) -> Skeleton:
     """The skeleton for one batch: every forward has modules and hooks of its own."""
     return skeleton.another() if batch else skeleton
+
+
+def _dtype_rank(passage: Passage) -> int:
+    """Float32 first, with which the others are compared; then one dtype after the other."""
+    dtype = passage.skeleton.dtype
+    return 0 if dtype.is_reference else 1 + list(Dtype).index(dtype)
 
 
 def _failure(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from precheck.measure.machine.memory import is_out_of_memory, memory_error
 
 
 def raise_if_fatal(error: BaseException) -> None:
-    """Raises what concerns every run; of an error of one run alone, nothing.
+    """Raises an error that concerns every run; returns if it concerns one run alone.
 
     Raises:
         PrecheckError: weights that cannot be read, or memory that ran out.

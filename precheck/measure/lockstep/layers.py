@@ -1,4 +1,4 @@
-"""How far a run is from its reference: hidden states, routing and logits, in float64."""
+"""A run's hidden states and routing against its reference's, in float64."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ if TYPE_CHECKING:
 
 
 CHUNK_ELEMENTS = 1 << 20
-"""Elements taken to float64 at a time: 8 MiB stay in the cache, and logits of 512 tokens x 152k
-would need 622 MB."""
+"""Elements cast to float64 at a time: their 8 MiB stay in the cache. All logits of 512 tokens and
+152k words would need 622 MB."""
 
 
 def token_errors(hidden_states: Tensor, reference: Tensor) -> Tensor:
     """``||x - r|| / ||r||`` of every token, ``(tokens,)`` float64 on the CPU.
 
-    Both are ``(tokens, hidden)``. Not finite where ``x`` is not; 0 where both are zero. A mean of
-    these weighs every token alike: a norm over the whole tensor would show only the few tokens
-    with massive activations.
+    Both are ``(tokens, hidden)``. An error is not finite where ``x`` is not, and 0 where both are
+    zero. The mean of these errors gives every token the same weight. A norm over the whole tensor
+    would show only the few tokens with massive activations.
     """
     step = max(1, CHUNK_ELEMENTS // max(1, hidden_states.shape[-1]))
     errors = [torch.empty(0, dtype=torch.float64)]
     for start in range(0, hidden_states.shape[0], step):
-        ours = float64(hidden_states[start : start + step])
-        theirs = float64(reference[start : start + step])
-        norm = _norm(theirs)
-        distance = _norm(ours - theirs)
+        states = float64(hidden_states[start : start + step])
+        expected = float64(reference[start : start + step])
+        norm = _norm(expected)
+        distance = _norm(states - expected)
         error = torch.where((norm == 0) & (distance == 0), norm, distance / norm)
         errors.append(error.cpu())
     return torch.cat(errors)
 
 
 def _norm(tokens: Tensor) -> Tensor:
-    """Of each row, ``(tokens,)``; a product, which is several times faster than ``norm``."""
+    """The norm of each row, ``(tokens,)``, from a product: several times faster than ``norm``."""
     squares: Tensor = torch.linalg.vecdot(tokens, tokens)
     return squares.sqrt_()
 
 
 def float64(tensor: Tensor) -> Tensor:
-    """The same numbers in float64; on the CPU where the device has none."""
+    """The same numbers in float64, on the CPU if the device has no float64."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 @dataclass(slots=True)
 class Mean:
-    """A mean that can be continued: a sum and how many it is of."""
+    """A running mean: the sum of the values and their number."""
 
     total: float = 0.0
     count: int = 0
 
     def add(self, values: Tensor) -> None:
-        """Takes the finite ones among ``values`` (float64)."""
+        """Adds the finite elements of ``values`` (float64)."""
         finite = values[values.isfinite()]
         self.total += float(finite.sum())
         self.count += finite.numel()
@@ -69,18 +69,18 @@ class Mean:
 
     @property
     def value(self) -> float | None:
-        """None of nothing."""
+        """The mean; None before the first value."""
         return self.total / self.count if self.count else None
 
 
-def merged(ours: Mean | None, theirs: Mean | None) -> Mean | None:
-    """The mean of both where there are both, else the one there is."""
-    return ours.merge(theirs) if ours is not None and theirs is not None else ours or theirs
+def merged(first: Mean | None, second: Mean | None) -> Mean | None:
+    """The mean of both, or of the one that is not None."""
+    return first.merge(second) if first is not None and second is not None else first or second
 
 
 @dataclass(slots=True)
 class LayerTotals:
-    """What a batch says of one decoder layer."""
+    """Statistics of one decoder layer over a batch."""
 
     index: int
     section: Section
@@ -91,10 +91,10 @@ class LayerTotals:
     routing: Mean | None = None
 
     def add(self, tokens: Tensor, reference: Tensor | None, same_routing: Tensor | None) -> None:
-        """Takes a batch's output ``(tokens, hidden)``.
+        """Adds the layer's output over a batch, ``(tokens, hidden)``.
 
-        ``same_routing`` (bool, ``(tokens,)``) marks tokens that every router so far sent where the
-        reference sent them; None without a router.
+        ``same_routing`` (bool, ``(tokens,)``) marks tokens that every router so far sent to the
+        experts that the reference's sent them to; None without a router.
         """
         self.stats = self.stats.merge(tensor_stats(tokens))
         if reference is None or reference.shape != tokens.shape:
@@ -106,12 +106,12 @@ class LayerTotals:
             self.error_same_routing.add(errors[same_routing])
 
     def add_routing(self, agrees: Tensor) -> None:
-        """Takes which tokens this layer's router sent where the reference's did (bool)."""
+        """Adds which tokens this layer's router sent to the reference's experts (bool)."""
         self.routing = self.routing or Mean()
         self.routing.add(agrees.double())
 
     def merge(self, other: LayerTotals) -> LayerTotals:
-        """What both sets of batches say together."""
+        """The statistics of both sets of batches."""
         return LayerTotals(
             index=self.index,
             section=self.section,
@@ -124,7 +124,7 @@ class LayerTotals:
 
     @property
     def trace(self) -> LayerTrace:
-        """As the report has it."""
+        """The layer as the report holds it."""
         same = self.error_same_routing
         return LayerTrace(
             index=self.index,
@@ -140,11 +140,11 @@ class LayerTotals:
 
 
 def routing_agreement(routes: Tensor, reference: Tensor) -> Tensor:
-    """Tokens that were sent to the same set of experts, ``(tokens,)`` bool on the CPU.
+    """Which tokens were sent to the same set of experts, ``(tokens,)`` bool on the CPU.
 
     Both are expert indices ``(..., k)``; their order within a token does not matter.
     """
     k = routes.shape[-1]
-    ours = routes.reshape(-1, k).sort(dim=-1).values
-    theirs = reference.reshape(-1, k).sort(dim=-1).values
-    return (ours == theirs).all(dim=-1).cpu()
+    experts = routes.reshape(-1, k).sort(dim=-1).values
+    expected = reference.reshape(-1, k).sort(dim=-1).values
+    return (experts == expected).all(dim=-1).cpu()

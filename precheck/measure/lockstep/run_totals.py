@@ -1,4 +1,4 @@
-"""What one run gathers, batch by batch."""
+"""The figures of one run, added up batch by batch."""
 
 from __future__ import annotations
 
@@ -19,21 +19,7 @@ if TYPE_CHECKING:
     from precheck.measure.blame.found import LocatedProducer
     from precheck.measure.lockstep.logits import LogitsTotals
     from precheck.measure.models.skeleton import Skeleton
-    from precheck.records.traces import Generation
-
-
-def _symptom(broken: list[Generation]) -> Symptom | None:
-    """What a user sees of a run that breaks while it writes."""
-    if not broken:
-        return None
-    seen = {each.way: _seen(each) for each in reversed(broken)}
-    unbroken = "did not break so far"
-    return Symptom(greedy=seen.get(GREEDY, unbroken), sampling=seen.get(SAMPLED, unbroken))
-
-
-def _seen(broken: Generation) -> str:
-    text = f"breaks after {counted(broken.broken_step or 0, 'token')}: {broken.text or ''}"
-    return text if broken.error is None else f"{text}, then raises {broken.error}"
+    from precheck.records.traces import Generation, Overflow
 
 
 _ORDER = (
@@ -44,26 +30,26 @@ _ORDER = (
     Section.DECODER,
     Section.HEAD,
 )
-"""As a forward passes them; batches of text, which come first, pass no tower."""
+"""The order of a forward. Text runs first and passes no tower, so layers are added in another."""
 
 
 @dataclass(slots=True, eq=False)
 class RunTotals:
-    """Statistics of one run over a batch; plain data, so that it can go to another process."""
+    """Statistics of one run over a batch; plain data, which can be sent to another process."""
 
     peaks: Peaks
     fused_scores: Peaks
-    """Raw scores computed from the query and key of fused attention."""
+    """Raw scores, computed from the query and key of fused attention."""
     layers: dict[tuple[Section, int], LayerTotals] = field(default_factory=dict)
     logits: LogitsTotals | None = None
-    found: list[tuple[LocatedProducer, bool]] = field(default_factory=list)
-    """Producers, and whether each is absorbed."""
+    producers: list[tuple[LocatedProducer, bool]] = field(default_factory=list)
+    """Each with whether it is absorbed."""
     reaches_output: bool = False
     reference_nonfinite: bool = False
     symptom: Symptom | None = None
     failure: str | None = None
     stopped_after: str | None = None
-    """The block from which on the run was NaN everywhere and was not computed."""
+    """The block whose output was NaN everywhere, so that those after it were not computed."""
     sums: SumsTotals = field(default_factory=SumsTotals)
     num_watched: int = 0
     unwatched: Counter[str] = field(default_factory=Counter)
@@ -71,14 +57,14 @@ class RunTotals:
 
     @classmethod
     def of(cls, skeleton: Skeleton) -> RunTotals:
-        """Of a run that has not begun."""
+        """The totals of a run that has not begun."""
         return cls(
             peaks=Peaks(dtype=skeleton.dtype, attn_implementation=skeleton.attn_implementation),
             fused_scores=Peaks(dtype=skeleton.dtype, attn_implementation="eager"),
         )
 
     def merge(self, other: RunTotals) -> RunTotals:
-        """Both sets of batches together; ``other``'s come after these."""
+        """The totals of both sets of batches; those of ``other`` come after these."""
         layers = dict(self.layers)
         for key, layer in other.layers.items():
             layers[key] = layers[key].merge(layer) if key in layers else layer
@@ -90,7 +76,7 @@ class RunTotals:
             fused_scores=self.fused_scores.merge(other.fused_scores),
             layers=layers,
             logits=logits,
-            found=[*self.found, *other.found],
+            producers=[*self.producers, *other.producers],
             reaches_output=self.reaches_output or other.reaches_output,
             reference_nonfinite=self.reference_nonfinite or other.reference_nonfinite,
             symptom=self.symptom or other.symptom,
@@ -102,16 +88,15 @@ class RunTotals:
         )
 
     def _stopped_after(self, other: RunTotals) -> str | None:
-        """The later of both blocks; None if one of them never stopped."""
-        both = {self.stopped_after, other.stopped_after}
-        if None in both:
+        """The later of both blocks; None if one of both sets of batches did not stop."""
+        blocks = {self.stopped_after, other.stopped_after}
+        if None in blocks:
             return None
-        return next(
-            (each.module for each in reversed(self.layers.values()) if each.module in both), None
-        )
+        modules = [layer.module for layer in self.layers.values() if layer.module in blocks]
+        return modules[-1] if modules else None
 
     def next_identity(self) -> int:
-        """Another name for another producer."""
+        """A number that no other producer of this run over this batch has."""
         self._num_producers += 1
         return self._num_producers
 
@@ -126,7 +111,7 @@ class RunTotals:
         same_routing: Tensor | None,
         agrees: Tensor | None,
     ) -> None:
-        """Takes a decoder layer's output; the arguments are those of ``LayerTotals``."""
+        """Adds the output of a decoder layer; the arguments are those of ``LayerTotals``."""
         key = (section, index)
         if key not in self.layers:
             self.layers[key] = LayerTotals(index=index, section=section, module=module)
@@ -137,11 +122,9 @@ class RunTotals:
     def trace(
         self, skeleton: Skeleton, *, device: str, generations: tuple[Generation, ...] = ()
     ) -> RunTrace:
-        """As the report has it, with what the run wrote."""
+        """The run as the report holds it, with the texts that it generated."""
         is_reference = skeleton.dtype.is_reference
-        rows = overflow_rows(self.found)
-        known = {(each.module, each.op, each.source) for each in rows}
-        broken = [each for each in generations if each.broken_step is not None]
+        broken = [one for one in generations if one.broken_step is not None]
         return RunTrace(
             **skeleton.configuration.as_fields(),
             requested_attn_implementation=skeleton.requested_attn_implementation,
@@ -151,23 +134,40 @@ class RunTotals:
             experts_implementation=skeleton.experts_implementation,
             failure=self.failure,
             stopped_after=self.stopped_after,
-            overflows=(
-                *rows,
-                *{
-                    key: each.overflow
-                    for each in broken
-                    if each.overflow is not None
-                    and (key := (each.overflow.module, each.overflow.op, each.overflow.source))
-                    not in known
-                }.values(),
-            ),
+            overflows=self._overflows(broken),
             reaches_output=self.reaches_output or bool(broken and not is_reference),
             reference_nonfinite=self.reference_nonfinite or bool(broken and is_reference),
             layers=tuple(
                 self.layers[key].trace
-                for key in sorted(self.layers, key=lambda each: _ORDER.index(each[0]))
+                for key in sorted(self.layers, key=lambda key: _ORDER.index(key[0]))
             ),
             logits=None if self.logits is None else self.logits.trace,
             symptom=self.symptom or _symptom(broken),
             generations=generations,
         )
+
+    def _overflows(self, broken: list[Generation]) -> tuple[Overflow, ...]:
+        """The rows of the forwards, then those of operations that broke only in generation."""
+        rows = overflow_rows(self.producers)
+        keys = {_key(row) for row in rows}
+        generated = [generation.overflow for generation in broken]
+        later = {_key(row): row for row in generated if row is not None and _key(row) not in keys}
+        return (*rows, *later.values())
+
+
+def _key(overflow: Overflow) -> tuple[str, str, str]:
+    return (overflow.module, overflow.op, overflow.source)
+
+
+def _symptom(broken: list[Generation]) -> Symptom | None:
+    """What a user sees of a run that breaks while it generates."""
+    if not broken:
+        return None
+    texts = {generation.way: _text(generation) for generation in reversed(broken)}
+    unbroken = "did not break so far"
+    return Symptom(greedy=texts.get(GREEDY, unbroken), sampling=texts.get(SAMPLED, unbroken))
+
+
+def _text(broken: Generation) -> str:
+    text = f"breaks after {counted(broken.broken_step or 0, 'token')}: {broken.text or ''}"
+    return text if broken.error is None else f"{text}, then raises {broken.error}"

@@ -22,9 +22,9 @@ def symptom_of(logits: Tensor, unexpected: Tensor, *, decode: Decode) -> Symptom
     """Greedy decoding and sampling at the last broken position of the first broken row.
 
     Args:
-        logits: ``(batch, seq, vocab)``; None is returned for outputs of another shape.
-        unexpected: where they are broken, the same shape, bool.
-        decode: spells token ids.
+        logits: ``(batch, seq, vocab)``; an output of another shape has no symptom (None).
+        unexpected: which elements are broken, the same shape, bool.
+        decode: token ids to text.
     """
     if logits.dim() != 3:  # noqa: PLR2004
         return None
@@ -41,9 +41,9 @@ def symptom_of(logits: Tensor, unexpected: Tensor, *, decode: Decode) -> Symptom
 
 def _greedy(token: int, decode: Decode, *, is_all_nan: bool) -> str:
     text = decode([token] * NUM_REPEATS)
-    spelled = "" if text is None else f": {text}"
+    shown = "" if text is None else f": {text}"
     why = " (every logit is NaN, and argmax of NaN is index 0)" if is_all_nan and not token else ""
-    return f"repeats token {token}{why}{spelled}"
+    return f"repeats token {token}{why}{shown}"
 
 
 def _sampling(scores: Tensor) -> str:
@@ -52,7 +52,7 @@ def _sampling(scores: Tensor) -> str:
         torch.multinomial(
             scores.softmax(dim=-1),
             num_samples=1,
-            generator=torch.Generator(scores.device),  # the caller's own stays where it is
+            generator=torch.Generator(scores.device),  # leaves the caller's generator alone
         )
     except RuntimeError as error:
         return f"raises RuntimeError: {str(error).splitlines()[0]}"

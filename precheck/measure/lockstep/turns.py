@@ -1,15 +1,16 @@
 """All runs advance through the real ``model.forward`` together, one unit at a time.
 
-Idea. Every run has a skeleton of its own and calls its ``forward`` in a thread of its own. Hooks
-before and after each unit hand a baton back to the coordinator, so that one thread computes at a
-time and every run stands at the same place. Nothing needs to be known of what happens between
-the units, so any architecture works, and at a boundary the outputs of all runs are there to be
-compared. That is also where weights come and go; where a unit does not fit, the runs wait for
-each other inside it too. After the last unit none waits, so that logits need not all be kept.
+Idea. Every run has its own skeleton and calls its ``forward`` in its own thread. Hooks before and
+after each unit stop the thread and wake the coordinator, so that one thread computes at a time and
+all runs wait at the same unit. The coordinator knows nothing about the code between the units, so
+any architecture works. At a boundary the outputs of all runs are in memory and can be compared.
+Weights are loaded and freed there too; where a unit does not fit into memory, the runs also wait
+for each other inside it. After the last unit no run waits, so that the logits of all runs need not
+be in memory at once.
 
 Assumptions. Runs of one model pass the same units in the same order; where one does not, its
 operations have no match. Grad mode and dispatch modes belong to a thread, so each worker enters
-its own. What the coordinator does between turns runs in no watched thread.
+its own. What the coordinator does between turns runs in its own thread, which is not watched.
 
 What it cannot see: races between kernels of several runs on one device (one runs at a time).
 """
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
     from torch.utils.hooks import RemovableHandle
@@ -38,39 +39,47 @@ class Abandoned(BaseException):
 
 
 class Turns:
-    """Hands the baton between one worker and the coordinator."""
+    """Lets either one worker or the coordinator run, never both."""
 
     def __init__(self) -> None:
-        self._go = threading.Semaphore(0)
-        self._done = threading.Semaphore(0)
+        self._may_run = threading.Semaphore(0)
+        self._has_stopped = threading.Semaphore(0)
         self._is_abandoned = False
 
-    def give(self) -> None:
-        """Coordinator: lets the worker go on, and waits until it stands again."""
-        self._go.release()
-        self._done.acquire()
+    def resume(self) -> None:
+        """Coordinator: lets the worker run, and waits until it stops again."""
+        self._may_run.release()
+        self._has_stopped.acquire()
 
-    def take(self) -> None:
-        """Worker: waits for its first turn."""
-        self._go.acquire()
+    def wait(self) -> None:
+        """Worker: waits for its turn.
+
+        Raises:
+            Abandoned: the coordinator gave the forward up.
+        """
+        self._may_run.acquire()
         self.check()
 
-    def pass_on(self) -> None:
-        """Worker: stands until the next turn."""
-        self._done.release()
-        self.take()
+    def end(self) -> None:
+        """Worker: ends its turn, and waits for the next one.
+
+        Raises:
+            Abandoned: the coordinator gave the forward up.
+        """
+        self._has_stopped.release()
+        self.wait()
 
     def finish(self) -> None:
-        """Worker: will not stand again."""
-        self._done.release()
+        """Worker: ends its last turn."""
+        self._has_stopped.release()
 
     def abandon(self) -> None:
-        """Coordinator: the worker is to leave at the next operation or unit."""
+        """Coordinator: makes the worker leave its forward at the next operation or unit."""
         self._is_abandoned = True
-        self._go.release()
+        self._may_run.release()
 
     def check(self) -> None:
-        """Worker: leaves if it is to.
+        """Worker: leaves the forward if the coordinator gave it up.
 
         Raises:
             Abandoned: the coordinator gave the forward up.
@@ -79,53 +88,52 @@ class Turns:
             raise Abandoned
 
 
-class Passenger(Protocol):
-    """What rides on a worker: the forward, and what happens around each unit."""
+class Workload(Protocol):
+    """What a worker runs, and what happens around each unit."""
 
     is_replaying: bool
-    """Units run again to be looked into are no turns."""
+    """Units are being called a second time, to be examined: these calls are no turns."""
 
-    def forward(self) -> None:
-        """The whole forward."""
+    def run(self) -> None:
+        """Calls the model."""
 
     def enter_unit(self, unit: Unit, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before a unit, with what it is given."""
+        """Called before a unit, with its arguments."""
 
     def leave_unit(self, unit: Unit, output: Any) -> None:
-        """After a unit, with what it returned."""
+        """Called after a unit, with its output."""
 
     def skips(self, unit: Unit) -> bool:
-        """Whether a unit is not computed any more, so that it needs no weights."""
+        """Whether a unit is no longer computed, so that it needs no weights."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Worker:
-    """One run's forward in a thread of its own."""
+    """One run in its own thread."""
 
     name: str
     model: nn.Module
     units: tuple[Unit, ...]
     presence: Presence
-    passenger: Passenger | None = None
-    standing_at: str = ""
+    workload: Workload
+    turns: Turns = field(default_factory=Turns)
+    waiting_at: str = ""
+    """The unit at which it waits, or a module inside one; empty before the first."""
     is_entering: bool = False
-    """It stands before a unit, not after one."""
+    """It waits before that module, not after it."""
     error: BaseException | None = None
     is_finished: bool = False
-    turns: Turns = field(default_factory=Turns)
     _thread: threading.Thread | None = None
     _handles: list[RemovableHandle] = field(default_factory=list)
 
     def start(self) -> None:
         """Hooks the units and starts the thread, which waits for its first turn."""
-        assert self.passenger is not None  # noqa: S101  set right after construction
         for unit in self.units:
-            self._hook(self.model.get_submodule(unit.name), unit, self.passenger)
+            self._hook_unit(unit)
         for name in self.presence.waiting_points:
-            self._hook_inside(name, self.passenger)
+            self._hook_inside(name)
         self._thread = threading.Thread(
             target=self._work,
-            args=(self.passenger,),
             name=f"precheck {self.name}",
             daemon=True,  # a second Ctrl-C may leave it inside a long operation
         )
@@ -143,88 +151,92 @@ class Worker:
                 handle.remove()
             self._handles.clear()
 
-    def _hook(self, module: nn.Module, unit: Unit, passenger: Passenger) -> None:
+    def _hook_unit(self, unit: Unit) -> None:
+        workload = self.workload
+
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if not passenger.is_replaying:
-                self._stand(unit.name)
+            if not workload.is_replaying:
+                self._wait_before(unit.name)
             changed = None
-            if not passenger.skips(unit):
+            if not workload.skips(unit):
                 changed = self.presence.enter(unit.name, args, kwargs)
-            if not passenger.is_replaying:
-                passenger.enter_unit(unit, args, kwargs)
+            if not workload.is_replaying:
+                workload.enter_unit(unit, args, kwargs)
             return changed
 
         def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
             self.presence.leave(unit.name, output)
-            if not passenger.is_replaying:
-                passenger.leave_unit(unit, output)
+            if not workload.is_replaying:
+                workload.leave_unit(unit, output)
                 if unit is not self.units[-1]:
-                    self.turns.pass_on()
+                    self.turns.end()
 
-        self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        self._handles.append(module.register_forward_hook(after))
+        self._register(unit.name, before, after)
 
-    def _hook_inside(self, name: str, passenger: Passenger) -> None:
+    def _hook_inside(self, name: str) -> None:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if not passenger.is_replaying:
-                self._stand(name)
+            if not self.workload.is_replaying:
+                self._wait_before(name)
             return self.presence.enter(name, args, kwargs)
 
         def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
             self.presence.leave(name, output)
 
+        self._register(name, before, after)
+
+    def _register(self, name: str, before: Callable[..., Any], after: Callable[..., None]) -> None:
         module = self.model.get_submodule(name)
         self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         self._handles.append(module.register_forward_hook(after))
 
-    def _stand(self, module: str) -> None:
-        self.standing_at, self.is_entering = module, True
-        self.turns.pass_on()
+    def _wait_before(self, module: str) -> None:
+        self.waiting_at, self.is_entering = module, True
+        self.turns.end()
         self.is_entering = False
 
-    def _work(self, passenger: Passenger) -> None:
+    def _work(self) -> None:
         try:
-            self.turns.take()
+            self.turns.wait()
             with torch.no_grad():
-                passenger.forward()
+                self.workload.run()
         except Abandoned:
             pass
-        except BaseException as error:  # noqa: BLE001  handed to the coordinator, which decides
+        except BaseException as error:  # noqa: BLE001  the coordinator decides what it means
             self.error = error
         finally:
             self.is_finished = True
             self.turns.finish()
 
 
-class Rounds(Protocol):
-    """Says who goes when, and is told."""
+class Schedule(Protocol):
+    """Decides in which order the workers run, and is called around each turn."""
 
-    def order(self, standing: list[Worker]) -> list[Worker]:
-        """The workers in the order of their turns: a reference before those it is one for."""
+    def order(self, waiting: list[Worker]) -> list[Worker]:
+        """The workers in the order of their turns: a reference before the runs compared with it."""
 
     def before(self, worker: Worker) -> None:
-        """A worker is about to go on."""
+        """Called before a worker's turn."""
 
     def after(self, worker: Worker) -> None:
-        """It stands again, or is finished; may raise to give all of them up."""
+        """Called when a worker waits again or has finished; may raise to abandon all workers."""
 
 
-def advance(workers: Sequence[Worker], rounds: Rounds) -> None:
-    """Runs every forward to its end, a turn each in every round.
+def advance(workers: Sequence[Worker], schedule: Schedule) -> None:
+    """Runs every forward to its end, one turn each in every round.
 
-    Leaves no thread and no hook, also when ``rounds`` raises or Ctrl-C arrives.
+    Leaves no thread and no hook, also when ``schedule`` raises or Ctrl-C arrives.
     """
     try:
         for worker in workers:
             worker.start()
-        while standing := [worker for worker in workers if not worker.is_finished]:
-            for worker in rounds.order(standing):
-                rounds.before(worker)
-                worker.turns.give()
-                rounds.after(worker)
+        while waiting := [worker for worker in workers if not worker.is_finished]:
+            for worker in schedule.order(waiting):
+                schedule.before(worker)
+                worker.turns.resume()
+                schedule.after(worker)
     finally:
         with ExitStack() as stack:  # a second Ctrl-C must not keep the others from stopping
             for worker in workers:
                 stack.callback(worker.stop)
-            for worker in workers:  # called first, so that all are told before one is waited for
+            for worker in workers:  # called first: all are abandoned before one is waited for
                 stack.callback(worker.turns.abandon)

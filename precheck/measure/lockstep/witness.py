@@ -1,4 +1,4 @@
-"""What a scan may be watched with beside its own report: every peak, and the logits themselves."""
+"""Records of a scan besides its report: the peak of every operation, and the logits."""
 
 from __future__ import annotations
 
@@ -19,24 +19,30 @@ if TYPE_CHECKING:
 
 
 class Witness(Protocol):
-    """Is shown what runs make, and changes nothing."""
+    """Records what runs compute, and changes nothing."""
 
     def record_segment(self, skeleton: Skeleton, segment: Segment) -> None:
-        """A run has passed a stretch of the model; its numbers are fetched."""
+        """Called when a run has passed a segment of the model, whose numbers are fetched."""
 
     def record_output(self, skeleton: Skeleton, batch: Batch, logits: Tensor) -> None:
-        """A run is at its end: logits ``(batch, seq, vocab)``, or what the model gives instead."""
+        """Called at the end of a run.
+
+        Args:
+            skeleton: the run's model.
+            batch: the probes.
+            logits: ``(batch, seq, vocab)``, or what a model without a head returns.
+        """
 
 
 @dataclass(slots=True, eq=False)
 class PeakWitness:
-    """Remembers how large each operation's result became in float32, at real tokens."""
+    """Records the largest magnitude of each operation's output in float32, at real tokens."""
 
     peaks: dict[tuple[str, str, int], float] = field(default_factory=dict)
-    """By module, operation, and how often it ran there before."""
+    """By module, operation, and how often it ran in that module before."""
 
     def record_segment(self, skeleton: Skeleton, segment: Segment) -> None:
-        """Takes what a float32 run made."""
+        """Records the operations of a float32 run."""
         if not skeleton.dtype.is_reference:
             return
         for node in segment.nodes:
@@ -45,12 +51,12 @@ class PeakWitness:
                 self.peaks[node.key] = abs_max
 
     def record_output(self, skeleton: Skeleton, batch: Batch, logits: Tensor) -> None:
-        """Logits are operations like others."""
+        """Nothing to do: the logits are the output of an operation."""
 
 
 @dataclass(slots=True, eq=False)
 class Compared:
-    """Logits of a run against those of the original in float32."""
+    """The logits of a run against those of the original model in float32."""
 
     totals: LogitsTotals = field(default_factory=LogitsTotals)
     max_difference: float = 0.0
@@ -59,45 +65,46 @@ class Compared:
     """Bit for bit."""
 
     def add(self, batch: Batch, logits: Tensor, reference: Tensor) -> None:
-        """Takes those of a batch; both ``(batch, seq, vocab)``, anywhere, any dtype."""
-        ours, theirs, here = logits.detach().cpu(), reference.cpu(), batch.to("cpu")
-        self.totals.add(ours, theirs, batch=here, is_causal=False, same_routing=None)
-        real = here.real_tokens
-        mine, known = real.tokens(ours).float(), real.tokens(theirs)
-        self.is_identical &= torch.equal(mine, known)
-        difference = (mine - known).abs().max()
-        # torch hands a NaN on, Python's max() may not
+        """Adds the logits of a batch; both ``(batch, seq, vocab)``, any device, any dtype."""
+        logits, reference, batch = logits.detach().cpu(), reference.cpu(), batch.to("cpu")
+        self.totals.add(logits, reference, batch=batch, is_causal=False, same_routing=None)
+        real = batch.real_tokens
+        values, expected = real.tokens(logits).float(), real.tokens(reference)
+        self.is_identical &= torch.equal(values, expected)
+        difference = (values - expected).abs().max()
+        # torch propagates a NaN, Python's max() may not
         self.max_difference = float(torch.tensor(self.max_difference).maximum(difference))
 
     @property
     def kl_divergence(self) -> float | None:
-        """Mean over real tokens, nats; None where a logit is not finite."""
+        """Mean over real tokens, in nats; None where a logit is not finite."""
         return None if self.totals.stats.num_nonfinite else self.totals.kl.value
 
 
 @dataclass(slots=True, eq=False)
 class LogitsWitness:
-    """Compares the logits of every run with those of the original in float32.
+    """Compares the logits of every run with those of the original model in float32.
 
     Args:
-        kept: those, with their batches, by the names of the batch's probes.
-        keeps: take them from the first float32 run.
+        kept: the original's batches and logits, by the names of the batch's probes.
+        keeps: this is the original; its first float32 run fills ``kept``.
     """
 
     kept: dict[tuple[str, ...], tuple[Batch, Tensor]] = field(default_factory=dict)
     keeps: bool = False
-    found: dict[tuple[Dtype, str], Compared] = field(default_factory=dict)
+    compared: dict[tuple[Dtype, str], Compared] = field(default_factory=dict)
     """By dtype and attention implementation."""
 
     def record_segment(self, skeleton: Skeleton, segment: Segment) -> None:
-        """Nothing but the end counts."""
+        """Nothing to do: only the logits are compared."""
 
     def record_output(self, skeleton: Skeleton, batch: Batch, logits: Tensor) -> None:
-        """Keeps them, or compares them."""
+        """Keeps the logits of the original, and compares those of every run with them."""
         names = tuple(probe.name for probe in batch.probes)
         if self.keeps and skeleton.dtype.is_reference and names not in self.kept:
             self.kept[names] = (batch, logits.detach().float().cpu().clone())
         if names not in self.kept:
             return
-        found = self.found.setdefault((skeleton.dtype, skeleton.attn_implementation), Compared())
-        found.add(batch, logits, self.kept[names][1])
+        configuration = (skeleton.dtype, skeleton.attn_implementation)
+        compared = self.compared.setdefault(configuration, Compared())
+        compared.add(batch, logits, self.kept[names][1])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from precheck.measure.blame.examine import Examiner
-from precheck.measure.lockstep.run_watch import RunWatch
+from precheck.measure.lockstep.attribution import Attribution
 from precheck.pipeline import scan
 from precheck.records.finding import Verdict
 from precheck.records.traces import Mechanism
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
+    from torch import Tensor
 
     from precheck.measure.watch.segment import OpNode
     from precheck.records.report import Run
@@ -149,15 +150,14 @@ def test_an_absorbed_overflow_is_not_what_spoils_the_output(
     ]
     assert run.first_overflow is not None
     assert run.first_overflow.module == last.module
-    finish = RunWatch._finish  # noqa: SLF001
+    judge_output = Attribution.judge_output
 
-    def everything_reaches(self: RunWatch, *, has_logits: bool) -> None:
-        identities = frozenset(located.producer.identity for located in self._found)
-        assert self.final is not None
-        self._outside.taint(self.final, identities)
-        finish(self, has_logits=has_logits)
+    def everything_reaches(self: Attribution, output: Tensor, reference: Tensor | None) -> None:
+        identities = frozenset(located.producer.identity for located in self.producers)
+        self.examiner.taint(output, identities)
+        judge_output(self, output, reference)
 
-    monkeypatch.setattr(RunWatch, "_finish", everything_reaches)
+    monkeypatch.setattr(Attribution, "judge_output", everything_reaches)
     spoiled = faulty_run(scan_of(both, tmp_path), both).overflows
     assert not spoiled[0].absorbed
     assert spoiled[0].op == first.op
@@ -175,7 +175,7 @@ def test_tokens_sent_elsewhere_are_left_out_of_the_precision(
 
     assert verdict() is Verdict.SAFE
     monkeypatch.setattr(
-        "precheck.measure.lockstep.run_watch.routing_agreement",
+        "precheck.measure.lockstep.comparison.routing_agreement",
         lambda routes, _: torch.ones(routes.shape[:-1].numel(), dtype=torch.bool),
     )
     assert verdict() is Verdict.DEGRADED

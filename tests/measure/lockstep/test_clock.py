@@ -50,9 +50,9 @@ def test_the_time_left_is_right_after_the_first_layers() -> None:
     machine = Machine({"embed": 0.5, **LAYERS, "head": 4.0})
     machine.run({"embed": 0.0, **dict.fromkeys(LAYERS, 50.0), "head": 100.0})
     end = machine.now
-    early = [each for each in machine.steps if each[1].unit in {"embed", "layers.0"}]
+    early = [entry for entry in machine.steps if entry[1].unit in {"embed", "layers.0"}]
     assert all(step.seconds_left is None for _, step in early)
-    later = [each for each in machine.steps if each not in early]
+    later = [entry for entry in machine.steps if entry not in early]
     for now, step in later:
         assert step.seconds_left == pytest.approx(end - now)
 

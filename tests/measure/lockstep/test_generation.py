@@ -29,12 +29,11 @@ NUM_TOKENS = 10
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("generation")
-    found = {}
-    for name in ("gemma-prompt", "qwen2-eager"):
-        found[name] = folder / name
-        found[name].mkdir()
-        GALLERY[name].build(found[name])
-    return found
+    checkpoints = {name: folder / name for name in ("gemma-prompt", "qwen2-eager")}
+    for name, checkpoint in checkpoints.items():
+        checkpoint.mkdir()
+        GALLERY[name].build(checkpoint)
+    return checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,7 @@ def test_greedy_tokens_are_those_of_a_plain_generate(folders: dict[str, Path]) -
         )
         plain = model.generate(**inputs, max_new_tokens=NUM_TOKENS, do_sample=False)
         text = tokenizer.decode(plain[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        greedy = next(each for each in run.generations if each.way == "greedy")
+        greedy = next(one for one in run.generations if one.way == "greedy")
         assert greedy.text == text
         assert greedy.num_tokens <= NUM_TOKENS
 
@@ -76,8 +75,8 @@ def test_the_reported_symptoms_are_what_is_written(folders: dict[str, Path]) -> 
     assert sampled.error.startswith("RuntimeError: probability tensor contains either `inf`")
     assert sampled.num_tokens == 0
     fine = run_of(report, "float16", "sdpa")
-    assert [each.broken_step for each in fine.generations] == [None, None]
-    assert [each.first_difference for each in fine.generations] == [None, None]
+    assert [one.broken_step for one in fine.generations] == [None, None]
+    assert [one.first_difference for one in fine.generations] == [None, None]
 
 
 def test_a_failure_that_begins_after_some_steps_fails_the_run(later: Report) -> None:
@@ -96,7 +95,7 @@ def test_a_failure_that_begins_after_some_steps_fails_the_run(later: Report) -> 
     assert (first.module, first.mechanism) == ("model.layers.3.mlp", Mechanism.GATED_PRODUCT)
     assert first.probes == ("prompt_1",)
     assert broken.generations[2].broken_step is None
-    (finding,) = (each for each in later.findings if each.code == "PC101")
+    (finding,) = (finding for finding in later.findings if finding.code == "PC101")
     assert f"it begins after {greedy.broken_step} tokens of the answer" in finding.message
     assert later.recommendation is not None
     assert later.recommendation.dtype == "bfloat16"
@@ -125,8 +124,8 @@ def test_all_runs_draw_with_the_same_random_numbers_and_the_callers_stay(
     first = precheck.scan(str(folders["gemma-prompt"]), **options)
     again = precheck.scan(str(folders["gemma-prompt"]), **options)
     assert torch.equal(torch.random.get_rng_state(), state)
-    texts = [[each.text for each in run.generations] for run in first.runs]
-    assert texts == [[each.text for each in run.generations] for run in again.runs]
+    texts = [[one.text for one in run.generations] for run in first.runs]
+    assert texts == [[one.text for one in run.generations] for run in again.runs]
     # float16 draws what float32 draws: their scores are next to the same
     assert texts[0] == texts[1]
     assert texts[0][0] != texts[0][1]
@@ -137,8 +136,8 @@ def test_other_architectures_write_without_a_tokenizer(name: str, tmp_path: Path
     folder = save_checkpoint(tiny(name), tmp_path, tokenizer=False)
     report = precheck.scan(str(folder), dtypes=["bfloat16"], quick=True, generate=3)
     for run in report.runs:
-        assert [each.error for each in run.generations] == [None, None]
-        assert all(0 < each.num_tokens <= 3 for each in run.generations)
+        assert [one.error for one in run.generations] == [None, None]
+        assert all(0 < one.num_tokens <= 3 for one in run.generations)
 
 
 def test_the_table_shows_text_and_error_at_any_width(later: Report) -> None:

@@ -21,14 +21,14 @@ WAIT = 5.0
 """Seconds after which a thread that should have ended is taken for stuck."""
 
 
-class Told:
-    """Takes the workers as they come, and passes on what it is told."""
+class InOrder:
+    """Runs the workers as they come, and calls ``before`` ahead of each turn."""
 
     def __init__(self, before: Callable[[Worker], None] = lambda _: None) -> None:
         self._before = before
 
-    def order(self, standing: list[Worker]) -> list[Worker]:
-        return standing
+    def order(self, waiting: list[Worker]) -> list[Worker]:
+        return waiting
 
     def before(self, worker: Worker) -> None:
         self._before(worker)
@@ -37,8 +37,8 @@ class Told:
         pass
 
 
-class Rider:
-    """Runs three linears in a row and writes down what happens."""
+class ThreeLinears:
+    """A workload: three linears in a row, and a journal of what happens."""
 
     def __init__(
         self,
@@ -57,14 +57,14 @@ class Rider:
                 Unit(name=str(index), section=Section.DECODER, is_block=True) for index in range(3)
             ),
             presence=ResidentPresence(),
-            passenger=self,
+            workload=self,
         )
         self._journal, self._act, self._num_units = journal, act, num_units
 
     def skips(self, _unit: Unit) -> bool:
         return False
 
-    def forward(self) -> None:
+    def run(self) -> None:
         self._note("begin")
         hidden = torch.ones(1, 2)
         for module in self.model[: self._num_units]:
@@ -86,13 +86,13 @@ class Rider:
         self._act(what)
 
 
-def is_clean(*riders: Rider) -> bool:
-    modules = [module for rider in riders for module in rider.model]
-    return not any(each._forward_hooks or each._forward_pre_hooks for each in modules)  # noqa: SLF001
+def is_clean(*runs: ThreeLinears) -> bool:
+    modules = [module for run in runs for module in run.model]
+    return not any(module._forward_hooks or module._forward_pre_hooks for module in modules)  # noqa: SLF001
 
 
-def workers(*riders: Rider) -> list[Worker]:
-    return [rider.worker for rider in riders]
+def workers(*runs: ThreeLinears) -> list[Worker]:
+    return [run.worker for run in runs]
 
 
 @pytest.fixture(autouse=True)
@@ -104,14 +104,14 @@ def no_thread_is_stuck() -> Iterator[None]:
         assert not thread.is_alive()
 
 
-def test_runs_stand_at_the_same_unit_reference_first() -> None:
+def test_runs_wait_at_the_same_unit_reference_first() -> None:
     journal: list[str] = []
-    one, two = Rider("one", journal), Rider("two", journal)
+    one, two = ThreeLinears("one", journal), ThreeLinears("two", journal)
     turns: list[tuple[str, str, bool]] = []
     advance(
         workers(one, two),
-        Told(
-            lambda worker: turns.append((worker.name, worker.standing_at, worker.is_entering)),
+        InOrder(
+            lambda worker: turns.append((worker.name, worker.waiting_at, worker.is_entering)),
         ),
     )
     # after the last unit nobody waits: a run is finished before the next one has logits
@@ -122,7 +122,7 @@ def test_runs_stand_at_the_same_unit_reference_first() -> None:
         ["enter 2", "leave 2", "end"],
     ]
     assert journal == [
-        f"{name} {each}" for step in steps for name in ("one", "two") for each in step
+        f"{name} {event}" for step in steps for name in ("one", "two") for event in step
     ]
     assert turns[:2] == [("one", "", False), ("two", "", False)]
     assert turns[2:6] == [
@@ -144,9 +144,9 @@ def test_only_one_runs_at_a_time() -> None:
         assert len(running) == 1
         running.pop()
 
-    riders = [Rider(str(index), [], act=alone) for index in range(3)]
-    advance(workers(*riders), Told())
-    assert all(each.worker.error is None for each in riders)
+    runs = [ThreeLinears(str(index), [], act=alone) for index in range(3)]
+    advance(workers(*runs), InOrder())
+    assert all(run.worker.error is None for run in runs)
 
 
 @pytest.mark.parametrize("where", ["begin", "enter 0", "leave 1", "end"])
@@ -157,8 +157,8 @@ def test_a_worker_that_raises_leaves_the_others_running(where: str, error: BaseE
             raise error
 
     journal: list[str] = []
-    broken, whole = Rider("broken", journal, act=fail), Rider("whole", journal)
-    advance(workers(broken, whole), Told())
+    broken, whole = ThreeLinears("broken", journal, act=fail), ThreeLinears("whole", journal)
+    advance(workers(broken, whole), InOrder())
     assert broken.worker.error is error
     assert broken.worker.is_finished
     assert whole.worker.error is None
@@ -168,8 +168,8 @@ def test_a_worker_that_raises_leaves_the_others_running(where: str, error: BaseE
 
 def test_a_worker_that_finishes_early_is_not_waited_for() -> None:
     journal: list[str] = []
-    short, long = Rider("short", journal, num_units=1), Rider("long", journal)
-    advance(workers(short, long), Told())
+    short, long = ThreeLinears("short", journal, num_units=1), ThreeLinears("long", journal)
+    advance(workers(short, long), InOrder())
     assert journal[-1] == "long end"
     assert journal.index("short end") < journal.index("long enter 1")
     assert short.worker.error is long.worker.error is None
@@ -186,17 +186,17 @@ def test_every_worker_is_abandoned_when_the_coordinator_stops(
         if next(count) == turn:
             raise error
 
-    riders = Rider("one", []), Rider("two", [])
+    runs = ThreeLinears("one", []), ThreeLinears("two", [])
     with pytest.raises(error):
-        advance(workers(*riders), Told(stop))
-    assert is_clean(*riders)
-    assert all(each.worker.error is None for each in riders)
-    assert all(each.worker.is_finished for each in riders)
+        advance(workers(*runs), InOrder(stop))
+    assert is_clean(*runs)
+    assert all(run.worker.error is None for run in runs)
+    assert all(run.worker.is_finished for run in runs)
 
 
 def test_a_second_interrupt_while_stopping_leaves_no_thread_and_no_hook() -> None:
-    riders = Rider("one", []), Rider("two", [])
-    first, second = (each.worker for each in riders)
+    runs = ThreeLinears("one", []), ThreeLinears("two", [])
+    first, second = (run.worker for run in runs)
     abandon = first.turns.abandon
 
     def interrupted_again() -> None:
@@ -210,12 +210,13 @@ def test_a_second_interrupt_while_stopping_leaves_no_thread_and_no_hook() -> Non
 
     try:
         with pytest.raises(KeyboardInterrupt):
-            advance([first, second], Told(stop))
+            advance([first, second], InOrder(stop))
         deadline = threading.Event()
         deadline.wait(0.2)
-        left = [each.name for each in threading.enumerate() if each.name.startswith("precheck ")]
+        names = [thread.name for thread in threading.enumerate()]
+        left = [name for name in names if name.startswith("precheck ")]
         assert left == []
-        assert is_clean(*riders)
+        assert is_clean(*runs)
     finally:
         first.turns.abandon = abandon  # type: ignore[method-assign]
         first.stop()
@@ -229,36 +230,36 @@ def test_an_abandoned_worker_leaves_at_its_next_operation() -> None:
     with pytest.raises(Abandoned):
         turns.check()
     with pytest.raises(Abandoned):
-        turns.take()
+        turns.wait()
 
 
 def test_a_replay_is_no_turn() -> None:
     journal: list[str] = []
-    rider = Rider("one", journal)
+    run = ThreeLinears("one", journal)
 
     def again(what: str) -> None:
         if what == "leave 0":
-            rider.is_replaying = True
-            rider.model[0](torch.ones(1, 2))
-            rider.is_replaying = False
+            run.is_replaying = True
+            run.model[0](torch.ones(1, 2))
+            run.is_replaying = False
 
-    rider._act = again  # noqa: SLF001
-    advance(workers(rider), Told())
+    run._act = again  # noqa: SLF001
+    advance(workers(run), InOrder())
     assert journal.count("one enter 0") == journal.count("one leave 0") == 1
-    assert rider.worker.error is None
+    assert run.worker.error is None
 
 
 def test_a_worker_computes_without_gradients_whatever_the_caller_does() -> None:
     modes: list[bool] = []
-    rider = Rider("one", [], act=lambda _: modes.append(torch.is_grad_enabled()))
+    run = ThreeLinears("one", [], act=lambda _: modes.append(torch.is_grad_enabled()))
     with torch.enable_grad():
-        advance(workers(rider), Told())
+        advance(workers(run), InOrder())
     assert set(modes) == {False}
 
 
 def test_a_unit_that_is_not_there_leaves_no_thread_and_no_hook() -> None:
-    whole, broken = Rider("whole", []), Rider("broken", [])
+    whole, broken = ThreeLinears("whole", []), ThreeLinears("broken", [])
     broken.worker.units += (Unit(name="9", section=Section.DECODER, is_block=True),)
     with pytest.raises(AttributeError):
-        advance(workers(whole, broken), Told())
+        advance(workers(whole, broken), InOrder())
     assert is_clean(whole, broken)

@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 
 
 class Share:
-    """One process of several that run one after the other; the last hears of all."""
+    """One process of several that run one after the other; the last receives all results."""
 
-    def __init__(self, batches: set[int], told: list[bytes]) -> None:
-        self._batches, self._told = batches, told
+    def __init__(self, batches: set[int], sent: list[bytes]) -> None:
+        self._batches, self._sent = batches, sent
 
     def share(self, sizes: list[int]) -> list[int]:
         return sorted(self._batches & set(range(len(sizes))))
 
-    def exchange(self, found: Any) -> list[Any]:
-        self._told.append(pickle.dumps(found))  # as it travels to other processes
-        return [pickle.loads(each) for each in self._told]  # noqa: S301  our own
+    def exchange(self, result: Any) -> list[Any]:
+        self._sent.append(pickle.dumps(result))  # as it travels to other processes
+        return [pickle.loads(pickled) for pickled in self._sent]  # noqa: S301  our own
 
 
 def shared_scan(
     model: str, shares: list[set[int]], monkeypatch: pytest.MonkeyPatch, **options: Any
 ) -> Report:
-    told: list[bytes] = []
+    sent: list[bytes] = []
     with monkeypatch.context() as patched:
         for share in shares:
 
             @contextmanager
             def processes(_device: str, share: set[int] = share) -> Iterator[Share]:
-                yield Share(share, told)
+                yield Share(share, sent)
 
             patched.setattr("precheck.measure.runs.processes", processes)
             report = scan(model, **options)
@@ -84,9 +84,9 @@ def test_every_way_to_share_gives_the_same_report(
 def test_a_share_that_is_missing_is_missed(
     alone: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = shared_scan("demo:qwen2-eager", [{0, 2}], monkeypatch).to_dict()
-    assert found != alone["qwen2-eager"]
-    assert any("not finished" in each for each in found["coverage"]["probes_not_run"])
+    report = shared_scan("demo:qwen2-eager", [{0, 2}], monkeypatch).to_dict()
+    assert report != alone["qwen2-eager"]
+    assert any("not finished" in probe for probe in report["coverage"]["probes_not_run"])
 
 
 def test_a_share_that_broke_off_makes_the_whole_incomplete(

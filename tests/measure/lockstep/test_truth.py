@@ -50,13 +50,13 @@ NUM_BATCHES = 4
 """Of the built-in probes."""
 
 
-def same_bits(ours: Tensor, theirs: Tensor) -> bool:
-    """Equal in every bit but which NaN it is; -0 and 0 differ."""
-    if ours.dtype is not theirs.dtype or ours.shape != theirs.shape:
+def same_bits(tensor: Tensor, expected: Tensor) -> bool:
+    """Equal in every bit, except that any NaN equals any other; -0 and 0 differ."""
+    if tensor.dtype is not expected.dtype or tensor.shape != expected.shape:
         return False
-    both_nan = ours.isnan() & theirs.isnan()
-    width = {2: torch.int16, 4: torch.int32}[ours.element_size()]
-    return bool((both_nan | (ours.view(width) == theirs.view(width))).all())
+    both_nan = tensor.isnan() & expected.isnan()
+    width = {2: torch.int16, 4: torch.int32}[tensor.element_size()]
+    return bool((both_nan | (tensor.view(width) == expected.view(width))).all())
 
 
 def plain_model(name: str, folder: Path, dtype: str, attn: str) -> PreTrainedModel:
@@ -99,23 +99,23 @@ def real_tokens_of(inputs: dict[str, Tensor]) -> RealTokens:
 @pytest.mark.parametrize("name", TINY)
 def test_lockstep_runs_equal_plain_runs_bit_for_bit(name: str, tmp_path: Path) -> None:
     save_checkpoint(tiny(name), tmp_path, tokenizer=True)
-    with passes() as found:
+    with passes() as collected:
         scan(tmp_path)
-    assert len(found) == NUM_BATCHES * 3 * len(attn_implementations(name))
-    assert any(each.batch.is_padded for each in found)
-    for configuration in sorted({each.configuration for each in found}):
+    assert len(collected) == NUM_BATCHES * 3 * len(attn_implementations(name))
+    assert any(one.batch.is_padded for one in collected)
+    for configuration in sorted({one.configuration for one in collected}):
         model = plain_model(name, tmp_path, *configuration)
-        for each in found:
-            if each.configuration == configuration:
-                assert_equals_plain(each, model)
+        for one in collected:
+            if one.configuration == configuration:
+                assert_equals_plain(one, model)
 
 
 def assert_equals_plain(one: Pass, model: PreTrainedModel) -> None:
     layers, logits = plain_pass(model, one.batch, [name for name, _ in one.layers])
     assert [name for name, _ in one.layers] == [name for name, _ in layers]
     assert one.layers
-    for (name, ours), (_, theirs) in zip(one.layers, layers, strict=True):
-        assert same_bits(ours, theirs), name
+    for (name, hidden), (_, expected) in zip(one.layers, layers, strict=True):
+        assert same_bits(hidden, expected), name
     assert same_bits(one.final[0], logits)
     assert one.skeleton.attn_implementation == model.config._attn_implementation  # noqa: SLF001
 
@@ -126,12 +126,12 @@ def test_broken_lockstep_runs_equal_plain_runs_bit_for_bit(name: str, tmp_path: 
     # What is looked into is called again: that must not change what comes after it.
     fault = fault_named(name)
     planted_checkpoint(fault, tmp_path, tokenizer=True)
-    with passes() as found:
+    with passes() as collected:
         scan(tmp_path, dtypes=["float16", "bfloat16"], attn_implementations=["eager"])
-    runs = [each for each in found if each.skeleton.attn_implementation == "eager"]
+    runs = [one for one in collected if one.skeleton.attn_implementation == "eager"]
     assert len(runs) == NUM_BATCHES * 3
-    for each in runs:
-        assert_equals_plain(each, plain_model(fault.architecture, tmp_path, *each.configuration))
+    for one in runs:
+        assert_equals_plain(one, plain_model(fault.architecture, tmp_path, *one.configuration))
 
 
 @pytest.mark.usefixtures("native")
@@ -139,11 +139,11 @@ def test_broken_lockstep_runs_equal_plain_runs_bit_for_bit(name: str, tmp_path: 
 def test_a_live_module_runs_as_its_checkpoint_would(name: str, tmp_path: Path) -> None:
     model = tiny(name)
     save_checkpoint(model, tmp_path, tokenizer=False)
-    with passes() as found:
+    with passes() as collected:
         scan(model, quick=True)
-    assert len(found) == 3 * len(attn_implementations(name))
-    for each in found:
-        assert_equals_plain(each, plain_model(name, tmp_path, *each.configuration))
+    assert len(collected) == 3 * len(attn_implementations(name))
+    for one in collected:
+        assert_equals_plain(one, plain_model(name, tmp_path, *one.configuration))
 
 
 # Against float64, computed from plain runs.
@@ -164,8 +164,8 @@ class Oracle:
     def kl(self) -> Tensor:
         """KL(reference || run) of every token, nats."""
         values = []
-        for ours, theirs in zip(self.logits, self.reference_logits, strict=True):
-            run, reference = ours.softmax(-1).log(), theirs.softmax(-1).log()
+        for logits, expected in zip(self.logits, self.reference_logits, strict=True):
+            run, reference = logits.softmax(-1).log(), expected.softmax(-1).log()
             values.append((reference.exp() * (reference - run)).sum(-1))
         return torch.cat(values)
 
@@ -173,30 +173,30 @@ class Oracle:
     def top1(self) -> float:
         pairs = zip(self.logits, self.reference_logits, strict=True)
         same = [
-            (ours.argmax(-1) == theirs.argmax(-1))[ours.isfinite().all(-1)]
-            for ours, theirs in pairs
+            (logits.argmax(-1) == expected.argmax(-1))[logits.isfinite().all(-1)]
+            for logits, expected in pairs
         ]
         return float(torch.cat(same).double().mean())
 
     @property
     def divergence(self) -> tuple[str, int] | None:
         """Probe and position of the first other choice; the first probe of equal positions."""
-        found = []
-        for probe, ours, theirs in zip(
+        divergences = []
+        for probe, logits, expected in zip(
             self.probes, self.logits, self.reference_logits, strict=True
         ):
-            for position in range(len(ours)):
-                if int(ours[position].argmax()) != int(theirs[position].argmax()):
-                    found.append((probe, position))
+            for position in range(len(logits)):
+                if int(logits[position].argmax()) != int(expected[position].argmax()):
+                    divergences.append((probe, position))
                     break
-        return min(found, key=lambda pair: pair[1], default=None)
+        return min(divergences, key=lambda pair: pair[1], default=None)
 
     @staticmethod
     def perplexity(logits: list[Tensor], targets: list[Tensor]) -> float:
         losses = [
-            torch.nn.functional.cross_entropy(each[:-1], wanted[1:], reduction="none")
-            for each, wanted in zip(logits, targets, strict=True)
-            if wanted.numel()
+            torch.nn.functional.cross_entropy(scores[:-1], tokens[1:], reduction="none")
+            for scores, tokens in zip(logits, targets, strict=True)
+            if tokens.numel()
         ]
         return math.exp(float(torch.cat(losses).mean()))
 
@@ -207,28 +207,28 @@ def oracle_of(
     runs: list[Pass],
 ) -> Oracle:
     oracle = Oracle()
-    for each in runs:
-        names = [name for name, _ in each.layers]
-        layers, logits = plain_pass(model, each.batch, names)
-        reference_layers, reference_logits = plain_pass(reference, each.batch, names)
-        for into, found in ((oracle.layers, layers), (oracle.reference_layers, reference_layers)):
-            for name, hidden in found:
-                into.setdefault(name, []).extend(real_rows(each.batch, hidden))
-        oracle.logits += real_rows(each.batch, logits)
-        oracle.reference_logits += real_rows(each.batch, reference_logits)
-        for row, probe in enumerate(each.batch.probes):
-            ids = real_rows(each.batch, each.batch.input_ids.unsqueeze(-1))[row].long()[:, 0]
+    for run in runs:
+        names = [name for name, _ in run.layers]
+        layers, logits = plain_pass(model, run.batch, names)
+        reference_layers, reference_logits = plain_pass(reference, run.batch, names)
+        for rows, outputs in ((oracle.layers, layers), (oracle.reference_layers, reference_layers)):
+            for name, hidden in outputs:
+                rows.setdefault(name, []).extend(real_rows(run.batch, hidden))
+        oracle.logits += real_rows(run.batch, logits)
+        oracle.reference_logits += real_rows(run.batch, reference_logits)
+        for row, probe in enumerate(run.batch.probes):
+            ids = real_rows(run.batch, run.batch.input_ids.unsqueeze(-1))[row].long()[:, 0]
             oracle.targets.append(ids[:0] if probe.kind == "token_ids" else ids)
             oracle.probes.append(probe.name)
     return oracle
 
 
 def real_rows(batch: Batch, tensor: Tensor) -> list[Tensor]:
-    """The real tokens of every row, float64: what is not padded, counted from the right."""
+    """The real tokens of every row, float64: those at the right, as padding is on the left."""
     rows = []
-    for row, each in enumerate(tensor):
-        is_input = len(each) == batch.input_ids.shape[1]
-        rows.append(each[-batch.probes[row].num_tokens :].double() if is_input else each.double())
+    for probe, row in zip(batch.probes, tensor, strict=True):
+        is_input = len(row) == batch.input_ids.shape[1]
+        rows.append(row[-probe.num_tokens :].double() if is_input else row.double())
     return rows
 
 
@@ -250,10 +250,10 @@ def test_figures_of_a_run_equal_a_float64_oracle(
     name: str, dtype: str, attn: str, tmp_path: Path
 ) -> None:
     save_checkpoint(tiny(name), tmp_path, tokenizer=True)
-    with passes() as found:
+    with passes() as collected:
         report = scan(tmp_path, dtypes=[dtype], attn_implementations=[attn])
-    runs = [each for each in found if each.configuration == (dtype, attn)]
-    assert any(each.batch.is_padded for each in runs)
+    runs = [one for one in collected if one.configuration == (dtype, attn)]
+    assert any(one.batch.is_padded for one in runs)
     oracle = oracle_of(
         plain_model(name, tmp_path, dtype, attn),
         plain_model(name, tmp_path, "float32", attn),
@@ -268,9 +268,9 @@ def test_figures_of_a_broken_run_equal_a_float64_oracle(name: str, tmp_path: Pat
     fault = fault_named(name)
     planted_checkpoint(fault, tmp_path, tokenizer=True)
     attn = fault.attn_implementation
-    with passes() as found:
+    with passes() as collected:
         report = scan(tmp_path, dtypes=["float16"], attn_implementations=[attn])
-    runs = [each for each in found if each.configuration == ("float16", attn)]
+    runs = [one for one in collected if one.configuration == ("float16", attn)]
     oracle = oracle_of(
         plain_model(fault.architecture, tmp_path, "float16", attn),
         plain_model(fault.architecture, tmp_path, "float32", attn),
@@ -278,7 +278,7 @@ def test_figures_of_a_broken_run_equal_a_float64_oracle(name: str, tmp_path: Pat
     )
     run = run_of(report, "float16", attn)
     assert run.logits is not None
-    assert run.logits.num_nonfinite == sum(int((~each.isfinite()).sum()) for each in oracle.logits)
+    assert run.logits.num_nonfinite == sum(int((~row.isfinite()).sum()) for row in oracle.logits)
     assert run.logits.num_nonfinite > 0
     assert_layers(report, oracle, "float16", attn)
     assert_divergence(report, oracle, "float16", attn)
@@ -291,7 +291,7 @@ def assert_figures(
     logits = run_of(report, dtype, attn).logits
     assert logits is not None
     assert logits.num_nonfinite == 0
-    assert logits.abs_max == max(float(each.abs().max()) for each in oracle.logits)
+    assert logits.abs_max == max(float(row.abs().max()) for row in oracle.logits)
     # KL of nearly equal distributions is what is left of a difference: 1e-16 of 6 nats.
     assert logits.kl_divergence_mean == pytest.approx(float(oracle.kl.mean()), rel=1e-9, abs=1e-14)
     assert logits.kl_divergence_max == pytest.approx(float(oracle.kl.max()), rel=1e-9, abs=1e-14)
@@ -311,21 +311,21 @@ def assert_figures(
 def assert_divergence(report: Report, oracle: Oracle, dtype: str, attn: str) -> None:
     logits = run_of(report, dtype, attn).logits
     assert logits is not None
-    found = logits.first_greedy_divergence
-    assert (None if found is None else (found.probe, found.position)) == oracle.divergence
+    first = logits.first_greedy_divergence
+    assert (None if first is None else (first.probe, first.position)) == oracle.divergence
 
 
 def assert_layers(report: Report, oracle: Oracle, dtype: str, attn: str) -> None:
     layers = run_of(report, dtype, attn).layers
-    assert [each.module for each in layers] == list(oracle.layers)
+    assert [trace.module for trace in layers] == list(oracle.layers)
     for trace in layers:
-        ours = torch.cat(oracle.layers[trace.module])
-        theirs = torch.cat(oracle.reference_layers[trace.module])
-        finite = ours[ours.isfinite()]
+        states = torch.cat(oracle.layers[trace.module])
+        reference = torch.cat(oracle.reference_layers[trace.module])
+        finite = states[states.isfinite()]
         assert trace.abs_max == (float(finite.abs().max()) if finite.numel() else None)
-        assert trace.num_nan == int(ours.isnan().sum())
-        assert trace.num_inf == int(ours.isinf().sum())
-        errors = (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)
+        assert trace.num_nan == int(states.isnan().sum())
+        assert trace.num_inf == int(states.isinf().sum())
+        errors = (states - reference).norm(dim=-1) / reference.norm(dim=-1)
         errors = errors[errors.isfinite()]
         expected = float(errors.mean()) if errors.numel() else None
         assert trace.relative_error == (
@@ -349,9 +349,9 @@ def test_headroom_equals_what_hooks_and_float64_say(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     save_checkpoint(tiny("qwen2"), tmp_path, tokenizer=True)
-    with passes() as found:
+    with passes() as collected:
         report = scan(tmp_path, dtypes=["float16"], attn_implementations=["eager"])
-    batches = [each.batch for each in found if each.configuration == ("float32", "eager")]
+    batches = [one.batch for one in collected if one.configuration == ("float32", "eager")]
     model = plain_model("qwen2", tmp_path, "float32", "eager")
     expected: dict[tuple[Mechanism, int], float] = {}
     for batch in batches:
@@ -374,7 +374,7 @@ def eager_peaks(
     handles = []
 
     def note(mechanism: Mechanism, layer: int, tensor: Tensor) -> None:
-        real = max(float(each.abs().max()) for each in real_rows(batch, tensor))
+        real = max(float(row.abs().max()) for row in real_rows(batch, tensor))
         peaks[mechanism, layer] = max(real, peaks.get((mechanism, layer), 0.0))
 
     def output_of(mechanism: Mechanism, layer: int) -> Any:
@@ -396,14 +396,14 @@ def eager_peaks(
     modeling = importlib.import_module("transformers.models.qwen2.modeling_qwen2")
     original = modeling.eager_attention_forward
 
-    def listening(module: Any, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def recording(module: Any, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
         repeated = key.double().repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         scores = query.double() @ repeated.transpose(-1, -2)
         note(Mechanism.ATTENTION_SCORES, module.layer_idx, scores.transpose(1, 2))
         return original(module, query, key, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(modeling, "eager_attention_forward", listening)
+        patch.setattr(modeling, "eager_attention_forward", recording)
         with torch.no_grad():
             model(**plain_inputs(batch), use_cache=False)
     for handle in handles:
@@ -428,11 +428,11 @@ def test_scores_of_fused_attention_are_those_that_eager_would_hold(
         for attn in ("sdpa", "eager")
     )
     for layer in range(3):
-        ours, theirs = (
+        computed, held = (
             headroom(report, Mechanism.ATTENTION_SCORES, layer) for report in (fused, eager)
         )
-        assert ours.attn_implementation == theirs.attn_implementation == "eager"
-        assert ours.abs_max == pytest.approx(theirs.abs_max, rel=1e-5)
+        assert computed.attn_implementation == held.attn_implementation == "eager"
+        assert computed.abs_max == pytest.approx(held.abs_max, rel=1e-5)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])
@@ -455,6 +455,6 @@ def test_raw_scores_of_shapes_that_do_not_fit_are_left_out() -> None:
 def test_units_cover_every_parameter(name: str) -> None:
     model = tiny(name, num_layers=2)
     units = find_architecture(model).units
-    covered = [id(each) for unit in units for each in model.get_submodule(unit.name).parameters()]
-    own = {id(each) for each in model.parameters()}
-    assert set(covered) == own
+    modules = [model.get_submodule(unit.name) for unit in units]
+    covered = {id(parameter) for module in modules for parameter in module.parameters()}
+    assert covered == {id(parameter) for parameter in model.parameters()}

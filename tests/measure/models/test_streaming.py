@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from precheck.checkpoint.source import open_checkpoint
 from precheck.checkpoint.weights import Weights
 from precheck.errors import CheckpointCorruptError, MemoryExhaustedError
-from precheck.measure.lockstep.run_watch import RunWatch
+from precheck.measure.lockstep.passage import Passage
+from precheck.measure.lockstep.skipping import SkippedBlocks
 from precheck.measure.models import split_head
 from precheck.measure.models import streamed as streaming
 from precheck.measure.models.conversion import find_conversions
@@ -256,14 +257,14 @@ def test_weights_are_gone_after_their_layer(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     present: list[set[str]] = []
-    enter = RunWatch.enter_unit
+    enter = Passage.enter_unit
 
-    def entering(watch: RunWatch, unit: Any, args: Any, kwargs: Any) -> None:
-        parameters = watch._skeleton.model.named_parameters()  # noqa: SLF001
+    def entering(passage: Passage, unit: Any, args: Any, kwargs: Any) -> None:
+        parameters = passage.skeleton.model.named_parameters()
         present.append({name for name, each in parameters if not each.is_meta})
-        enter(watch, unit, args, kwargs)
+        enter(passage, unit, args, kwargs)
 
-    monkeypatch.setattr(RunWatch, "enter_unit", entering)
+    monkeypatch.setattr(Passage, "enter_unit", entering)
     scan(folders["llama"], quick=True)
     in_blocks = [names for names in present if any("layers." in name for name in names)]
     assert in_blocks
@@ -398,7 +399,7 @@ def test_a_run_that_is_nan_everywhere_stops_and_its_report_stays_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stopped = scan("demo:qwen2-eager", quick=True)
-    monkeypatch.setattr(RunWatch, "_stop_if_lost", lambda *_: None)
+    monkeypatch.setattr(SkippedBlocks, "skip_if_all_nan", lambda *_: None)
     whole = scan("demo:qwen2-eager", quick=True)
     content, whole_content = stopped.to_dict(), whole.to_dict()
     broken = run_of(stopped, "float16", "eager")
