@@ -1,4 +1,4 @@
-"""What every step of a fix works with, and how it scans."""
+"""What every step of a fix works with, and the scans it makes."""
 
 from __future__ import annotations
 
