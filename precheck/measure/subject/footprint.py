@@ -31,7 +31,7 @@ _FLAGS = (
     ),
     ("_supports_flex_attn", ("flex_attention",)),
 )
-"""Flags of a transformers model class, and the implementations each stands for."""
+"""Of a transformers model class, and what each stands for."""
 
 _HEAD_DIMS = ("head_dim", "global_head_dim", "qk_head_dim", "d_kv", "kv_channels")
 _SHORT, _BEYOND = 8, 64
