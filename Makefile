@@ -83,20 +83,10 @@ facts: install ## Check what is said of engines against their source (90 MB); AR
 golden: install ## Rewrite the golden files and the JSON Schema; read the diff before committing it
 	PRECHECK_UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/render tests/records
 
-bench: install ## Run a benchmark: make bench ARGS="scan-time --repeats 5"; without ARGS, list them
 unchanged: install ## Save all that two checkouts say, and compare: ARGS="save DIR", ARGS="compare DIR DIR" (10 minutes)
 	@$(BIN)/python -m tests.unchanged $(ARGS)
 
-bench: install ## Measure what watching costs, on a model of a billion parameters
-	$(BIN)/python -m benchmarks.watching $(ARGS)
-
-bench-scan: install ## Time a scan against loading three times and bare forwards (minutes, 3 GB)
-	$(BIN)/python -m benchmarks.scan_time $(ARGS)
-
-bench-memory: install ## A 7 B scan in 4 GiB, as root: memory and reads (10 minutes, 15 GB of disk)
-	$(BIN)/python -m benchmarks.scan_memory $(ARGS)
-
-bench-scaling: install ## Cost against layers, tokens and runs, with a picture (minutes)
+bench: install ## Run a benchmark: make bench ARGS="scan-time --repeats 5"; without ARGS, list them
 	@$(BIN)/python -m pip install --quiet --prefer-binary -c constraints.txt --group bench
 	@$(BIN)/python -m benchmarks $(ARGS)
 

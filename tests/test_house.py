@@ -37,10 +37,11 @@ def test_a_long_module_is_named(tmp_path: Path) -> None:
 
 
 def test_a_long_function_is_named_and_its_docstring_costs_nothing(tmp_path: Path) -> None:
-    docstring = '    """A\n\n    docstring."""\n'
-    body = "    x = 1\n" * (MOST_FUNCTION_LINES - 1)
+    head = "def function(\n    argument,\n):\n" + '    """A\n\n    docstring."""\n'
     file = tmp_path / "functions.py"
-    file.write_text(f"class A:\n  pass\n\ndef short():\n{docstring}{body}")
+    file.write_text(head + "    x = 1\n" * MOST_FUNCTION_LINES)
     assert list(too_large(tmp_path)) == []
-    file.write_text(f"def long():\n{docstring}{body}    x = 1\n")
-    assert list(too_large(tmp_path)) == ["61 lines in function functions.py:1 long (at most 60)"]
+    file.write_text(head + "    x = 1\n" * (MOST_FUNCTION_LINES + 1))
+    assert list(too_large(tmp_path)) == [
+        "61 lines in the body of functions.py:1 function (at most 60)"
+    ]
