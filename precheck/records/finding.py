@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from precheck.records.quantities import first_sentence
 from precheck.records.traces import Headroom, Overflow, Section
 
 
@@ -63,6 +64,16 @@ class Finding:
     """What people try that does not help."""
     accepted: str | None = None
     """Why a baseline lets it pass; None where none does."""
+
+    @property
+    def gist(self) -> str:
+        """What is wrong: the first sentence of the message, without its full stop."""
+        return first_sentence(self.message)
+
+    @property
+    def headline(self) -> str:
+        """The gist up to its first semicolon or parenthesis: what fits into one line."""
+        return self.gist.split("; ", 1)[0].split(" (", 1)[0]
 
     def at(self, *rows: Overflow | Headroom) -> Finding:
         """The same finding, located where these rows are; the first is the one that is shown."""

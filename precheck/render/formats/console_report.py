@@ -161,4 +161,4 @@ def _short(finding: Finding, *, report: Report) -> str:
         overflow.module,
         overflow.source,
     )
-    return finding.message.split(". ", 1)[0] if told else finding.message
+    return finding.gist if told else finding.message
