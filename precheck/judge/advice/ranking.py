@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from precheck.facts.attention import implementation
+from precheck.facts.attention import implementation, preference
 from precheck.facts.devices import Support, is_slow
 from precheck.judge.devices.fit import does_not_fit, fit
 from precheck.judge.devices.sdpa import MATH_KERNEL, falls_to_math
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from precheck.records.report import Run
 
 _GRAVITY = {verdict: gravity for gravity, verdict in enumerate(reversed(Verdict))}
-_ATTENTION_ORDER = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
-
 
 VERDICT_WORDS = {
     Verdict.FAILED: "could not be run",
@@ -82,18 +80,15 @@ def rank_of(
     evidence: Evidence, run: Run, *, device: Hardware, runs: dict[Configuration, Run]
 ) -> Rank:
     """The rank of a usable run on this device, among all runs by configuration."""
-    order = _ATTENTION_ORDER
-    name = run.attn_implementation
-    found = fit(evidence.measurements, device=device, dtype=run.dtype)
-    why_it_does_not_fit = does_not_fit(found) or ""
-    attention_order = order.index(name) if name in order else len(order) + (name == "eager")
+    memory = fit(evidence.measurements, device=device, dtype=run.dtype)
+    why_it_does_not_fit = does_not_fit(memory) or ""
     return Rank(
         does_not_fit=bool(why_it_does_not_fit),
         is_slow=is_slow(run.dtype, device),
         num_bytes=run.dtype.limits.num_bytes,
         gravity=_GRAVITY[run.verdict],
         dtype_order=_dtype_order(evidence, run, device=device, runs=runs),
-        attention_order=attention_order,
+        attention_order=preference(run.attn_implementation),
         name=run.name,
         why_it_does_not_fit=why_it_does_not_fit,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from precheck.facts.attention import PREFERRED, Implementation, implementation
+from precheck.facts.attention import Implementation, fastest_first, implementation
 from precheck.judge.devices.sdpa import sdpa_kernel
 from precheck.judge.prediction import predict
 from precheck.records.advice import AttentionOption
@@ -28,7 +28,7 @@ def attention_options(
     attention = evidence.measurements.model.attention
     if attention is None:
         return ()
-    names = dict.fromkeys((*PREFERRED, *(attention.flash_kernels or ())))
+    names = dict.fromkeys((*fastest_first(), *(attention.flash_kernels or ())))
     return tuple(
         _option(
             evidence,
