@@ -15,7 +15,7 @@ from precheck.records.precision import Dtype
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from precheck.facts.devices import Hardware
+    from precheck.facts.hardware import Hardware
 
 
 UNRANKED = 5

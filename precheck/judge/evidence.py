@@ -10,7 +10,7 @@ from precheck.records.finding import Verdict
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from precheck.facts.devices import Hardware
+    from precheck.facts.hardware import Hardware
     from precheck.records.report import Measurements, Run
 
 """The verdicts of runs whose output can be trusted."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -68,7 +68,9 @@ def gate(report: Report, *, require: tuple[Configuration, ...] = (), fail_on: Fa
         return _static_gate(report, fail_on=fail_on)
     against = [*_broken(report), *_not_measurable(report, require=require)]
     in_favour: list[str] = [
-        f"{each.code} is accepted: {each.accepted}." for each in report.findings if each.accepted
+        f"{finding.code} is accepted: {finding.accepted}."
+        for finding in report.findings
+        if finding.accepted
     ]
     for configuration in require or _deployed(report):
         runs = _matching(report, configuration)
@@ -87,21 +89,23 @@ def gate(report: Report, *, require: tuple[Configuration, ...] = (), fail_on: Fa
 
 
 def _is_accepted(report: Report, run: Run) -> bool:
-    index = next(index for index, each in enumerate(report.runs) if each is run)
+    index = next(index for index, other in enumerate(report.runs) if other is run)
     codes = _EXPLAINS.get(run.verdict, frozenset())
     reasons = [
-        each.accepted for each in report.findings if index in each.runs and each.code in codes
+        finding.accepted
+        for finding in report.findings
+        if index in finding.runs and finding.code in codes
     ]
     return bool(reasons) and None not in reasons
 
 
 def _static_gate(report: Report, *, fail_on: FailOn) -> Gate:
     """Nothing was run: only what is read or documented can speak against the checkpoint."""
-    graver = {Severity.ERROR} | ({Severity.WARNING} if fail_on is FailOn.WARNING else set())
+    rejected = {Severity.ERROR} | ({Severity.WARNING} if fail_on is FailOn.WARNING else set())
     against = tuple(
-        each.message
-        for each in report.findings
-        if each.severity in graver and each.accepted is None
+        finding.message
+        for finding in report.findings
+        if finding.severity in rejected and finding.accepted is None
     )
     in_favour = f"nothing speaks against {report.model.deploy_dtype}, and nothing was run."
     return Gate(holds=not against, reasons=against or (in_favour,))
@@ -113,9 +117,9 @@ def _broken(report: Report) -> Iterator[str]:
         is_broken = finding.severity is Severity.ERROR and finding.code.startswith("PC5")
         if is_broken and finding.accepted is None:
             yield finding.message
-    is_known = any(each.code == "PC113" and each.accepted for each in report.findings)
+    is_accepted = any(finding.code == "PC113" and finding.accepted for finding in report.findings)
     for run in report.runs:
-        if run.reference_nonfinite and not is_known:
+        if run.reference_nonfinite and not is_accepted:
             yield f"{run.name} is not finite, so the model is broken in every dtype."
 
 
@@ -137,14 +141,12 @@ def _deployed(report: Report) -> tuple[Configuration, ...]:
 
 
 def _matching(report: Report, configuration: Configuration) -> tuple[Run, ...]:
-    """Its runs, by the implementation asked for or used; by dtype alone if none is known."""
-    wanted = configuration.attn_implementation
-    return tuple(
-        run
-        for run in report.runs
-        if replace(run.configuration, attn_implementation=wanted) == configuration
-        and wanted in {"", run.requested_attn_implementation, run.attn_implementation}
-    )
+    """Its runs, by the attention asked for or used; whatever the attention if none is known."""
+    if not configuration.attn_implementation:
+        return tuple(
+            run for run in report.runs if run.configuration.with_attention("") == configuration
+        )
+    return tuple(run for run in report.runs if configuration in {run.requested, run.configuration})
 
 
 def _sentence(run: Run) -> str:

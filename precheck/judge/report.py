@@ -13,7 +13,7 @@ from precheck.judge.verdict import verdict
 from precheck.records.report import Report
 
 if TYPE_CHECKING:
-    from precheck.facts.devices import Hardware
+    from precheck.facts.hardware import Hardware
     from precheck.records.report import Measurements
 
 

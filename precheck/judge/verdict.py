@@ -31,14 +31,9 @@ def is_degraded(lost: Loss) -> bool:
 
 def reference_of(run: RunTrace, *, runs: Sequence[RunTrace]) -> RunTrace | None:
     """The float32 run with the same attention implementation, the run itself among them."""
+    reference = run.configuration.reference
     return next(
-        (
-            other
-            for other in runs
-            if other.dtype.is_reference
-            and other.attn_implementation == run.attn_implementation
-            and other.failure is None
-        ),
+        (other for other in runs if other.configuration == reference and other.failure is None),
         None,
     )
 
@@ -68,7 +63,7 @@ def _gravest(
         return broken
     lost = loss(trace)
     # A float32 run is only ever compared with another: where they part (PC305), neither is worse.
-    if not trace.dtype.is_reference and is_degraded(lost):
+    if not trace.configuration.is_reference and is_degraded(lost):
         return Verdict.DEGRADED, lost.sentence
     if trace.overflows:
         return Verdict.ABSORBED, _absorbed_reason(trace, lost=lost)
@@ -121,8 +116,5 @@ def _headroom_reason(row: Headroom, left: float) -> str:
 
 
 def _first_overflow(trace: RunTrace, *, verdict: Verdict) -> Overflow | None:
-    escaped = [each for each in trace.overflows if not each.absorbed]
-    absorbed = [each for each in trace.overflows if each.absorbed]
-    if verdict is Verdict.OVERFLOW:
-        return next(iter(escaped), None)
-    return next(iter(absorbed), None)
+    is_absorbed = verdict is not Verdict.OVERFLOW
+    return next((row for row in trace.overflows if row.absorbed is is_absorbed), None)

@@ -242,6 +242,11 @@ class RunTrace:
         return Configuration.of(self)
 
     @property
+    def requested(self) -> Configuration:
+        """What was asked for: transformers may answer with another attention implementation."""
+        return self.configuration.with_attention(self.requested_attn_implementation)
+
+    @property
     def name(self) -> str:
         """How the run is named in prose.
 

@@ -16,8 +16,9 @@ from transformers import modeling_flash_attention_utils as flash
 from transformers.integrations import sdpa_attention
 
 from precheck.facts.attention import implementation, names, table
-from precheck.facts.devices import Float16Sums, find
+from precheck.facts.devices import find
 from precheck.facts.engines import engine
+from precheck.facts.hardware import Float16Sums
 from precheck.judge.devices import sdpa
 from precheck.measure.machine.device_check import float16_sums
 from precheck.records.precision import Dtype

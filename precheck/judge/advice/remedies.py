@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from precheck.facts.devices import is_slow
+from precheck.facts.hardware import is_slow
 from precheck.judge.prediction import IN_SCORES
 from precheck.records.advice import Remedy
 from precheck.records.finding import Confidence, Verdict
@@ -13,7 +13,7 @@ from precheck.records.quantities import counted, magnitude
 from precheck.records.traces import Mechanism
 
 if TYPE_CHECKING:
-    from precheck.facts.devices import Hardware
+    from precheck.facts.hardware import Hardware
     from precheck.judge.evidence import Evidence
     from precheck.records.configuration import Configuration
     from precheck.records.report import Run

@@ -10,7 +10,7 @@ from precheck.records.precision import Dtype
 from precheck.records.quantities import num_bytes
 
 if TYPE_CHECKING:
-    from precheck.facts.devices import Hardware
+    from precheck.facts.hardware import Hardware
     from precheck.records.report import Measurements
 
 _BYTES = {

@@ -17,7 +17,7 @@ from precheck.records.precision import Dtype
 from precheck.records.sizes import AttentionFacts
 
 if TYPE_CHECKING:
-    from precheck.facts.devices import Hardware
+    from precheck.facts.hardware import Hardware
 
 MAX_FLASH_HEAD_DIM = 256
 MAX_CUDNN_HEAD_DIM = 128
