@@ -7,8 +7,8 @@ from functools import cache
 
 from precheck.facts.table import read_table
 from precheck.records.finding import Verdict
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype
-from precheck.records.traces import Mechanism
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

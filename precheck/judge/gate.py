@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from precheck.judge.cures import CURES
 from precheck.records.configuration import Configuration
 from precheck.records.finding import Severity, Verdict
+from precheck.records.mechanism import MECHANISMS
 from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _REJECTED = {
 
 _EXPLAINS = {
     Verdict.FAILED: frozenset({"PC402"}),
-    Verdict.OVERFLOW: frozenset({"PC111", *(cure.code for cure in CURES.values())}),
+    Verdict.OVERFLOW: frozenset({"PC111", *(row.code for row in MECHANISMS.values())}),
     Verdict.DEGRADED: frozenset({"PC201"}),
     Verdict.ABSORBED: frozenset({"PC112"}),
     Verdict.LOW_HEADROOM: frozenset({"PC114"}),

@@ -13,32 +13,23 @@ from typing import TYPE_CHECKING, NamedTuple
 from precheck.facts.families import FamilyFact, facts_on
 from precheck.judge.thresholds import LOW_HEADROOM
 from precheck.records.finding import USABLE, Confidence, Verdict
+from precheck.records.mechanism import MECHANISMS
 from precheck.records.precision import headroom_bits
 from precheck.records.quantities import bits, magnitude
-from precheck.records.traces import Mechanism
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from precheck.judge.evidence import Evidence
     from precheck.records.configuration import Configuration
+    from precheck.records.mechanism import Mechanism
     from precheck.records.report import Run
     from precheck.records.traces import Headroom
 
 FUSED = "a fused kernel"
 """Any implementation that does not write out the scores."""
 
-IN_SCORES = frozenset({Mechanism.ATTENTION_SCORES, Mechanism.MASK})
-"""Mechanisms that only attention which writes out its scores has."""
-
-PRODUCTS = frozenset(
-    {
-        Mechanism.GATED_PRODUCT,
-        Mechanism.MLP_OUTPUT,
-        Mechanism.PROJECTION,
-        Mechanism.LOGITS,
-    }
-)
+PRODUCTS = frozenset(mechanism for mechanism, row in MECHANISMS.items() if row.is_product)
 """What is in 16 bits where activations between products are kept in float32."""
 
 _GRAVITY = {verdict: gravity for gravity, verdict in enumerate(Verdict)}
@@ -140,7 +131,7 @@ def _from_ranges(
 
 def _is_in_16_bits(row: Headroom, evidence: Evidence, *, is_fused: bool) -> bool:
     """Whether the values of a row are in 16 bits where attention is fused, or is not."""
-    if is_fused and row.mechanism in IN_SCORES:
+    if is_fused and MECHANISMS[row.mechanism].is_in_scores:
         return False
     if row.attn_implementation not in {None, "eager"} and not is_fused:
         return False

@@ -75,6 +75,15 @@ class Finding:
         """The gist up to its first semicolon or parenthesis: what fits into one line."""
         return self.gist.split("; ", 1)[0].split(" (", 1)[0]
 
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What makes two findings the same: code, module in any layer, and operation; no figure.
+
+        Module and operation are empty where it has none.
+        """
+        module = "" if self.module is None else module_pattern(self.module)
+        return (self.code, module, self.op or "")
+
     def at(self, *rows: Overflow | Headroom) -> Finding:
         """The same finding, located where these rows are; the first is the one that is shown."""
         first = rows[0]
@@ -88,3 +97,12 @@ class Finding:
             source=first.source,
             source_file=first.source_file,
         )
+
+
+def module_pattern(module: str) -> str:
+    """The module in any layer.
+
+    >>> module_pattern("model.layers.3.mlp.experts.0.up_proj")
+    'model.layers.*.mlp.experts.*.up_proj'
+    """
+    return ".".join("*" if part.isdigit() else part for part in module.split("."))

@@ -11,12 +11,13 @@ from precheck.judge.baseline import Accepted, accept, read_baseline
 from precheck.judge.gate import FailOn, gate
 from precheck.records.configuration import Configuration
 from precheck.records.finding import Severity, Verdict
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype
-from precheck.records.traces import Mechanism, RunTrace
 from tests import hand_made
 
 if TYPE_CHECKING:
     from precheck.records.report import Report
+    from precheck.records.traces import RunTrace
 
 EAGER = (Configuration(dtype=Dtype.FLOAT16, attn_implementation="eager"),)
 KNOWN = """

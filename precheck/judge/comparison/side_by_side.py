@@ -11,7 +11,6 @@ from precheck.judge.thresholds import (
     DIFFERENT_SIZE_FLOAT32,
 )
 from precheck.records.difference import Change
-from precheck.records.identity import identity
 from precheck.records.loss import loss
 from precheck.records.quantities import nats
 
@@ -179,5 +178,5 @@ def different_weights(first: Report, second: Report) -> tuple[str, ...]:
 
 def only_in(report: Report, other: Report) -> tuple[Finding, ...]:
     """Findings of a report that the other does not have, whatever their figures."""
-    others = {identity(finding) for finding in other.findings}
-    return tuple(finding for finding in report.findings if identity(finding) not in others)
+    others = {finding.identity for finding in other.findings}
+    return tuple(finding for finding in report.findings if finding.identity not in others)

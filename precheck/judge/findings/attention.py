@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from precheck.judge.cures import CURES
 from precheck.judge.thresholds import LOW_HEADROOM, REFERENCE_DISAGREEMENT
 from precheck.records.configuration import Configuration
 from precheck.records.finding import Confidence, Finding, Severity
 from precheck.records.loss import loss
+from precheck.records.mechanism import MECHANISMS, Mechanism
 from precheck.records.quantities import bits, magnitude, percent
 from precheck.records.tightest import tightest
-from precheck.records.traces import Mechanism
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +47,7 @@ def eager_would_overflow(evidence: Evidence) -> Iterator[Finding]:
                 f"{magnitude(row.abs_max)} in {row.module}, {dtype} ends at "
                 f"{magnitude(dtype.limits.max)}. Fused kernels do not write them out."
             ),
-            advice=CURES[Mechanism.ATTENTION_SCORES].advice,
+            advice=MECHANISMS[Mechanism.ATTENTION_SCORES].advice,
         ).at(row)
 
 

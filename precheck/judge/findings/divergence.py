@@ -14,16 +14,17 @@ from precheck.judge.thresholds import (
 )
 from precheck.records.finding import USABLE, Confidence, Finding, Severity, Verdict
 from precheck.records.loss import loss, relative_error
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype
 from precheck.records.quantities import listed, magnitude, percent
 from precheck.records.tightest import tightest
-from precheck.records.traces import LayerTrace, Mechanism
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from precheck.judge.evidence import Evidence
     from precheck.records.report import Run
+    from precheck.records.traces import LayerTrace
 
 
 def degraded(evidence: Evidence) -> Iterator[Finding]:

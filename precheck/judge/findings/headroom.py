@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from precheck.judge.cures import CURES
 from precheck.judge.thresholds import LOW_HEADROOM
 from precheck.records.finding import Confidence, Finding, Severity, Verdict
+from precheck.records.mechanism import MECHANISMS
 from precheck.records.quantities import bits, listed, magnitude
 from precheck.records.tightest import bits_left
 
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from precheck.judge.evidence import Evidence
+    from precheck.records.mechanism import Mechanism
     from precheck.records.precision import Dtype
-    from precheck.records.traces import Headroom, Mechanism
+    from precheck.records.traces import Headroom
 
 
 def low_headroom(evidence: Evidence) -> Iterator[Finding]:
@@ -47,6 +48,6 @@ def low_headroom(evidence: Evidence) -> Iterator[Finding]:
             ),
             advice=(
                 "Scan with prompts of yours, the longest too (--prompts), before this is deployed. "
-                + CURES[mechanism].advice
+                + MECHANISMS[mechanism].advice
             ),
         ).at(*(each for _, each in rows))

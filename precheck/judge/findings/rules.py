@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from precheck.judge.cures import CURES
 from precheck.judge.findings import (
     attention,
     checkpoint,
@@ -17,6 +16,7 @@ from precheck.judge.findings import (
     unmeasured,
 )
 from precheck.records.finding import Finding, Severity
+from precheck.records.mechanism import MECHANISMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -39,8 +39,8 @@ RULES = (
     Rule("PC504", "weights are not finite", checkpoint.nonfinite),
     Rule("PC113", "the model is broken in float32", overflow.broken_in_float32),
     *(
-        Rule(cure.code, cure.title, overflow.reaches_output(mechanism))
-        for mechanism, cure in CURES.items()
+        Rule(row.code, row.title, overflow.reaches_output(mechanism))
+        for mechanism, row in MECHANISMS.items()
     ),
     Rule("PC111", "the output is not finite, and no operation is named", overflow.not_located),
     Rule("PC201", "accuracy is lost without any NaN", divergence.degraded),

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from precheck.measure.blame.examine import Producer
-    from precheck.records.traces import Mechanism, Section
+    from precheck.records.mechanism import Mechanism
+    from precheck.records.traces import Section
 
 from typing import TYPE_CHECKING, Any
 

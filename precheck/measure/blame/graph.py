@@ -26,7 +26,7 @@ from precheck.measure.watch.op_kinds import (
 )
 from precheck.measure.watch.reduce import MASK_SENTINEL
 from precheck.measure.watch.segment import HIDDEN, OTHER, WEIGHT, OpNode, Origin
-from precheck.records.traces import Mechanism
+from precheck.records.mechanism import Mechanism
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

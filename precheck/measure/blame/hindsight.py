@@ -15,7 +15,8 @@ from precheck.measure.blame.graph import SegmentRole
 from precheck.measure.watch.ops import OpWatcher
 from precheck.measure.watch.real_tokens import RealTokens
 from precheck.measure.watch.trees import tensors_in
-from precheck.records.traces import Mechanism, Overflow, Section
+from precheck.records.mechanism import Mechanism
+from precheck.records.traces import Overflow, Section
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ import torch
 from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.measure.blame.graph import Graph, SegmentRole
 from precheck.measure.watch.reduce import MASK_SENTINEL
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype
-from precheck.records.traces import Mechanism
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

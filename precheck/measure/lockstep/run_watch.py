@@ -27,8 +27,9 @@ from precheck.measure.watch.ops import OpWatcher
 from precheck.measure.watch.reduce import tensor_stats
 from precheck.measure.watch.segment import Segment
 from precheck.measure.watch.trees import tensors_in
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype
-from precheck.records.traces import Mechanism, Section
+from precheck.records.traces import Section
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

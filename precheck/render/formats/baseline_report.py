@@ -6,8 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from precheck.records.finding import Severity
-from precheck.records.identity import module_pattern
+from precheck.records.finding import Severity, module_pattern
 from precheck.render.parts.words import shown
 
 if TYPE_CHECKING:
