@@ -1,4 +1,4 @@
-"""What the rules look at: the measurements, with every run judged."""
+"""What the rules read: the measurements, with every run judged."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from precheck.facts.hardware import Hardware
     from precheck.records.report import Measurements, Run
-
-"""The verdicts of runs whose output can be trusted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from precheck.records.configuration import Configuration
 from precheck.records.finding import Severity, Verdict
 from precheck.records.mechanism import MECHANISMS
-from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from precheck.records.configuration import Configuration
     from precheck.records.report import Report, Run
 
 
@@ -72,7 +71,8 @@ def gate(report: Report, *, require: tuple[Configuration, ...] = (), fail_on: Fa
         for finding in report.findings
         if finding.accepted
     ]
-    for configuration in require or _deployed(report):
+    deployed = () if report.model.deployed is None else (report.model.deployed,)
+    for configuration in require or deployed:
         runs = _matching(report, configuration)
         rejected = [
             run
@@ -124,20 +124,11 @@ def _broken(report: Report) -> Iterator[str]:
 
 
 def _not_measurable(report: Report, *, require: tuple[Configuration, ...]) -> Iterator[str]:
-    if not require and not _deployed(report):
+    if not require and report.model.deployed is None:
         yield (
             f"The checkpoint would be loaded as {report.model.deploy_dtype or 'an unknown dtype'}, "
             "which precheck does not measure: say what you deploy (--require float16+sdpa)."
         )
-
-
-def _deployed(report: Report) -> tuple[Configuration, ...]:
-    """What a plain ``from_pretrained(dtype="auto")`` gives, if precheck measures that dtype."""
-    dtype = report.model.deploy_dtype
-    if dtype not in set(Dtype):
-        return ()
-    attn_implementation = report.model.default_attn_implementation or ""
-    return (Configuration(dtype=Dtype(dtype), attn_implementation=attn_implementation),)
 
 
 def _matching(report: Report, configuration: Configuration) -> tuple[Run, ...]:

@@ -1,9 +1,8 @@
-"""What a configuration amounts to that was not measured: from its neighbours and from ranges.
+"""The verdict on a configuration that was not measured: from similar runs and from ranges.
 
-A fused attention kernel keeps scores in float32, whichever it is: what one of them was measured
-to do holds for the others. Where none was measured, the largest values of the other mechanisms
-(products, residual stream) say whether float16 holds them. Where nothing was run at all, what is
-documented of the family is left.
+Every fused attention kernel keeps scores in float32, so the verdict on one of them holds for the
+others. Where none was measured, the largest values of the other mechanisms (products, residual
+stream) say whether they fit. Where nothing was run, only what is documented of the family is left.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _GRAVITY = {verdict: gravity for gravity, verdict in enumerate(Verdict)}
 
 
 class Prediction(NamedTuple):
-    """What a configuration amounts to; ``verdict`` is None where nothing tells."""
+    """A verdict and why; ``verdict`` is None where nothing is known."""
 
     verdict: Verdict | None
     confidence: Confidence
@@ -44,7 +43,7 @@ class Prediction(NamedTuple):
 
     @property
     def is_usable(self) -> bool | None:
-        """Whether its output can be trusted; None where nothing tells."""
+        """Whether its output can be trusted; None where nothing is known."""
         return None if self.verdict is None else self.verdict in USABLE
 
 

@@ -49,7 +49,11 @@ from precheck.records.tightest import tightest
 
 if TYPE_CHECKING:
     from precheck.judge.evidence import Evidence
-    from precheck.records.report import ModelFacts, Run
+    from precheck.records.report import Run
+
+
+_UNKNOWN_DTYPE = Configuration(dtype=Dtype.BFLOAT16, attn_implementation="")
+"""What attention is advised for where the dtype that a plain load gives is not measured."""
 
 
 def recommend(evidence: Evidence, *, device: Hardware) -> Recommendation:
@@ -131,21 +135,12 @@ def completed(
         fits=tuple(fit(evidence.measurements, device=device, dtype=dtype) for dtype in Dtype),
         attention=attention_options(
             evidence,
-            chosen or _deployed(model),
+            chosen or model.deployed or _UNKNOWN_DTYPE,
             device=device,
             is_measured_there=choice.confidence == Confidence.MEASURED,
         ),
         engines=engines,
         remedies=() if is_broken else remedies(evidence, device=device, chosen=chosen),
-    )
-
-
-def _deployed(model: ModelFacts) -> Configuration:
-    """What a plain load gives; bfloat16 for dtypes that precheck does not measure."""
-    deployed = model.deploy_dtype
-    return Configuration(
-        dtype=Dtype(deployed) if deployed in set(Dtype) else Dtype.BFLOAT16,
-        attn_implementation=model.default_attn_implementation or "",
     )
 
 

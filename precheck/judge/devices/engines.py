@@ -155,8 +155,7 @@ def _in_place_of_float32(engine: Engine, model: ModelFacts, device: Hardware) ->
 
 def _declared(model: ModelFacts) -> Dtype:
     """What ``dtype="auto"`` gives; bfloat16 for dtypes that precheck does not measure."""
-    declared = model.deploy_dtype
-    return Dtype(declared) if declared in set(Dtype) else Dtype.BFLOAT16
+    return Dtype.BFLOAT16 if model.deployed is None else model.deployed.dtype
 
 
 def _available(engine: Engine, model: ModelFacts, device: Hardware) -> tuple[Dtype, ...]:

@@ -1,4 +1,4 @@
-"""Findings on values that still fit, but not by much (PC114), and on eager attention (PC303)."""
+"""Findings on values that still fit, but not by much (PC114)."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 def low_headroom(evidence: Evidence) -> Iterator[Finding]:
     """Runs that did not overflow, with less than a bit left: one finding for each mechanism."""
-    found: dict[tuple[Dtype, Mechanism], tuple[list[int], list[tuple[float, Headroom]]]] = {}
+    tight: dict[tuple[Dtype, Mechanism], tuple[list[int], list[tuple[float, Headroom]]]] = {}
     for index, run in evidence.with_verdict(Verdict.LOW_HEADROOM):
         for row in evidence.measurements.headroom:
             left = bits_left(row, run.configuration)
             if left is None or left >= LOW_HEADROOM.value:
                 continue
-            runs, rows = found.setdefault((run.dtype, row.mechanism), ([], []))
+            runs, rows = tight.setdefault((run.dtype, row.mechanism), ([], []))
             if index not in runs:
                 runs.append(index)
             rows.append((left, row))
-    for (dtype, mechanism), (runs, rows) in found.items():
-        rows.sort(key=lambda each: each[0])
+    for (dtype, mechanism), (runs, rows) in tight.items():
+        rows.sort(key=lambda pair: pair[0])
         left, row = rows[0]
         names = tuple(evidence.runs[index].name for index in runs)
         yield Finding(
@@ -50,4 +50,4 @@ def low_headroom(evidence: Evidence) -> Iterator[Finding]:
                 "Scan with prompts of yours, the longest too (--prompts), before this is deployed. "
                 + MECHANISMS[mechanism].advice
             ),
-        ).at(*(each for _, each in rows))
+        ).at(*(row for _, row in rows))

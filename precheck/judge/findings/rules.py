@@ -67,12 +67,12 @@ RULES = (
     Rule("PC902", "probes were not run", coverage.probes_not_run),
     Rule("PC903", "nothing was run", unmeasured.nothing_was_run),
 )
-"""In the order of the telling: what makes everything after it meaningless comes first."""
+"""In the order in which they are reported: what makes the rest meaningless comes first."""
 
 _GRAVITY = {severity: gravity for gravity, severity in enumerate(Severity)}
 
 
 def findings(evidence: Evidence) -> tuple[Finding, ...]:
     """What every rule finds, gravest first, then in the order of the rules and of the runs."""
-    found = [finding for rule in RULES for finding in rule.find(evidence)]
-    return tuple(sorted(found, key=lambda finding: _GRAVITY[finding.severity]))
+    in_order = (finding for rule in RULES for finding in rule.find(evidence))
+    return tuple(sorted(in_order, key=lambda finding: _GRAVITY[finding.severity]))
