@@ -8,8 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test test-slow test-processors fuzz matrix mutants zoo install check fix docs facts gpu golden bench fixes gallery help
-.PHONY: scan test test-slow fuzz matrix mutants zoo install check fix docs facts gpu golden unchanged bench bench-scan bench-memory bench-scaling bench-arithmetic bench-live bench-fix fixes gallery help
+.PHONY: scan test test-slow test-processors fuzz matrix mutants zoo install check fix docs facts gpu golden unchanged bench fixes gallery help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)

@@ -43,7 +43,7 @@ class CheckpointError(PrecheckError):
 
 
 class CheckpointAccessError(CheckpointError):
-    """A checkpoint that is not there, or that the Hub does not hand out."""
+    """A checkpoint that does not exist, or that the Hub refuses to serve."""
 
 
 class CheckpointCorruptError(CheckpointError):
@@ -71,11 +71,11 @@ class WorkerLostError(PrecheckError):
 
 
 class WeightsElsewhereError(PrecheckError):
-    """A model's code uses weights outside the module that owns them: they have to stay."""
+    """A model's code uses weights outside the module that owns them: they must stay in memory."""
 
 
 class UntraceableError(PrecheckError):
-    """What a model's forward does cannot be known without its numbers."""
+    """A model whose forward depends on values, so that it cannot be traced without weights."""
 
 
 class ReportError(PrecheckError):

@@ -16,7 +16,7 @@ DISTRIBUTION = "precheck-llm"
 MEASURING = frozenset(
     {"accelerate", "huggingface-hub", "safetensors", "tokenizers", "torch", "transformers"}
 )
-"""Libraries that a scan is made with; pip looks after the others."""
+"""Libraries that measure; the versions of the others are left to pip."""
 
 
 def check_libraries(
@@ -34,18 +34,19 @@ def check_libraries(
         LibraryVersionError: a library is missing, or of a version outside its range.
     """
     for text in _own_requirements() if required is None else required:
-        wanted = Requirement(text)
-        if wanted.name.replace("_", "-") not in MEASURING:
+        requirement = Requirement(text)
+        name, specifier = requirement.name, requirement.specifier
+        if name.replace("_", "-") not in MEASURING:
             continue
         try:
-            found = installed(wanted.name)
+            present = installed(name)
         except PackageNotFoundError:
-            found = None
-        if found is None or not wanted.specifier.contains(found, prereleases=True):
-            here = "is not installed" if found is None else f"{found} is installed"
+            present = None
+        if present is None or not specifier.contains(present, prereleases=True):
+            state = "is not installed" if present is None else f"{present} is installed"
             raise LibraryVersionError(
-                f"{wanted.name} {here} (expected {wanted.specifier})",
-                hint=f'pip install "{wanted.name}{wanted.specifier}"',
+                f"{name} {state} (expected {specifier})",
+                hint=f'pip install "{name}{specifier}"',
             )
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from precheck.errors import PrecheckError
 from precheck.pipeline import scan
 from precheck.records.finding import Verdict
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype
 from precheck.records.selftest import Check
-from precheck.records.traces import Mechanism
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Signals to end: told twice they end once, and no library swallows one."""
+"""Signals that end the process: two of them end it once, and no library swallows one."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 SAME_SECONDS = 2.0
-"""A launcher that got Ctrl-C too hands it on: what comes this soon is the same one."""
+"""A launcher that gets Ctrl-C too forwards it: a second signal this soon is the same one."""
 
 
 def end_once() -> None:
-    """Makes signals to end a ``KeyboardInterrupt``, and the same one told twice a single one.
+    """Turns a signal that ends the process into one ``KeyboardInterrupt``, also if it is repeated.
 
-    The second would be raised where what was measured until the first is kept. SIGTERM is what a
-    scheduler sends before it kills. A signal that is ignored (a shell does that for what it runs
-    in the background) stays ignored. Only the main thread can do this; in another nothing changes.
+    A second interrupt would be raised while the results so far are being saved. SIGTERM is what a
+    scheduler sends before it kills. A signal that is ignored stays ignored, as in a job that a
+    shell runs in the background. Handlers belong to the main thread; in another nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -38,37 +38,37 @@ def end_once() -> None:
             atexit.register(_ignore)
             raise KeyboardInterrupt
 
-    for each in ENDING:
-        if signal.getsignal(each) is not signal.SIG_IGN:
-            signal.signal(each, end)
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
 
 
 def _ignore() -> None:
-    """What is left is Python's own end, where a signal would only take the exit code away."""
-    for each in ENDING:
-        signal.signal(each, signal.SIG_IGN)
+    """Ignores further signals: while Python shuts down, one would only change the exit code."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Signals to end are heard after the block, and not in it; for blocks that are short.
+    """Delivers signals that end the process after the block, not inside it; for short blocks.
 
-    ``copy.deepcopy`` needs it: for every dictionary of hooks it passes a bare ``except`` in
-    ``copyreg``, and a ``KeyboardInterrupt`` that is raised there is gone.
+    ``copy.deepcopy`` needs it: ``copyreg`` has a bare ``except`` that it passes for every
+    dictionary of hooks, and a ``KeyboardInterrupt`` raised there is lost.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # no other thread is told of signals
+        yield  # only the main thread receives signals
         return
-    handlers = {each: signal.getsignal(each) for each in ENDING}
-    heard: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in ENDING}
+    received: list[int] = []
     try:
-        for each, handler in handlers.items():
+        for number, handler in handlers.items():
             if handler is not None:  # one that was not set from Python could not be set again
-                signal.signal(each, lambda number, _frame: heard.append(number))
+                signal.signal(number, lambda caught, _frame: received.append(caught))
         yield
     finally:
-        for each, handler in handlers.items():
+        for number, handler in handlers.items():
             if handler is not None:
-                signal.signal(each, handler)
-        if heard:
-            signal.raise_signal(heard[0])
+                signal.signal(number, handler)
+        if received:
+            signal.raise_signal(received[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype, headroom_bits
 from precheck.records.report import (
     CheckpointAudit,
@@ -20,7 +21,6 @@ from precheck.records.traces import (
     Headroom,
     LayerTrace,
     LogitsTrace,
-    Mechanism,
     Overflow,
     Probe,
     RunTrace,

@@ -1,7 +1,7 @@
 """How large the package's rooms, modules and functions are, and whether one is too large.
 
-``make check`` prints the table; ``tests/test_house.py`` shows that each limit is enforced. The limit
-of a function is one of its body: parameters stand a line each, and documenting them costs nothing.
+``make check`` prints the table; ``tests/test_house.py`` shows that each limit is enforced. The one
+on functions is on their bodies: parameters stand a line each, and documenting them costs nothing.
 """
 
 from __future__ import annotations

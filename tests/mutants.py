@@ -157,7 +157,7 @@ def rules() -> list[Mutation]:
         )
         for code in re.findall(r'Rule\("(PC\d+)"', text)
     ]
-    mechanisms = (ROOT / "precheck/records/traces.py").read_text(encoding="utf-8")
+    mechanisms = (ROOT / "precheck/records/mechanism.py").read_text(encoding="utf-8")
     declared = mechanisms[mechanisms.index("class Mechanism") :]
     names = re.findall(
         r'^    [A-Z_]+ = "(\w+)"', declared[: declared.index("\n\n\n")], re.MULTILINE

@@ -18,8 +18,8 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype
-from precheck.records.traces import Mechanism
 from tests.oracle import FirstFault, first_fault
 from tests.tiny_models import HIDDEN_SIZE, NUM_HEADS, save_checkpoint, tiny, tiny_inputs
 

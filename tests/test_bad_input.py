@@ -32,9 +32,9 @@ from precheck.commands import terminal
 from precheck.errors import ExitCode
 from precheck.measure import scan
 from precheck.records.finding import Severity, Verdict
+from precheck.records.mechanism import Mechanism
 from precheck.records.progress import Announcement, Step
 from precheck.records.report import Report
-from precheck.records.traces import Mechanism
 from tests.shell import change_config, change_weights
 from tests.tiny_models import PAD, VOCAB_SIZE, save_checkpoint, tiny
 

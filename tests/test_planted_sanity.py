@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from precheck.records.traces import Mechanism
+from precheck.records.mechanism import Mechanism
 from tests.oracle import first_fault, modules_with_nonfinite_output, record
 from tests.planted import FAULTS, PlantedFault, fault_inputs, loaded, planted_checkpoint
 from tests.tiny_models import (

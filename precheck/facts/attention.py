@@ -1,4 +1,7 @@
-"""Attention implementations: which devices run them, and what they take."""
+"""Attention implementations: their names, which devices run them, and what they take.
+
+``attention.toml`` is the only list: whatever names, orders or refuses implementations asks here.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,13 @@ from precheck.facts.table import read_table
 from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
-    from precheck.facts.devices import Hardware
+    from collections.abc import Callable
+
+    from precheck.facts.hardware import Hardware
+
+
+UNRANKED = 5
+"""The preference of implementations that name none, kernels of the Hub among them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +31,11 @@ class Implementation:
     dtypes: tuple[Dtype, ...]
     softcap: bool
     sinks: bool
+    speed: int
     sources: tuple[str, ...]
+    class_flag: str | None = None
+    unwatchable: str | None = None
+    preference: int = UNRANKED
     version: int = 0
     packages: tuple[str, ...] = ()
     hub_kernel: str | None = None
@@ -38,7 +51,7 @@ class Implementation:
         """Whether it has kernels for the device; None where that is not known.
 
         >>> from precheck.facts.devices import find
-        >>> [implementation("flash_attention_2").runs_on(find(each)) for each in ("T4", "L4")]
+        >>> [implementation("flash_attention_2").runs_on(find(name)) for name in ("T4", "L4")]
         [False, True]
         """
         if device.kind not in self.kinds:
@@ -82,15 +95,39 @@ def table() -> ImplementationTable:
 
 def implementation(name: str) -> Implementation | None:
     """The implementation with transformers' name; None for kernels that no row is about."""
-    return next((each for each in table().implementation if each.name == name), None)
+    return next((row for row in table().implementation if row.name == name), None)
 
 
-PREFERRED = (
-    "flash_attention_4",
-    "flash_attention_3",
-    "flash_attention_2",
-    "sdpa",
-    "flex_attention",
-    "eager",
-)
-"""Fastest first where all of them run."""
+def names() -> tuple[str, ...]:
+    """The names that transformers registers; kernels of the Hub are named ``owner/name``."""
+    return tuple(row.name for row in table().implementation)
+
+
+def fastest_first() -> tuple[str, ...]:
+    """All names, the fastest first where all of them run."""
+    return tuple(row.name for row in sorted(table().implementation, key=lambda row: row.speed))
+
+
+def supported(has_flag: Callable[[str], bool]) -> tuple[str, ...]:
+    """The implementations that a model class says it has.
+
+    Args:
+        has_flag: whether an attribute of the class, such as ``_supports_sdpa``, is true.
+    """
+    return tuple(
+        row.name
+        for row in table().implementation
+        if row.class_flag is None or has_flag(row.class_flag)
+    )
+
+
+def why_unwatchable(name: str) -> str | None:
+    """Why the operations inside an implementation cannot be watched; None where they can."""
+    row = implementation(name)
+    return None if row is None else row.unwatchable
+
+
+def preference(name: str) -> int:
+    """The place of an implementation among configurations that are equally good otherwise."""
+    row = implementation(name)
+    return UNRANKED if row is None else row.preference

@@ -62,4 +62,4 @@ def table() -> EngineTable:
 
 def engine(identity: str) -> Engine:
     """The engine with this id."""
-    return next(each for each in table().engine if each.id == identity)
+    return next(row for row in table().engine if row.id == identity)

@@ -7,8 +7,8 @@ from functools import cache
 
 from precheck.facts.table import read_table
 from precheck.records.finding import Verdict
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype
-from precheck.records.traces import Mechanism
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class FamilyFact:
     @property
     def links(self) -> tuple[str, ...]:
         """Where the fact is from."""
-        return tuple(table().sources[each] for each in self.sources)
+        return tuple(table().sources[name] for name in self.sources)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,4 +47,4 @@ def table() -> FamilyTable:
 
 def facts_on(model_type: str) -> tuple[FamilyFact, ...]:
     """What is documented of the family, in the order of the table."""
-    return tuple(each for each in table().family if model_type in each.model_types)
+    return tuple(row for row in table().family if model_type in row.model_types)

@@ -1,4 +1,4 @@
-"""What is known of each finding: the sections of ``docs/findings.md``, which comes along."""
+"""What is known of each finding: the sections of ``docs/findings.md``, which is in the package."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from operator import attrgetter
 
 from precheck.errors import UsageError
 
@@ -32,11 +33,11 @@ def explanations() -> dict[str, Explanation]:
     """Every section by code, in the order of the codes."""
     page = files("precheck.facts").joinpath("findings.md").read_text(encoding="utf-8")
     _, *parts = _HEADING.split(page)
-    found = [
+    sections = [
         Explanation(code=code, title=title, text=_PAGE_LINK.sub(r"\1", text).strip())
         for code, title, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
     ]
-    return {each.code: each for each in sorted(found, key=lambda each: each.code)}
+    return {section.code: section for section in sorted(sections, key=attrgetter("code"))}
 
 
 def explanation(code: str) -> Explanation:
@@ -45,11 +46,11 @@ def explanation(code: str) -> Explanation:
     Raises:
         UsageError: there is no such code.
     """
-    found = explanations().get(code.upper())
-    if found is None:
-        family = [each for each in explanations() if each[:3] == code.upper()[:3]]
+    section = explanations().get(code.upper())
+    if section is None:
+        family = [known for known in explanations() if known[:3] == code.upper()[:3]]
         raise UsageError(
             f"unknown finding code: {code!r} (expected {', '.join(family) or 'PC101, PC201 ...'})",
             hint="precheck explain lists them",
         )
-    return found
+    return section

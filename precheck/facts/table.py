@@ -1,4 +1,4 @@
-"""Reading the fact tables that lie beside the code."""
+"""Reading the tables of facts that are next to the code."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import msgspec
 Table = TypeVar("Table")
 
 
-def read_table(name: str, form: type[Table]) -> Table:
-    """The content of a table of this folder, checked against its form.
+def read_table(name: str, record: type[Table]) -> Table:
+    """The content of a table of this folder, checked against its dataclass.
 
     Args:
         name: of the file.
-        form: a dataclass with the table's fields.
+        record: a dataclass with the table's fields.
 
     Raises:
-        msgspec.ValidationError: a row has another form; a test reads every table.
+        msgspec.ValidationError: a row has other fields; a test reads every table.
     """
     text = files("precheck.facts").joinpath(name).read_text(encoding="utf-8")
-    return msgspec.convert(tomllib.loads(text), form)
+    return msgspec.convert(tomllib.loads(text), record)

@@ -1,7 +1,7 @@
-"""A baseline: findings that are known and let pass, each with a reason.
+"""A baseline: findings that are accepted, each with a reason.
 
-Matched by code, module and operation, never by a figure, so that rounding does not bring a known
-finding back, and a finding in another module or operation is a new one.
+They are matched by code, module and operation, never by a figure: rounding does not bring an
+accepted finding back, and a finding in another module or operation is a new one.
 """
 
 from __future__ import annotations
@@ -32,17 +32,19 @@ class Accepted:
     op: str = "*"
     """A pattern for the operation: ``aten.bmm``."""
 
-    def lets_pass(self, finding: Finding) -> bool:
-        """Whether the finding is this one, in all the modules it happens in."""
+    def accepts(self, finding: Finding) -> bool:
+        """Whether the entry is about the finding, in all the modules it happens in."""
         return (
             finding.code == self.code
             and fnmatchcase(finding.op or "", self.op)
-            and all(fnmatchcase(each, self.module) for each in finding.modules)
+            and all(fnmatchcase(module, self.module) for module in finding.modules)
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _File:
+class BaselineFile:
+    """The whole file."""
+
     accept: tuple[Accepted, ...] = ()
 
 
@@ -53,7 +55,7 @@ def read_baseline(text: str) -> tuple[Accepted, ...]:
         BaselineError: not TOML, an unknown code or key, or an entry without a reason.
     """
     try:
-        entries = msgspec.convert(_checked(tomllib.loads(text)), _File).accept
+        entries = msgspec.convert(_checked(tomllib.loads(text)), BaselineFile).accept
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise BaselineError(f"baseline not readable: {error}", hint=_EXAMPLE) from error
     for number, entry in enumerate(entries, start=1):
@@ -75,7 +77,7 @@ _KEYS = {"code", "reason", "module", "op"}
 
 
 def _checked(plain: dict[str, object]) -> dict[str, object]:
-    """The same, if every key in it is known: a misspelled one would widen what is let pass."""
+    """The same, if every key in it is known: a misspelled one would accept too much."""
     entries = plain.get("accept", [])
     unknown = set(plain) - {"accept"}
     for entry in entries if isinstance(entries, list) else ():
@@ -90,7 +92,7 @@ def _checked(plain: dict[str, object]) -> dict[str, object]:
 
 
 def accept(report: Report, baseline: tuple[Accepted, ...]) -> Report:
-    """The same report, each finding that an entry lets pass marked with the entry's reason."""
+    """The same report, with the reason of an entry on each finding that it accepts."""
     return replace(
         report,
         findings=tuple(
@@ -100,4 +102,4 @@ def accept(report: Report, baseline: tuple[Accepted, ...]) -> Report:
 
 
 def _reason(finding: Finding, baseline: tuple[Accepted, ...]) -> str | None:
-    return next((each.reason for each in baseline if each.lets_pass(finding)), finding.accepted)
+    return next((entry.reason for entry in baseline if entry.accepts(finding)), finding.accepted)

@@ -1,4 +1,4 @@
-"""What the rules look at: the measurements, with every run judged."""
+"""What the rules read: the measurements, with every run judged."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from precheck.records.finding import Verdict
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from precheck.facts.devices import Hardware
+    from precheck.facts.hardware import Hardware
     from precheck.records.report import Measurements, Run
-
-"""The verdicts of runs whose output can be trusted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

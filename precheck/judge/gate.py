@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from precheck.judge.cures import CURES
-from precheck.records.configuration import Configuration
 from precheck.records.finding import Severity, Verdict
-from precheck.records.precision import Dtype
+from precheck.records.mechanism import MECHANISMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from precheck.records.configuration import Configuration
     from precheck.records.report import Report, Run
 
 
@@ -42,7 +41,7 @@ _REJECTED = {
 
 _EXPLAINS = {
     Verdict.FAILED: frozenset({"PC402"}),
-    Verdict.OVERFLOW: frozenset({"PC111", *(cure.code for cure in CURES.values())}),
+    Verdict.OVERFLOW: frozenset({"PC111", *(row.code for row in MECHANISMS.values())}),
     Verdict.DEGRADED: frozenset({"PC201"}),
     Verdict.ABSORBED: frozenset({"PC112"}),
     Verdict.LOW_HEADROOM: frozenset({"PC114"}),
@@ -68,9 +67,12 @@ def gate(report: Report, *, require: tuple[Configuration, ...] = (), fail_on: Fa
         return _static_gate(report, fail_on=fail_on)
     against = [*_broken(report), *_not_measurable(report, require=require)]
     in_favour: list[str] = [
-        f"{each.code} is accepted: {each.accepted}." for each in report.findings if each.accepted
+        f"{finding.code} is accepted: {finding.accepted}."
+        for finding in report.findings
+        if finding.accepted
     ]
-    for configuration in require or _deployed(report):
+    deployed = () if report.model.deployed is None else (report.model.deployed,)
+    for configuration in require or deployed:
         runs = _matching(report, configuration)
         rejected = [
             run
@@ -87,21 +89,23 @@ def gate(report: Report, *, require: tuple[Configuration, ...] = (), fail_on: Fa
 
 
 def _is_accepted(report: Report, run: Run) -> bool:
-    index = next(index for index, each in enumerate(report.runs) if each is run)
+    index = next(index for index, other in enumerate(report.runs) if other is run)
     codes = _EXPLAINS.get(run.verdict, frozenset())
     reasons = [
-        each.accepted for each in report.findings if index in each.runs and each.code in codes
+        finding.accepted
+        for finding in report.findings
+        if index in finding.runs and finding.code in codes
     ]
     return bool(reasons) and None not in reasons
 
 
 def _static_gate(report: Report, *, fail_on: FailOn) -> Gate:
     """Nothing was run: only what is read or documented can speak against the checkpoint."""
-    graver = {Severity.ERROR} | ({Severity.WARNING} if fail_on is FailOn.WARNING else set())
+    rejected = {Severity.ERROR} | ({Severity.WARNING} if fail_on is FailOn.WARNING else set())
     against = tuple(
-        each.message
-        for each in report.findings
-        if each.severity in graver and each.accepted is None
+        finding.message
+        for finding in report.findings
+        if finding.severity in rejected and finding.accepted is None
     )
     in_favour = f"nothing speaks against {report.model.deploy_dtype}, and nothing was run."
     return Gate(holds=not against, reasons=against or (in_favour,))
@@ -113,38 +117,27 @@ def _broken(report: Report) -> Iterator[str]:
         is_broken = finding.severity is Severity.ERROR and finding.code.startswith("PC5")
         if is_broken and finding.accepted is None:
             yield finding.message
-    is_known = any(each.code == "PC113" and each.accepted for each in report.findings)
+    is_accepted = any(finding.code == "PC113" and finding.accepted for finding in report.findings)
     for run in report.runs:
-        if run.reference_nonfinite and not is_known:
+        if run.reference_nonfinite and not is_accepted:
             yield f"{run.name} is not finite, so the model is broken in every dtype."
 
 
 def _not_measurable(report: Report, *, require: tuple[Configuration, ...]) -> Iterator[str]:
-    if not require and not _deployed(report):
+    if not require and report.model.deployed is None:
         yield (
             f"The checkpoint would be loaded as {report.model.deploy_dtype or 'an unknown dtype'}, "
             "which precheck does not measure: say what you deploy (--require float16+sdpa)."
         )
 
 
-def _deployed(report: Report) -> tuple[Configuration, ...]:
-    """What a plain ``from_pretrained(dtype="auto")`` gives, if precheck measures that dtype."""
-    dtype = report.model.deploy_dtype
-    if dtype not in set(Dtype):
-        return ()
-    attn_implementation = report.model.default_attn_implementation or ""
-    return (Configuration(dtype=Dtype(dtype), attn_implementation=attn_implementation),)
-
-
 def _matching(report: Report, configuration: Configuration) -> tuple[Run, ...]:
-    """Its runs, by the implementation asked for or used; by dtype alone if none is known."""
-    wanted = configuration.attn_implementation
-    return tuple(
-        run
-        for run in report.runs
-        if replace(run.configuration, attn_implementation=wanted) == configuration
-        and wanted in {"", run.requested_attn_implementation, run.attn_implementation}
-    )
+    """Its runs, by the attention asked for or used; whatever the attention if none is known."""
+    if not configuration.attn_implementation:
+        return tuple(
+            run for run in report.runs if run.configuration.with_attention("") == configuration
+        )
+    return tuple(run for run in report.runs if configuration in {run.requested, run.configuration})
 
 
 def _sentence(run: Run) -> str:

@@ -1,9 +1,8 @@
-"""What a configuration amounts to that was not measured: from its neighbours and from ranges.
+"""The verdict on a configuration that was not measured: from similar runs and from ranges.
 
-A fused attention kernel keeps scores in float32, whichever it is: what one of them was measured
-to do holds for the others. Where none was measured, the largest values of the other mechanisms
-(products, residual stream) say whether float16 holds them. Where nothing was run at all, what is
-documented of the family is left.
+Every fused attention kernel keeps scores in float32, so the verdict on one of them holds for the
+others. Where none was measured, the largest values of the other mechanisms (products, residual
+stream) say whether they fit. Where nothing was run, only what is documented of the family is left.
 """
 
 from __future__ import annotations
@@ -13,38 +12,30 @@ from typing import TYPE_CHECKING, NamedTuple
 from precheck.facts.families import FamilyFact, facts_on
 from precheck.judge.thresholds import LOW_HEADROOM
 from precheck.records.finding import USABLE, Confidence, Verdict
-from precheck.records.precision import Dtype, headroom_bits
+from precheck.records.mechanism import MECHANISMS
+from precheck.records.precision import headroom_bits
 from precheck.records.quantities import bits, magnitude
-from precheck.records.traces import Mechanism
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from precheck.judge.evidence import Evidence
+    from precheck.records.configuration import Configuration
+    from precheck.records.mechanism import Mechanism
     from precheck.records.report import Run
     from precheck.records.traces import Headroom
 
 FUSED = "a fused kernel"
 """Any implementation that does not write out the scores."""
 
-IN_SCORES = frozenset({Mechanism.ATTENTION_SCORES, Mechanism.MASK})
-"""Mechanisms that only attention which writes out its scores has."""
-
-PRODUCTS = frozenset(
-    {
-        Mechanism.GATED_PRODUCT,
-        Mechanism.MLP_OUTPUT,
-        Mechanism.PROJECTION,
-        Mechanism.LOGITS,
-    }
-)
+PRODUCTS = frozenset(mechanism for mechanism, row in MECHANISMS.items() if row.is_product)
 """What is in 16 bits where activations between products are kept in float32."""
 
 _GRAVITY = {verdict: gravity for gravity, verdict in enumerate(Verdict)}
 
 
 class Prediction(NamedTuple):
-    """What a configuration amounts to; ``verdict`` is None where nothing tells."""
+    """A verdict and why; ``verdict`` is None where nothing is known."""
 
     verdict: Verdict | None
     confidence: Confidence
@@ -52,14 +43,16 @@ class Prediction(NamedTuple):
 
     @property
     def is_usable(self) -> bool | None:
-        """Whether its output can be trusted; None where nothing tells."""
+        """Whether its output can be trusted; None where nothing is known."""
         return None if self.verdict is None else self.verdict in USABLE
+
+
+_REFERENCE_IS_SAFE = Prediction(Verdict.SAFE, Confidence.PREDICTED, "float32 is the reference")
 
 
 def predict(
     evidence: Evidence,
-    dtype: Dtype,
-    attn_implementation: str,
+    configuration: Configuration,
     *,
     mechanisms: frozenset[Mechanism] | None = None,
 ) -> Prediction:
@@ -67,103 +60,99 @@ def predict(
 
     Args:
         evidence: the scan.
-        dtype: of the configuration.
-        attn_implementation: transformers' name, or ``FUSED``.
+        configuration: its attention implementation is transformers' name, or ``FUSED``.
         mechanisms: only these are in 16 bits; None: whatever the model has in them.
     """
-    ran = [
+    attn = configuration.attn_implementation
+    measured = [
         run
         for run in evidence.runs
         if run.failure is None
-        and run.dtype is dtype
-        and run.configuration.is_plain
+        and run.configuration.with_attention(attn) == configuration
         and mechanisms is None
     ]
-    same = [run for run in ran if run.attn_implementation == attn_implementation]
+    same = [run for run in measured if run.configuration == configuration]
     if same:
         return _as_measured(same, Confidence.MEASURED, "")
     if not evidence.runs:
-        return _documented(evidence, dtype, attn_implementation, mechanisms=mechanisms)
+        return _documented(evidence, configuration, mechanisms=mechanisms)
     if evidence.broken_references:
         return Prediction(Verdict.OVERFLOW, Confidence.PREDICTED, "not finite in float32 either")
-    is_fused = attn_implementation != "eager"
-    fused = [run for run in ran if run.attn_implementation != "eager"]
-    if is_fused and fused:
+    fused = [run for run in measured if run.attn_implementation != "eager"]
+    if attn != "eager" and fused:
         return _as_measured(
             fused,
             Confidence.PREDICTED,
             f"as {fused[0].attn_implementation}: both keep scores in float32",
         )
-    return _from_ranges(evidence, dtype, ran, is_fused=is_fused, mechanisms=mechanisms)
+    return _from_ranges(evidence, configuration, measured, mechanisms=mechanisms)
 
 
 def _as_measured(runs: list[Run], confidence: Confidence, why: str) -> Prediction:
     gravest = min(runs, key=lambda run: _GRAVITY[run.verdict])
-    return Prediction(
-        gravest.verdict, confidence, "; ".join(each for each in (gravest.reason, why) if each)
-    )
+    reasons = (gravest.reason, why)
+    return Prediction(gravest.verdict, confidence, "; ".join(filter(None, reasons)))
 
 
 def _from_ranges(
     evidence: Evidence,
-    dtype: Dtype,
-    ran: list[Run],
+    configuration: Configuration,
+    measured: list[Run],
     *,
-    is_fused: bool,
     mechanisms: frozenset[Mechanism] | None,
 ) -> Prediction:
-    if dtype.is_reference:
-        return Prediction(Verdict.SAFE, Confidence.PREDICTED, "float32 is the reference")
+    if configuration.is_reference:
+        return _REFERENCE_IS_SAFE
+    dtype, is_fused = configuration.dtype, configuration.attn_implementation != "eager"
     rows = [
         row
         for row in evidence.measurements.headroom
-        if _counts(row, evidence, is_fused=is_fused)
+        if _is_in_16_bits(row, evidence, is_fused=is_fused)
         and (mechanisms is None or row.mechanism in mechanisms)
     ]
     tight = min(rows, key=lambda row: headroom_bits(row.abs_max, dtype) or 0.0, default=None)
     if tight is None:
         return Prediction(None, Confidence.PREDICTED, "not measured")
     left = headroom_bits(tight.abs_max, dtype) or 0.0
-    said = f"{magnitude(tight.abs_max)} in {tight.mechanism.phrase} ({tight.module})"
+    largest = f"{magnitude(tight.abs_max)} in {tight.mechanism.phrase} ({tight.module})"
     if left < 0:
-        return Prediction(Verdict.OVERFLOW, Confidence.PREDICTED, said)
-    if any(run.verdict is Verdict.DEGRADED for run in ran):
+        return Prediction(Verdict.OVERFLOW, Confidence.PREDICTED, largest)
+    if any(run.verdict is Verdict.DEGRADED for run in measured):
         return Prediction(
             None, Confidence.PREDICTED, "not measured; eager attention loses accuracy"
         )
     if left < LOW_HEADROOM.value:
         return Prediction(
-            Verdict.LOW_HEADROOM, Confidence.PREDICTED, f"{said}, {bits(left)} bits left"
+            Verdict.LOW_HEADROOM, Confidence.PREDICTED, f"{largest}, {bits(left)} bits left"
         )
-    return Prediction(Verdict.SAFE, Confidence.PREDICTED, f"at most {said}")
+    return Prediction(Verdict.SAFE, Confidence.PREDICTED, f"at most {largest}")
 
 
-def _counts(row: Headroom, evidence: Evidence, *, is_fused: bool) -> bool:
-    """Whether a row's values are in 16 bits there."""
-    if is_fused and row.mechanism in IN_SCORES:
+def _is_in_16_bits(row: Headroom, evidence: Evidence, *, is_fused: bool) -> bool:
+    """Whether the values of a row are in 16 bits where attention is fused, or is not."""
+    if is_fused and MECHANISMS[row.mechanism].is_in_scores:
         return False
     if row.attn_implementation not in {None, "eager"} and not is_fused:
         return False
-    return row.abs_max > 0 and not _is_kept(row.module, evidence)
+    return row.abs_max > 0 and not _is_kept_in_float32(row.module, evidence)
 
 
-def _is_kept(module: str, evidence: Evidence) -> bool:
+def _is_kept_in_float32(module: str, evidence: Evidence) -> bool:
     kept: Iterable[str] = evidence.measurements.checkpoint.kept_in_float32
-    return any(module == each or module.startswith(f"{each}.") for each in kept)
+    return any(module == name or module.startswith(f"{name}.") for name in kept)
 
 
 def _documented(
     evidence: Evidence,
-    dtype: Dtype,
-    attn_implementation: str,
+    configuration: Configuration,
     *,
     mechanisms: frozenset[Mechanism] | None,
 ) -> Prediction:
-    if dtype.is_reference:
-        return Prediction(Verdict.SAFE, Confidence.PREDICTED, "float32 is the reference")
+    if configuration.is_reference:
+        return _REFERENCE_IS_SAFE
     facts = [
         fact
-        for fact in family_facts(evidence, dtype, attn_implementation)
+        for fact in family_facts(evidence, configuration)
         if mechanisms is None or fact.mechanism in mechanisms
     ]
     if not facts:
@@ -172,12 +161,11 @@ def _documented(
     return Prediction(gravest.effect, Confidence.DOCUMENTED, gravest.fact)
 
 
-def family_facts(
-    evidence: Evidence, dtype: Dtype, attn_implementation: str
-) -> tuple[FamilyFact, ...]:
+def family_facts(evidence: Evidence, configuration: Configuration) -> tuple[FamilyFact, ...]:
     """What is documented of the model's family in this configuration."""
     return tuple(
         fact
         for fact in facts_on(evidence.measurements.model.model_type)
-        if fact.dtype is dtype and fact.attention in {None, attn_implementation}
+        if fact.dtype is configuration.dtype
+        and fact.attention in {None, configuration.attn_implementation}
     )

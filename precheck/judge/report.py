@@ -13,7 +13,7 @@ from precheck.judge.verdict import verdict
 from precheck.records.report import Report
 
 if TYPE_CHECKING:
-    from precheck.facts.devices import Hardware
+    from precheck.facts.hardware import Hardware
     from precheck.records.report import Measurements
 
 
@@ -29,19 +29,19 @@ def judge(measurements: Measurements, *, gpus: tuple[str, ...] = (), version: st
     Raises:
         UsageError: a GPU name that is not known.
     """
-    wanted = tuple(devices.find(name) for name in gpus) or _found(measurements)
+    targets = tuple(devices.find(name) for name in gpus) or _found(measurements)
     evidence = Evidence(
         measurements=measurements,
         runs=tuple(
             verdict(trace, runs=measurements.runs, headroom=measurements.headroom)
             for trace in measurements.runs
         ),
-        devices=wanted,
+        devices=targets,
     )
-    is_cpu_alone = not gpus and [each.kind for each in wanted] == ["cpu"]
-    others = devices.usual_gpus() if is_cpu_alone else ()
+    is_cpu_alone = not gpus and [target.kind for target in targets] == ["cpu"]
+    usual = devices.usual_gpus() if is_cpu_alone else ()
     advise = recommend_unmeasured if measurements.is_static else recommend
-    first, *rest = (advise(evidence, device=device) for device in (*wanted, *others))
+    first, *rest = (advise(evidence, device=device) for device in (*targets, *usual))
     return Report(
         precheck_version=version,
         complete=measurements.complete,
@@ -63,9 +63,12 @@ def judge(measurements: Measurements, *, gpus: tuple[str, ...] = (), version: st
 
 def _found(measurements: Measurements) -> tuple[Hardware, ...]:
     """The accelerators that were found, one of each kind, or the CPU."""
-    found = measurements.environment.devices
-    others = [each for each in found if each.kind != "cpu"]
-    kinds = {(each.name, each.memory_bytes): each for each in reversed(others)}
-    accelerators = tuple(devices.of(each) for each in reversed(kinds.values()))
-    processors = tuple(devices.of(each) for each in found if each.kind == "cpu")
+    present = measurements.environment.devices
+    kinds = {
+        (device.name, device.memory_bytes): device
+        for device in reversed(present)
+        if device.kind != "cpu"
+    }
+    accelerators = tuple(devices.of(device) for device in reversed(kinds.values()))
+    processors = tuple(devices.of(device) for device in present if device.kind == "cpu")
     return accelerators or processors[:1] or (devices.find("cpu"),)

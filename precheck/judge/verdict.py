@@ -18,27 +18,19 @@ if TYPE_CHECKING:
     from precheck.records.traces import Headroom, Overflow, RunTrace
 
 
-def is_degraded(lost: Loss) -> bool:
+def is_degraded(figures: Loss) -> bool:
     """Whether either figure of a run's precision is beyond its threshold."""
-    return (
-        lost.kl_divergence is not None
-        and lost.kl_divergence > thresholds.DEGRADED_KL_DIVERGENCE.value
-    ) or (
-        lost.relative_error is not None
-        and lost.relative_error > thresholds.DEGRADED_RELATIVE_ERROR.value
+    divergence, error = figures
+    return (divergence is not None and divergence > thresholds.DEGRADED_KL_DIVERGENCE.value) or (
+        error is not None and error > thresholds.DEGRADED_RELATIVE_ERROR.value
     )
 
 
 def reference_of(run: RunTrace, *, runs: Sequence[RunTrace]) -> RunTrace | None:
     """The float32 run with the same attention implementation, the run itself among them."""
+    reference = run.configuration.reference
     return next(
-        (
-            other
-            for other in runs
-            if other.dtype.is_reference
-            and other.attn_implementation == run.attn_implementation
-            and other.failure is None
-        ),
+        (other for other in runs if other.configuration == reference and other.failure is None),
         None,
     )
 
@@ -66,12 +58,12 @@ def _gravest(
     broken = _without_an_answer(trace, runs=runs)
     if broken is not None:
         return broken
-    lost = loss(trace)
+    figures = loss(trace)
     # A float32 run is only ever compared with another: where they part (PC305), neither is worse.
-    if not trace.dtype.is_reference and is_degraded(lost):
-        return Verdict.DEGRADED, lost.sentence
+    if not trace.configuration.is_reference and is_degraded(figures):
+        return Verdict.DEGRADED, figures.sentence
     if trace.overflows:
-        return Verdict.ABSORBED, _absorbed_reason(trace, lost=lost)
+        return Verdict.ABSORBED, _absorbed_reason(trace, figures=figures)
     tight = tightest(headroom, trace.configuration)
     if tight is not None and tight[1] < thresholds.LOW_HEADROOM.value:
         return Verdict.LOW_HEADROOM, _headroom_reason(*tight)
@@ -107,10 +99,10 @@ def _overflow_reason(first: Overflow | None) -> str:
     )
 
 
-def _absorbed_reason(trace: RunTrace, *, lost: Loss) -> str:
+def _absorbed_reason(trace: RunTrace, *, figures: Loss) -> str:
     first = trace.overflows[0]
-    figures = f"; {lost.sentence}" if lost.sentence else ""
-    return f"{first.mechanism.phrase} overflowed, and later operations made it finite{figures}"
+    accuracy = f"; {figures.sentence}" if figures.sentence else ""
+    return f"{first.mechanism.phrase} overflowed, and later operations made it finite{accuracy}"
 
 
 def _headroom_reason(row: Headroom, left: float) -> str:
@@ -121,8 +113,5 @@ def _headroom_reason(row: Headroom, left: float) -> str:
 
 
 def _first_overflow(trace: RunTrace, *, verdict: Verdict) -> Overflow | None:
-    escaped = [each for each in trace.overflows if not each.absorbed]
-    absorbed = [each for each in trace.overflows if each.absorbed]
-    if verdict is Verdict.OVERFLOW:
-        return next(iter(escaped), None)
-    return next(iter(absorbed), None)
+    is_absorbed = verdict is not Verdict.OVERFLOW
+    return next((row for row in trace.overflows if row.absorbed is is_absorbed), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from precheck.records.configuration import Configuration
 from precheck.records.finding import Confidence, Verdict
 
 
@@ -26,6 +27,11 @@ class Rejected:
     dtype: str
     attn_implementation: str
     why: str
+
+    @property
+    def name(self) -> str:
+        """How the configuration is named in prose."""
+        return str(Configuration.of(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,3 +124,8 @@ class Recommendation:
     """In the recommended dtype, or in the deployed one where none is recommended."""
     engines: tuple[EngineAdvice, ...] = ()
     remedies: tuple[Remedy, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """How the recommended configuration is named in prose; ``nothing`` where there is none."""
+        return "nothing" if self.dtype is None else str(Configuration.of(self))

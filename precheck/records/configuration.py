@@ -2,12 +2,13 @@
 
 Another way in which runs can vary (a format of the key-value cache, of the weights) is a field here
 whose default means "not varied", its spelling in ``parse`` and ``__str__``, and a field of the same
-name in ``RunTrace``, which is the JSON contract. What matches, counts or names runs asks here.
+name in the records that JSON holds: ``RunTrace``, ``Recommendation`` and ``Rejected``. What
+matches, counts, ranks or names runs asks here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from precheck.errors import UsageError
@@ -27,9 +28,13 @@ class Configuration:
     accumulation: Accumulation = Accumulation.FLOAT32
 
     @classmethod
-    def of(cls, run: object) -> Self:
-        """That of a record which has fields of the same names."""
-        return cls(**{field.name: getattr(run, field.name) for field in fields(cls)})
+    def of(cls, record: object) -> Self:
+        """The configuration of a record with fields of the same names, such as a run.
+
+        What the record has no field for is not varied in it.
+        """
+        names = [field.name for field in fields(cls) if hasattr(record, field.name)]
+        return cls(**{name: getattr(record, name) for name in names})
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -49,11 +54,37 @@ class Configuration:
     @property
     def is_plain(self) -> bool:
         """Whether nothing varies but dtype and attention: what a user loads and deploys."""
-        return self == Configuration(dtype=self.dtype, attn_implementation=self.attn_implementation)
+        plain = type(self)(dtype=self.dtype, attn_implementation=self.attn_implementation)
+        return self == plain
 
-    def as_fields(self) -> dict[str, Any]:
-        """Its fields by name, for a record that has the same."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+    @property
+    def is_reference(self) -> bool:
+        """Whether other runs are compared with it: float32, and nothing varied."""
+        return self == self.reference
+
+    @property
+    def reference(self) -> Self:
+        """The configuration it is compared with: float32 with the same attention.
+
+        >>> print(Configuration.parse("fp16+eager").reference)
+        float32 + eager
+        """
+        return type(self)(dtype=Dtype.FLOAT32, attn_implementation=self.attn_implementation)
+
+    def with_attention(self, attn_implementation: str) -> Self:
+        """The same with another attention implementation."""
+        return replace(self, attn_implementation=attn_implementation)
+
+    def as_fields(self, record: type[Any] | None = None) -> dict[str, Any]:
+        """Its fields by name, for a record that has the same.
+
+        Args:
+            record: only those that this dataclass has too; None: all.
+        """
+        names = {field.name for field in fields(self if record is None else record)}
+        return {
+            field.name: getattr(self, field.name) for field in fields(self) if field.name in names
+        }
 
     def __str__(self) -> str:
         attn = f" + {self.attn_implementation}" if self.attn_implementation else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from precheck.records.quantities import first_sentence
 from precheck.records.traces import Headroom, Overflow, Section
 
 
@@ -64,6 +65,25 @@ class Finding:
     accepted: str | None = None
     """Why a baseline lets it pass; None where none does."""
 
+    @property
+    def gist(self) -> str:
+        """What is wrong: the first sentence of the message, without its full stop."""
+        return first_sentence(self.message)
+
+    @property
+    def headline(self) -> str:
+        """The gist up to its first semicolon or parenthesis: what fits into one line."""
+        return self.gist.split("; ", 1)[0].split(" (", 1)[0]
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What makes two findings the same: code, module in any layer, and operation; no figure.
+
+        Module and operation are empty where it has none.
+        """
+        module = "" if self.module is None else module_pattern(self.module)
+        return (self.code, module, self.op or "")
+
     def at(self, *rows: Overflow | Headroom) -> Finding:
         """The same finding, located where these rows are; the first is the one that is shown."""
         first = rows[0]
@@ -77,3 +97,12 @@ class Finding:
             source=first.source,
             source_file=first.source_file,
         )
+
+
+def module_pattern(module: str) -> str:
+    """The module in any layer.
+
+    >>> module_pattern("model.layers.3.mlp.experts.0.up_proj")
+    'model.layers.*.mlp.experts.*.up_proj'
+    """
+    return ".".join("*" if part.isdigit() else part for part in module.split("."))

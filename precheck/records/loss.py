@@ -51,17 +51,18 @@ def loss(run: RunTrace) -> Loss:
 
     The last layer is the last decoder layer, or the last encoder layer of a model without any.
     """
-    main = [layer for layer in run.layers if layer.section is Section.DECODER] or [
-        layer for layer in run.layers if layer.section is Section.ENCODER
-    ]
-    last = (main or list(run.layers))[-1:]
-    routed = any(layer.routing_agreement is not None for layer in run.layers)
+    decoder = [layer for layer in run.layers if layer.section is Section.DECODER]
+    encoder = [layer for layer in run.layers if layer.section is Section.ENCODER]
+    last = (decoder or encoder or list(run.layers))[-1:]
+    is_routed = any(layer.routing_agreement is not None for layer in run.layers)
     kl_divergence = None
     if run.logits is not None:
         kl_divergence = (
-            run.logits.kl_divergence_mean_same_routing if routed else run.logits.kl_divergence_mean
+            run.logits.kl_divergence_mean_same_routing
+            if is_routed
+            else run.logits.kl_divergence_mean
         )
     error = None
     if last:
-        error = last[0].relative_error_same_routing if routed else last[0].relative_error
+        error = last[0].relative_error_same_routing if is_routed else last[0].relative_error
     return Loss(kl_divergence, error)

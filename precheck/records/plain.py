@@ -13,6 +13,6 @@ def plain(record: object) -> dict[str, Any]:
     Args:
         record: a dataclass of this room.
     """
-    found = msgspec.to_builtins(record)
-    assert isinstance(found, dict)  # noqa: S101  a dataclass always becomes a dict
-    return found
+    fields = msgspec.to_builtins(record)
+    assert isinstance(fields, dict)  # noqa: S101  a dataclass always becomes a dict
+    return fields

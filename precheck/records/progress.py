@@ -1,4 +1,4 @@
-"""What a scan tells whoever watches it, while it runs."""
+"""What a scan reports to its observer while it runs."""
 
 from __future__ import annotations
 

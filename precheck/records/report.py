@@ -9,8 +9,10 @@ import msgspec
 
 from precheck.errors import ReportError
 from precheck.records.advice import Recommendation
+from precheck.records.configuration import Configuration
 from precheck.records.finding import Finding, Verdict
 from precheck.records.plain import plain as plain_data
+from precheck.records.precision import Dtype
 from precheck.records.sizes import AttentionFacts, CacheSize, Widths
 from precheck.records.traces import Coverage, Headroom, Overflow, Probe, RunTrace
 
@@ -55,6 +57,19 @@ class ModelFacts:
     widths: Widths | None = None
     clamps: tuple[str, ...] = ()
     """Lines of modeling code that clamp values into a dtype's range: ``modeling_t5.py:151``."""
+
+    @property
+    def deployed(self) -> Configuration | None:
+        """What ``from_pretrained(dtype="auto")`` would run; None if its dtype is not measured.
+
+        Its attention implementation is empty where the model's default is not known.
+        """
+        if self.deploy_dtype not in set(Dtype):
+            return None
+        return Configuration(
+            dtype=Dtype(self.deploy_dtype),
+            attn_implementation=self.default_attn_implementation or "",
+        )
 
     @property
     def local_id(self) -> str:
@@ -191,7 +206,7 @@ class Run(RunTrace):
         first_overflow: Overflow | None,
     ) -> Run:
         """The trace with its verdict."""
-        measured = {each.name: getattr(trace, each.name) for each in fields(RunTrace)}
+        measured = {field.name: getattr(trace, field.name) for field in fields(RunTrace)}
         return cls(**measured, verdict=verdict, reason=reason, first_overflow=first_overflow)
 
 
@@ -222,8 +237,8 @@ class Report:
     @property
     def recommendations(self) -> tuple[Recommendation, ...]:
         """For every device that was asked for, the foremost first."""
-        found = (self.recommendation, *self.other_recommendations)
-        return tuple(each for each in found if each is not None)
+        foremost = () if self.recommendation is None else (self.recommendation,)
+        return (*foremost, *self.other_recommendations)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, ready for ``json.dumps``."""
@@ -277,7 +292,7 @@ def _check_schema(plain: object) -> None:
 
 
 def _written_by(plain: dict[str, Any]) -> str | None:
-    """Which precheck to read it with, if it tells."""
+    """Which precheck to read it with; None where the report does not say."""
     version = plain.get("precheck_version")
     if not isinstance(version, str):
         return None

@@ -21,7 +21,7 @@ def json_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A report of precheck",
-        **{name: _dedented(each) for name, each in schema.items()},
+        **{name: _dedented(part) for name, part in schema.items()},
     }
 
 
@@ -29,9 +29,9 @@ def _dedented(tree: object) -> object:
     """Descriptions are docstrings, whose indentation Python keeps or not, by version."""
     if isinstance(tree, dict):
         return {
-            name: cleandoc(each)
-            if name == "description" and isinstance(each, str)
-            else _dedented(each)
-            for name, each in tree.items()
+            name: cleandoc(part)
+            if name == "description" and isinstance(part, str)
+            else _dedented(part)
+            for name, part in tree.items()
         }
-    return [_dedented(each) for each in tree] if isinstance(tree, list) else tree
+    return [_dedented(part) for part in tree] if isinstance(tree, list) else tree

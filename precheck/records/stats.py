@@ -29,10 +29,10 @@ class TensorStats:
         >>> TensorStats(num_elements=2, abs_max=3.0).merge(TensorStats(num_elements=1, num_inf=1))
         TensorStats(num_elements=3, num_nan=0, num_inf=1, abs_max=3.0)
         """
-        found = [each for each in (self.abs_max, other.abs_max) if each is not None]
+        maxima = [maximum for maximum in (self.abs_max, other.abs_max) if maximum is not None]
         return TensorStats(
             num_elements=self.num_elements + other.num_elements,
             num_nan=self.num_nan + other.num_nan,
             num_inf=self.num_inf + other.num_inf,
-            abs_max=max(found) if found else None,
+            abs_max=max(maxima, default=None),
         )

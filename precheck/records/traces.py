@@ -1,4 +1,4 @@
-"""What the probe room measured: one trace a run, and the headroom of every mechanism."""
+"""What was measured: one trace a run, and the headroom of every mechanism."""
 
 from __future__ import annotations
 
@@ -6,49 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from precheck.records.configuration import Configuration
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Accumulation, Arithmetic, Dtype
-
-
-class Mechanism(StrEnum):
-    """Why an operation leaves the range of its dtype."""
-
-    ATTENTION_SCORES = "attention_scores"
-    GATED_PRODUCT = "gated_product"
-    MLP_OUTPUT = "mlp_output"
-    RESIDUAL = "residual"
-    PROJECTION = "projection"
-    NORM = "norm"
-    EMBEDDING = "embedding"
-    LOGITS = "logits"
-    MASK = "mask"
-    WEIGHTS = "weights"
-    ACCUMULATION = "accumulation"
-    OTHER = "other"
-
-    @property
-    def phrase(self) -> str:
-        """What overflowed, in words.
-
-        >>> Mechanism.RESIDUAL.phrase
-        'the residual stream'
-        """
-        return _PHRASES[self]
-
-
-_PHRASES = {
-    Mechanism.ATTENTION_SCORES: "the raw attention scores (QK^T before scaling)",
-    Mechanism.GATED_PRODUCT: "the gated product (act(gate) * up)",
-    Mechanism.MLP_OUTPUT: "the output of the feed-forward block",
-    Mechanism.RESIDUAL: "the residual stream",
-    Mechanism.PROJECTION: "a linear projection",
-    Mechanism.NORM: "a normalisation that runs in 16 bits",
-    Mechanism.EMBEDDING: "the scaled embedding",
-    Mechanism.LOGITS: "the logits",
-    Mechanism.MASK: "the attention mask",
-    Mechanism.WEIGHTS: "a stored weight",
-    Mechanism.ACCUMULATION: "the partial sums inside a kernel",
-    Mechanism.OTHER: "another operation",
-}
 
 
 class Section(StrEnum):
@@ -240,6 +199,11 @@ class RunTrace:
     def configuration(self) -> Configuration:
         """What is really in use."""
         return Configuration.of(self)
+
+    @property
+    def requested(self) -> Configuration:
+        """What was asked for: transformers may answer with another attention implementation."""
+        return self.configuration.with_attention(self.requested_attn_implementation)
 
     @property
     def name(self) -> str:

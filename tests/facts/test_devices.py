@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from precheck.errors import UsageError
-from precheck.facts.devices import GIB, DeviceRow, Support, find, is_slow, of, of_capability, table
+from precheck.facts.devices import GIB, DeviceRow, find, of, of_capability, table
+from precheck.facts.hardware import Support, is_slow
 from precheck.measure.machine import arithmetic
 from precheck.records.finding import Confidence
 from precheck.records.precision import Arithmetic, Dtype

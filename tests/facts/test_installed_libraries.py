@@ -15,13 +15,12 @@ from packaging.version import Version
 from transformers import modeling_flash_attention_utils as flash
 from transformers.integrations import sdpa_attention
 
-from precheck.facts.attention import implementation, table
-from precheck.facts.devices import Float16Sums, find
+from precheck.facts.attention import implementation, names, table
+from precheck.facts.devices import find
 from precheck.facts.engines import engine
+from precheck.facts.hardware import Float16Sums
 from precheck.judge.devices import sdpa
 from precheck.measure.machine.device_check import float16_sums
-from precheck.measure.models.configurations import KNOWN_ATTENTION
-from precheck.measure.subject.footprint import _FLAGS
 from precheck.records.precision import Dtype
 from precheck.records.sizes import AttentionFacts
 from tests.kernels import chosen_kernel
@@ -54,14 +53,15 @@ def test_flash_attention_is_what_transformers_takes_it_for(version: int) -> None
 
 
 def test_every_name_is_one_of_transformers_and_every_name_of_its_is_here() -> None:
-    ours = {each.name for each in table().implementation}
-    assert ours == set(KNOWN_ATTENTION)
+    ours = set(names())
     registered = set(transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS) | {"eager"}
     assert ours <= registered | set(flash.FLASH_ATTN_KERNEL_FALLBACK)
 
 
 def test_class_flags_still_have_these_names() -> None:
-    for flag, _ in _FLAGS:
+    flags = {row.class_flag for row in table().implementation if row.class_flag is not None}
+    assert flags
+    for flag in flags:
         assert hasattr(transformers.PreTrainedModel, flag)
     assert hasattr(transformers.PreTrainedModel, "_compatible_flash_implementations")
 

@@ -62,6 +62,26 @@ def test_no_two_rows_or_products_share_a_name() -> None:
     assert len(names) == len(set(names))
 
 
+def test_attention_implementations_are_ordered_for_readers_by_speed_and_by_preference() -> None:
+    flash = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+    assert attention.names() == ("eager", "sdpa", *flash, "flex_attention")
+    assert attention.fastest_first() == (*reversed(flash), "sdpa", "flex_attention", "eager")
+    preferred = sorted((*attention.names(), "owner/name"), key=attention.preference)
+    assert preferred == ["sdpa", *flash, "flex_attention", "owner/name", "eager"]
+    assert attention.preference("flex_attention") == attention.preference("owner/name")
+
+
+def test_a_model_without_a_flag_has_eager_attention_alone() -> None:
+    assert attention.supported(lambda _: False) == ("eager",)
+    assert attention.supported(lambda _: True) == attention.names()
+
+
+def test_only_what_runs_as_one_operation_is_refused() -> None:
+    refused = [name for name in attention.names() if attention.why_unwatchable(name)]
+    assert refused == ["flex_attention"]
+    assert attention.why_unwatchable("owner/name") is None
+
+
 def test_engines_name_dtypes_that_are_measured() -> None:
     for engine in engines.table().engine:
         assert engine.default_dtype in {"declared", *Dtype}

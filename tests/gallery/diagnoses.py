@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import precheck
 from precheck.checkpoint.gallery import GALLERY
 from precheck.records.finding import Severity, Verdict
-from precheck.records.traces import Mechanism, Section
+from precheck.records.traces import Section
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from precheck.records.mechanism import Mechanism
     from precheck.records.report import Report, Run
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from precheck.records.finding import Severity, Verdict
-from precheck.records.traces import Mechanism, Section
+from precheck.records.mechanism import Mechanism
+from precheck.records.traces import Section
 from tests.gallery.diagnoses import (
     Diagnosis,
     built,

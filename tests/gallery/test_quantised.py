@@ -8,7 +8,7 @@ import pytest
 
 from precheck.judge.gate import FailOn, gate
 from precheck.records.finding import Severity, Verdict
-from precheck.records.traces import Mechanism
+from precheck.records.mechanism import Mechanism
 from tests.gallery.diagnoses import Diagnosis, built, check, check_silent, scanned
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from transformers import T5ForConditionalGeneration
 
 import precheck
 from precheck.records.finding import Severity, Verdict
-from precheck.records.traces import Mechanism, Section
+from precheck.records.mechanism import Mechanism
+from precheck.records.traces import Section
 from tests.gallery.diagnoses import (
     Diagnosis,
     built,

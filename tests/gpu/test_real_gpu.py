@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import precheck
-from precheck.facts.devices import Float16Sums, Support, of
+from precheck.facts.devices import of
+from precheck.facts.hardware import Float16Sums, Support
 from precheck.judge.devices.sdpa import sdpa_kernel
 from precheck.measure.machine.device_check import float16_sums
 from precheck.measure.machine.devices import find_devices

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype
 from precheck.records.sizes import AttentionFacts, CacheSize, Widths
-from precheck.records.traces import Mechanism
 from tests import hand_made
 
 if TYPE_CHECKING:

@@ -11,12 +11,13 @@ from precheck.judge.baseline import Accepted, accept, read_baseline
 from precheck.judge.gate import FailOn, gate
 from precheck.records.configuration import Configuration
 from precheck.records.finding import Severity, Verdict
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype
-from precheck.records.traces import Mechanism, RunTrace
 from tests import hand_made
 
 if TYPE_CHECKING:
     from precheck.records.report import Report
+    from precheck.records.traces import RunTrace
 
 EAGER = (Configuration(dtype=Dtype.FLOAT16, attn_implementation="eager"),)
 KNOWN = """
@@ -189,5 +190,5 @@ def test_an_empty_baseline_accepts_nothing() -> None:
 def test_a_pattern_stands_for_every_layer() -> None:
     entry = Accepted(code="PC301", reason="known", module="model.layers.*.self_attn")
     (finding,) = (each for each in report(layers=(1, 2, 5)).findings if each.code == "PC301")
-    assert entry.lets_pass(finding)
+    assert entry.accepts(finding)
     assert finding.modules == tuple(f"model.layers.{layer}.self_attn" for layer in (1, 2, 5))

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from precheck.judge import judge
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Arithmetic, Dtype
 from precheck.records.report import CheckpointAudit, Device, TensorFault
-from precheck.records.traces import Mechanism
 from tests import hand_made
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from precheck.judge import judge
-from precheck.records.traces import Mechanism
+from precheck.records.mechanism import Mechanism
 from tests.judge import stories
 
 if TYPE_CHECKING:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from precheck.judge import judge
-from precheck.judge.cures import CURES
 from precheck.judge.findings.rules import RULES
 from precheck.records.finding import Confidence, Finding, Severity
+from precheck.records.mechanism import MECHANISMS, Mechanism
 from precheck.records.precision import Dtype
 from precheck.records.report import CheckpointAudit, Device, TensorFault
-from precheck.records.traces import Mechanism
 from tests import hand_made
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def test_codes_are_used_once_and_every_mechanism_has_one() -> None:
     codes = [rule.code for rule in RULES]
     assert len(codes) == len(set(codes))
     assert all(re.fullmatch(r"PC[1-59]\d\d", code) for code in codes)
-    assert set(CURES) == set(Mechanism)
+    assert set(MECHANISMS) == set(Mechanism)
 
 
 def test_every_code_has_a_section_with_its_title() -> None:
@@ -87,16 +86,16 @@ def test_the_story_of_qwen2_is_told_by_two_findings() -> None:
 @pytest.mark.parametrize("mechanism", list(Mechanism))
 def test_every_mechanism_is_found_and_cured(mechanism: Mechanism) -> None:
     findings = found(with_overflow(mechanism=mechanism))
-    finding = findings[CURES[mechanism].code]
+    finding = findings[MECHANISMS[mechanism].code]
     assert finding.severity is Severity.ERROR
     assert finding.confidence is Confidence.MEASURED
     assert mechanism.phrase in finding.message
-    assert finding.advice.startswith(CURES[mechanism].advice)
+    assert finding.advice.startswith(MECHANISMS[mechanism].advice)
     assert "remove_invalid_values" in finding.in_vain
 
 
 def test_clamping_is_never_advised() -> None:
-    assert all("clamp" not in cure.advice.lower() for cure in CURES.values())
+    assert all("clamp" not in row.advice.lower() for row in MECHANISMS.values())
 
 
 def test_one_finding_speaks_for_all_runs_and_modules() -> None:

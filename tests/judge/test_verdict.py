@@ -9,8 +9,9 @@ from precheck.judge import judge
 from precheck.judge.verdict import verdict
 from precheck.records.finding import Verdict
 from precheck.records.loss import loss
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype
-from precheck.records.traces import LayerTrace, Mechanism, RunTrace, Section
+from precheck.records.traces import LayerTrace, RunTrace, Section
 from tests import hand_made
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from precheck.errors import ReportError
 from precheck.judge import judge
 from precheck.records.configuration import Configuration
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype, headroom_bits
 from precheck.records.report import Measurements, Report
 from precheck.records.stats import TensorStats
 from precheck.records.tightest import bits_left, tightest
-from precheck.records.traces import Mechanism
 from tests import hand_made
 from tests.any_report import reports
 

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from precheck.facts.attention import implementation
-from precheck.facts.devices import Support, is_slow
+from precheck.facts.attention import implementation, preference
+from precheck.facts.hardware import Support, is_slow
 from precheck.judge.devices.fit import does_not_fit, fit
 from precheck.judge.devices.sdpa import MATH_KERNEL, falls_to_math
 from precheck.judge.thresholds import PREFER_FLOAT16, SAME_KL_DIVERGENCE
-from precheck.records.configuration import Configuration
 from precheck.records.finding import USABLE, Verdict
 from precheck.records.loss import loss
 from precheck.records.precision import Dtype
 from precheck.records.tightest import tightest
 
 if TYPE_CHECKING:
-    from precheck.facts.devices import Hardware
+    from precheck.facts.hardware import Hardware
     from precheck.judge.evidence import Evidence
+    from precheck.records.configuration import Configuration
     from precheck.records.report import Run
 
 _GRAVITY = {verdict: gravity for gravity, verdict in enumerate(reversed(Verdict))}
-_ATTENTION_ORDER = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
-
 
 VERDICT_WORDS = {
     Verdict.FAILED: "could not be run",
@@ -72,8 +71,8 @@ def why_not(evidence: Evidence, run: Run, device: Hardware) -> str | None:
         is_math = run.attn_implementation == "sdpa" and falls_to_math(device, run.dtype, attention)
         math = f", and sdpa uses {MATH_KERNEL}" if is_math else ""
         return f"bfloat16 is only emulated on {where}{math}"
-    known = implementation(run.attn_implementation)
-    if known is not None and not known.runs_on(device):
+    attention_row = implementation(run.attn_implementation)
+    if attention_row is not None and not attention_row.runs_on(device):
         return f"{run.attn_implementation} is not known to run on {where}"
     return None
 
@@ -82,18 +81,15 @@ def rank_of(
     evidence: Evidence, run: Run, *, device: Hardware, runs: dict[Configuration, Run]
 ) -> Rank:
     """The rank of a usable run on this device, among all runs by configuration."""
-    order = _ATTENTION_ORDER
-    name = run.attn_implementation
-    found = fit(evidence.measurements, device=device, dtype=run.dtype)
-    why_it_does_not_fit = does_not_fit(found) or ""
-    attention_order = order.index(name) if name in order else len(order) + (name == "eager")
+    memory = fit(evidence.measurements, device=device, dtype=run.dtype)
+    why_it_does_not_fit = does_not_fit(memory) or ""
     return Rank(
         does_not_fit=bool(why_it_does_not_fit),
         is_slow=is_slow(run.dtype, device),
         num_bytes=run.dtype.limits.num_bytes,
         gravity=_GRAVITY[run.verdict],
         dtype_order=_dtype_order(evidence, run, device=device, runs=runs),
-        attention_order=attention_order,
+        attention_order=preference(run.attn_implementation),
         name=run.name,
         why_it_does_not_fit=why_it_does_not_fit,
     )
@@ -105,9 +101,7 @@ def _dtype_order(
     """0 for float16 that is better than bfloat16 here, 1 for bfloat16, 2 for other float16."""
     if run.dtype is not Dtype.FLOAT16:
         return 1
-    other = runs.get(
-        Configuration(dtype=Dtype.BFLOAT16, attn_implementation=run.attn_implementation)
-    )
+    other = runs.get(replace(run.configuration, dtype=Dtype.BFLOAT16))
     if other is None or why_not(evidence, other, device):
         return 0
     tight = tightest(evidence.measurements.headroom, run.configuration)
@@ -117,10 +111,10 @@ def _dtype_order(
 
 def _is_closer(run: Run, other: Run) -> bool:
     """Whether a run is measurably closer to float32 than the other."""
-    mine, theirs = loss(run).kl_divergence, loss(other).kl_divergence
-    if mine is None or theirs is None:
+    divergence, other_divergence = loss(run).kl_divergence, loss(other).kl_divergence
+    if divergence is None or other_divergence is None:
         return False
-    return mine < theirs and theirs > SAME_KL_DIVERGENCE.value
+    return divergence < other_divergence and other_divergence > SAME_KL_DIVERGENCE.value
 
 
 def worse(other: Configuration, chosen: Configuration, *, ranks: dict[Configuration, Rank]) -> str:
@@ -133,7 +127,7 @@ def worse(other: Configuration, chosen: Configuration, *, ranks: dict[Configurat
     if rank.num_bytes > best.num_bytes:
         return f"twice the memory of {chosen.dtype}, and not needed"
     if rank.gravity > best.gravity:
-        verdict = next(each for each, gravity in _GRAVITY.items() if gravity == rank.gravity)
+        verdict = next(v for v, gravity in _GRAVITY.items() if gravity == rank.gravity)
         return f"{VERDICT_WORDS[verdict]}; {chosen} does not"
     if rank.dtype_order > best.dtype_order:
         return _worse_dtype(other.dtype, chosen.dtype)

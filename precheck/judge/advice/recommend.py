@@ -12,7 +12,7 @@ value and is what a GPU without native bfloat16 computes; bfloat16 has the range
 float16 is chosen where bfloat16 is not native; elsewhere only if it is measurably closer to
 float32 and has range to spare (``thresholds.PREFER_FLOAT16``).
 
-Beside the choice stand what the model takes of the device's memory, the attention implementations
+Next to the choice stand what the model takes of the device's memory, the attention implementations
 that were not run, what engines would do by default, and smaller remedies. None of them is chosen:
 what was not measured is shown as predicted.
 
@@ -32,7 +32,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from precheck.facts import devices
-from precheck.facts.devices import Hardware, Support
+from precheck.facts.hardware import Hardware, Support
 from precheck.judge.advice.ranking import VERDICT_WORDS, gravest_runs, rank_of, why_not, worse
 from precheck.judge.advice.remedies import remedies
 from precheck.judge.devices.attention_options import attention_options
@@ -52,14 +52,23 @@ if TYPE_CHECKING:
     from precheck.records.report import Run
 
 
+_UNKNOWN_DTYPE = Configuration(dtype=Dtype.BFLOAT16, attn_implementation="")
+"""What attention is advised for where the dtype that a plain load gives is not measured."""
+
+
 def recommend(evidence: Evidence, *, device: Hardware) -> Recommendation:
     """What to use on this device, of what was measured."""
-    every = gravest_runs(evidence)
     # sums in float16 are a property of a kernel that nobody chooses: a warning (PC109), no choice
-    runs = {c: run for c, run in every.items() if c.is_plain}
+    runs = {
+        configuration: run
+        for configuration, run in gravest_runs(evidence).items()
+        if configuration.is_plain
+    }
     broken = why_nothing(evidence)
-    excluded = {c: why for c, run in runs.items() if (why := why_not(evidence, run, device))}
-    if broken is not None:
+    if broken is None:
+        reasons = {c: why_not(evidence, run, device) for c, run in runs.items()}
+        excluded = {c: reason for c, reason in reasons.items() if reason}
+    else:
         excluded = dict.fromkeys(runs, "the checkpoint itself is broken")
     ranks = {
         configuration: rank_of(evidence, run, device=device, runs=runs)
@@ -68,66 +77,66 @@ def recommend(evidence: Evidence, *, device: Hardware) -> Recommendation:
     }
     chosen = min(ranks, key=ranks.__getitem__, default=None)
     if chosen is None:
-        return completed(
-            evidence,
-            Recommendation(
-                dtype=None,
-                attn_implementation=None,
-                target=device.target,
-                reasons=(broken or _nothing_left(device),),
-                rejected=rejected(excluded),
-                snippets={},
-                confidence=_confidence(evidence, device),
-            ),
-            device=device,
+        choice = Recommendation(
+            dtype=None,
+            attn_implementation=None,
+            target=device.target,
+            reasons=(broken or _nothing_left(device),),
+            rejected=rejected(excluded),
+            snippets={},
+            confidence=_confidence(evidence, device),
         )
-    others = {
-        configuration: excluded.get(configuration) or worse(configuration, chosen, ranks=ranks)
-        for configuration in runs
-        if configuration != chosen
-    }
-    return completed(
-        evidence,
-        Recommendation(
-            dtype=chosen.dtype,
-            attn_implementation=chosen.attn_implementation,
+    else:
+        others = {
+            configuration: excluded.get(configuration) or worse(configuration, chosen, ranks=ranks)
+            for configuration in runs
+            if configuration != chosen
+        }
+        choice = Recommendation(
+            **chosen.as_fields(Recommendation),
             target=device.target,
             reasons=_reasons(evidence, runs[chosen], device=device),
             rejected=rejected(others),
             snippets=snippets(evidence, chosen),
             confidence=_confidence(evidence, device),
-        ),
-        device=device,
-    )
-
-
-def completed(evidence: Evidence, choice: Recommendation, *, device: Hardware) -> Recommendation:
-    """The choice with what stands beside it: memory, attention, engines, smaller remedies."""
-    dtype = choice.dtype or evidence.measurements.model.deploy_dtype
-    chosen = None
-    if choice.dtype is not None and choice.attn_implementation is not None:
-        chosen = Configuration(
-            dtype=Dtype(choice.dtype), attn_implementation=choice.attn_implementation
         )
-    is_broken = chosen is None and why_nothing(evidence) is not None
+    return completed(evidence, choice, chosen=chosen, device=device)
+
+
+def completed(
+    evidence: Evidence,
+    choice: Recommendation,
+    *,
+    chosen: Configuration | None,
+    device: Hardware,
+) -> Recommendation:
+    """The choice with what stands next to it: memory, attention, engines, smaller remedies.
+
+    Args:
+        evidence: the scan.
+        choice: the recommendation so far.
+        chosen: the configuration that it recommends; None where it recommends nothing.
+        device: advised for.
+    """
     model = evidence.measurements.model
+    is_broken = chosen is None and why_nothing(evidence) is not None
     is_live = model.id == model.architecture  # a module of the caller's: nothing to serve
     engines = (
         () if is_broken or is_live else engine_advice(evidence, device=device, recommended=chosen)
     )
     commands = {
-        each.engine: each.command
-        for each in engines
-        if each.command is not None and each.engine != "transformers" and chosen is not None
+        advice.engine: advice.command
+        for advice in engines
+        if advice.command is not None and advice.engine != "transformers" and chosen is not None
     }
     return replace(
         choice,
         snippets={**choice.snippets, **commands},
-        fits=tuple(fit(evidence.measurements, device=device, dtype=each) for each in Dtype),
+        fits=tuple(fit(evidence.measurements, device=device, dtype=dtype) for dtype in Dtype),
         attention=attention_options(
             evidence,
+            chosen or model.deployed or _UNKNOWN_DTYPE,
             device=device,
-            dtype=Dtype(dtype) if dtype in set(Dtype) else Dtype.BFLOAT16,
             is_measured_there=choice.confidence == Confidence.MEASURED,
         ),
         engines=engines,
@@ -135,11 +144,11 @@ def completed(evidence: Evidence, choice: Recommendation, *, device: Hardware) -
     )
 
 
-def rejected(why: dict[Configuration, str]) -> tuple[Rejected, ...]:
+def rejected(reasons: dict[Configuration, str]) -> tuple[Rejected, ...]:
     """Why each configuration was not chosen, as the report has it."""
     return tuple(
-        Rejected(dtype=c.dtype, attn_implementation=c.attn_implementation, why=reason)
-        for c, reason in why.items()
+        Rejected(**configuration.as_fields(Rejected), why=reason)
+        for configuration, reason in reasons.items()
     )
 
 
@@ -150,17 +159,18 @@ def why_nothing(evidence: Evidence) -> str | None:
         names = audit.missing + audit.mismatched
         return f"newly initialised parameters make the outputs random: {listed(names)}"
     if audit.nonfinite:
-        return f"stored weights are not finite: {listed(tuple(f.name for f in audit.nonfinite))}"
+        names = tuple(fault.name for fault in audit.nonfinite)
+        return f"stored weights are not finite: {listed(names)}"
     if evidence.broken_references:
         return "the model is not finite in float32, so no dtype can be right"
     return None
 
 
 def _reasons(evidence: Evidence, run: Run, *, device: Hardware) -> tuple[str, ...]:
-    measured = evidence.measurements
+    measurements = evidence.measurements
     figures = loss(run).sentence
-    tight = tightest(measured.headroom, run.configuration)
-    longest = measured.coverage.longest_probe_tokens
+    tight = tightest(measurements.headroom, run.configuration)
+    longest = measurements.coverage.longest_probe_tokens
     reasons = [f"{VERDICT_WORDS[run.verdict]}{f': {run.reason}' if run.reason else ''}"]
     if run.verdict is not Verdict.ABSORBED and figures and not run.dtype.is_reference:
         reasons.append(figures)
@@ -173,8 +183,8 @@ def _reasons(evidence: Evidence, run: Run, *, device: Hardware) -> tuple[str, ..
         reasons.append(_why_float32(evidence, device))
     elif device.kind == "cpu":
         reasons.append(_why_half_on_a_cpu(run))
-    found = fit(measured, device=device, dtype=run.dtype)
-    reasons += [said for said in (does_not_fit(found), fits_words(found)) if said]
+    memory = fit(measurements, device=device, dtype=run.dtype)
+    reasons += filter(None, (does_not_fit(memory), fits_words(memory)))
     reasons += device.assumptions
     reasons.append(f"not tested beyond {longest:,} tokens")
     if _confidence(evidence, device) is Confidence.PREDICTED:
@@ -227,10 +237,14 @@ def _confidence(evidence: Evidence, device: Hardware) -> Confidence:
         return Confidence.PREDICTED
     if kind != "cuda":
         return Confidence.MEASURED
-    found = [each for each in evidence.measurements.environment.devices if each.kind == device.kind]
-    used = found[int(index or 0)] if int(index or 0) < len(found) else None
-    same = used is not None and devices.of(used).compute_capability == device.compute_capability
-    return Confidence.MEASURED if same else Confidence.PREDICTED
+    same_kind = [
+        present
+        for present in evidence.measurements.environment.devices
+        if present.kind == device.kind
+    ]
+    used = same_kind[int(index or 0)] if int(index or 0) < len(same_kind) else None
+    is_same = used is not None and devices.of(used).compute_capability == device.compute_capability
+    return Confidence.MEASURED if is_same else Confidence.PREDICTED
 
 
 def snippets(evidence: Evidence, configuration: Configuration) -> dict[str, str]:

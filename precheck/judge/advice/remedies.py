@@ -1,26 +1,22 @@
-"""Smaller remedies than another dtype: looked into where float16 fails and float32 is left."""
+"""Smaller remedies than another dtype, for where float16 fails and only float32 is left."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from precheck.facts.devices import is_slow
-from precheck.judge.prediction import IN_SCORES
+from precheck.facts.hardware import is_slow
 from precheck.records.advice import Remedy
 from precheck.records.finding import Confidence, Verdict
+from precheck.records.mechanism import MECHANISMS
 from precheck.records.precision import Dtype
 from precheck.records.quantities import counted, magnitude
-from precheck.records.traces import Mechanism
 
 if TYPE_CHECKING:
-    from precheck.facts.devices import Hardware
+    from precheck.facts.hardware import Hardware
     from precheck.judge.evidence import Evidence
     from precheck.records.configuration import Configuration
     from precheck.records.report import Run
     from precheck.records.traces import Headroom
-
-_HANDED_ON = frozenset({Mechanism.RESIDUAL, Mechanism.MLP_OUTPUT, Mechanism.EMBEDDING})
-"""What a module hands on to the residual stream: in float32 inside it, in float16 after it."""
 
 _LIMIT = Dtype.FLOAT16.limits.max
 
@@ -28,10 +24,10 @@ _LIMIT = Dtype.FLOAT16.limits.max
 def remedies(
     evidence: Evidence, *, device: Hardware, chosen: Configuration | None
 ) -> tuple[Remedy, ...]:
-    """What was looked into beside float32 on a device without bfloat16; nothing elsewhere.
+    """What might help besides float32 on a device without bfloat16; nothing elsewhere.
 
-    One module kept in float32 helps where everything that leaves float16 lies inside it and what
-    it hands on fits. A residual stream that leaves float16 is no module's.
+    One module kept in float32 helps where everything that leaves float16 lies inside it and its
+    output fits. The residual stream belongs to no module.
     """
     if chosen is None or not chosen.dtype.is_reference or not is_slow(Dtype.BFLOAT16, device):
         return ()
@@ -48,9 +44,9 @@ def remedies(
 
 
 def _float32_module(evidence: Evidence) -> str | None:
-    """The one module that holds everything float16 cannot, and hands on what it can; or None."""
+    """The one module inside which everything leaves float16, and whose output fits; or None."""
     outside = _beyond_float16(evidence)
-    if not outside or any(row.mechanism in _HANDED_ON for row in outside):
+    if not outside or any(MECHANISMS[row.mechanism].enters_residual for row in outside):
         return None
     module = _common(tuple(row.module for row in outside))
     return module if module is not None and _is_inside_a_layer(module) else None
@@ -58,7 +54,7 @@ def _float32_module(evidence: Evidence) -> str | None:
 
 def _one_module(evidence: Evidence, broken: list[Run]) -> Remedy:
     outside = _beyond_float16(evidence)
-    residual = [row for row in outside if row.mechanism in _HANDED_ON]
+    residual = [row for row in outside if MECHANISMS[row.mechanism].enters_residual]
     if residual:
         layers = sorted({row.layer for row in residual if row.layer is not None})
         largest = max(residual, key=lambda row: row.abs_max)
@@ -116,7 +112,7 @@ def _beyond_float16(evidence: Evidence) -> list[Headroom]:
     return [
         row
         for row in evidence.measurements.headroom
-        if row.abs_max > _LIMIT and row.mechanism not in IN_SCORES and row.headroom_bits
+        if row.abs_max > _LIMIT and not MECHANISMS[row.mechanism].is_in_scores and row.headroom_bits
     ]
 
 
@@ -126,13 +122,13 @@ def _common(modules: tuple[str, ...]) -> str | None:
     >>> _common(("model.layers.3.mlp", "model.layers.3.mlp.down_proj"))
     'model.layers.3.mlp'
     """
-    first, *others = [each.split(".") for each in modules]
-    shared = 0
-    while shared < len(first) and all(
-        each[shared : shared + 1] == [first[shared]] for each in others
+    first, *others = [module.split(".") for module in modules]
+    num_shared = 0
+    while num_shared < len(first) and all(
+        parts[num_shared : num_shared + 1] == [first[num_shared]] for parts in others
     ):
-        shared += 1
-    return ".".join(first[:shared]) or None
+        num_shared += 1
+    return ".".join(first[:num_shared]) or None
 
 
 def _is_inside_a_layer(module: str) -> bool:

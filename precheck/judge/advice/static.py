@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from precheck.facts.devices import Hardware, Support, is_slow
+from precheck.facts.hardware import Hardware, Support, is_slow
 from precheck.judge.advice.recommend import completed, rejected, snippets, why_nothing
 from precheck.judge.devices.fit import does_not_fit, fit, fits_words
 from precheck.judge.prediction import Prediction, predict
 from precheck.records.advice import Recommendation
 from precheck.records.configuration import Configuration
-from precheck.records.finding import USABLE, Confidence
+from precheck.records.finding import Confidence
 from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
     from precheck.judge.evidence import Evidence
 
 
-class _Rank(NamedTuple):
-    """Smaller is better, compared from left to right."""
+class UnmeasuredRank(NamedTuple):
+    """How good a dtype is as far as is known; smaller is better, compared from left to right."""
 
     does_not_fit: bool
     is_slow: bool
@@ -38,50 +38,55 @@ def recommend_unmeasured(evidence: Evidence, *, device: Hardware) -> Recommendat
     attn = model.default_attn_implementation or "sdpa"
     broken = why_nothing(evidence)
     excluded: dict[Configuration, str] = {}
-    ranks: dict[Configuration, _Rank] = {}
+    ranks: dict[Configuration, UnmeasuredRank] = {}
     for dtype in Dtype:
         configuration = Configuration(dtype=dtype, attn_implementation=attn)
-        found = predict(evidence, dtype, attn)
-        why = broken or _why_not(evidence, dtype, found, device=device)
+        prediction = predict(evidence, configuration)
+        why = broken or _why_not(evidence, dtype, prediction, device=device)
         if why is not None:
             excluded[configuration] = why
             continue
-        ranks[configuration] = _Rank(
+        ranks[configuration] = UnmeasuredRank(
             does_not_fit=fit(evidence.measurements, device=device, dtype=dtype).fits is False,
             is_slow=is_slow(dtype, device),
             num_bytes=dtype.limits.num_bytes,
-            is_unknown=found.verdict is None and dtype != model.deploy_dtype,
+            is_unknown=prediction.verdict is None and dtype != model.deploy_dtype,
             is_not_declared=dtype != model.deploy_dtype,
             name=str(configuration),
         )
     chosen = min(ranks, key=ranks.__getitem__, default=None)
-    others = {
-        each: excluded.get(each) or _worse(ranks[each], ranks[chosen], dtype=chosen.dtype)
-        for each in (*excluded, *ranks)
-        if chosen is not None and each != chosen
-    }
-    return completed(
-        evidence,
-        Recommendation(
-            dtype=None if chosen is None else chosen.dtype,
-            attn_implementation=None if chosen is None else attn,
+    if chosen is None:
+        choice = Recommendation(
+            dtype=None,
+            attn_implementation=None,
             target=device.target,
-            reasons=(broken or "nothing can be used there",)
-            if chosen is None
-            else _reasons(evidence, chosen, device=device),
-            rejected=rejected(excluded if chosen is None else others),
-            snippets={} if chosen is None else snippets(evidence, chosen),
+            reasons=(broken or "nothing can be used there",),
+            rejected=rejected(excluded),
+            snippets={},
             confidence=Confidence.PREDICTED,
-        ),
-        device=device,
-    )
+        )
+    else:
+        others = {
+            other: _worse(rank, ranks[chosen], dtype=chosen.dtype)
+            for other, rank in ranks.items()
+            if other != chosen
+        }
+        choice = Recommendation(
+            **chosen.as_fields(Recommendation),
+            target=device.target,
+            reasons=_reasons(evidence, chosen, device=device),
+            rejected=rejected({**excluded, **others}),
+            snippets=snippets(evidence, chosen),
+            confidence=Confidence.PREDICTED,
+        )
+    return completed(evidence, choice, chosen=chosen, device=device)
 
 
 def _why_not(
-    evidence: Evidence, dtype: Dtype, found: Prediction, *, device: Hardware
+    evidence: Evidence, dtype: Dtype, prediction: Prediction, *, device: Hardware
 ) -> str | None:
-    if found.verdict is not None and found.verdict not in USABLE:
-        return f"documented: {found.why}"
+    if prediction.is_usable is False:
+        return f"documented: {prediction.why}"
     where = device.compute_capability or device.name
     if device.support(dtype) is Support.NONE:
         return f"{device.name} has no {dtype}"
@@ -93,7 +98,7 @@ def _why_not(
     return None
 
 
-def _worse(rank: _Rank, best: _Rank, *, dtype: Dtype) -> str:
+def _worse(rank: UnmeasuredRank, best: UnmeasuredRank, *, dtype: Dtype) -> str:
     if rank.does_not_fit and not best.does_not_fit:
         return "does not fit"
     if rank.is_slow and not best.is_slow:
@@ -107,8 +112,8 @@ def _worse(rank: _Rank, best: _Rank, *, dtype: Dtype) -> str:
 
 def _reasons(evidence: Evidence, chosen: Configuration, *, device: Hardware) -> tuple[str, ...]:
     model = evidence.measurements.model
-    found = predict(evidence, chosen.dtype, chosen.attn_implementation)
-    takes = fit(evidence.measurements, device=device, dtype=chosen.dtype)
+    prediction = predict(evidence, chosen)
+    memory = fit(evidence.measurements, device=device, dtype=chosen.dtype)
     reasons = []
     if chosen.dtype == model.deploy_dtype:
         reasons.append(f"the checkpoint declares {chosen.dtype}")
@@ -117,10 +122,10 @@ def _reasons(evidence: Evidence, chosen: Configuration, *, device: Hardware) -> 
             f"the checkpoint declares {model.deploy_dtype}; whether {chosen.dtype} holds it is not "
             "known"
         )
-    if found.verdict is not None and not chosen.dtype.is_reference:
-        reasons.append(found.why)
+    if prediction.verdict is not None and not chosen.dtype.is_reference:
+        reasons.append(prediction.why)
     if chosen.dtype.is_reference and device.float32_cost and device.float32_cost > 1:
         reasons.append(f"matrix products up to {device.float32_cost:g} times slower than 16 bits'")
-    reasons += [said for said in (does_not_fit(takes), fits_words(takes)) if said]
+    reasons += filter(None, (does_not_fit(memory), fits_words(memory)))
     reasons += device.assumptions
     return (*reasons, "nothing was run: predicted")

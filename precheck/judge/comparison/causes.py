@@ -32,54 +32,50 @@ if TYPE_CHECKING:
 
 def causes(first: Report, second: Report, pairs: list[Pair]) -> Iterator[str]:
     """One sentence each, likeliest first."""
-    ours, theirs = first.model, second.model
-    if (ours.architecture, ours.num_decoder_layers) != (
-        theirs.architecture,
-        theirs.num_decoder_layers,
-    ):
-        yield (
-            f"They are about different models: {ours.architecture} with "
-            f"{counted(ours.num_decoder_layers, 'layer')}, {theirs.architecture} with "
-            f"{counted(theirs.num_decoder_layers, 'layer')}."
-        )
+    models = [
+        f"{model.architecture} with {counted(model.num_decoder_layers, 'layer')}"
+        for model in (first.model, second.model)
+    ]
+    if models[0] != models[1]:
+        yield f"They are about different models: {models[0]}, {models[1]}."
         return
-    exact = [pair for pair in pairs if pair.first.dtype.is_reference]
-    rescaled = _rescaled(first, second, exact)
+    references = [pair for pair in pairs if pair.first.configuration.is_reference]
+    rescaled = _rescaled(first, second, references)
     if rescaled is not None:
         yield rescaled
         return
-    parted = _where_float32_parts(first, second, exact)
-    if parted is not None:
-        yield from _why_float32_parts(first, second, exact, at=parted)
+    module = _where_float32_parts(first, second, references)
+    if module is not None:
+        yield from _why_float32_parts(first, second, references, at=module)
     else:
         other_weights = tuple(_weights_that_differ(first, second, at=None))
         yield from other_weights or _why_rounding_parts(first, second, pairs)
     yield from _what_was_asked(first, second, pairs)
 
 
-def _rescaled(first: Report, second: Report, exact: list[Pair]) -> str | None:
+def _rescaled(first: Report, second: Report, references: list[Pair]) -> str | None:
     """Other weights, the same float32 logits, and every size times a power of two: a fix."""
-    stream = [
-        theirs.abs_max / ours.abs_max
-        for pair in exact
-        for _, ours, theirs in different_layers(pair)
-        if ours is not None and ours.abs_max and theirs is not None and theirs.abs_max
+    of_layers = [
+        after.abs_max / before.abs_max
+        for pair in references
+        for _, before, after in different_layers(pair)
+        if before is not None and before.abs_max and after is not None and after.abs_max
     ]
-    inside = [
-        theirs.abs_max / ours.abs_max
-        for ours, theirs in different_values(first, second)
-        if ours.abs_max and theirs.abs_max
+    of_operations = [
+        after.abs_max / before.abs_max
+        for before, after in different_values(first, second)
+        if before.abs_max and after.abs_max
     ]
-    ratios = [*stream, *inside]
+    ratios = [*of_layers, *of_operations]
     if not different_weights(first, second) or not ratios or not all(map(_is_power, ratios)):
         return None
-    if not exact or not all(_same_logits(pair) for pair in exact):
+    if not references or not all(_same_logits(pair) for pair in references):
         return None
-    powers = {round(log2(each)) for each in stream}
-    told = f"; the residual stream is 2^{powers.pop()} of what it was" if len(powers) == 1 else ""
+    powers = {round(log2(ratio)) for ratio in of_layers}
+    stream = f"; the residual stream is 2^{powers.pop()} of what it was" if len(powers) == 1 else ""
     return (
         "The second is the first with weights times powers of two, as precheck fix writes it: "
-        f"in float32 the logits are the same{told}."
+        f"in float32 the logits are the same{stream}."
     )
 
 
@@ -88,23 +84,26 @@ def _is_power(ratio: float) -> bool:
 
 
 def _same_logits(pair: Pair) -> bool:
-    ours, theirs = pair.first.logits, pair.second.logits
-    if ours is None or theirs is None or ours.abs_max is None or theirs.abs_max is None:
+    before, after = pair.first.logits, pair.second.logits
+    if before is None or after is None or before.abs_max is None or after.abs_max is None:
         return False
-    same_size = isclose(ours.abs_max, theirs.abs_max, rel_tol=DIFFERENT_SIZE_FLOAT32.value)
-    both = (ours.perplexity, theirs.perplexity)
+    tolerance = DIFFERENT_SIZE_FLOAT32.value
+    same_size = isclose(before.abs_max, after.abs_max, rel_tol=tolerance)
+    perplexities = (before.perplexity, after.perplexity)
     return same_size and (
-        None in both or isclose(both[0] or 0, both[1] or 0, rel_tol=DIFFERENT_SIZE_FLOAT32.value)
+        None in perplexities
+        or isclose(perplexities[0] or 0, perplexities[1] or 0, rel_tol=tolerance)
     )
 
 
-def _where_float32_parts(first: Report, second: Report, exact: list[Pair]) -> str | None:
+def _where_float32_parts(first: Report, second: Report, references: list[Pair]) -> str | None:
     """The first layer whose output differs, else the first operation inside one that does."""
-    layer = next((found[0][0] for pair in exact if (found := different_layers(pair))), None)
-    if layer is not None:
-        return layer
-    inside = {id(ours) for ours, _ in different_values(first, second)}
-    return next((row.module for row in first.headroom if id(row) in inside), None)
+    for pair in references:
+        layers = different_layers(pair)
+        if layers:
+            return layers[0][0]
+    different = {id(before) for before, _ in different_values(first, second)}
+    return next((row.module for row in first.headroom if id(row) in different), None)
 
 
 def _weights_that_differ(first: Report, second: Report, *, at: str | None) -> Iterator[str]:
@@ -123,15 +122,15 @@ def _moved_most(first: Report, second: Report) -> str:
     different = different_values(first, second)
     if not different:
         return ""
-    ours, theirs = different[0]
+    before, after = different[0]
     return (
-        f" What changed most: {ours.mechanism.phrase} in {ours.module}, from "
-        f"{magnitude(ours.abs_max)} to {magnitude(theirs.abs_max)}."
+        f" What changed most: {before.mechanism.phrase} in {before.module}, from "
+        f"{magnitude(before.abs_max)} to {magnitude(after.abs_max)}."
     )
 
 
 def _why_float32_parts(
-    first: Report, second: Report, exact: list[Pair], *, at: str
+    first: Report, second: Report, references: list[Pair], *, at: str
 ) -> Iterator[str]:
     """Other inputs, other weights, or other code."""
     causes = list(_weights_that_differ(first, second, at=at))
@@ -140,10 +139,12 @@ def _why_float32_parts(
     if causes:
         yield from causes
         return
-    used = [
-        pair for pair in exact if pair.first.attn_implementation != pair.second.attn_implementation
+    other_attention = [
+        pair
+        for pair in references
+        if pair.first.attn_implementation != pair.second.attn_implementation
     ]
-    for pair in used:
+    for pair in other_attention:
         yield (
             f"{pair.name} used {pair.first.attn_implementation} in one and "
             f"{pair.second.attn_implementation} in the other, and they do not compute the same."
@@ -155,7 +156,7 @@ def _why_float32_parts(
             f"of transformers {versions[0]} and {versions[1]} computes something else there."
             f"{_moved_most(first, second)}"
         )
-    elif not used:
+    elif not other_attention:
         yield (
             f"Float32 values part from {at} on, and nothing in the reports explains it: look for "
             "code that comes with the checkpoint, other prompts of the same length, or a faulty "
@@ -170,7 +171,7 @@ def _weights_known(first: Report, second: Report) -> str:
 
 
 def _probe_sizes(report: Report) -> dict[str, int]:
-    return {each.name: each.num_tokens for each in report.probes}
+    return {probe.name: probe.num_tokens for probe in report.probes}
 
 
 def _why_rounding_parts(first: Report, second: Report, pairs: list[Pair]) -> Iterator[str]:
@@ -178,17 +179,17 @@ def _why_rounding_parts(first: Report, second: Report, pairs: list[Pair]) -> Ite
     rounded = [
         pair
         for pair in pairs
-        if not pair.first.dtype.is_reference
+        if not pair.first.configuration.is_reference
         and (different_layers(pair) or any(True for _ in figures(pair)))
     ]
     if not rounded:
         return
     names = listed(tuple(pair.name for pair in rounded))
     causes = [
-        f"{what}: {ours} in one, {theirs} in the other"
+        f"{what}: {before} in one, {after} in the other"
         for pair in rounded
-        for what, ours, theirs in how(pair)
-        if ours != theirs
+        for what, before, after in how(pair)
+        if before != after
     ]
     for library in ("torch", "transformers"):
         versions = _versions(first, second, library)
@@ -218,6 +219,6 @@ def _what_was_asked(first: Report, second: Report, pairs: list[Pair]) -> Iterato
 
 
 def _versions(first: Report, second: Report, library: str) -> tuple[str, str] | None:
-    ours = first.environment.libraries.get(library, NONE)
-    theirs = second.environment.libraries.get(library, NONE)
-    return None if ours == theirs else (ours, theirs)
+    before = first.environment.libraries.get(library, NONE)
+    after = second.environment.libraries.get(library, NONE)
+    return None if before == after else (before, after)

@@ -27,7 +27,6 @@ from precheck.records.quantities import counted, listed, magnitude
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from precheck.records.advice import Recommendation
     from precheck.records.report import Environment, Report
     from precheck.records.traces import LayerTrace
 
@@ -43,7 +42,10 @@ def difference(first: Report, second: Report) -> Difference:
         explanations=tuple(causes(first, second, pairs)),
         model=tuple(_model_changes(first, second)),
         environment=tuple(_environment_changes(first, second, pairs)),
-        runs=(*missing_runs(first, second), *(each for pair in pairs for each in figures(pair))),
+        runs=(
+            *missing_runs(first, second),
+            *(change for pair in pairs for change in figures(pair)),
+        ),
         layers=layers,
         values=tuple(_value_changes(first, second)),
         gone=only_in(first, second),
@@ -53,21 +55,25 @@ def difference(first: Report, second: Report) -> Difference:
 
 
 def _model_changes(first: Report, second: Report) -> Iterator[Change]:
-    ours, theirs = first.model, second.model
+    before, after = first.model, second.model
     digests = (first.checkpoint.digest, second.checkpoint.digest)
     is_same = digests[0] is not None and digests[0] == digests[1]
     names = (
-        ("model", ours.id, theirs.id),
-        ("revision", ours.revision, theirs.revision),
+        ("model", before.id, after.id),
+        ("revision", before.revision, after.revision),
     )
     facts = (
         *(() if is_same else names),  # the same weights in another folder are the same model
-        ("architecture", ours.architecture, theirs.architecture),
-        ("decoder layers", ours.num_decoder_layers, theirs.num_decoder_layers),
-        ("parameters", ours.num_parameters, theirs.num_parameters),
-        ("stored as", " ".join(ours.tensor_dtypes), " ".join(theirs.tensor_dtypes)),
-        ("declared dtype", ours.declared_dtype, theirs.declared_dtype),
-        ("default attention", ours.default_attn_implementation, theirs.default_attn_implementation),
+        ("architecture", before.architecture, after.architecture),
+        ("decoder layers", before.num_decoder_layers, after.num_decoder_layers),
+        ("parameters", before.num_parameters, after.num_parameters),
+        ("stored as", " ".join(before.tensor_dtypes), " ".join(after.tensor_dtypes)),
+        ("declared dtype", before.declared_dtype, after.declared_dtype),
+        (
+            "default attention",
+            before.default_attn_implementation,
+            after.default_attn_implementation,
+        ),
         ("probes", _probes(first), _probes(second)),
         ("seed", first.seed, second.seed),
         ("complete", first.complete, second.complete),
@@ -84,23 +90,23 @@ def _model_changes(first: Report, second: Report) -> Iterator[Change]:
 
 
 def _probes(report: Report) -> str:
-    tokens = sum(each.num_tokens for each in report.probes)
-    own = sum(each.is_own for each in report.probes)
-    told = f"{counted(len(report.probes), 'probe')}, {counted(tokens, 'token')}"
-    return f"{told}, {own} of the user's own" if own else told
+    num_tokens = sum(probe.num_tokens for probe in report.probes)
+    num_own = sum(probe.is_own for probe in report.probes)
+    sizes = f"{counted(len(report.probes), 'probe')}, {counted(num_tokens, 'token')}"
+    return f"{sizes}, {num_own} of the user's own" if num_own else sizes
 
 
 def _environment_changes(first: Report, second: Report, pairs: list[Pair]) -> Iterator[Change]:
-    ours, theirs = first.environment, second.environment
-    names = dict.fromkeys((*ours.libraries, *theirs.libraries))
+    before, after = first.environment, second.environment
+    names = dict.fromkeys((*before.libraries, *after.libraries))
     facts = (
         ("precheck", first.precheck_version, second.precheck_version),
-        *((name, ours.libraries.get(name), theirs.libraries.get(name)) for name in names),
-        ("Python", ours.python, theirs.python),
-        ("platform", ours.platform, theirs.platform),
-        ("CPU", ours.cpu, theirs.cpu),
-        ("threads", ours.num_threads, theirs.num_threads),
-        ("devices", _devices(ours), _devices(theirs)),
+        *((name, before.libraries.get(name), after.libraries.get(name)) for name in names),
+        ("Python", before.python, after.python),
+        ("platform", before.platform, after.platform),
+        ("CPU", before.cpu, after.cpu),
+        ("threads", before.num_threads, after.num_threads),
+        ("devices", _devices(before), _devices(after)),
     )
     yield from _changed(facts)
     for pair in pairs:
@@ -109,8 +115,8 @@ def _environment_changes(first: Report, second: Report, pairs: list[Pair]) -> It
 
 def _devices(environment: Environment) -> str:
     return ", ".join(
-        " ".join(part for part in (each.name, each.compute_capability, each.driver) if part)
-        for each in environment.devices
+        " ".join(filter(None, (device.name, device.compute_capability, device.driver)))
+        for device in environment.devices
     )
 
 
@@ -119,24 +125,24 @@ def _layer_change(pair: Pair) -> Change | None:
     different = different_layers(pair)
     if not different:
         return None
-    place, ours, theirs = different[0]
+    module, before, after = different[0]
     more = f", and {counted(len(different) - 1, 'further layer')}" if len(different) > 1 else ""
     return Change(
-        what=f"{pair.name}, {place}{more}",
-        first=_size(ours),
-        second=_size(theirs),
+        what=f"{pair.name}, {module}{more}",
+        first=_size(before),
+        second=_size(after),
     )
 
 
 def _value_changes(first: Report, second: Report) -> Iterator[Change]:
     """The few that are farthest apart; where one value moves, those behind it do too."""
     different = different_values(first, second)
-    for ours, theirs in different[:_MOST_VALUES]:
-        only = "" if ours.attn_implementation is None else f" ({ours.attn_implementation})"
+    for before, after in different[:_MOST_VALUES]:
+        only = "" if before.attn_implementation is None else f" ({before.attn_implementation})"
         yield Change(
-            what=f"{ours.mechanism.replace('_', ' ')}{only}, {ours.module}, {ours.op}",
-            first=magnitude(ours.abs_max),
-            second=magnitude(theirs.abs_max),
+            what=f"{before.mechanism.replace('_', ' ')}{only}, {before.module}, {before.op}",
+            first=magnitude(before.abs_max),
+            second=magnitude(after.abs_max),
         )
 
 
@@ -148,23 +154,19 @@ def _size(layer: LayerTrace | None) -> str:
 
 
 def _advice_changes(first: Report, second: Report) -> Iterator[Change]:
-    ours = {each.target.name: each for each in first.recommendations}
-    theirs = {each.target.name: each for each in second.recommendations}
-    for name in ours.keys() & theirs.keys():
-        yield from _changed(((f"use on {name}", _use(ours[name]), _use(theirs[name])),))
-
-
-def _use(advice: Recommendation) -> str:
-    return "nothing" if advice.dtype is None else f"{advice.dtype} + {advice.attn_implementation}"
+    before = {advice.target.name: advice.name for advice in first.recommendations}
+    after = {advice.target.name: advice.name for advice in second.recommendations}
+    for name in before.keys() & after.keys():
+        yield from _changed(((f"use on {name}", before[name], after[name]),))
 
 
 def _changed(facts: tuple[tuple[str, object, object], ...]) -> Iterator[Change]:
-    for what, ours, theirs in facts:
-        if ours != theirs:
-            yield Change(what=what, first=_said(ours), second=_said(theirs))
+    for what, before, after in facts:
+        if before != after:
+            yield Change(what=what, first=_words(before), second=_words(after))
 
 
-def _said(value: object) -> str:
+def _words(value: object) -> str:
     if value is None or value == "":
         return NONE
     return f"{value:,}" if type(value) is int else str(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from precheck.judge.thresholds import (
@@ -12,7 +11,6 @@ from precheck.judge.thresholds import (
     DIFFERENT_SIZE_FLOAT32,
 )
 from precheck.records.difference import Change
-from precheck.records.identity import identity
 from precheck.records.loss import loss
 from precheck.records.quantities import nats
 
@@ -20,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from precheck.judge.thresholds import Threshold
+    from precheck.records.configuration import Configuration
     from precheck.records.finding import Finding
-    from precheck.records.precision import Dtype
     from precheck.records.report import Report, Run
     from precheck.records.traces import Headroom, LayerTrace
 
@@ -39,62 +37,70 @@ class Pair(NamedTuple):
 
 def how(pair: Pair) -> tuple[tuple[str, object, object], ...]:
     """How the two runs were computed."""
-    ours, theirs = pair.first, pair.second
+    name, first, second = pair
     return (
-        (f"attention of {pair.name}", ours.attn_implementation, theirs.attn_implementation),
-        (f"experts of {pair.name}", ours.experts_implementation, theirs.experts_implementation),
-        (f"device of {pair.name}", ours.device, theirs.device),
-        (f"arithmetic of {pair.name}", ours.arithmetic.value, theirs.arithmetic.value),
+        (f"attention of {name}", first.attn_implementation, second.attn_implementation),
+        (f"experts of {name}", first.experts_implementation, second.experts_implementation),
+        (f"device of {name}", first.device, second.device),
+        (f"arithmetic of {name}", first.arithmetic.value, second.arithmetic.value),
     )
 
 
 def pairs_of(first: Report, second: Report) -> list[Pair]:
     """The runs that both have, by what was asked for."""
-    theirs = {_asked(run): run for run in reversed(second.runs)}
-    ours = {_asked(run): run for run in reversed(first.runs)}
-    names = dict.fromkeys(_asked(run) for run in first.runs)
-    return [Pair(name, ours[name], theirs[name]) for name in names if name in theirs]
-
-
-def _asked(run: Run) -> str:
-    asked = run.requested_attn_implementation
-    return str(replace(run.configuration, attn_implementation=asked))
+    first_runs, second_runs = _by_request(first), _by_request(second)
+    return [
+        Pair(str(requested), run, second_runs[requested])
+        for requested, run in first_runs.items()
+        if requested in second_runs
+    ]
 
 
 def missing_runs(first: Report, second: Report) -> Iterator[Change]:
     """The runs that only one of them has."""
-    ours = {_asked(run): run.verdict.value for run in first.runs}
-    theirs = {_asked(run): run.verdict.value for run in second.runs}
-    for name in dict.fromkeys((*ours, *theirs)):
-        if name not in ours or name not in theirs:
+    first_runs, second_runs = _by_request(first), _by_request(second)
+    for requested in dict.fromkeys((*first_runs, *second_runs)):
+        if requested not in first_runs or requested not in second_runs:
             yield Change(
-                what=name,
-                first=ours.get(name, "not measured"),
-                second=theirs.get(name, "not measured"),
+                what=str(requested),
+                first=_verdict_value(first_runs.get(requested)),
+                second=_verdict_value(second_runs.get(requested)),
             )
+
+
+def _by_request(report: Report) -> dict[Configuration, Run]:
+    """The runs of a report by what was asked for, in their order; of two answers the first."""
+    runs: dict[Configuration, Run] = {}
+    for run in report.runs:
+        runs.setdefault(run.requested, run)
+    return runs
+
+
+def _verdict_value(run: Run | None) -> str:
+    return "not measured" if run is None else run.verdict.value
 
 
 def figures(pair: Pair) -> Iterator[Change]:
     """Another verdict, or a divergence that is more than rounding's."""
-    ours, theirs = pair.first, pair.second
-    if ours.verdict is not theirs.verdict:
-        yield Change(what=pair.name, first=_verdict(ours), second=_verdict(theirs))
-    before, after = loss(ours).kl_divergence, loss(theirs).kl_divergence
-    if _diverges_otherwise(before, after):
+    name, first, second = pair
+    if first.verdict is not second.verdict:
+        yield Change(what=name, first=_verdict(first), second=_verdict(second))
+    before, after = loss(first).kl_divergence, loss(second).kl_divergence
+    if _is_other_divergence(before, after):
         yield Change(
-            what=f"KL of {pair.name}",
+            what=f"KL of {name}",
             first=NONE if before is None else nats(before),
             second=NONE if after is None else nats(after),
         )
 
 
 def _verdict(run: Run) -> str:
-    at = run.first_overflow
-    place = "" if at is None else f" in {at.module}, {at.op} at {at.source}"
-    return f"{run.verdict.replace('_', ' ')}{place}"
+    overflow = run.first_overflow
+    where = "" if overflow is None else f" in {overflow.module}, {overflow.op} at {overflow.source}"
+    return f"{run.verdict.replace('_', ' ')}{where}"
 
 
-def _diverges_otherwise(before: float | None, after: float | None) -> bool:
+def _is_other_divergence(before: float | None, after: float | None) -> bool:
     """Whether one is twice the other, and large enough to matter."""
     if before is None or after is None:
         return before is not after
@@ -103,44 +109,53 @@ def _diverges_otherwise(before: float | None, after: float | None) -> bool:
 
 
 def different_layers(pair: Pair) -> list[tuple[str, LayerTrace | None, LayerTrace | None]]:
-    """Module, the first report's layer and the second's, of those that are not alike."""
-    ours = {(each.module, each.index): each for each in pair.first.layers}
-    theirs = {(each.module, each.index): each for each in pair.second.layers}
-    if not ours or not theirs:  # a run that failed or stopped is told as a verdict
+    """Module, the first report's layer and the second's, where the two differ."""
+    first, second = _layers(pair.first), _layers(pair.second)
+    if not first or not second:  # a run that failed or stopped is reported as a verdict
         return []
+    is_reference = pair.first.configuration.is_reference
+    tolerance = DIFFERENT_SIZE_FLOAT32 if is_reference else DIFFERENT_SIZE
     return [
-        (place[0], ours.get(place), theirs.get(place))
-        for place in dict.fromkeys((*ours, *theirs))
-        if _is_other(ours.get(place), theirs.get(place), dtype=pair.first.dtype)
+        (key[0], first.get(key), second.get(key))
+        for key in dict.fromkeys((*first, *second))
+        if _is_other_layer(first.get(key), second.get(key), tolerance=tolerance)
     ]
 
 
-def _is_other(first: LayerTrace | None, second: LayerTrace | None, *, dtype: Dtype) -> bool:
+def _layers(run: Run) -> dict[tuple[str, int], LayerTrace]:
+    return {(layer.module, layer.index): layer for layer in run.layers}
+
+
+def _is_other_layer(
+    first: LayerTrace | None, second: LayerTrace | None, *, tolerance: Threshold
+) -> bool:
     if first is None or second is None:
         return True
     if first.is_finite != second.is_finite:
         return True
     if first.abs_max is None or second.abs_max is None:
         return first.abs_max is not second.abs_max
-    tolerance = DIFFERENT_SIZE_FLOAT32 if dtype.is_reference else DIFFERENT_SIZE
     return _is_apart(first.abs_max, second.abs_max, tolerance)
 
 
 def different_values(first: Report, second: Report) -> list[tuple[Headroom, Headroom]]:
-    """Rows of headroom that both have and that are not alike, the farthest apart first."""
-    ours, theirs = _largest(first), _largest(second)
-    both = [(row, theirs[place]) for place, row in ours.items() if place in theirs]
-    apart = [pair for pair in both if _is_apart(pair[0].abs_max, pair[1].abs_max, DIFFERENT_SIZE)]
-    return sorted(apart, key=lambda pair: -_ratio(pair[0].abs_max, pair[1].abs_max))
+    """Rows of headroom that both have and that differ, the farthest apart first."""
+    first_rows, second_rows = _largest(first), _largest(second)
+    both = [(row, second_rows[key]) for key, row in first_rows.items() if key in second_rows]
+    apart = [
+        (before, after)
+        for before, after in both
+        if _is_apart(before.abs_max, after.abs_max, DIFFERENT_SIZE)
+    ]
+    return sorted(apart, key=lambda rows: -_ratio(rows[0].abs_max, rows[1].abs_max))
 
 
 def _largest(report: Report) -> dict[tuple[str, str, str, str | None], Headroom]:
-    """Of rows in one place, such as two additions in a layer, the largest."""
-    return {_place(row): row for row in sorted(report.headroom, key=lambda row: row.abs_max)}
-
-
-def _place(row: Headroom) -> tuple[str, str, str, str | None]:
-    return (row.module, row.op, row.mechanism, row.attn_implementation)
+    """Of rows about the same operation, such as two additions in a layer, the largest."""
+    return {
+        (row.module, row.op, row.mechanism, row.attn_implementation): row
+        for row in sorted(report.headroom, key=lambda row: row.abs_max)
+    }
 
 
 def _ratio(first: float, second: float) -> float:
@@ -153,15 +168,15 @@ def _is_apart(first: float, second: float, tolerance: Threshold) -> bool:
 
 
 def different_weights(first: Report, second: Report) -> tuple[str, ...]:
-    """Layers whose stored tensors differ; none where one of the reports does not tell."""
-    ours, theirs = first.checkpoint, second.checkpoint
-    if not ours.digests or not theirs.digests or ours.digest == theirs.digest:
+    """Layers whose stored tensors differ; none where one of the reports has no digests."""
+    before, after = first.checkpoint.digests, second.checkpoint.digests
+    if not before or not after or first.checkpoint.digest == second.checkpoint.digest:
         return ()
-    names = dict.fromkeys((*ours.digests, *theirs.digests))
-    return tuple(name for name in names if ours.digests.get(name) != theirs.digests.get(name))
+    names = dict.fromkeys((*before, *after))
+    return tuple(name for name in names if before.get(name) != after.get(name))
 
 
-def only_in(these: Report, others: Report) -> tuple[Finding, ...]:
-    """Findings that the others do not have, whatever their figures."""
-    known = {identity(each) for each in others.findings}
-    return tuple(each for each in these.findings if identity(each) not in known)
+def only_in(report: Report, other: Report) -> tuple[Finding, ...]:
+    """Findings of a report that the other does not have, whatever their figures."""
+    others = {finding.identity for finding in other.findings}
+    return tuple(finding for finding in report.findings if finding.identity not in others)

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from precheck.facts.attention import PREFERRED, Implementation, implementation
+from precheck.facts.attention import Implementation, fastest_first, implementation
 from precheck.judge.devices.sdpa import sdpa_kernel
 from precheck.judge.prediction import predict
 from precheck.records.advice import AttentionOption
 from precheck.records.finding import Confidence
 
 if TYPE_CHECKING:
-    from precheck.facts.devices import Hardware
+    from precheck.facts.hardware import Hardware
     from precheck.judge.evidence import Evidence
+    from precheck.records.configuration import Configuration
     from precheck.records.precision import Dtype
     from precheck.records.sizes import AttentionFacts
 
 
 def attention_options(
-    evidence: Evidence, *, device: Hardware, dtype: Dtype, is_measured_there: bool
+    evidence: Evidence,
+    configuration: Configuration,
+    *,
+    device: Hardware,
+    is_measured_there: bool,
 ) -> tuple[AttentionOption, ...]:
-    """Every implementation of transformers in one dtype, fastest first.
+    """A configuration with every attention implementation of transformers, fastest first.
 
     Empty if the model's are not known: a report of an earlier version, or a live module that is no
     transformers model.
@@ -28,13 +33,12 @@ def attention_options(
     attention = evidence.measurements.model.attention
     if attention is None:
         return ()
-    names = dict.fromkeys((*PREFERRED, *(attention.flash_kernels or ())))
+    names = dict.fromkeys((*fastest_first(), *(attention.flash_kernels or ())))
     return tuple(
         _option(
             evidence,
-            name,
+            configuration.with_attention(name),
             device=device,
-            dtype=dtype,
             attention=attention,
             is_measured_there=is_measured_there,
         )
@@ -44,47 +48,35 @@ def attention_options(
 
 def _option(
     evidence: Evidence,
-    name: str,
+    configuration: Configuration,
     *,
     device: Hardware,
-    dtype: Dtype,
     attention: AttentionFacts,
     is_measured_there: bool,
 ) -> AttentionOption:
-    known = implementation(name)
+    name, dtype = configuration.attn_implementation, configuration.dtype
+    row = implementation(name)
     why_not = _not_in_model(name, attention) or (
-        None if known is None else _not_on_device(known, attention, device=device, dtype=dtype)
+        None if row is None else _not_on_device(row, attention, device=device, dtype=dtype)
     )
-    kernel = None
-    if why_not is None and name == "sdpa":
-        kernel, why = _kernels(device, dtype, attention)
-    elif why_not is None:
-        why = ""
-    else:
-        why = why_not
-    found = predict(evidence, dtype, name)
-    verdict = found.verdict if why_not is None else None
-    confidence = found.confidence
+    prediction = predict(evidence, configuration)
+    is_installed = _is_installed(row, evidence)
+    kernel, verdict, reasons = None, None, [why_not]
+    if why_not is None:
+        verdict = prediction.verdict
+        kernel, why_kernel = _kernels(device, dtype, attention) if name == "sdpa" else (None, "")
+        reasons = [why_kernel, prediction.why, "" if is_installed else _to_install(row)]
+    confidence = prediction.confidence
     if confidence is Confidence.MEASURED and not is_measured_there:
         confidence = Confidence.PREDICTED
-    installed = _is_installed(known, evidence)
     return AttentionOption(
-        attn_implementation=name,
-        dtype=dtype,
+        **configuration.as_fields(AttentionOption),
         usable=why_not is None,
-        installed=installed,
+        installed=is_installed,
         kernel=kernel,
         verdict=verdict,
         confidence=confidence,
-        why="; ".join(
-            each
-            for each in (
-                why,
-                found.why if why_not is None else "",
-                _to_install(known) if why_not is None and not installed else "",
-            )
-            if each
-        ),
+        why="; ".join(filter(None, reasons)),
     )
 
 
@@ -100,20 +92,20 @@ def _not_in_model(name: str, attention: AttentionFacts) -> str | None:
 
 
 def _not_on_device(
-    known: Implementation, attention: AttentionFacts, *, device: Hardware, dtype: Dtype
+    row: Implementation, attention: AttentionFacts, *, device: Hardware, dtype: Dtype
 ) -> str | None:
     """Why the device, or the kernel, does not take it."""
     where = device.compute_capability or device.name
-    runs = known.runs_on(device)
+    runs = row.runs_on(device)
     if not runs:
         return f"not known to run on {where}" if runs is None else f"has no kernels for {where}"
-    if dtype not in known.dtypes:
-        return f"takes {' and '.join(known.dtypes)}, not {dtype}"
-    if not known.takes_head_dim(attention.head_dim, device):
+    if dtype not in row.dtypes:
+        return f"takes {' and '.join(row.dtypes)}, not {dtype}"
+    if not row.takes_head_dim(attention.head_dim, device):
         return f"heads of {attention.head_dim} elements are too large for it"
-    if attention.softcap is not None and not known.softcap:
+    if attention.softcap is not None and not row.softcap:
         return "has no softcap, and the model caps its scores"
-    if attention.has_sinks and not known.sinks:
+    if attention.has_sinks and not row.sinks:
         return "has no attention sinks, and the model needs them"
     return None
 
@@ -134,18 +126,18 @@ def _kernels(device: Hardware, dtype: Dtype, attention: AttentionFacts) -> tuple
     return f"{plain.name}, {padded.name} with padding", f"{plain.why}; {padded.why}{cost}"
 
 
-def _is_installed(known: Implementation | None, evidence: Evidence) -> bool:
+def _is_installed(row: Implementation | None, evidence: Evidence) -> bool:
     libraries = evidence.measurements.environment.libraries
-    if known is None:
+    if row is None:
         return "kernels" in libraries
-    if not known.packages:
+    if not row.packages:
         return True
-    from_hub = known.hub_kernel is not None and "kernels" in libraries
-    return from_hub or any(each in libraries for each in known.packages)
+    from_hub = row.hub_kernel is not None and "kernels" in libraries
+    return from_hub or any(package in libraries for package in row.packages)
 
 
-def _to_install(known: Implementation | None) -> str:
-    if known is None or not known.packages:
+def _to_install(row: Implementation | None) -> str:
+    if row is None or not row.packages:
         return "not installed here (pip install kernels)"
-    package = known.packages[0].replace("_", "-")
+    package = row.packages[0].replace("_", "-")
     return f"not installed here (pip install {package}, or kernels)"

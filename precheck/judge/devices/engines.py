@@ -6,8 +6,8 @@ import shlex
 from typing import TYPE_CHECKING, NamedTuple
 
 from precheck.facts import engines
-from precheck.facts.devices import Support, is_slow
 from precheck.facts.engines import Below, Engine
+from precheck.facts.hardware import Support, is_slow
 from precheck.judge.prediction import FUSED, PRODUCTS, Prediction, predict
 from precheck.records.advice import EngineAdvice
 from precheck.records.configuration import Configuration
@@ -15,7 +15,7 @@ from precheck.records.finding import Verdict
 from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
-    from precheck.facts.devices import Hardware
+    from precheck.facts.hardware import Hardware
     from precheck.judge.evidence import Evidence
     from precheck.records.report import ModelFacts
 
@@ -29,10 +29,10 @@ _EFFECTS = {
 
 
 class Default(NamedTuple):
-    """What an engine chooses when it is told nothing; no dtype where it refuses."""
+    """What an engine chooses when no flag names a dtype; no dtype where it refuses."""
 
     dtype: Dtype | None
-    said: str
+    words: str
 
 
 def engine_advice(
@@ -46,8 +46,8 @@ def engine_advice(
         recommended: for this device; engines get its dtype where they can.
     """
     return tuple(
-        _advice(evidence, each, device=device, recommended=recommended)
-        for each in engines.table().engine
+        _advice(evidence, engine, device=device, recommended=recommended)
+        for engine in engines.table().engine
     )
 
 
@@ -56,8 +56,9 @@ def _advice(
 ) -> EngineAdvice:
     model = evidence.measurements.model
     default = default_of(engine, model, device)
-    attn = model.default_attn_implementation or FUSED
-    found = None if default.dtype is None else _outcome(evidence, engine, default.dtype, attn)
+    outcome = None
+    if default.dtype is not None:
+        outcome = _outcome(evidence, engine, _with_default_attention(model, default.dtype))
     chosen = None
     if can_run(engine, model, device) is None:
         chosen = _choice(evidence, engine, device=device, recommended=recommended)
@@ -67,16 +68,16 @@ def _advice(
         version=engine.version,
         read=engines.table().read,
         default_dtype=default.dtype,
-        default=f"{default.said}{_effect(found)}{_emulated(default.dtype, device)}",
-        is_default_safe=None if found is None else found.is_usable,
+        default=f"{default.words}{_effect(outcome)}{_emulated(default.dtype, device)}",
+        is_default_safe=None if outcome is None else outcome.is_usable,
         command=None if chosen is None else _command(engine, evidence, chosen),
         why=_why(evidence, engine, device=device, chosen=chosen, default=default),
-        sources=tuple(links[each] for each in engine.sources),
+        sources=tuple(links[name] for name in engine.sources),
     )
 
 
 def default_of(engine: Engine, model: ModelFacts, device: Hardware) -> Default:
-    """The dtype an engine loads the model in when it is told nothing.
+    """The dtype an engine loads the model in when no flag names one.
 
     >>> from precheck.facts.devices import find
     >>> from precheck.facts.engines import engine
@@ -86,7 +87,7 @@ def default_of(engine: Engine, model: ModelFacts, device: Hardware) -> Default:
     ...     num_parameters=1, declared_dtype="bfloat16", tensor_dtypes={"bfloat16": 1})
     >>> default_of(engine("vllm"), gemma, find("T4")).dtype
     <Dtype.FLOAT32: 'float32'>
-    >>> default_of(engine("sglang"), gemma, find("T4")).said
+    >>> default_of(engine("sglang"), gemma, find("T4")).words
     'forces float16'
     """
     refusal = can_run(engine, model, device)
@@ -97,17 +98,17 @@ def default_of(engine: Engine, model: ModelFacts, device: Hardware) -> Default:
     forced = engine.forced.get(model.architecture)
     if forced is not None:
         return Default(forced, f"forces {forced}")
-    wanted, said = _wanted(engine, model, device)
-    takes = _quantized_dtypes(engine, model)
+    intended, words = _intended(engine, model, device)
+    for_weights = _quantized_dtypes(engine, model)
     available = _available(engine, model, device)
-    if wanted not in takes and engine.default_dtype == "declared":
-        return Default(None, f"refuses {wanted} for {_method(model)} weights")
-    if wanted not in takes:
-        return Default(takes[0], f"{takes[0]}, which {_method(model)} weights get")
-    if wanted not in available:
-        said = f"falls back from {wanted} to {available[0]}, with a warning"
-        wanted = available[0]
-    return Default(wanted, said)
+    if intended not in for_weights and engine.default_dtype == "declared":
+        return Default(None, f"refuses {intended} for {_method(model)} weights")
+    if intended not in for_weights:
+        return Default(for_weights[0], f"{for_weights[0]}, which {_method(model)} weights get")
+    if intended not in available:
+        words = f"falls back from {intended} to {available[0]}, with a warning"
+        intended = available[0]
+    return Default(intended, words)
 
 
 def can_run(engine: Engine, model: ModelFacts, device: Hardware) -> str | None:
@@ -127,8 +128,8 @@ def can_run(engine: Engine, model: ModelFacts, device: Hardware) -> str | None:
     return None
 
 
-def _wanted(engine: Engine, model: ModelFacts, device: Hardware) -> tuple[Dtype, str]:
-    """What it would take if everything were there."""
+def _intended(engine: Engine, model: ModelFacts, device: Hardware) -> tuple[Dtype, str]:
+    """What it loads where the device and the weights allow every dtype, and in words."""
     declared = _declared(model)
     if engine.default_dtype != "declared":
         for dtype, model_types in engine.families.items():
@@ -154,12 +155,11 @@ def _in_place_of_float32(engine: Engine, model: ModelFacts, device: Hardware) ->
 
 def _declared(model: ModelFacts) -> Dtype:
     """What ``dtype="auto"`` gives; bfloat16 for dtypes that precheck does not measure."""
-    declared = model.deploy_dtype
-    return Dtype(declared) if declared in set(Dtype) else Dtype.BFLOAT16
+    return Dtype.BFLOAT16 if model.deployed is None else model.deployed.dtype
 
 
 def _available(engine: Engine, model: ModelFacts, device: Hardware) -> tuple[Dtype, ...]:
-    """Dtypes the engine runs there without being told to, in its own order."""
+    """Dtypes the engine chooses by itself on the device, in its own order."""
     order = (Dtype.BFLOAT16, Dtype.FLOAT16, Dtype.FLOAT32)
     return tuple(
         dtype
@@ -184,20 +184,27 @@ def _lacks_bfloat16(engine: Engine, device: Hardware) -> bool:
 
 
 def _method(model: ModelFacts) -> str | None:
-    found = (model.quantization or {}).get("quant_method")
-    return None if found is None else str(found)
+    method = (model.quantization or {}).get("quant_method")
+    return None if method is None else str(method)
 
 
 def _quantized_dtypes(engine: Engine, model: ModelFacts) -> tuple[Dtype, ...]:
     return engine.quantized.get(_method(model) or "", engine.dtypes)
 
 
-def _outcome(evidence: Evidence, engine: Engine, dtype: Dtype, attn: str) -> Prediction:
-    """What a dtype amounts to in the engine; ``attn`` counts where it uses transformers' own."""
+def _with_default_attention(model: ModelFacts, dtype: Dtype) -> Configuration:
+    attn_implementation = model.default_attn_implementation or FUSED
+    return Configuration(dtype=dtype, attn_implementation=attn_implementation)
+
+
+def _outcome(evidence: Evidence, engine: Engine, configuration: Configuration) -> Prediction:
+    """What a configuration amounts to in the engine, which may have attention of its own."""
     if not engine.scores_in_float32:
-        return predict(evidence, dtype, attn)
+        return predict(evidence, configuration)
     return predict(
-        evidence, dtype, FUSED, mechanisms=PRODUCTS if engine.residual_in_float32 else None
+        evidence,
+        configuration.with_attention(FUSED),
+        mechanisms=PRODUCTS if engine.residual_in_float32 else None,
     )
 
 
@@ -206,7 +213,6 @@ def _choice(
 ) -> Configuration | None:
     """What to ask the engine for: what is recommended, else the first dtype that is safe there."""
     model = evidence.measurements.model
-    attn = model.default_attn_implementation or FUSED
     if recommended is not None and not engine.scores_in_float32:
         return recommended
     forced = engine.forced.get(model.architecture)
@@ -216,15 +222,17 @@ def _choice(
     elif forced is not None:
         candidates = (forced,)
     else:
-        takes = _quantized_dtypes(engine, model)
-        candidates = tuple(each for each in _available(engine, model, device) if each in takes)
+        for_weights = _quantized_dtypes(engine, model)
+        available = _available(engine, model, device)
+        candidates = tuple(dtype for dtype in available if dtype in for_weights)
     preferred = None if recommended is None else recommended.dtype
-    fast = [each for each in candidates if not is_slow(each, device)]
-    for dtype in sorted(fast, key=lambda each: each is not preferred):
-        is_usable = _outcome(evidence, engine, dtype, attn).is_usable
-        # where nothing tells, the engine gets what is recommended all the same
+    fast = [dtype for dtype in candidates if not is_slow(dtype, device)]
+    for dtype in sorted(fast, key=lambda dtype: dtype is not preferred):
+        configuration = _with_default_attention(model, dtype)
+        is_usable = _outcome(evidence, engine, configuration).is_usable
+        # where nothing is known, the engine gets what is recommended all the same
         if is_usable or (is_usable is None and dtype is preferred):
-            return Configuration(dtype=dtype, attn_implementation=attn)
+            return configuration
     return None
 
 
@@ -239,12 +247,12 @@ def _command(engine: Engine, evidence: Evidence, chosen: Configuration) -> str:
     )
 
 
-def _effect(found: Prediction | None) -> str:
-    if found is None:
+def _effect(outcome: Prediction | None) -> str:
+    if outcome is None:
         return ""
-    if found.verdict is None:
+    if outcome.verdict is None:
         return ": not measured"
-    return f": {_EFFECTS[found.verdict]}" if found.verdict in _EFFECTS else ""
+    return f": {_EFFECTS[outcome.verdict]}" if outcome.verdict in _EFFECTS else ""
 
 
 def _emulated(dtype: Dtype | None, device: Hardware) -> str:
@@ -262,10 +270,10 @@ def _why(
     default: Default,
 ) -> str:
     if can_run(engine, evidence.measurements.model, device) is not None:
-        return default.said
+        return default.words
     if chosen is not None:
-        found = _outcome(evidence, engine, chosen.dtype, chosen.attn_implementation)
-        return f"{chosen.dtype}: {found.why or str(found.verdict).replace('_', ' ')}"
+        outcome = _outcome(evidence, engine, chosen)
+        return f"{chosen.dtype}: {outcome.why or str(outcome.verdict).replace('_', ' ')}"
     if _lacks_bfloat16(engine, device) and engine.below_bfloat16 is Below.FORCES:
         return (
             f"no flag helps: below sm_80 {engine.name} runs everything in float16; use another "

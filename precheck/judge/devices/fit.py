@@ -10,7 +10,7 @@ from precheck.records.precision import Dtype
 from precheck.records.quantities import num_bytes
 
 if TYPE_CHECKING:
-    from precheck.facts.devices import Hardware
+    from precheck.facts.hardware import Hardware
     from precheck.records.report import Measurements
 
 _BYTES = {
@@ -22,14 +22,14 @@ _BYTES = {
     "int16": 2,
     "uint16": 2,
 }
-"""Of what is not cast to the dtype of a run; what is not here (int8, uint8, float8, bool) is 1."""
+"""Of dtypes that are not cast to that of a run; one byte for others (int8, uint8, float8, bool)."""
 
 _CAST = frozenset({"float16", "bfloat16", "float32", "float64"})
 _FLOAT32_BYTES = 4
 
 
 def fit(measurements: Measurements, *, device: Hardware, dtype: Dtype) -> Fit:
-    """What the model takes in a dtype beside what the device has; one sequence, fused attention.
+    """What the model takes in a dtype, and what the device has; one sequence, fused attention.
 
     Activations are an estimate: the residual stream four times (itself, normalised, a sublayer's
     input and output) and the widest layer three times (gate, up and their product), for every
@@ -79,7 +79,7 @@ def weights_bytes(measurements: Measurements, dtype: Dtype) -> int:
     return packed + cast * dtype.limits.num_bytes + kept * (_FLOAT32_BYTES - dtype.limits.num_bytes)
 
 
-def does_not_fit(found: Fit) -> str | None:
+def does_not_fit(memory: Fit) -> str | None:
     """Why it does not fit, in words; None where it does or where that is not known.
 
     >>> does_not_fit(Fit(dtype="float32", weights_bytes=30 << 30, activation_bytes=1 << 30,
@@ -87,24 +87,24 @@ def does_not_fit(found: Fit) -> str | None:
     ...     usable_bytes=15 << 30, num_cache_tokens=None, fits=False))
     'does not fit: 30.0 GiB of weights and 1.0 GiB beside them, 15.0 GiB to be had'
     """
-    if found.fits is not False or found.usable_bytes is None:
+    if memory.fits is not False or memory.usable_bytes is None:
         return None
-    beside = (
-        found.activation_bytes
-        + found.kv_cache_bytes_fixed
-        + found.num_prefill_tokens * (found.kv_cache_bytes_per_token or 0)
+    besides_weights = (
+        memory.activation_bytes
+        + memory.kv_cache_bytes_fixed
+        + memory.num_prefill_tokens * (memory.kv_cache_bytes_per_token or 0)
     )
     return (
-        f"does not fit: {num_bytes(found.weights_bytes)} of weights and {num_bytes(beside)} "
-        f"beside them, {num_bytes(found.usable_bytes)} to be had"
+        f"does not fit: {num_bytes(memory.weights_bytes)} of weights and "
+        f"{num_bytes(besides_weights)} beside them, {num_bytes(memory.usable_bytes)} to be had"
     )
 
 
-def fits_words(found: Fit) -> str | None:
+def fits_words(memory: Fit) -> str | None:
     """How it fits, in words; None where it does not or where that is not known."""
-    if not found.fits or found.usable_bytes is None:
+    if not memory.fits or memory.usable_bytes is None:
         return None
-    said = f"{num_bytes(found.weights_bytes)} of weights"
-    if found.num_cache_tokens is not None:
-        said += f", room for {found.num_cache_tokens:,} tokens of cache"
-    return said
+    weights = f"{num_bytes(memory.weights_bytes)} of weights"
+    if memory.num_cache_tokens is None:
+        return weights
+    return f"{weights}, room for {memory.num_cache_tokens:,} tokens of cache"

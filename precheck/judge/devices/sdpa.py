@@ -17,7 +17,7 @@ from precheck.records.precision import Dtype
 from precheck.records.sizes import AttentionFacts
 
 if TYPE_CHECKING:
-    from precheck.facts.devices import Hardware
+    from precheck.facts.hardware import Hardware
 
 MAX_FLASH_HEAD_DIM = 256
 MAX_CUDNN_HEAD_DIM = 128
@@ -144,11 +144,11 @@ def _has_odd_value_heads(attention: AttentionFacts) -> bool:
 def _rocm(
     device: Hardware, dtype: Dtype, attention: AttentionFacts, *, is_masked: bool
 ) -> Kernel | None:
-    known = implementation("sdpa")
+    row = implementation("sdpa")
     architecture = device.compute_capability or ""
-    if known is None or architecture not in (*known.architectures, *known.experimental):
+    if row is None or architecture not in (*row.architectures, *row.experimental):
         return Kernel("math", f"AOTriton has no kernels for {architecture or device.name}")
-    if architecture in known.experimental:
+    if architecture in row.experimental:
         return Kernel(
             "math",
             f"AOTriton's kernels for {architecture} are experimental: "

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from precheck.judge.cures import CURES
 from precheck.judge.thresholds import LOW_HEADROOM, REFERENCE_DISAGREEMENT
 from precheck.records.configuration import Configuration
 from precheck.records.finding import Confidence, Finding, Severity
 from precheck.records.loss import loss
+from precheck.records.mechanism import MECHANISMS, Mechanism
 from precheck.records.quantities import bits, magnitude, percent
 from precheck.records.tightest import tightest
-from precheck.records.traces import Mechanism
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,10 +29,10 @@ def eager_would_overflow(evidence: Evidence) -> Iterator[Finding]:
     ]
     for dtype in dict.fromkeys(run.dtype for run in ran):
         eager = Configuration(dtype=dtype, attn_implementation="eager")
-        found = tightest(scores, eager)
-        if found is None or any(run.configuration == eager for run in ran):
+        tight = tightest(scores, eager)
+        if tight is None or any(run.configuration == eager for run in ran):
             continue
-        row, left = found
+        row, left = tight
         if left >= LOW_HEADROOM.value:
             continue
         does_not_fit = left < 0
@@ -42,13 +41,13 @@ def eager_would_overflow(evidence: Evidence) -> Iterator[Finding]:
             code="PC303",
             severity=Severity.WARNING if does_not_fit else Severity.NOTE,
             confidence=Confidence.PREDICTED,
-            runs=tuple(i for i, run in enumerate(evidence.runs) if run.dtype is dtype),
+            runs=tuple(index for index, run in enumerate(evidence.runs) if run.dtype is dtype),
             message=(
                 f"{eager} was not run and {would}: {row.mechanism.phrase} take "
                 f"{magnitude(row.abs_max)} in {row.module}, {dtype} ends at "
                 f"{magnitude(dtype.limits.max)}. Fused kernels do not write them out."
             ),
-            advice=CURES[Mechanism.ATTENTION_SCORES].advice,
+            advice=MECHANISMS[Mechanism.ATTENTION_SCORES].advice,
         ).at(row)
 
 
@@ -56,7 +55,7 @@ def replaced(evidence: Evidence) -> Iterator[Finding]:
     """Requests that transformers answered with another implementation."""
     pairs: dict[tuple[str, str], list[int]] = {}
     for index, run in enumerate(evidence.runs):
-        if run.failure is None and run.requested_attn_implementation != run.attn_implementation:
+        if run.failure is None and run.requested != run.configuration:
             pair = (run.requested_attn_implementation, run.attn_implementation)
             pairs.setdefault(pair, []).append(index)
     for (requested, used), runs in pairs.items():
@@ -81,7 +80,7 @@ def references_disagree(evidence: Evidence) -> Iterator[Finding]:
     references = [
         (index, run)
         for index, run in enumerate(evidence.runs)
-        if run.dtype.is_reference
+        if run.configuration.is_reference
         and run.failure is None
         and not run.reference_nonfinite
         # A token sent to another expert changes a maximum without anything being wrong.

@@ -71,13 +71,14 @@ def nonfinite(evidence: Evidence) -> Iterator[Finding]:
     """Weights that are NaN or infinite as they are stored."""
     faults = evidence.measurements.checkpoint.nonfinite
     if faults:
-        number = sum(fault.num_elements for fault in faults)
+        names = tuple(fault.name for fault in faults)
+        num_elements = sum(fault.num_elements for fault in faults)
         yield _checkpoint_error(
             "PC504",
-            names=tuple(fault.name for fault in faults),
+            names=names,
             message=(
-                f"Stored weights are NaN or infinite: {number:,} in "
-                f"{counted(len(faults), 'tensor')} ({listed(tuple(f.name for f in faults))}). "
+                f"Stored weights are NaN or infinite: {num_elements:,} in "
+                f"{counted(len(faults), 'tensor')} ({listed(names)}). "
                 "Whatever they touch is NaN, in every configuration."
             ),
             advice=(
@@ -92,13 +93,13 @@ def out_of_float16_range(evidence: Evidence) -> Iterator[Finding]:
     faults = evidence.measurements.checkpoint.out_of_float16_range
     if not faults:
         return
-    runs = tuple(i for i, run in enumerate(evidence.runs) if run.dtype is Dtype.FLOAT16)
-    broken = any(evidence.runs[index].verdict not in USABLE for index in runs)
+    runs = tuple(index for index, run in enumerate(evidence.runs) if run.dtype is Dtype.FLOAT16)
+    is_broken = any(evidence.runs[index].verdict not in USABLE for index in runs)
     largest = max((fault.abs_max for fault in faults if fault.abs_max is not None), default=None)
     reach = f", up to {magnitude(largest)}" if largest is not None else ""
     yield Finding(
         code="PC503",
-        severity=Severity.WARNING if broken else Severity.NOTE,
+        severity=Severity.WARNING if is_broken else Severity.NOTE,
         confidence=Confidence.MEASURED,
         runs=runs,
         module=faults[0].name,
@@ -136,7 +137,7 @@ def unexpected(evidence: Evidence) -> Iterator[Finding]:
 def declares_another_dtype(evidence: Evidence) -> Iterator[Finding]:
     """A config that names another dtype than its tensors have."""
     model = evidence.measurements.model
-    floating = {name: n for name, n in model.tensor_dtypes.items() if name in set(Dtype)}
+    floating = {name: size for name, size in model.tensor_dtypes.items() if name in set(Dtype)}
     stored = max(floating, key=floating.__getitem__) if floating else None
     if model.declared_dtype is not None and stored not in {None, model.declared_dtype}:
         yield Finding(

@@ -45,19 +45,20 @@ def emulates_bfloat16(evidence: Evidence) -> Iterator[Finding]:
 
 
 def unsafe_defaults(evidence: Evidence) -> Iterator[Finding]:
-    """Engines that would run the model in a dtype that breaks it, if they were told nothing."""
+    """Engines that would run the model in a dtype that breaks it, if no flag names another."""
     for device in evidence.devices:
         if device.kind == "cpu":
             continue
-        for each in engine_advice(evidence, device=device, recommended=None):
-            if each.is_default_safe is not False or each.engine == engine("transformers").name:
+        for advice in engine_advice(evidence, device=device, recommended=None):
+            is_transformers = advice.engine == engine("transformers").name
+            if advice.is_default_safe is not False or is_transformers:
                 continue
             yield Finding(
                 code="PC403",
                 severity=Severity.WARNING,
                 confidence=Confidence.PREDICTED,
-                message=f"{each.engine} {each.version} on {device.name}: {each.default}.",
-                advice=f"Run: {each.command}" if each.command else f"{each.why}.",
+                message=f"{advice.engine} {advice.version} on {device.name}: {advice.default}.",
+                advice=f"Run: {advice.command}" if advice.command else f"{advice.why}.",
             )
 
 
@@ -67,12 +68,11 @@ def too_large(evidence: Evidence) -> Iterator[Finding]:
     if dtype not in set(Dtype):
         return
     for device in evidence.devices:
-        found = fit(evidence.measurements, device=device, dtype=Dtype(dtype))
-        why = does_not_fit(found)
+        memory = fit(evidence.measurements, device=device, dtype=Dtype(dtype))
+        why = does_not_fit(memory)
         if why is None:
             continue
-        halves = fit(evidence.measurements, device=device, dtype=Dtype.FLOAT16).fits
-        is_wide = Dtype(dtype).is_reference
+        half = fit(evidence.measurements, device=device, dtype=Dtype.FLOAT16)
         yield Finding(
             code="PC404",
             severity=Severity.WARNING,
@@ -80,7 +80,7 @@ def too_large(evidence: Evidence) -> Iterator[Finding]:
             message=f"In {dtype} it {why} of {device.name}.",
             advice=(
                 "Load it in 16 bits, if that is safe."
-                if is_wide and halves
+                if Dtype(dtype).is_reference and half.fits
                 else "Use a quantised checkpoint, a larger device, or split it over several "
                 '(device_map="auto", --tensor-parallel-size).'
             ),

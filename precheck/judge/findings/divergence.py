@@ -14,23 +14,24 @@ from precheck.judge.thresholds import (
 )
 from precheck.records.finding import USABLE, Confidence, Finding, Severity, Verdict
 from precheck.records.loss import loss, relative_error
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype
 from precheck.records.quantities import listed, magnitude, percent
 from precheck.records.tightest import tightest
-from precheck.records.traces import LayerTrace, Mechanism
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from precheck.judge.evidence import Evidence
     from precheck.records.report import Run
+    from precheck.records.traces import LayerTrace
 
 
 def degraded(evidence: Evidence) -> Iterator[Finding]:
     """Runs that answer in numbers, but not in the reference's."""
     for index, run in evidence.with_verdict(Verdict.DEGRADED):
         layer = _where_it_starts(run)
-        place = (
+        start = (
             f" It starts in {layer.section} layer {layer.index} ({layer.module})." if layer else ""
         )
         yield Finding(
@@ -43,7 +44,7 @@ def degraded(evidence: Evidence) -> Iterator[Finding]:
             module=layer.module if layer else None,
             message=(
                 f"{run.name} loses accuracy although every value is finite: {_figures(run)}."
-                f"{place}{_coarse_scores(evidence, run)}"
+                f"{start}{_coarse_scores(evidence, run)}"
             ),
             advice=_better(evidence, run),
             in_vain="Looking for NaN does not find this, and no sampling setting mends it.",
@@ -51,7 +52,7 @@ def degraded(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _figures(run: Run) -> str:
-    """The measured loss beside what is tolerated."""
+    """The measured loss next to what is tolerated."""
     tolerated = f"{DEGRADED_KL_DIVERGENCE.value} nat, {percent(DEGRADED_RELATIVE_ERROR.value)}"
     figures = [f"{loss(run).sentence} (tolerated: {tolerated})"]
     logits = run.logits
@@ -67,14 +68,14 @@ def _figures(run: Run) -> str:
 
 def _where_it_starts(run: Run) -> LayerTrace | None:
     """The layer whose relative error grew most over the layer before it, in its own section."""
-    grown = [
-        (grown_to - grown_from, after)
+    growth = [
+        (error_after - error_before, after)
         for before, after in pairwise(run.layers)
         if before.section is after.section
-        and (grown_from := relative_error(before)) is not None
-        and (grown_to := relative_error(after)) is not None
+        and (error_before := relative_error(before)) is not None
+        and (error_after := relative_error(after)) is not None
     ]
-    largest = max(grown, key=lambda pair: pair[0], default=None)
+    largest = max(growth, key=lambda pair: pair[0], default=None)
     return largest[1] if largest and largest[0] > 0 else None
 
 
@@ -83,13 +84,14 @@ def _coarse_scores(evidence: Evidence, run: Run) -> str:
     rows = [
         row for row in evidence.measurements.headroom if row.mechanism is Mechanism.ATTENTION_SCORES
     ]
-    found = tightest(rows, run.configuration)
-    if found is None or run.attn_implementation != "eager" or not _usable_siblings(evidence, run):
+    tight = tightest(rows, run.configuration)
+    if tight is None or run.attn_implementation != "eager" or not _usable_siblings(evidence, run):
         return ""
-    step = 2.0 ** math.floor(math.log2(found[0].abs_max)) * run.dtype.limits.eps
+    abs_max = tight[0].abs_max
+    step = 2.0 ** math.floor(math.log2(abs_max)) * run.dtype.limits.eps
     return (
         f" Eager attention writes {Mechanism.ATTENTION_SCORES.phrase} in {run.dtype}: they reach "
-        f"{magnitude(found[0].abs_max)}, where neighbouring values are {magnitude(step)} apart."
+        f"{magnitude(abs_max)}, where neighbouring values are {magnitude(step)} apart."
     )
 
 
@@ -115,7 +117,7 @@ def unjudged(evidence: Evidence) -> Iterator[Finding]:
     runs = tuple(
         index
         for index, run in evidence.with_verdict(*USABLE)
-        if not run.dtype.is_reference
+        if not run.configuration.is_reference
         and any(layer.routing_agreement is not None for layer in run.layers)
         and loss(run) == (None, None)
     )
@@ -151,11 +153,11 @@ def flushed_weights(evidence: Evidence) -> Iterator[Finding]:
     subnormal = audit.num_float16_subnormal / audit.num_elements
     if zero <= FLUSHED_SHARE.value and subnormal <= SUBNORMAL_SHARE.value:
         return
-    runs = tuple(i for i, run in enumerate(evidence.runs) if run.dtype is Dtype.FLOAT16)
-    harmed = any(evidence.runs[index].verdict is Verdict.DEGRADED for index in runs)
+    runs = tuple(index for index, run in enumerate(evidence.runs) if run.dtype is Dtype.FLOAT16)
+    is_degraded = any(evidence.runs[index].verdict is Verdict.DEGRADED for index in runs)
     yield Finding(
         code="PC202",
-        severity=Severity.WARNING if harmed else Severity.NOTE,
+        severity=Severity.WARNING if is_degraded else Severity.NOTE,
         confidence=Confidence.MEASURED,
         runs=runs,
         message=(
@@ -164,7 +166,7 @@ def flushed_weights(evidence: Evidence) -> Iterator[Finding]:
         ),
         advice=(
             "Use bfloat16 or float32: a float16 run here is degraded."
-            if harmed
+            if is_degraded
             else "Nothing to do: the float16 runs show what it costs, and none is degraded."
         ),
     )

@@ -1,12 +1,12 @@
-"""Findings on values that still fit, but not by much (PC114), and on eager attention (PC303)."""
+"""Findings on values that still fit, but not by much (PC114)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from precheck.judge.cures import CURES
 from precheck.judge.thresholds import LOW_HEADROOM
 from precheck.records.finding import Confidence, Finding, Severity, Verdict
+from precheck.records.mechanism import MECHANISMS
 from precheck.records.quantities import bits, listed, magnitude
 from precheck.records.tightest import bits_left
 
@@ -14,24 +14,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from precheck.judge.evidence import Evidence
+    from precheck.records.mechanism import Mechanism
     from precheck.records.precision import Dtype
-    from precheck.records.traces import Headroom, Mechanism
+    from precheck.records.traces import Headroom
 
 
 def low_headroom(evidence: Evidence) -> Iterator[Finding]:
     """Runs that did not overflow, with less than a bit left: one finding for each mechanism."""
-    found: dict[tuple[Dtype, Mechanism], tuple[list[int], list[tuple[float, Headroom]]]] = {}
+    tight: dict[tuple[Dtype, Mechanism], tuple[list[int], list[tuple[float, Headroom]]]] = {}
     for index, run in evidence.with_verdict(Verdict.LOW_HEADROOM):
         for row in evidence.measurements.headroom:
             left = bits_left(row, run.configuration)
             if left is None or left >= LOW_HEADROOM.value:
                 continue
-            runs, rows = found.setdefault((run.dtype, row.mechanism), ([], []))
+            runs, rows = tight.setdefault((run.dtype, row.mechanism), ([], []))
             if index not in runs:
                 runs.append(index)
             rows.append((left, row))
-    for (dtype, mechanism), (runs, rows) in found.items():
-        rows.sort(key=lambda each: each[0])
+    for (dtype, mechanism), (runs, rows) in tight.items():
+        rows.sort(key=lambda pair: pair[0])
         left, row = rows[0]
         names = tuple(evidence.runs[index].name for index in runs)
         yield Finding(
@@ -47,6 +48,6 @@ def low_headroom(evidence: Evidence) -> Iterator[Finding]:
             ),
             advice=(
                 "Scan with prompts of yours, the longest too (--prompts), before this is deployed. "
-                + CURES[mechanism].advice
+                + MECHANISMS[mechanism].advice
             ),
-        ).at(*(each for _, each in rows))
+        ).at(*(row for _, row in rows))

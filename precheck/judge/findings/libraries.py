@@ -1,4 +1,4 @@
-"""Findings on installed libraries that are known to break what the checkpoint is (PC508)."""
+"""Findings on installed libraries that are known to break this kind of checkpoint (PC508)."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ class KnownFault:
 
 
 def _is_gptq_without_biases(model: ModelFacts) -> bool:
-    found = model.quantization or {}
-    return found.get("quant_method") == "gptq" and bool(found.get("num_linears_without_bias"))
+    quantization = model.quantization or {}
+    is_gptq = quantization.get("quant_method") == "gptq"
+    return is_gptq and bool(quantization.get("num_linears_without_bias"))
 
 
 def _is_any(_: ModelFacts) -> bool:
@@ -115,7 +116,7 @@ KNOWN_FAULTS = (
         source="https://github.com/QwenLM/Qwen3/issues/951",
     ),
 )
-"""In the order of the telling; each with where it is documented."""
+"""In the order in which they are reported; each with where it is documented."""
 
 
 def known_faults(evidence: Evidence) -> Iterator[Finding]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from precheck.judge.cures import CURES, NO_SAMPLING_CURE, NOT_EQUIVALENT
 from precheck.records.finding import Confidence, Finding, Severity, Verdict
+from precheck.records.mechanism import MECHANISMS, Mechanism
 from precheck.records.precision import Accumulation, Dtype
 from precheck.records.quantities import counted, listed, magnitude
-from precheck.records.traces import Mechanism
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -16,8 +15,17 @@ if TYPE_CHECKING:
     from precheck.judge.evidence import Evidence
     from precheck.records.traces import Overflow
 
-_Place = tuple[Mechanism, str, str, str]
-_Rows = dict[_Place, tuple[list[int], list["Overflow"]]]
+NO_SAMPLING_CURE = (
+    "Temperature, a repetition penalty, an epsilon or clipping the logits do not help: "
+    "the logits are NaN before sampling. An instruct version has the same range."
+)
+NOT_EQUIVALENT = (
+    "Clamping and remove_invalid_values hide the NaN and change the answer "
+    "(Gemma-3-12b, clamped: gsm8k 0.874 -> 0.647)."
+)
+
+_Location = tuple[str, str, str]
+_RowsByLocation = dict[_Location, tuple[list[int], list["Overflow"]]]
 
 
 def reaches_output(mechanism: Mechanism) -> Callable[[Evidence], Iterator[Finding]]:
@@ -30,24 +38,26 @@ def reaches_output(mechanism: Mechanism) -> Callable[[Evidence], Iterator[Findin
     return rule
 
 
-def _escaped(evidence: Evidence, *, mechanism: Mechanism) -> _Rows:
-    """Per first place, the runs it happened in and every row of the mechanism there."""
-    places: _Rows = {}
+def _escaped(evidence: Evidence, *, mechanism: Mechanism) -> _RowsByLocation:
+    """By module, operation and line of its first row: the runs it happened in, and all its rows."""
+    locations: _RowsByLocation = {}
     for index, run in evidence.with_verdict(Verdict.OVERFLOW):
-        rows = [each for each in run.overflows if each.mechanism is mechanism and not each.absorbed]
+        rows = [row for row in run.overflows if row.mechanism is mechanism and not row.absorbed]
         if rows:
             first = rows[0]
-            place = (mechanism, first.module, first.op, first.source)
-            runs, seen = places.setdefault(place, ([], []))
+            location = (first.module, first.op, first.source)
+            runs, all_rows = locations.setdefault(location, ([], []))
             runs.append(index)
-            seen.extend(row for row in rows if row.module not in {each.module for each in seen})
-    return places
+            for row in rows:
+                if row.module not in {other.module for other in all_rows}:
+                    all_rows.append(row)
+    return locations
 
 
 def _overflow_finding(
     evidence: Evidence, *, runs: tuple[int, ...], rows: list[Overflow]
 ) -> Finding:
-    first, cure = rows[0], CURES[rows[0].mechanism]
+    first, mechanism = rows[0], MECHANISMS[rows[0].mechanism]
     names = tuple(evidence.runs[index].name for index in runs)
     others = (
         f" The same happens in {counted(len(rows) - 1, 'further module')}." if len(rows) > 1 else ""
@@ -55,39 +65,39 @@ def _overflow_finding(
     safe = evidence.safe_names()
     measured = f" Measured safe here: {listed(safe)}." if safe else ""
     return Finding(
-        code=cure.code,
+        code=mechanism.code,
         severity=_severity(evidence, runs),
         confidence=Confidence.MEASURED,
         runs=runs,
         probes=first.probes,
         message=(
             f"{listed(names)}: {first.event} in {where(first)}. "
-            f"{needs(first)} {cure.cause}{others} The fault spreads from there, "
+            f"{needs(first)} {mechanism.cause}{others} The fault spreads from there, "
             f"and the output is not finite.{_while_writing(evidence, runs)}"
         ),
-        advice=f"{cure.advice}{measured}",
-        in_vain=_joined(cure.in_vain, NO_SAMPLING_CURE, NOT_EQUIVALENT),
+        advice=f"{mechanism.advice}{measured}",
+        in_vain=_joined(mechanism.in_vain, NO_SAMPLING_CURE, NOT_EQUIVALENT),
     ).at(*rows)
 
 
 def _while_writing(evidence: Evidence, runs: tuple[int, ...]) -> str:
     """After how many tokens it begins, where the prompt itself is fine."""
     steps = {
-        (each.probe, each.broken_step)
+        (generation.broken_step, generation.probe)
         for index in runs
-        for each in evidence.runs[index].generations
-        if each.broken_step
+        for generation in evidence.runs[index].generations
+        if generation.broken_step
     }
     if not steps:
         return ""
-    probe, step = min(steps, key=lambda each: (each[1], each[0]))
+    step, probe = min(steps)
     return f" Behind {probe} it begins after {counted(step, 'token')} of the answer."
 
 
 def _severity(evidence: Evidence, runs: tuple[int, ...]) -> Severity:
     """A warning where only a kernel that adds up in float16 breaks: few do."""
-    added_up = {evidence.runs[index].accumulation for index in runs}
-    return Severity.WARNING if added_up == {Accumulation.FLOAT16} else Severity.ERROR
+    accumulations = {evidence.runs[index].accumulation for index in runs}
+    return Severity.WARNING if accumulations == {Accumulation.FLOAT16} else Severity.ERROR
 
 
 def sums_that_fit(evidence: Evidence) -> Iterator[Finding]:
@@ -161,17 +171,17 @@ def not_located(evidence: Evidence) -> Iterator[Finding]:
 
 def absorbed(evidence: Evidence) -> Iterator[Finding]:
     """Overflows that later operations made finite again: a note, unless accuracy is lost too."""
-    places: dict[tuple[Mechanism, str, str], tuple[list[int], list[Overflow]]] = {}
+    kinds: dict[tuple[Mechanism, str, str], tuple[list[int], list[Overflow]]] = {}
     for index, run in enumerate(evidence.runs):
         if run.reference_nonfinite or run.verdict is Verdict.FAILED:
             continue
         for row in run.overflows:
             if row.absorbed:
-                runs, rows = places.setdefault((row.mechanism, row.op, row.source), ([], []))
+                runs, rows = kinds.setdefault((row.mechanism, row.op, row.source), ([], []))
                 rows.append(row)
                 if index not in runs:
                     runs.append(index)
-    for runs, rows in places.values():
+    for runs, rows in kinds.values():
         yield _absorbed_finding(evidence, runs=tuple(runs), rows=rows)
 
 
@@ -180,8 +190,8 @@ def _absorbed_finding(
 ) -> Finding:
     first = rows[0]
     verdicts = {evidence.runs[index].verdict for index in runs}
-    harmful = Verdict.DEGRADED in verdicts
-    if harmful:
+    is_harmful = Verdict.DEGRADED in verdicts
+    if is_harmful:
         consequence = "The output is finite, and far from float32's: the run is degraded."
     elif Verdict.OVERFLOW in verdicts:
         consequence = "It is not what spoils the output."
@@ -189,7 +199,7 @@ def _absorbed_finding(
         consequence = "The precision figures show no harm."
     return Finding(
         code="PC112",
-        severity=Severity.WARNING if harmful else Severity.NOTE,
+        severity=Severity.WARNING if is_harmful else Severity.NOTE,
         confidence=Confidence.MEASURED,
         runs=runs,
         probes=first.probes,
@@ -200,22 +210,22 @@ def _absorbed_finding(
             f"operations make it finite again. {consequence}"
         ),
         advice=(
-            CURES[first.mechanism].advice
-            if harmful
+            MECHANISMS[first.mechanism].advice
+            if is_harmful
             else "Nothing to do here; other prompts may differ, so scan with yours (--prompts)."
         ),
-        in_vain=NOT_EQUIVALENT if harmful else "",
+        in_vain=NOT_EQUIVALENT if is_harmful else "",
     ).at(*rows)
 
 
 def broken_in_float32(evidence: Evidence) -> Iterator[Finding]:
-    """Float32 runs that are not finite: no dtype can mend that."""
+    """Float32 runs that are not finite: no other dtype helps there."""
     runs = evidence.broken_references
     if not runs:
         return
     first = next((row for index in runs for row in evidence.runs[index].overflows), None)
     names = tuple(evidence.runs[index].name for index in runs)
-    place = f" It starts in {where(first)}." if first else ""
+    start = f" It starts in {where(first)}." if first else ""
     finding = Finding(
         code="PC113",
         severity=Severity.ERROR,
@@ -223,7 +233,7 @@ def broken_in_float32(evidence: Evidence) -> Iterator[Finding]:
         runs=runs,
         message=(
             f"The model is broken in {Dtype.FLOAT32}: the output of {listed(names)} is not "
-            f"finite.{place} No other dtype can be judged against it, and none will mend it."
+            f"finite.{start} No other dtype can be judged against it, and none will mend it."
         ),
         advice=(
             "Check the weights (a truncated download, a merge or a training run that diverged), "
@@ -235,4 +245,4 @@ def broken_in_float32(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _joined(*sentences: str) -> str:
-    return " ".join(each for each in sentences if each)
+    return " ".join(filter(None, sentences))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from precheck.judge.cures import CURES
 from precheck.judge.findings import (
     attention,
     checkpoint,
@@ -17,6 +16,7 @@ from precheck.judge.findings import (
     unmeasured,
 )
 from precheck.records.finding import Finding, Severity
+from precheck.records.mechanism import MECHANISMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -39,8 +39,8 @@ RULES = (
     Rule("PC504", "weights are not finite", checkpoint.nonfinite),
     Rule("PC113", "the model is broken in float32", overflow.broken_in_float32),
     *(
-        Rule(cure.code, cure.title, overflow.reaches_output(mechanism))
-        for mechanism, cure in CURES.items()
+        Rule(row.code, row.title, overflow.reaches_output(mechanism))
+        for mechanism, row in MECHANISMS.items()
     ),
     Rule("PC111", "the output is not finite, and no operation is named", overflow.not_located),
     Rule("PC201", "accuracy is lost without any NaN", divergence.degraded),
@@ -67,12 +67,12 @@ RULES = (
     Rule("PC902", "probes were not run", coverage.probes_not_run),
     Rule("PC903", "nothing was run", unmeasured.nothing_was_run),
 )
-"""In the order of the telling: what makes everything after it meaningless comes first."""
+"""In the order in which they are reported: what makes the rest meaningless comes first."""
 
 _GRAVITY = {severity: gravity for gravity, severity in enumerate(Severity)}
 
 
 def findings(evidence: Evidence) -> tuple[Finding, ...]:
     """What every rule finds, gravest first, then in the order of the rules and of the runs."""
-    found = [finding for rule in RULES for finding in rule.find(evidence)]
-    return tuple(sorted(found, key=lambda finding: _GRAVITY[finding.severity]))
+    in_order = (finding for rule in RULES for finding in rule.find(evidence))
+    return tuple(sorted(in_order, key=lambda finding: _GRAVITY[finding.severity]))

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from precheck.measure.blame.examine import Producer
     from precheck.measure.blame.unit_call import UnitCall
-    from precheck.records.traces import Mechanism, Section
+    from precheck.records.mechanism import Mechanism
+    from precheck.records.traces import Section
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,8 @@ from precheck.measure.watch.ops import OpWatcher
 from precheck.measure.watch.parameters import Parameters
 from precheck.measure.watch.real_tokens import RealTokens
 from precheck.measure.watch.trees import tensors_in
-from precheck.records.traces import Mechanism, Section
+from precheck.records.mechanism import Mechanism
+from precheck.records.traces import Section
 
 if TYPE_CHECKING:
     from torch import Tensor

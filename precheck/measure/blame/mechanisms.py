@@ -21,8 +21,8 @@ from precheck.measure.watch.op_kinds import (
     SOFTMAXES,
 )
 from precheck.measure.watch.segment import OTHER
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype
-from precheck.records.traces import Mechanism
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

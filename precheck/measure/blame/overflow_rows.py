@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from precheck.records.traces import Mechanism, Overflow
+from precheck.records.mechanism import Mechanism
+from precheck.records.traces import Overflow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

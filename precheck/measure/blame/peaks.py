@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype, headroom_bits
-from precheck.records.traces import Headroom, Mechanism
+from precheck.records.traces import Headroom
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -13,7 +13,7 @@ from precheck.measure.blame.second_look import SecondLook
 from precheck.measure.blame.unit_call import routed_nodes
 from precheck.measure.lockstep.symptom import symptom_of
 from precheck.measure.watch.fused_scores import raw_score_abs_max
-from precheck.records.traces import Mechanism
+from precheck.records.mechanism import Mechanism
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from precheck.facts.devices import Float16Sums
+from precheck.facts.hardware import Float16Sums
 
 if TYPE_CHECKING:
     from collections.abc import Callable

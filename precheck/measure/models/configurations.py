@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from precheck.errors import UnsupportedConfigurationError, UsageError
+from precheck.facts import attention
 from precheck.records.precision import Accumulation, Dtype
 from precheck.records.traces import RunTrace
 
@@ -13,25 +14,6 @@ if TYPE_CHECKING:
     from precheck.measure.models.shared import SharedModels
     from precheck.measure.models.skeleton import Skeleton
     from precheck.records.configuration import Configuration
-
-KNOWN_ATTENTION = (
-    "eager",
-    "sdpa",
-    "flash_attention_2",
-    "flash_attention_3",
-    "flash_attention_4",
-    "flex_attention",
-)
-"""Names transformers registers; kernels of the Hub are named ``owner/name``.
-
-**Source**: ``transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS`` and its documentation.
-"""
-
-
-UNWATCHABLE = {
-    "flex_attention": "flex_attention runs as one compiled operation, which cannot be watched",
-}
-"""Implementations that a dispatch mode does not see into, and why."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -59,9 +41,9 @@ def check_attention_name(name: str, *, trust_remote_code: bool) -> None:
                 f"attention kernel from the Hub: {name!r} (it is code that would run here)",
                 hint="allow it with --trust-remote-code",
             )
-    elif name not in KNOWN_ATTENTION:
+    elif name not in attention.names():
         raise UsageError(
-            f"unknown attention implementation: {name!r} (expected {', '.join(KNOWN_ATTENTION)})",
+            f"unknown attention implementation: {name!r} (expected {', '.join(attention.names())})",
             hint="kernels of the Hub are named owner/name",
         )
 
@@ -91,8 +73,8 @@ def build_groups(
     failed: list[RunTrace] = []
     for name, requested_dtypes in requested.items():
         try:
-            if name in UNWATCHABLE:
-                raise UnsupportedConfigurationError(UNWATCHABLE[name])  # noqa: TRY301
+            if (reason := attention.why_unwatchable(name)) is not None:
+                raise UnsupportedConfigurationError(reason)  # noqa: TRY301
             reference = models.skeleton(Dtype.FLOAT32, name)
         except UnsupportedConfigurationError as error:
             failed += [_failed(dtype, name, device, error.message) for dtype in requested_dtypes]

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from precheck.checkpoint.quiet import quiet_transformers
+from precheck.facts import attention
 from precheck.measure.models.settings import setting, text_config
 from precheck.records.sizes import AttentionFacts, CacheSize, Widths
 
@@ -22,16 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from precheck.checkpoint.architecture import Architecture
-
-_FLAGS = (
-    ("_supports_sdpa", ("sdpa",)),
-    (
-        "_supports_flash_attn",
-        ("flash_attention_2", "flash_attention_3", "flash_attention_4"),
-    ),
-    ("_supports_flex_attn", ("flex_attention",)),
-)
-"""Of a transformers model class, and what each stands for."""
 
 _HEAD_DIMS = ("head_dim", "global_head_dim", "qk_head_dim", "d_kv", "kv_channels")
 _SHORT, _BEYOND = 8, 64
@@ -43,13 +34,12 @@ def attention_facts(model: nn.Module, layout: Architecture) -> AttentionFacts | 
     if not isinstance(model, PreTrainedModel):
         return None
     text = text_config(model)
-    supported = [name for flag, names in _FLAGS if getattr(model, flag, False) for name in names]
     flash = getattr(model, "_compatible_flash_implementations", None)
     num_heads = _number(text, "num_attention_heads")
     head_dim = _head_dim(text, num_heads)
     value_head_dim = _number(text, "v_head_dim")
     return AttentionFacts(
-        supported=("eager", *supported),
+        supported=attention.supported(lambda flag: getattr(model, flag, False)),
         flash_kernels=None if flash is None else tuple(map(str, flash)),
         num_heads=num_heads,
         num_key_value_heads=_number(text, "num_key_value_heads") or num_heads,

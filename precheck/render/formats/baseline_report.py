@@ -6,9 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from precheck.records.finding import Severity
-from precheck.records.identity import module_pattern
-from precheck.records.quantities import first_sentence
+from precheck.records.finding import Severity, module_pattern
 from precheck.render.parts.words import shown
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ class BaselineReport:
 
 def _entry(finding: Finding) -> str:
     patterns = {module_pattern(module) for module in finding.modules}
-    lines = [f"# {shown(first_sentence(finding.message))}", "[[accept]]"]
+    lines = [f"# {shown(finding.gist)}", "[[accept]]"]
     lines.append(f"code = {_string(finding.code)}")
     if len(patterns) == 1:
         lines.append(f"module = {_string(*patterns)}")

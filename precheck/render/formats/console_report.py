@@ -142,4 +142,4 @@ def _short(finding: Finding, *, report: Report) -> str:
         overflow.module,
         overflow.source,
     )
-    return finding.message.split(". ", 1)[0] if is_in_panel else finding.message
+    return finding.gist if is_in_panel else finding.message

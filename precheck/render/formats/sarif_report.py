@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from precheck.facts.findings import explanations
-from precheck.records.identity import identity
 from precheck.render.parts.source_link import source_link
 from precheck.render.parts.words import shown
 
@@ -121,5 +120,5 @@ def _uri(path: str) -> str:
 
 def _fingerprint(report: Report, finding: Finding) -> str:
     """The same finding of the same model, whatever its figures: code, module pattern and op."""
-    identifying = "\n".join((report.model.id, *identity(finding)))
+    identifying = "\n".join((report.model.id, *finding.identity))
     return hashlib.sha256(identifying.encode("utf-8", "replace")).hexdigest()[:32]

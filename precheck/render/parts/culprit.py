@@ -11,15 +11,15 @@ from rich.text import Text
 
 from precheck.records.finding import Verdict
 from precheck.records.loss import relative_error
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Accumulation
 from precheck.records.quantities import counted, listed, magnitude, percent
-from precheck.records.traces import Mechanism, Section
 from precheck.render.parts.columns import Column, table
 from precheck.render.parts.words import DASH, VERDICT_MARKS, shown
 
 if TYPE_CHECKING:
     from precheck.records.report import Report, Run
-    from precheck.records.traces import LayerTrace, Overflow
+    from precheck.records.traces import LayerTrace, Overflow, Section
 
 _REACH = 2
 """Layers shown before and after the one that matters."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from precheck.records.finding import USABLE, Severity, Verdict
-from precheck.records.quantities import counted, first_sentence, listed
+from precheck.records.quantities import counted, listed
 from precheck.records.traces import Section
 from precheck.render.parts.words import shown
 
@@ -40,7 +40,7 @@ def headline(report: Report) -> Headline:
     """One line with the gravest that was found, or that all is well."""
     broken = _broken(report)
     if broken is not None:
-        return Headline(Verdict.OVERFLOW, f"BROKEN: {first_sentence(broken.message)}")
+        return Headline(Verdict.OVERFLOW, f"BROKEN: {broken.gist}")
     if report.is_static:
         return _static(report)
     if not report.runs:
@@ -99,9 +99,8 @@ def _static(report: Report) -> Headline:
     ):
         findings = [finding for finding in report.findings if finding.severity is severity]
         if findings:
-            gist = first_sentence(findings[0].message).split("; ", 1)[0].split(" (", 1)[0]
             more = f" and {len(findings) - 1} more" if len(findings) > 1 else ""
-            return Headline(verdict, f"NOT RUN: {gist}{more}")
+            return Headline(verdict, f"NOT RUN: {findings[0].headline}{more}")
     return Headline(Verdict.SAFE, f"NOT RUN: nothing is known against {declared}")
 
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from precheck.facts import attention, devices
-from precheck.facts.devices import DeviceRow, Float16Sums, Hardware
+from precheck.facts.hardware import Float16Sums, Hardware
 from precheck.records.quantities import listed, num_bytes
 from precheck.render.parts.columns import GAP, Column, table
 from precheck.render.parts.printed import printed
@@ -17,6 +17,7 @@ from precheck.render.parts.words import DASH, shown
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from precheck.facts.devices import DeviceRow
     from precheck.records.report import Device
 
 _LEAST_ROOM = 20

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from precheck.records.finding import Verdict
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype
-from precheck.records.traces import Mechanism
 from tests.measure.scans import fault_named, faulty_run, passes, plain_inputs, run_of, scan_of
 from tests.oracle import first_fault, modules_with_nonfinite_output
 from tests.planted import FAULTS, PlantedFault, fault_inputs, loaded, planted_checkpoint

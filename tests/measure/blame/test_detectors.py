@@ -11,7 +11,7 @@ from precheck.measure.blame.examine import Examiner
 from precheck.measure.lockstep.attribution import Attribution
 from precheck.pipeline import scan
 from precheck.records.finding import Verdict
-from precheck.records.traces import Mechanism
+from precheck.records.mechanism import Mechanism
 from tests.measure.mixtures import undecided
 from tests.measure.scans import fault_named, faulty_run, run_of, scan_of
 from tests.tiny_models import save_checkpoint

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, T5ForConditionalGe
 import precheck
 from precheck.checkpoint.gallery import GALLERY
 from precheck.errors import UnsupportedModelError, UsageError
-from precheck.records.traces import Mechanism, Section
+from precheck.records.mechanism import Mechanism
+from precheck.records.traces import Section
 from tests.planted import FAULTS, fault_inputs, planted_model
 from tests.tiny_models import TINY, tiny, tiny_inputs
 

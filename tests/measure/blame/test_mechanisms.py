@@ -17,7 +17,7 @@ from precheck.measure.watch.segment import HIDDEN, WEIGHT, OpNode, Origin
 from precheck.measure.watch.source_line import _frame_rank
 from precheck.pipeline import scan
 from precheck.records.finding import Severity, Verdict
-from precheck.records.traces import Mechanism
+from precheck.records.mechanism import Mechanism
 from tests.measure.scans import run_of
 
 if TYPE_CHECKING:

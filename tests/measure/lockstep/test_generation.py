@@ -12,7 +12,7 @@ import precheck
 from precheck.checkpoint.gallery import GALLERY
 from precheck.errors import UsageError
 from precheck.records.finding import Verdict
-from precheck.records.traces import Mechanism
+from precheck.records.mechanism import Mechanism
 from precheck.render.formats.console_report import render_console
 from tests.measure.blame.test_live import FINE, LATER
 from tests.measure.scans import run_of

@@ -17,7 +17,7 @@ from precheck.measure.watch.ops import OpWatcher
 from precheck.measure.watch.parameters import Parameters
 from precheck.measure.watch.real_tokens import RealTokens
 from precheck.pipeline import scan
-from precheck.records.traces import Mechanism
+from precheck.records.mechanism import Mechanism
 from tests.measure.scans import (
     Pass,
     fault_named,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from precheck.facts.devices import Float16Sums
+from precheck.facts.hardware import Float16Sums
 from precheck.measure.machine.device_check import float16_sums
 
 

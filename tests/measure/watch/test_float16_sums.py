@@ -14,8 +14,8 @@ from precheck.checkpoint.gallery import GALLERY
 from precheck.errors import UsageError
 from precheck.measure.watch.float16_sums import CHUNK, Float16Sums, SumsTotals
 from precheck.records.finding import Severity, Verdict
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Accumulation
-from precheck.records.traces import Mechanism
 from tests.tiny_models import save_checkpoint, tiny
 
 if TYPE_CHECKING:

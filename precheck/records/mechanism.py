@@ -1,34 +1,64 @@
-"""What is known of each mechanism: its finding code, its cure, and what is tried in vain."""
+"""Why an operation leaves the range of its dtype: what is known of each mechanism, a row each.
+
+A mechanism that is new is a value of ``Mechanism``, its row here, and its section in
+``facts/findings.md``; ``measure/blame/graph.py`` is where operations are told apart.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
-from precheck.records.traces import Mechanism
+
+class Mechanism(StrEnum):
+    """Why an operation leaves the range of its dtype."""
+
+    ATTENTION_SCORES = "attention_scores"
+    GATED_PRODUCT = "gated_product"
+    MLP_OUTPUT = "mlp_output"
+    RESIDUAL = "residual"
+    PROJECTION = "projection"
+    NORM = "norm"
+    EMBEDDING = "embedding"
+    LOGITS = "logits"
+    MASK = "mask"
+    WEIGHTS = "weights"
+    ACCUMULATION = "accumulation"
+    OTHER = "other"
+
+    @property
+    def phrase(self) -> str:
+        """What overflowed, in words.
+
+        >>> Mechanism.RESIDUAL.phrase
+        'the residual stream'
+        """
+        return MECHANISMS[self].phrase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cure:
-    """One row of the mechanism table: what to do and what not to expect."""
+class MechanismFacts:
+    """What overflowed, its finding, why it happens, what to do and what not to expect."""
 
+    phrase: str
+    """What overflowed, in words that follow ``overflow of``."""
     code: str
+    """Of the finding, where it reaches the output."""
     title: str
     cause: str
     advice: str
     in_vain: str
+    is_in_scores: bool = False
+    """Only attention that writes out its scores has it."""
+    is_product: bool = False
+    """In 16 bits even where activations between products are kept in float32."""
+    enters_residual: bool = False
+    """What a module adds to the residual stream: in float32 inside it, in float16 after it."""
 
 
-NO_SAMPLING_CURE = (
-    "Temperature, a repetition penalty, an epsilon or clipping the logits do not help: "
-    "the logits are NaN before sampling. An instruct version has the same range."
-)
-NOT_EQUIVALENT = (
-    "Clamping and remove_invalid_values hide the NaN and change the answer "
-    "(Gemma-3-12b, clamped: gsm8k 0.874 -> 0.647)."
-)
-
-CURES = {
-    Mechanism.ATTENTION_SCORES: Cure(
+MECHANISMS = {
+    Mechanism.ATTENTION_SCORES: MechanismFacts(
+        phrase="the raw attention scores (QK^T before scaling)",
         code="PC301",
         title="raw attention scores overflow in eager attention",
         cause="Eager attention writes QK^T in 16 bits and scales it afterwards.",
@@ -37,8 +67,10 @@ CURES = {
             "kernel; do not pass output_attentions=True, it forces eager."
         ),
         in_vain="Other tools blame o_proj; nothing is wrong with it.",
+        is_in_scores=True,
     ),
-    Mechanism.MASK: Cure(
+    Mechanism.MASK: MechanismFacts(
+        phrase="the attention mask",
         code="PC302",
         title="mask arithmetic makes NaN",
         cause=(
@@ -52,8 +84,10 @@ CURES = {
         in_vain=(
             "Replacing inf by 0 after the mask makes future tokens visible (transformers#35151)."
         ),
+        is_in_scores=True,
     ),
-    Mechanism.GATED_PRODUCT: Cure(
+    Mechanism.GATED_PRODUCT: MechanismFacts(
+        phrase="the gated product (act(gate) * up)",
         code="PC101",
         title="the gated product overflows",
         cause="Two factors that fit are multiplied into one that does not.",
@@ -62,57 +96,72 @@ CURES = {
             "Other tools blame down_proj; its input is already infinite. No attention "
             "implementation helps."
         ),
+        is_product=True,
     ),
-    Mechanism.MLP_OUTPUT: Cure(
+    Mechanism.MLP_OUTPUT: MechanismFacts(
+        phrase="the output of the feed-forward block",
         code="PC102",
         title="the feed-forward output overflows",
         cause="The last linear of the block sums to more than the dtype holds.",
         advice="Use bfloat16, or keep that module in float32.",
         in_vain="Other tools blame the next norm. No attention implementation helps.",
+        is_product=True,
+        enters_residual=True,
     ),
-    Mechanism.RESIDUAL: Cure(
+    Mechanism.RESIDUAL: MechanismFacts(
+        phrase="the residual stream",
         code="PC103",
         title="the residual stream overflows",
         cause="Every layer adds to the stream, and the sum leaves the range.",
         advice="Use bfloat16; where it is not native, precheck fix may rescale it for float16.",
         in_vain="Other tools blame the next norm. No attention implementation helps.",
+        enters_residual=True,
     ),
-    Mechanism.PROJECTION: Cure(
+    Mechanism.PROJECTION: MechanismFacts(
+        phrase="a linear projection",
         code="PC104",
         title="a linear projection overflows",
         cause="The product with the weights is larger than the dtype holds.",
         advice="Use bfloat16, or keep that module in float32.",
         in_vain="",
+        is_product=True,
     ),
-    Mechanism.NORM: Cure(
+    Mechanism.NORM: MechanismFacts(
+        phrase="a normalisation that runs in 16 bits",
         code="PC105",
         title="a normalisation overflows",
         cause="It computes in 16 bits, or its result is cast to 16 bits too early.",
         advice="Use bfloat16, or a normalisation that computes in float32 and casts last.",
         in_vain="A larger epsilon does not help: the square overflows, not the division.",
     ),
-    Mechanism.EMBEDDING: Cure(
+    Mechanism.EMBEDDING: MechanismFacts(
+        phrase="the scaled embedding",
         code="PC106",
         title="the scaled embedding overflows",
         cause="The embedding times its scale is larger than the dtype holds.",
         advice="Use bfloat16 or float32.",
         in_vain="",
+        enters_residual=True,
     ),
-    Mechanism.LOGITS: Cure(
+    Mechanism.LOGITS: MechanismFacts(
+        phrase="the logits",
         code="PC107",
         title="the logits overflow",
         cause="The final projection is larger than the dtype holds.",
         advice="Use bfloat16, or keep the head in float32.",
         in_vain="A softcap after the projection comes too late.",
+        is_product=True,
     ),
-    Mechanism.WEIGHTS: Cure(
+    Mechanism.WEIGHTS: MechanismFacts(
+        phrase="a stored weight",
         code="PC108",
         title="a stored weight is outside the dtype",
         cause="The weight is infinite as soon as it is cast.",
         advice="Use bfloat16 or float32, or keep that module in float32.",
         in_vain="",
     ),
-    Mechanism.ACCUMULATION: Cure(
+    Mechanism.ACCUMULATION: MechanismFacts(
+        phrase="the partial sums inside a kernel",
         code="PC109",
         title="a kernel's partial sums overflow",
         cause="A kernel that adds up in float16 is infinite half-way; inputs and result fit.",
@@ -122,7 +171,8 @@ CURES = {
         ),
         in_vain="Hooks on modules see a sound input and an infinite output; the weights are fine.",
     ),
-    Mechanism.OTHER: Cure(
+    Mechanism.OTHER: MechanismFacts(
+        phrase="another operation",
         code="PC110",
         title="another operation overflows",
         cause="Its result is larger than the dtype holds.",
@@ -130,3 +180,4 @@ CURES = {
         in_vain="",
     ),
 }
+"""In the order in which findings about them are reported."""
