@@ -1,7 +1,7 @@
 """Why an operation leaves the range of its dtype: what is known of each mechanism, a row each.
 
 A mechanism that is new is a value of ``Mechanism``, its row here, and its section in
-``facts/findings.md``; ``measure/blame/graph.py`` is where operations are told apart.
+``facts/findings.md``; ``measure/blame/mechanisms.py`` is where operations are told apart.
 """
 
 from __future__ import annotations

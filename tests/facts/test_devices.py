@@ -100,7 +100,7 @@ def test_a_size_that_is_assumed_is_said_and_one_that_is_asked_for_is_not() -> No
 
 
 def test_a_found_gpu_goes_by_its_capability_and_its_own_memory() -> None:
-    found = of(
+    hardware = of(
         Device(
             name="NVIDIA Something New",
             kind="cuda",
@@ -108,15 +108,15 @@ def test_a_found_gpu_goes_by_its_capability_and_its_own_memory() -> None:
             memory_bytes=7 * GIB,
         )
     )
-    assert found.name == "NVIDIA Something New"
-    assert found.bfloat16 is NATIVE
-    assert found.memory_bytes == 7 * GIB
-    assert found.assumptions == ()
+    assert hardware.name == "NVIDIA Something New"
+    assert hardware.bfloat16 is NATIVE
+    assert hardware.memory_bytes == 7 * GIB
+    assert hardware.assumptions == ()
 
 
 def test_a_gpu_that_torch_cannot_use_is_said_to_be_one() -> None:
-    found = of(Device(name="T4", kind="cuda", compute_capability="sm_75", is_usable=False))
-    assert "cannot use" in found.assumptions[0]
+    hardware = of(Device(name="T4", kind="cuda", compute_capability="sm_75", is_usable=False))
+    assert "cannot use" in hardware.assumptions[0]
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,14 @@ def test_a_gpu_that_torch_cannot_use_is_said_to_be_one() -> None:
 def test_a_cpu_goes_by_its_instruction_sets(
     features: tuple[str, ...], float16: Support, bfloat16: Support
 ) -> None:
-    found = of(Device(name="some processor", kind="cpu", features=features))
-    assert (found.name, found.float16, found.bfloat16) == ("cpu", float16, bfloat16)
+    hardware = of(Device(name="some processor", kind="cpu", features=features))
+    assert (hardware.name, hardware.float16, hardware.bfloat16) == ("cpu", float16, bfloat16)
 
 
 def test_an_unknown_amd_gpu_is_taken_for_the_least() -> None:
-    found = of(Device(name="AMD Radeon", kind="rocm", compute_capability="gfx1999"))
-    assert (found.float16, found.bfloat16) == (NATIVE, EMULATED)
-    assert "gfx1999 is not in the table" in found.assumptions[0]
+    hardware = of(Device(name="AMD Radeon", kind="rocm", compute_capability="gfx1999"))
+    assert (hardware.float16, hardware.bfloat16) == (NATIVE, EMULATED)
+    assert "gfx1999 is not in the table" in hardware.assumptions[0]
 
 
 @pytest.mark.parametrize(

@@ -41,21 +41,21 @@ def test_transformers_is_the_one_that_was_read() -> None:
 
 @pytest.mark.parametrize("version", [2, 3, 4])
 def test_flash_attention_is_what_transformers_takes_it_for(version: int) -> None:
-    known = implementation(f"flash_attention_{version}")
+    row = implementation(f"flash_attention_{version}")
     matrix: dict[str, Any] = flash.FLASH_ATTENTION_COMPATIBILITY_MATRIX[version]
-    assert known is not None
-    assert known.min_major_in_transformers == matrix.get("cuda_min_major_version")
-    assert known.hub_kernel == flash.FLASH_ATTN_KERNEL_FALLBACK[known.name]
+    assert row is not None
+    assert row.min_major_in_transformers == matrix.get("cuda_min_major_version")
+    assert row.hub_kernel == flash.FLASH_ATTN_KERNEL_FALLBACK[row.name]
     in_transformers = {name for _, name in matrix["supported_devices"]}
     assert {"cuda"} <= in_transformers
-    ours = {"cuda" if kind == "rocm" else kind for kind in known.kinds}
-    assert ours <= in_transformers
+    kinds = {"cuda" if kind == "rocm" else kind for kind in row.kinds}
+    assert kinds <= in_transformers
 
 
 def test_every_name_is_one_of_transformers_and_every_name_of_its_is_here() -> None:
-    ours = set(names())
+    listed = set(names())
     registered = set(transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS) | {"eager"}
-    assert ours <= registered | set(flash.FLASH_ATTN_KERNEL_FALLBACK)
+    assert listed <= registered | set(flash.FLASH_ATTN_KERNEL_FALLBACK)
 
 
 def test_class_flags_still_have_these_names() -> None:

@@ -77,7 +77,7 @@ def gemma3(size: float = 4.3) -> Measurements:
         broken_by(Mechanism.RESIDUAL, run) if run.dtype is Dtype.FLOAT16 else run
         for run in base.runs
     )
-    residual = tuple(row(Mechanism.RESIDUAL, layer=each, abs_max=240_000.0) for each in (1, 2, 3))
+    residual = tuple(row(Mechanism.RESIDUAL, layer=layer, abs_max=240_000.0) for layer in (1, 2, 3))
     return replace(
         base,
         model=model(base, size=size, model_type="gemma3_text", layers=34, kv=1024, hidden=2560),

@@ -120,14 +120,14 @@ def test_the_same_code_of_another_run_does_not_matter() -> None:
         broken("sdpa", "model.layers.5.mlp"),
     )
     both = judge(hand_made.measurements(runs=runs), version="0.1.0")
-    assert [each.code for each in both.findings if each.code == "PC101"] == ["PC101"] * 2
+    assert [finding.code for finding in both.findings if finding.code == "PC101"] == ["PC101"] * 2
     known = '[[accept]]\ncode = "PC101"\nmodule = "model.layers.3.mlp"\nreason = "known"\n'
     assert holds(both, known)
     sdpa = (Configuration(dtype=Dtype.FLOAT16, attn_implementation="sdpa"),)
     assert not gate(accept(both, read_baseline(known)), require=sdpa, fail_on=FailOn.ERROR).holds
 
 
-@pytest.mark.parametrize("verdict", [each for each in Verdict if each is not Verdict.SAFE])
+@pytest.mark.parametrize("verdict", [verdict for verdict in Verdict if verdict is not Verdict.SAFE])
 def test_each_verdict_that_can_be_rejected_has_findings_that_explain_it(verdict: Verdict) -> None:
     scan = hand_made.measurements()
     safe = scan.runs[2]
@@ -149,7 +149,7 @@ def test_each_verdict_that_can_be_rejected_has_findings_that_explain_it(verdict:
     assert judged.runs[1].verdict is verdict
     required = (changed.configuration,)
     assert not gate(judged, require=required, fail_on=FailOn.WARNING).holds
-    codes = {each.code for each in judged.findings if 1 in each.runs}
+    codes = {finding.code for finding in judged.findings if 1 in finding.runs}
     text = "".join(f'[[accept]]\ncode = "{code}"\nreason = "known"\n' for code in codes)
     accepted = accept(judged, read_baseline(text))
     assert gate(accepted, require=required, fail_on=FailOn.WARNING).holds
@@ -158,7 +158,7 @@ def test_each_verdict_that_can_be_rejected_has_findings_that_explain_it(verdict:
 def test_a_broken_checkpoint_can_be_accepted_too() -> None:
     broken = judge(hand_made.broken_checkpoint(), version="0.1.0")
     assert not gate(broken, fail_on=FailOn.ERROR).holds
-    errors = {each.code for each in broken.findings if each.severity is Severity.ERROR}
+    errors = {finding.code for finding in broken.findings if finding.severity is Severity.ERROR}
     text = "".join(f'[[accept]]\ncode = "{code}"\nreason = "known"\n' for code in errors)
     assert gate(accept(broken, read_baseline(text)), fail_on=FailOn.ERROR).holds
 

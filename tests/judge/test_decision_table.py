@@ -333,8 +333,8 @@ def advised(row: Row) -> Recommendation:
     return report.recommendation
 
 
-def engine(advice: Recommendation, wanted: str) -> EngineAdvice:
-    return next(each for each in advice.engines if each.engine == wanted)
+def engine(advice: Recommendation, name: str) -> EngineAdvice:
+    return next(row for row in advice.engines if row.engine == name)
 
 
 def test_the_table_is_large_and_has_what_was_asked_for() -> None:
@@ -350,14 +350,14 @@ def test_what_to_use(row: Row) -> None:
     chosen = None if advice.dtype is None else f"{advice.dtype} + {advice.attn_implementation}"
     assert chosen == row.use, advice.rejected
     reasons = "; ".join(advice.reasons)
-    assert [each for each in row.because if each not in reasons] == [], reasons
+    assert [reason for reason in row.because if reason not in reasons] == [], reasons
 
 
 @pytest.mark.parametrize("row", ROWS, ids=name)
 def test_whether_it_fits(row: Row) -> None:
     advice = advised(row)
-    found = next(each for each in advice.fits if each.dtype == advice.dtype)
-    assert found.fits is row.fits, found
+    memory = next(fit for fit in advice.fits if fit.dtype == advice.dtype)
+    assert memory.fits is row.fits, memory
     assert ("does not fit" in "; ".join(advice.reasons)) == (row.fits is False)
 
 

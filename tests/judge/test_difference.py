@@ -50,10 +50,10 @@ def with_layer(report: Report, index: int, factor: float, *, dtypes: set[Dtype])
 
 
 def test_a_report_does_not_differ_from_itself() -> None:
-    found = difference(judged(), judged())
-    assert found.is_empty
-    assert found.explanations == ()
-    assert found.environment == ()
+    compared = difference(judged(), judged())
+    assert compared.is_empty
+    assert compared.explanations == ()
+    assert compared.environment == ()
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_a_report_does_not_differ_from_itself() -> None:
 def test_rounding_is_no_difference_and_more_is(dtype: Dtype, tolerance: float) -> None:
     first = judged()
     assert difference(first, with_layer(first, 2, 1 + 0.9 * tolerance, dtypes={dtype})).is_empty
-    found = difference(first, with_layer(first, 2, 1 + 1.2 * tolerance, dtypes={dtype}))
-    assert [each.what for each in found.layers] == [
+    compared = difference(first, with_layer(first, 2, 1 + 1.2 * tolerance, dtypes={dtype}))
+    assert [change.what for change in compared.layers] == [
         f"{dtype} + {attn}, model.layers.2, and 3 further layers" for attn in ("sdpa", "eager")
     ]
 
@@ -72,9 +72,9 @@ def test_rounding_is_no_difference_and_more_is(dtype: Dtype, tolerance: float) -
 def test_another_machine_with_the_same_figures_is_no_difference() -> None:
     first = judged()
     there = replace(first.environment, cpu="another", libraries={"torch": "2.14.0"})
-    found = difference(first, replace(first, environment=there))
-    assert found.is_empty
-    assert {each.what for each in found.environment} == {"CPU", "torch", "transformers"}
+    compared = difference(first, replace(first, environment=there))
+    assert compared.is_empty
+    assert {change.what for change in compared.environment} == {"CPU", "torch", "transformers"}
 
 
 def test_float32_that_parts_is_blamed_on_the_modeling_code_if_that_is_what_differs() -> None:
@@ -82,15 +82,15 @@ def test_float32_that_parts_is_blamed_on_the_modeling_code_if_that_is_what_diffe
     parted = with_layer(first, 4, 2.0, dtypes=set(Dtype))
     libraries = {**first.environment.libraries, "transformers": "5.24.0"}
     second = replace(parted, environment=replace(first.environment, libraries=libraries))
-    (said,) = difference(first, second).explanations
-    assert "from model.layers.4 on" in said
-    assert "transformers 5.23.0 and 5.24.0" in said
+    (explanation,) = difference(first, second).explanations
+    assert "from model.layers.4 on" in explanation
+    assert "transformers 5.23.0 and 5.24.0" in explanation
 
 
 def test_float32_that_parts_without_any_cause_is_said_to() -> None:
     first = judged()
-    (said,) = difference(first, with_layer(first, 4, 2.0, dtypes=set(Dtype))).explanations
-    assert "nothing in the reports explains it" in said
+    (explanation,) = difference(first, with_layer(first, 4, 2.0, dtypes=set(Dtype))).explanations
+    assert "nothing in the reports explains it" in explanation
 
 
 def test_other_probes_come_before_other_code() -> None:
@@ -106,16 +106,18 @@ def test_rounding_that_parts_is_blamed_on_what_computed_it() -> None:
         replace(run, arithmetic=Arithmetic.FLOAT32_ROUNDED) if run.dtype is Dtype.FLOAT16 else run
         for run in with_layer(first, 3, 1.5, dtypes={Dtype.FLOAT16}).runs
     )
-    (said,) = difference(first, replace(first, runs=runs)).explanations
-    assert said.startswith("Float32 agrees")
-    assert "arithmetic of float16 + sdpa: native in one, float32-rounded in the other" in said
+    (explanation,) = difference(first, replace(first, runs=runs)).explanations
+    assert explanation.startswith("Float32 agrees")
+    assert (
+        "arithmetic of float16 + sdpa: native in one, float32-rounded in the other" in explanation
+    )
 
 
 def test_different_models_are_not_compared_further() -> None:
     first = judged()
     model = replace(first.model, architecture="LlamaForCausalLM", num_decoder_layers=9)
-    (said,) = difference(first, replace(first, model=model)).explanations
-    assert said == (
+    (explanation,) = difference(first, replace(first, model=model)).explanations
+    assert explanation == (
         "They are about different models: Qwen2ForCausalLM with 6 layers, LlamaForCausalLM with "
         "9 layers."
     )
@@ -124,15 +126,15 @@ def test_different_models_are_not_compared_further() -> None:
 def test_runs_that_only_one_has_are_named() -> None:
     first = judged()
     second = judged(runs=first.runs[:4])
-    found = difference(first, second)
-    assert {each.what for each in found.runs} == {"bfloat16 + sdpa", "bfloat16 + eager"}
-    assert "They measured different configurations (--dtype, --attn)." in found.explanations
+    compared = difference(first, second)
+    assert {change.what for change in compared.runs} == {"bfloat16 + sdpa", "bfloat16 + eager"}
+    assert "They measured different configurations (--dtype, --attn)." in compared.explanations
 
 
 def test_findings_that_came_and_went_are_told() -> None:
-    found = difference(judged(), judge(hand_made.qwen2_eager(), version="0.1.0"))
-    assert [each.code for each in found.new] == ["PC301", "PC201"]
-    assert found.gone == ()
+    compared = difference(judged(), judge(hand_made.qwen2_eager(), version="0.1.0"))
+    assert [finding.code for finding in compared.new] == ["PC301", "PC201"]
+    assert compared.gone == ()
 
 
 # Real scans.
@@ -164,20 +166,22 @@ def one_weight_changed(folder: Path) -> Iterator[Path]:
 
 
 def test_a_planted_weight_is_named(before: Report, one_weight_changed: Path) -> None:
-    found: Difference = difference(before, precheck.scan(one_weight_changed, quick=True))
-    assert not found.is_empty
-    assert found.explanations[0].startswith(
+    compared: Difference = difference(before, precheck.scan(one_weight_changed, quick=True))
+    assert not compared.is_empty
+    assert compared.explanations[0].startswith(
         "The weights differ in model.layers.3, and float32 values part from "
         "model.layers.3.self_attn on."
     )
     assert (
         "the raw attention scores (QK^T before scaling) in model.layers.3.self_attn"
-        in (found.explanations[0])
+        in (compared.explanations[0])
     )
-    verdicts = {each.what: (each.first.split(" in ")[0], each.second) for each in found.runs}
+    verdicts = {
+        change.what: (change.first.split(" in ")[0], change.second) for change in compared.runs
+    }
     assert verdicts["float16 + eager"] == ("overflow", "safe")
-    assert [each.code for each in found.gone][:1] == ["PC301"]
-    (weights,) = (each for each in found.model if each.what == "weights")
+    assert [finding.code for finding in compared.gone][:1] == ["PC301"]
+    (weights,) = (change for change in compared.model if change.what == "weights")
     assert weights.second.endswith("other in model.layers.3")
 
 
@@ -189,8 +193,8 @@ def test_threads_and_arithmetic_make_no_difference(folder: Path) -> None:
     torch.set_num_threads(2 if threads == 1 else 1)
     try:
         with told("avx2"):
-            found = difference(native, precheck.scan(folder, quick=True))
+            compared = difference(native, precheck.scan(folder, quick=True))
     finally:
         torch.set_num_threads(threads)
-    assert found.is_empty
-    assert any(each.what.startswith("arithmetic of float16") for each in found.environment)
+    assert compared.is_empty
+    assert any(change.what.startswith("arithmetic of float16") for change in compared.environment)

@@ -15,14 +15,14 @@ from tests.hand_made import measurements
 
 
 def found_with(libraries: dict[str, str], **model: Any) -> tuple[list[Finding], Any]:
-    made = measurements()
-    made = replace(
-        made,
-        environment=replace(made.environment, libraries=libraries),
-        model=replace(made.model, **model),
+    scan = measurements()
+    scan = replace(
+        scan,
+        environment=replace(scan.environment, libraries=libraries),
+        model=replace(scan.model, **model),
     )
-    report = judge(made, gpus=(), version="0")
-    return [each for each in report.findings if each.code == "PC508"], report
+    report = judge(scan, gpus=(), version="0")
+    return [finding for finding in report.findings if finding.code == "PC508"], report
 
 
 GPTQ = {"quant_method": "gptq", "num_linears_without_bias": 12}
@@ -50,8 +50,8 @@ def test_old_optimum_is_an_error_for_gptq_without_biases(version: str) -> None:
     ],
 )
 def test_others_are_silent(libraries: dict[str, str], quantization: dict[str, Any] | None) -> None:
-    found, _ = found_with(libraries, quantization=quantization)
-    assert found == []
+    findings, _ = found_with(libraries, quantization=quantization)
+    assert findings == []
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,9 @@ def test_others_are_silent(libraries: dict[str, str], quantization: dict[str, An
 def test_each_is_named_for_what_it_concerns(
     libraries: dict[str, str], model_type: str, says: str
 ) -> None:
-    found, _ = found_with(libraries, model_type=model_type)
-    assert any(says in each.message for each in found)
-    assert all(each.advice for each in found)
+    findings, _ = found_with(libraries, model_type=model_type)
+    assert any(says in each.message for each in findings)
+    assert all(each.advice for each in findings)
 
 
 @pytest.mark.parametrize(

@@ -156,15 +156,13 @@ def test_an_interrupted_scan_recommends_nothing() -> None:
 def test_a_cpu_without_16_bit_arithmetic_is_told_that_it_is_slow() -> None:
     scan = hand_made.qwen2_eager()
     runs = tuple(
-        each
-        if each.dtype is Dtype.FLOAT32
-        else replace(each, arithmetic=Arithmetic.FLOAT32_ROUNDED)
-        for each in scan.runs
+        run if run.dtype is Dtype.FLOAT32 else replace(run, arithmetic=Arithmetic.FLOAT32_ROUNDED)
+        for run in scan.runs
     )
     assert "half the memory" in recommended(scan).reasons
     slow = recommended(replace(scan, runs=runs))
     assert choice(slow) == ("float16", "sdpa")
-    assert any("this CPU has no float16 arithmetic" in each for each in slow.reasons)
+    assert any("this CPU has no float16 arithmetic" in reason for reason in slow.reasons)
 
 
 def test_without_a_gpu_three_rows_are_advised() -> None:
@@ -172,7 +170,7 @@ def test_without_a_gpu_three_rows_are_advised() -> None:
     assert report.recommendation is not None
     assert report.recommendation.target.name == "cpu"
     assert report.recommendation.confidence == "measured"
-    assert [each.target.compute_capability for each in report.other_recommendations] == [
+    assert [advice.target.compute_capability for advice in report.other_recommendations] == [
         "sm_75",
         "sm_80",
     ]
@@ -187,7 +185,7 @@ def test_gpus_are_advised_in_the_order_they_were_asked_for() -> None:
     report = judge(hand_made.qwen2_eager(), gpus=("T4", "sm_90"), version="0.1.0")
     assert report.recommendation is not None
     assert report.recommendation.target.name == "T4"
-    assert [each.target.name for each in report.other_recommendations] == ["sm_90"]
+    assert [advice.target.name for advice in report.other_recommendations] == ["sm_90"]
 
 
 def test_the_gpu_that_was_measured_is_advised_as_measured() -> None:
@@ -204,7 +202,7 @@ def test_the_gpu_that_was_measured_is_advised_as_measured() -> None:
     assert report.recommendation.target.name == "NVIDIA H200"
     assert report.recommendation.confidence == "measured"
     assert report.other_recommendations == ()
-    here = {each.attn_implementation: each for each in report.recommendation.attention}
+    here = {option.attn_implementation: option for option in report.recommendation.attention}
     assert here["sdpa"].confidence == "measured"
     assert recommended(scan, "A100").confidence == "predicted"
     there = {each.attn_implementation: each for each in recommended(scan, "A100").attention}

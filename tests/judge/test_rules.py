@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 
-def found(measurements: Measurements, **options: tuple[str, ...]) -> dict[str, Finding]:
+def findings_of(measurements: Measurements, **options: tuple[str, ...]) -> dict[str, Finding]:
     findings = judge(measurements, version="0.1.0", **options).findings
     assert len({each.code for each in findings}) == len(findings)
     return {each.code: each for each in findings}
@@ -59,11 +59,11 @@ def test_every_code_has_a_section_with_its_title() -> None:
 
 
 def test_a_healthy_scan_finds_nothing() -> None:
-    assert not found(hand_made.measurements())
+    assert not findings_of(hand_made.measurements())
 
 
 def test_the_story_of_qwen2_is_told_by_two_findings() -> None:
-    findings = found(hand_made.qwen2_eager())
+    findings = findings_of(hand_made.qwen2_eager())
     assert list(findings) == ["PC301", "PC201"]
     scores, accuracy = findings.values()
     assert (scores.runs, scores.layer, scores.module, scores.source) == (
@@ -85,7 +85,7 @@ def test_the_story_of_qwen2_is_told_by_two_findings() -> None:
 
 @pytest.mark.parametrize("mechanism", list(Mechanism))
 def test_every_mechanism_is_found_and_cured(mechanism: Mechanism) -> None:
-    findings = found(with_overflow(mechanism=mechanism))
+    findings = findings_of(with_overflow(mechanism=mechanism))
     finding = findings[MECHANISMS[mechanism].code]
     assert finding.severity is Severity.ERROR
     assert finding.confidence is Confidence.MEASURED
@@ -112,7 +112,7 @@ def test_one_finding_speaks_for_all_runs_and_modules() -> None:
         for attn_implementation in ("sdpa", "eager")
     ]
     runs = (*hand_made.healthy_runs()[:2], *broken)
-    finding = found(hand_made.measurements(runs=runs))["PC103"]
+    finding = findings_of(hand_made.measurements(runs=runs))["PC103"]
     assert finding.runs == (2, 3)
     assert finding.layer == 1
     assert "2 further modules" in finding.message
@@ -123,16 +123,16 @@ def test_an_absorbed_overflow_is_a_note_until_accuracy_is_lost() -> None:
     row = hand_made.scores_overflow(absorbed=True)
     half = hand_made.run(Dtype.FLOAT16, "eager", overflows=(row,))
     harmless = hand_made.measurements(runs=(*hand_made.healthy_runs()[:2], half))
-    assert found(harmless)["PC112"].severity is Severity.NOTE
+    assert findings_of(harmless)["PC112"].severity is Severity.NOTE
     half = replace(half, logits=hand_made.logits(kl=0.4))
     harmful = hand_made.measurements(runs=(*hand_made.healthy_runs()[:2], half))
-    assert found(harmful)["PC112"].severity is Severity.WARNING
+    assert findings_of(harmful)["PC112"].severity is Severity.WARNING
 
 
 def test_an_output_that_is_not_finite_is_an_error_without_a_culprit_too() -> None:
     half = hand_made.run(Dtype.FLOAT16, "eager", reaches_output=True)
     runs = (*hand_made.healthy_runs()[:2], half)
-    assert found(hand_made.measurements(runs=runs))["PC111"].severity is Severity.ERROR
+    assert findings_of(hand_made.measurements(runs=runs))["PC111"].severity is Severity.ERROR
 
 
 def test_a_model_broken_in_float32_has_no_other_range_finding() -> None:
@@ -147,7 +147,7 @@ def test_a_model_broken_in_float32_has_no_other_range_finding() -> None:
         for run in hand_made.healthy_runs()
     )
     scan = hand_made.measurements(runs=runs, headroom=hand_made.headroom_rows(scores=231_000.0))
-    findings = found(scan)
+    findings = findings_of(scan)
     assert list(findings) == ["PC113"]
     assert findings["PC113"].runs == (0, 1)
     assert "aten.bmm" in findings["PC113"].message
@@ -155,7 +155,7 @@ def test_a_model_broken_in_float32_has_no_other_range_finding() -> None:
 
 def test_low_headroom_warns_with_the_tightest_row() -> None:
     scan = hand_made.measurements(headroom=hand_made.headroom_rows(scores=40_000.0))
-    finding = found(scan)["PC114"]
+    finding = findings_of(scan)["PC114"]
     assert finding.severity is Severity.WARNING
     assert finding.runs == (3,)
     assert finding.layer == 3
@@ -168,7 +168,7 @@ def test_low_headroom_warns_with_the_tightest_row() -> None:
 def test_sdpa_alone_tells_what_eager_would_do(scores: float, severity: Severity) -> None:
     runs = tuple(run for run in hand_made.healthy_runs() if run.attn_implementation == "sdpa")
     scan = hand_made.measurements(runs=runs, headroom=hand_made.headroom_rows(scores=scores))
-    finding = found(scan)["PC303"]
+    finding = findings_of(scan)["PC303"]
     assert (finding.severity, finding.confidence) == (severity, Confidence.PREDICTED)
     assert finding.runs == (1,)
     assert "forces eager" in finding.advice
@@ -180,7 +180,7 @@ def test_a_replaced_attention_implementation_is_a_note() -> None:
         for run in hand_made.healthy_runs()
         if run.attn_implementation == "sdpa"
     ]
-    finding = found(hand_made.measurements(runs=tuple(runs)))["PC304"]
+    finding = findings_of(hand_made.measurements(runs=tuple(runs)))["PC304"]
     assert finding.severity is Severity.NOTE
     assert finding.runs == (0, 1, 2)
 
@@ -188,7 +188,7 @@ def test_a_replaced_attention_implementation_is_a_note() -> None:
 def test_float32_runs_that_disagree_are_a_warning() -> None:
     sdpa, eager, *others = hand_made.healthy_runs()
     eager = replace(eager, layers=hand_made.layers(errors=(0.05,) * hand_made.NUM_LAYERS))
-    finding = found(hand_made.measurements(runs=(sdpa, eager, *others)))["PC305"]
+    finding = findings_of(hand_made.measurements(runs=(sdpa, eager, *others)))["PC305"]
     assert finding.severity is Severity.WARNING
     assert finding.runs == (0, 1)
 
@@ -196,7 +196,7 @@ def test_float32_runs_that_disagree_are_a_warning() -> None:
 def test_rounding_between_float32_runs_is_no_finding() -> None:
     sdpa, eager, *others = hand_made.healthy_runs()
     eager = replace(eager, layers=hand_made.layers(errors=(1e-6,) * hand_made.NUM_LAYERS))
-    assert not found(hand_made.measurements(runs=(sdpa, eager, *others)))
+    assert not findings_of(hand_made.measurements(runs=(sdpa, eager, *others)))
 
 
 def test_a_failed_run_is_a_warning_with_its_reason() -> None:
@@ -206,7 +206,7 @@ def test_a_failed_run_is_a_warning_with_its_reason() -> None:
         hand_made.run(Dtype.FLOAT16, "flash_attention_2", failure=failure),
         hand_made.run(Dtype.BFLOAT16, "flash_attention_2", failure=failure),
     )
-    finding = found(hand_made.measurements(runs=runs))["PC402"]
+    finding = findings_of(hand_made.measurements(runs=runs))["PC402"]
     assert finding.severity is Severity.WARNING
     assert finding.runs == (6, 7)
     assert "flash_attn is not installed" in finding.message
@@ -214,12 +214,12 @@ def test_a_failed_run_is_a_warning_with_its_reason() -> None:
 
 def test_a_gpu_without_bfloat16_is_noted_when_asked_about() -> None:
     scan = hand_made.measurements()
-    assert "PC401" not in found(scan)
-    assert "PC401" not in found(scan, gpus=("A100",))
-    assert found(scan, gpus=("T4",))["PC401"].confidence is Confidence.DOCUMENTED
+    assert "PC401" not in findings_of(scan)
+    assert "PC401" not in findings_of(scan, gpus=("A100",))
+    assert findings_of(scan, gpus=("T4",))["PC401"].confidence is Confidence.DOCUMENTED
     t4 = Device(name="Tesla T4", kind="cuda", compute_capability="sm_75")
     environment = replace(scan.environment, devices=(t4, *scan.environment.devices))
-    assert "PC401" in found(replace(scan, environment=environment))
+    assert "PC401" in findings_of(replace(scan, environment=environment))
 
 
 @pytest.mark.parametrize(
@@ -242,13 +242,13 @@ def test_a_gpu_without_bfloat16_is_noted_when_asked_about() -> None:
 def test_what_the_audit_saw_is_found(
     faults: dict[str, object], code: str, severity: Severity
 ) -> None:
-    findings = found(audited(**faults))
+    findings = findings_of(audited(**faults))
     assert list(findings) == [code]
     assert findings[code].severity is severity
 
 
 def test_missing_parameters_are_named_and_counted() -> None:
-    finding = found(audited(missing=("a", "b", "c", "d", "e")))["PC501"]
+    finding = findings_of(audited(missing=("a", "b", "c", "d", "e")))["PC501"]
     assert "5 parameters (a, b, c and 2 more)" in finding.message
     assert "random" in finding.message
 
@@ -257,7 +257,7 @@ def test_weights_outside_float16_warn_when_float16_breaks() -> None:
     broken = with_overflow(mechanism=Mechanism.WEIGHTS)
     fault = TensorFault(name="w", num_elements=3, abs_max=70_000.0)
     scan = replace(broken, checkpoint=CheckpointAudit(out_of_float16_range=(fault,)))
-    findings = found(scan)
+    findings = findings_of(scan)
     assert findings["PC503"].severity is Severity.WARNING
     assert "PC108" in findings
 
@@ -265,13 +265,13 @@ def test_weights_outside_float16_warn_when_float16_breaks() -> None:
 def test_flushed_weights_warn_when_float16_is_degraded() -> None:
     half = hand_made.run(Dtype.FLOAT16, "sdpa", logits=hand_made.logits(kl=0.2))
     scan = replace(audited(num_float16_zero=100_000), runs=(*hand_made.healthy_runs()[:2], half))
-    assert found(scan)["PC202"].severity is Severity.WARNING
+    assert findings_of(scan)["PC202"].severity is Severity.WARNING
 
 
 def test_a_config_that_names_another_dtype_is_noted() -> None:
     scan = hand_made.measurements()
     scan = replace(scan, model=replace(scan.model, declared_dtype="float32"))
-    assert "bfloat16" in found(scan)["PC506"].message
+    assert "bfloat16" in findings_of(scan)["PC506"].message
 
 
 def test_an_incomplete_scan_says_so() -> None:
@@ -279,14 +279,14 @@ def test_an_incomplete_scan_says_so() -> None:
     report = judge(scan, version="0.1.0")
     assert not report.complete
     assert report.incomplete_reason == "interrupted in layer 12"
-    assert [each.code for each in report.findings] == ["PC901"]
+    assert [finding.code for finding in report.findings] == ["PC901"]
     assert "interrupted in layer 12" in report.findings[0].message
 
 
 def test_probes_that_were_not_run_are_listed() -> None:
     scan = hand_made.measurements()
     scan = replace(scan, coverage=replace(scan.coverage, probes_not_run=("chat: no template",)))
-    assert "chat: no template" in found(scan)["PC902"].message
+    assert "chat: no template" in findings_of(scan)["PC902"].message
 
 
 def test_the_gravest_finding_comes_first() -> None:
@@ -307,6 +307,6 @@ def test_a_mixture_whose_tokens_all_flipped_is_not_judged_for_precision() -> Non
     sdpa, eager, float16, *others = hand_made.healthy_runs()
     flipped = replace(float16, layers=routed, logits=hand_made.logits(kl=0.5))
     measured = hand_made.measurements(runs=(sdpa, eager, flipped, *others))
-    assert set(found(measured)) == {"PC203"}
-    assert found(measured)["PC203"].severity is Severity.NOTE
-    assert "70.0%" in found(measured)["PC203"].message
+    assert set(findings_of(measured)) == {"PC203"}
+    assert findings_of(measured)["PC203"].severity is Severity.NOTE
+    assert "70.0%" in findings_of(measured)["PC203"].message

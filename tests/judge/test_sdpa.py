@@ -48,18 +48,18 @@ def heads(size: int, *, values: int | None = None) -> AttentionFacts:
     ],
 )
 def test_the_rule(device: str, dtype: Dtype, size: int, is_masked: bool, kernel: str) -> None:
-    found = sdpa_kernel(find(device), dtype, heads(size), is_masked=is_masked)
-    assert found is not None
-    assert found.name == kernel
-    assert found.why
+    predicted = sdpa_kernel(find(device), dtype, heads(size), is_masked=is_masked)
+    assert predicted is not None
+    assert predicted.name == kernel
+    assert predicted.why
 
 
 def test_values_of_another_size_are_not_for_flash() -> None:
     odd = heads(192, values=128)
     for device, kernel in (("A100", "memory-efficient"), ("cpu", "math")):
-        found = sdpa_kernel(find(device), F16, odd, is_masked=False)
-        assert found is not None
-        assert found.name == kernel
+        predicted = sdpa_kernel(find(device), F16, odd, is_masked=False)
+        assert predicted is not None
+        assert predicted.name == kernel
 
 
 def test_nothing_is_said_where_no_rule_is_known() -> None:

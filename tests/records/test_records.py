@@ -81,10 +81,10 @@ def test_scores_count_for_eager_alone() -> None:
     eager = Configuration(dtype=Dtype.FLOAT16, attn_implementation="eager")
     sdpa = Configuration(dtype=Dtype.FLOAT16, attn_implementation="sdpa")
     assert bits_left(rows[0], sdpa) is None
-    found = tightest(hand_made.qwen2_eager().headroom, eager)
-    assert found is not None
-    assert found[0].mechanism is Mechanism.ATTENTION_SCORES
-    assert found[1] == pytest.approx(math.log2(65_504 / 231_000))
+    tight = tightest(hand_made.qwen2_eager().headroom, eager)
+    assert tight is not None
+    assert tight[0].mechanism is Mechanism.ATTENTION_SCORES
+    assert tight[1] == pytest.approx(math.log2(65_504 / 231_000))
     assert tightest(rows, sdpa) is None
 
 
@@ -98,7 +98,7 @@ def test_a_report_survives_json(report: Report) -> None:
 @pytest.mark.parametrize(
     "measurements",
     [hand_made.measurements(), hand_made.qwen2_eager(), hand_made.broken_checkpoint()],
-    ids=lambda each: each.model.id,
+    ids=lambda scan: scan.model.id,
 )
 def test_a_judged_report_survives_json(measurements: Measurements) -> None:
     report = judge(measurements, version="0.1.0")

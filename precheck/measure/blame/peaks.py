@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from precheck.records.mechanism import Mechanism
+from precheck.records.mechanism import MECHANISMS, Mechanism
 from precheck.records.precision import Dtype, headroom_bits
 from precheck.records.traces import Headroom
 
@@ -53,9 +53,6 @@ class Peaks:
             self.found[key] = peak
 
 
-_IMPLEMENTATION_MATTERS = frozenset({Mechanism.ATTENTION_SCORES, Mechanism.MASK})
-
-
 def headroom_rows(runs: Iterable[Peaks]) -> tuple[Headroom, ...]:
     """A row per op that is some dtype's largest of its mechanism in its unit, in model order.
 
@@ -65,7 +62,7 @@ def headroom_rows(runs: Iterable[Peaks]) -> tuple[Headroom, ...]:
     largest: dict[tuple[int, Mechanism, str | None, Dtype], Peak] = {}
     for run in runs:
         for (order, mechanism), peak in run.found.items():
-            attn = run.attn_implementation if mechanism in _IMPLEMENTATION_MATTERS else None
+            attn = run.attn_implementation if MECHANISMS[mechanism].is_in_scores else None
             key = (order, mechanism, attn, run.dtype)
             if key not in largest or peak.abs_max > largest[key].abs_max:
                 largest[key] = peak
