@@ -95,7 +95,7 @@ def _template() -> Template:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["shown"] = shown
-    text = files("precheck.render").joinpath("report.html").read_text(encoding="utf-8")
+    text = files("precheck.render.formats").joinpath("report.html").read_text(encoding="utf-8")
     return environment.from_string(text)
 
 

@@ -28,11 +28,6 @@ _MOST_NUMBERS = 24
 _Row = dict[str, Any]
 """A mark's values by the names of their fields."""
 
-_COLOURS = {
-    Dtype.FLOAT16: "var(--float16)",
-    Dtype.BFLOAT16: "var(--bfloat16)",
-    Dtype.FLOAT32: "var(--float32)",
-}
 _DASHES = ([1, 0], [6, 4], [2, 2], [8, 3, 2, 3])
 
 
@@ -281,7 +276,7 @@ def _cut(text: str) -> str:
 
 
 def _colour(run: Run) -> str:
-    return "var(--sums)" if run.accumulation is Accumulation.FLOAT16 else _COLOURS[run.dtype]
+    return "var(--sums)" if run.accumulation is Accumulation.FLOAT16 else f"var(--{run.dtype})"
 
 
 def _chart(title: str, summary: str, spec: dict[str, Any]) -> Chart:
