@@ -85,6 +85,16 @@ def test_the_map_of_the_package_is_right() -> None:
         assert name in defined, f"{file} defines no {name}"
 
 
+def test_what_an_addition_touches_is_there() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/.]+(?:\.\w+|/))`", section(page, "What an addition touches"))
+    assert len(named) > 15
+    missing = [
+        name for name in named if not any((ROOT / at / name).exists() for at in ("", "precheck"))
+    ]
+    assert missing == []
+
+
 def test_readme_shows_the_help_of_scan() -> None:
     assert help_of("scan") in README
 
