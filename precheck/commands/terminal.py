@@ -95,7 +95,7 @@ def say(text: str) -> None:
 
 
 def write_stderr(text: str) -> None:
-    """Text on stderr as it is; if nobody can read it, nobody is told."""
+    """Writes text to stderr as it is; does nothing where stderr is closed."""
     with contextlib.suppress(OSError):
         _write(sys.stderr, text)
 

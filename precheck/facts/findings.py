@@ -48,7 +48,7 @@ def explanation(code: str) -> Explanation:
     """
     section = explanations().get(code.upper())
     if section is None:
-        family = [known for known in explanations() if known[:3] == code.upper()[:3]]
+        family = [other for other in explanations() if other[:3] == code.upper()[:3]]
         raise UsageError(
             f"unknown finding code: {code!r} (expected {', '.join(family) or 'PC101, PC201 ...'})",
             hint="precheck explain lists them",

@@ -55,7 +55,7 @@ def render_console(report: Report, *, width: int, colour: bool, all_layers: bool
     Args:
         report: what to show.
         width: columns of the terminal.
-        colour: with ANSI colours; nothing is told by colour alone.
+        colour: with ANSI colours; no information is in the colour alone.
         all_layers: every layer of every run as well.
     """
     prose = min(width, _WIDEST_PROSE)

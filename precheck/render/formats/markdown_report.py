@@ -39,7 +39,7 @@ _CUT = "\n\n[cut: the rest is in the JSON report]\n"
 
 
 class _Detail(NamedTuple):
-    """How much of the long parts is told."""
+    """How much of the long parts is written out."""
 
     layer_step: int
     """Every so-many-th layer is in the table; 0 leaves it out."""

@@ -71,7 +71,7 @@ def culprit_panel(report: Report, *, width: int) -> Panel | None:
 
 
 def culprit_facts(report: Report, run: Run, overflow: Overflow) -> list[tuple[str, Text]]:
-    """Label and value of all that is told of an overflow; a label may go on in the next line."""
+    """Label and value of every fact about an overflow; a label may go on in the next line."""
     place = f"{overflow.module}"
     if overflow.layer is not None:
         place += f"  ({overflow.section} layer {overflow.layer})"

@@ -26,15 +26,15 @@ _REFUSED = Mark(DASH, "dim")
 
 def deployment(report: Report, *, width: int) -> Iterator[tuple[RenderableType, ...]]:
     """Sections for the devices that were asked for or found; none where the CPU is all there is."""
-    wanted = _wanted(report)
-    if report.recommendation is None or report.recommendation not in wanted:
-        if any(recommendation.dtype is not None for recommendation in wanted):
+    advised = _on_accelerators(report)
+    if report.recommendation is None or report.recommendation not in advised:
+        if any(advice.dtype is not None for advice in advised):
             hint = "Engines, attention kernels and memory of a GPU: --gpu NAME (precheck gpus)"
             yield (Text(hint, style="dim"),)
         return
-    if len(wanted) > 1:
+    if len(advised) > 1:
         yield (Text("Devices", style="bold"), table(comparison_columns(report), width=width))
-    first = wanted[0]
+    first = advised[0]
     name = shown(first.target.name)
     if first.remedies:
         yield (Text(f"Smaller remedies on {name}", style="bold"), *_remedies(first))
@@ -49,8 +49,8 @@ def deployment(report: Report, *, width: int) -> Iterator[tuple[RenderableType, 
         )
 
 
-def _wanted(report: Report) -> list[Recommendation]:
-    """The advice for all devices but a CPU."""
+def _on_accelerators(report: Report) -> list[Recommendation]:
+    """The advice for every device that is no CPU."""
     return [
         recommendation
         for recommendation in report.recommendations
@@ -60,7 +60,7 @@ def _wanted(report: Report) -> list[Recommendation]:
 
 def comparison_columns(report: Report) -> list[Column]:
     """A row for each device."""
-    wanted = _wanted(report)
+    advised = _on_accelerators(report)
 
     def column(header: str, cells: list[Text], *, rank: int = 0) -> Column:
         return Column(header=header, cells=cells, rank=rank, justify="left")
@@ -68,18 +68,14 @@ def comparison_columns(report: Report) -> list[Column]:
     return [
         column(
             "device",
-            [Text(shown(recommendation.target.name), style="bold") for recommendation in wanted],
+            [Text(shown(advice.target.name), style="bold") for advice in advised],
         ),
-        column("use", [_use(recommendation) for recommendation in wanted]),
-        column(
-            "sdpa runs", [Text(shown(_sdpa(recommendation))) for recommendation in wanted], rank=2
-        ),
-        column("memory", [Text(_memory(recommendation)) for recommendation in wanted], rank=1),
-        column("weights", [_weights(recommendation) for recommendation in wanted]),
-        column(
-            "tokens of cache", [Text(_tokens(recommendation)) for recommendation in wanted], rank=1
-        ),
-        column("unsafe by default", [_unsafe(recommendation) for recommendation in wanted]),
+        column("use", [_use(advice) for advice in advised]),
+        column("sdpa runs", [Text(shown(_sdpa(advice))) for advice in advised], rank=2),
+        column("memory", [Text(_memory(advice)) for advice in advised], rank=1),
+        column("weights", [_weights(advice) for advice in advised]),
+        column("tokens of cache", [Text(_tokens(advice)) for advice in advised], rank=1),
+        column("unsafe by default", [_unsafe(advice) for advice in advised]),
     ]
 
 

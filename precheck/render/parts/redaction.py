@@ -79,7 +79,7 @@ def redacted(
 
 
 def _literal(replacements: Mapping[str, str | None]) -> Iterator[_Replacement]:
-    """Each text as a pattern, but for empty ones and the root folder."""
+    """Each text as a pattern, except empty ones and the root folder."""
     for text, replacement in replacements.items():
         if len(text) > 1 and replacement is not None:
             yield re.compile(re.escape(text)), replacement

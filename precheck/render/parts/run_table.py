@@ -32,7 +32,7 @@ def run_table(report: Report, *, width: int) -> Table:
 
 
 def run_columns(report: Report) -> tuple[Column, ...]:
-    """All that is told of the runs, a row each."""
+    """The figures of the runs, a row for each run."""
 
     def column(header: str, cell: Callable[[Run], str], *, rank: int) -> Column:
         cells = [Text(shown(cell(run)), style=_style(run)) for run in report.runs]
