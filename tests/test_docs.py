@@ -85,6 +85,7 @@ def test_the_map_of_the_package_is_right() -> None:
         assert name in defined, f"{file} defines no {name}"
 
 
+@pytest.mark.pinned("its line breaks are those of the tested typer")
 def test_readme_shows_the_help_of_scan() -> None:
     assert help_of("scan") in README
 
