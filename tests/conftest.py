@@ -10,7 +10,6 @@ import sys
 import tempfile
 import threading
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import jsonschema
 import pytest
 
 from precheck.records.report import Report
+from tests.pinned import installed, skip_pinned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,34 +35,9 @@ _GRACE_SECONDS = 2.0
 """How long a thread pool may take to end after the test that used it."""
 
 
-PINNED = (
-    "facts/test_installed_libraries.py",  # what stands in the transformers that was read
-    *("[t5", "-t5", "[qwen2-t5", "[projection]"),  # in older ones T5 has no sdpa
-    *("[gemma2]", "gemma2-flash", "gemma2-sdpa"),  # nor does Gemma 2
-    "-opt]",  # so long does its forward without values tell a cache
-    "qwen3_moe-output",  # its experts run as one operation of another name
-    "[ZayaForCausalLM]",
-    "[Llama4ForConditionalGeneration]",  # broken in 5.24
-    "test_the_overflow_shows_without_the_model",  # line numbers
-    "test_names_what_a_scan_names",
-    "test_scores_of_fused_attention_are_those",  # older ones compute it with plain products
-    "test_rows_come_in_the_order_asked_for",  # older ones do not index 8-bit floats
-    "test_torch_says_what_the_processor_has",
-    "test_readme_shows_the_help_of_scan",  # the line breaks of typer
-)
-"""Parts of the names of tests that tell what the tested libraries hold."""
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With other libraries than those of constraints.txt, what is true of those is not."""
-    constraints = (Path(__file__).parents[1] / "constraints.txt").read_text(encoding="utf-8")
-    here = {name: version(name).partition("+")[0] for name in ("torch", "transformers", "typer")}
-    if all(f"\n{name}=={number}" in constraints for name, number in here.items()):
-        return
-    skipped = pytest.mark.skip(reason=f"not the libraries that were read: {here}")
-    for item in items:
-        if any(part in item.nodeid for part in PINNED):
-            item.add_marker(skipped)
+    skip_pinned(items, libraries=installed())
 
 
 @pytest.fixture(autouse=True)

@@ -36,7 +36,7 @@ from precheck.records.mechanism import Mechanism
 from precheck.records.progress import Announcement, Step
 from precheck.records.report import Report
 from tests.shell import change_config, change_weights
-from tests.tiny_models import PAD, VOCAB_SIZE, save_checkpoint, tiny
+from tests.tiny_models import PAD, VOCAB_SIZE, architectures, save_checkpoint, tiny
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -294,7 +294,9 @@ def test_a_prompt_longer_than_the_context_says_how_long_that_is(shell: Shell, mo
     )
 
 
-@pytest.mark.parametrize(("name", "attn_implementation"), [("gemma2", "sdpa"), ("bloom", "sdpa")])
+@pytest.mark.parametrize(
+    ("name", "attn_implementation"), architectures([("gemma2", "sdpa"), ("bloom", "sdpa")])
+)
 def test_attention_that_the_model_does_not_have_fails_alone(
     shell: Shell, name: str, attn_implementation: str
 ) -> None:

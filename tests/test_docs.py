@@ -95,6 +95,7 @@ def test_what_an_addition_touches_is_there() -> None:
     assert missing == []
 
 
+@pytest.mark.pinned("its line breaks are those of the tested typer")
 def test_readme_shows_the_help_of_scan() -> None:
     assert help_of("scan") in README
 

@@ -11,16 +11,20 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import tokenizers
 import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from precheck.checkpoint.gallery.vocabularies import packaged_text
+from tests.pinned import marks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from pathlib import Path
+
+    from _pytest.mark import ParameterSet
 
 VOCAB_SIZE = 320
 """256 bytes, three special tokens, and a few merges."""
@@ -178,6 +182,24 @@ TINY: tuple[str, ...] = tuple(_CONFIGS)
 
 EAGER_ONLY: tuple[str, ...] = ("gemma2", "bloom")
 """Those whose class has no sdpa attention."""
+
+PINNED: Mapping[str, str] = {
+    "gemma2": "the tested transformers has no sdpa for Gemma 2",
+    "t5": "the tested transformers has sdpa for T5",
+}
+"""Those of which other libraries have another set of attention implementations."""
+
+
+def architectures(
+    cases: Iterable[str | tuple[Any, ...]], *, unpinned: Collection[str] = ()
+) -> list[ParameterSet]:
+    """Cases for ``parametrize``, each a name or what begins with one, those of ``PINNED`` marked.
+
+    ``unpinned`` are names of which the test holds with any libraries.
+    """
+    reasons = {name: reason for name, reason in PINNED.items() if name not in unpinned}
+    rows = [(case,) if isinstance(case, str) else case for case in cases]
+    return [pytest.param(*row, marks=marks(row[0], reasons)) for row in rows]
 
 
 def attn_implementations(name: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from torch import nn
 from precheck.checkpoint.architecture import find_architecture
 from precheck.errors import UnsupportedModelError
 from precheck.records.traces import Section
-from tests.tiny_models import TINY, tiny
+from tests.tiny_models import TINY, architectures, tiny
 
 LISTS = {
     "gpt2": "transformer.h",
@@ -20,7 +20,7 @@ LISTS = {
 }
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", architectures(TINY))
 def test_the_decoder_layers_are_found(name: str) -> None:
     found = find_architecture(tiny(name, num_layers=2))
     assert found.decoder_layers == LISTS.get(name, "model.layers")
@@ -32,7 +32,7 @@ def test_the_decoder_layers_are_found(name: str) -> None:
     assert found.is_causal == (name != "bert")
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", architectures(TINY))
 def test_units_do_not_nest(name: str) -> None:
     names = [unit.name for unit in find_architecture(tiny(name, num_layers=2)).units]
     assert len(set(names)) == len(names)

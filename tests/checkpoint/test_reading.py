@@ -85,6 +85,7 @@ def test_a_tensor_is_read_as_it_is_stored(name: str, weights: Weights) -> None:
     assert bool((memory[expected.nbytes :] == 255).all())
 
 
+@pytest.mark.pinned("older torch does not index 8-bit floats")
 @settings(max_examples=60, deadline=None)
 @given(rows=st.lists(st.integers(0, 6), max_size=12), name=st.sampled_from(list(map(str, DTYPES))))
 def test_rows_come_in_the_order_asked_for(rows: list[int], name: str, weights: Weights) -> None:

@@ -25,6 +25,8 @@ from precheck.records.precision import Dtype
 from precheck.records.sizes import AttentionFacts
 from tests.kernels import chosen_kernel
 
+pytestmark = pytest.mark.pinned("the tables tell what stands in the tested libraries")
+
 SDPA_RULES_READ_FOR = ("2.13",)
 """Releases of torch whose ``sdp_utils.cpp`` was compared with ``judge/devices/sdpa.py``."""
 

@@ -21,6 +21,8 @@ from tests.gallery.diagnoses import (
     float16,
     scanned,
 )
+from tests.pinned import marks
+from tests.tiny_models import PINNED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,6 +105,8 @@ EXPECTED = {
     "t5-half": Diagnosis(verdicts={}, code="PC507", recommended="float16 + sdpa"),
 }
 
+CASES = [pytest.param(name, marks=marks(name, {"t5-half": PINNED["t5"]})) for name in EXPECTED]
+
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
@@ -118,12 +122,12 @@ def _expected(name: str, report: Report) -> Diagnosis:
     return replace(expected, probes=frozenset(each.name for each in report.probes) - WITHOUT_BOS)
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("name", CASES)
 def test_is_diagnosed_completely(name: str, reports: dict[str, Report]) -> None:
     check(reports[name], _expected(name, reports[name]))
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("name", CASES)
 def test_the_healthy_twin_is_silent(name: str, tmp_path: Path) -> None:
     check_silent(scanned(built(name, tmp_path / "twin", is_planted=False)))
 

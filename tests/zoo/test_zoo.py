@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.pinned import marks
 from tests.zoo.build import build, kinds
 from tests.zoo.plant import plant
 from tests.zoo.survey import page, summary, survey
@@ -31,9 +32,18 @@ ODD = {
 SLOW = {"Gemma3nForCausalLM", "Gemma4ForCausalLM", "Phi4MultimodalForCausalLM"}
 """Three quarters of a minute together, of the ten that all tests may take."""
 
+PINNED = {
+    "Llama4ForConditionalGeneration": "broken in transformers 5.24",
+    "ZayaForCausalLM": "what is found in it is what the tested transformers computes",
+}
+
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(e, marks=[pytest.mark.slow] if e in SLOW else []) for e in ODD]
+    "name",
+    [
+        pytest.param(e, marks=[*marks(e, PINNED), *([pytest.mark.slow] if e in SLOW else [])])
+        for e in ODD
+    ],
 )
 def test_it_is_scanned_silent_when_healthy_and_named_when_planted(name: str) -> None:
     row = survey(KINDS[name])

@@ -18,7 +18,14 @@ from precheck.measure.models.skeleton import Skeleton
 from precheck.measure.watch.parameters import Parameters
 from precheck.records.configuration import Configuration
 from precheck.records.precision import Dtype
-from tests.tiny_models import TINY, attn_implementations, tiny, tiny_config, tiny_inputs
+from tests.tiny_models import (
+    TINY,
+    architectures,
+    attn_implementations,
+    tiny,
+    tiny_config,
+    tiny_inputs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +95,9 @@ def logits(model: PreTrainedModel, name: str, attn_implementation: str) -> torch
     return result
 
 
-CASES = [(name, attn) for name in TINY for attn in attn_implementations(name)]
+CASES = architectures(
+    ((name, attn) for name in TINY for attn in attn_implementations(name)), unpinned=["gemma2"]
+)
 
 
 @pytest.mark.parametrize(("name", "attn"), CASES)

@@ -14,7 +14,7 @@ from precheck.errors import UnsupportedModelError, UsageError
 from precheck.records.mechanism import Mechanism
 from precheck.records.traces import Section
 from tests.planted import FAULTS, fault_inputs, planted_model
-from tests.tiny_models import TINY, tiny, tiny_inputs
+from tests.tiny_models import TINY, architectures, tiny, tiny_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,7 +128,9 @@ def test_a_padded_batch_is_judged_by_its_real_tokens(folders: dict[str, Path]) -
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-@pytest.mark.parametrize("name", ["qwen2", "gemma2", "mixtral", "gpt2", "t5"])
+@pytest.mark.parametrize(
+    "name", architectures(["qwen2", "gemma2", "mixtral", "gpt2", "t5"], unpinned=["gemma2"])
+)
 def test_watched_outputs_are_the_bits_of_unwatched_ones(name: str, mode: Any) -> None:
     model, inputs = tiny(name), tiny_inputs(name)
     with mode():
@@ -140,7 +142,7 @@ def test_watched_outputs_are_the_bits_of_unwatched_ones(name: str, mode: Any) ->
     assert watch.num_forwards == 1
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", architectures(TINY))
 def test_healthy_models_are_silent_in_half_precision_with_padding(name: str) -> None:
     model: Any = tiny(name)
     model = model.to(torch.bfloat16)
@@ -150,6 +152,7 @@ def test_healthy_models_are_silent_in_half_precision_with_padding(name: str) -> 
     assert watch.first_overflow is None
 
 
+@pytest.mark.pinned("the operations that break are those of the tested libraries")
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_names_what_a_scan_names(fault: Any) -> None:
     """Planted faults that reach the output; what is absorbed, no watch can know."""

@@ -77,6 +77,7 @@ def test_the_process_really_has_no_precheck(tmp_path: Path) -> None:
 SLOW = {"left-padding", "qwen2.5-vl-tower"}
 
 
+@pytest.mark.pinned("its line numbers are those of the tested transformers")
 @pytest.mark.parametrize(
     "name", [pytest.param(e, marks=[pytest.mark.slow] if e in SLOW else []) for e in STORIES]
 )

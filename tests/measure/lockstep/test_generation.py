@@ -16,7 +16,7 @@ from precheck.records.mechanism import Mechanism
 from precheck.render.formats.console_report import render_console
 from tests.measure.blame.test_live import FINE, LATER
 from tests.measure.scans import run_of
-from tests.tiny_models import save_checkpoint, tiny
+from tests.tiny_models import architectures, save_checkpoint, tiny
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -131,7 +131,7 @@ def test_all_runs_draw_with_the_same_random_numbers_and_the_callers_stay(
     assert texts[0][0] != texts[0][1]
 
 
-@pytest.mark.parametrize("name", ["mixtral", "t5", "gemma2", "gpt2"])
+@pytest.mark.parametrize("name", architectures(["mixtral", "t5", "gemma2", "gpt2"]))
 def test_other_architectures_write_without_a_tokenizer(name: str, tmp_path: Path) -> None:
     folder = save_checkpoint(tiny(name), tmp_path, tokenizer=False)
     report = precheck.scan(str(folder), dtypes=["bfloat16"], quick=True, generate=3)

@@ -30,7 +30,7 @@ from precheck.records.progress import Announcement, Step
 from tests.measure.lockstep.test_truth import same_bits
 from tests.measure.scans import Pass, fault_named, passes, run_of
 from tests.planted import planted_checkpoint
-from tests.tiny_models import TINY, save_checkpoint, tiny
+from tests.tiny_models import TINY, architectures, save_checkpoint, tiny
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,14 +80,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path
     shutil.rmtree(place)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", architectures(TINY))
 def test_by_units(name: str, folders: dict[str, Path]) -> None:
     with passes() as found:
         report = scan(folders[name], dtypes=["float16"], quick=True)
     assert_same((report, by_name(found)), resident(folders[name]))
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", architectures(TINY))
 def test_by_modules(name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     planned: list[tuple[LoadUnit, ...]] = []
 
@@ -108,7 +108,7 @@ def test_by_modules(name: str, folders: dict[str, Path], monkeypatch: pytest.Mon
     assert len(planned[0]) > blocks
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", architectures(TINY))
 def test_by_rows_and_parts(
     name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +125,7 @@ def test_by_rows_and_parts(
             torch.testing.assert_close(one.final[0], whole[key].final[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["qwen2", "mixtral", "t5"])
+@pytest.mark.parametrize("name", architectures(["qwen2", "mixtral", "t5"]))
 def test_sharded(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     model = type(tiny(name)).from_pretrained(folders[name])
     save_checkpoint(tiny(name), tmp_path, tokenizer=True)

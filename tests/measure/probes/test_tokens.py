@@ -18,7 +18,16 @@ from precheck.measure.probes.tokens import Plan, _cut_or_filled, plan_probes, wi
 from precheck.measure.probes.vocabulary import Vocabulary, read_vocabulary
 from precheck.pipeline import scan
 from precheck.records.traces import Probe
-from tests.tiny_models import BOS, PAD, TINY, VOCAB_SIZE, save_checkpoint, tiny, tiny_tokenizer
+from tests.tiny_models import (
+    BOS,
+    PAD,
+    TINY,
+    VOCAB_SIZE,
+    architectures,
+    save_checkpoint,
+    tiny,
+    tiny_tokenizer,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,7 +117,7 @@ def test_without_a_tokenizer_token_ids_cover_the_vocabulary() -> None:
         assert row.max() - row.min() > 0.9 * VOCAB_SIZE
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", architectures(TINY))
 def test_a_checkpoint_without_tokenizer_files_has_no_tokenizer(name: str, tmp_path: Path) -> None:
     save_checkpoint(tiny(name, num_layers=1), tmp_path, tokenizer=False)
     checkpoint = open_checkpoint(str(tmp_path), observe=lambda _: None)

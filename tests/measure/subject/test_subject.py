@@ -13,7 +13,7 @@ from precheck.errors import UnsupportedModelError
 from precheck.measure.models.empty import count_parameters
 from precheck.measure.subject.subject import CheckpointSubject, LiveSubject
 from precheck.measure.subject.token_ids import max_context, vocab_size
-from tests.tiny_models import save_checkpoint, tiny
+from tests.tiny_models import architectures, save_checkpoint, tiny
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +43,7 @@ def test_rotary_positions_use_the_whole_context() -> None:
     assert max_context(model) == model.config.max_position_embeddings
 
 
-@pytest.mark.parametrize("name", ["qwen2", "gpt2", "t5", "mixtral"])
+@pytest.mark.parametrize("name", architectures(["qwen2", "gpt2", "t5", "mixtral"]))
 def test_parameters_are_counted_without_memory_for_them(name: str, tmp_path: Path) -> None:
     model = tiny(name)
     checkpoint = open_checkpoint(

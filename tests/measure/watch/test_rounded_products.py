@@ -15,9 +15,9 @@ from precheck.measure.watch.rounded_products import RoundedProducts
 from precheck.pipeline import scan
 from precheck.records.precision import Arithmetic, Dtype
 from tests.measure.scans import faulty_run, passes, plain_inputs, scan_of
-from tests.planted import FAULTS, PlantedFault, planted_checkpoint
+from tests.planted import FAULTS, PlantedFault, planted, planted_checkpoint
 from tests.processors import told
-from tests.tiny_models import save_checkpoint, tiny
+from tests.tiny_models import architectures, save_checkpoint, tiny
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +55,7 @@ def test_the_instruction_set_decides(
     assert arithmetic_of(Dtype.FLOAT16, "cuda:0") is Arithmetic.NATIVE
 
 
+@pytest.mark.pinned("the tested torch tells the processor's architecture")
 def test_torch_says_what_the_processor_has() -> None:
     # The seam: if torch stops telling, float16 scans on such processors get slow without a word.
     capabilities = cpu_capabilities()
@@ -151,7 +152,7 @@ SLOW_KINDS = [fault for fault in FAULTS if fault.dtype is Dtype.FLOAT16]
 
 
 @pytest.mark.usefixtures("no_float16")
-@pytest.mark.parametrize("fault", SLOW_KINDS[::3], ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", planted(SLOW_KINDS[::3]), ids=lambda fault: fault.name)
 def test_planted_faults_are_found_as_with_native_products(
     fault: PlantedFault, tmp_path: Path
 ) -> None:
@@ -165,7 +166,9 @@ def test_planted_faults_are_found_as_with_native_products(
 
 
 @pytest.mark.usefixtures("no_float16")
-@pytest.mark.parametrize("name", ["qwen2", "gpt2", "mixtral", "qwen3_moe", "t5", "gemma3"])
+@pytest.mark.parametrize(
+    "name", architectures(["qwen2", "gpt2", "mixtral", "qwen3_moe", "t5", "gemma3"])
+)
 def test_healthy_models_stay_safe(name: str, tmp_path: Path) -> None:
     report = scan(save_checkpoint(tiny(name), tmp_path, tokenizer=True), quick=True)
     assert {run.verdict for run in report.runs} == {"safe"}
