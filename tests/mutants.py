@@ -102,7 +102,7 @@ DETECTORS = (
     off("libraries.py", "check_libraries", "None", "tests/test_libraries.py"),
     off("cure/objections.py", "objections", "()", "tests/cure"),
     off("checkpoint/rewriting.py", "check_room", "None", "tests/cure"),
-    off("cure/scales/settings.py", "find_settings", "{}", "tests/cure"),
+    off("cure/scales/config_numbers.py", "find_settings", "{}", "tests/cure"),
     *(
         Mutation(
             name=f"scales: {what} is required nowhere",

@@ -26,7 +26,7 @@ import transformers
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from transformers.models.qwen2 import modeling_qwen2
 
-from precheck.checkpoint import audit, source
+from precheck.checkpoint import source, tensor_audit
 from precheck.checkpoint.weights import Weights
 from precheck.commands import terminal
 from precheck.errors import ExitCode
@@ -656,7 +656,7 @@ def test_out_of_memory_while_loading(shell: Shell, error: Exception) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "options"),
     [
-        (audit, "_audit_chunk", ()),
+        (tensor_audit, "_audit_chunk", ()),
         (Weights, "read_into", ()),
         (torch.nn.Module, "to", ["--resident"]),
     ],

@@ -22,9 +22,9 @@ import transformers
 from transformers.models.qwen2 import modeling_qwen2
 
 from precheck import pipeline
-from precheck.checkpoint import audit, shards
+from precheck.checkpoint import shards, tensor_audit
 from precheck.errors import ExitCode
-from precheck.measure import budget
+from precheck.measure import memory_budget
 from precheck.measure.lockstep.logits import LogitsTotals
 from precheck.measure.lockstep.turns import Worker
 from precheck.records.finding import Verdict
@@ -106,9 +106,11 @@ STAGES: dict[str, Stage] = {
     ),
     "opening": Stage(owner=shards, name="safe_open", faults=FILES),
     "building": Stage(owner=transformers.Qwen2ForCausalLM, name="from_pretrained", faults=RUNNING),
-    "planning": Stage(owner=budget, name="activation_bytes", faults=RUNNING),
+    "planning": Stage(owner=memory_budget, name="activation_bytes", faults=RUNNING),
     "reading": Stage(owner=os, name="preadv", faults=FILES, layers=0),
-    "auditing": Stage(owner=audit, name="_audit_chunk", faults=(MEMORY, SIGINT, SIGTERM), layers=0),
+    "auditing": Stage(
+        owner=tensor_audit, name="_audit_chunk", faults=(MEMORY, SIGINT, SIGTERM), layers=0
+    ),
     "first layer": Stage(owner=LAYER, name="forward", faults=RUNNING, layers=0, counts=is_layer(0)),
     "second layer": Stage(
         owner=LAYER, name="forward", faults=RUNNING, layers=1, counts=is_layer(1)

@@ -24,7 +24,7 @@ IMPORTED: dict[tuple[str, str], tuple[str, ...]] = {
         "measure/watch/float16_sums.py",
         "measure/watch/rounded_products.py",
         "cure/scales/flow.py",
-        "measure/blame/hindsight.py",
+        "measure/blame/live_examination.py",
         "measure/blame/live.py",
         "measure/watch/op_kinds.py",
         "measure/watch/ops.py",

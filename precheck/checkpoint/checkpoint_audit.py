@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from precheck.checkpoint.audit import CHUNK_ELEMENTS, Scratch, TensorAudit, audit_tensor
+from precheck.checkpoint.tensor_audit import CHUNK_ELEMENTS, Scratch, TensorAudit, audit_tensor
 from precheck.records.report import CheckpointAudit, TensorFault
 
 if TYPE_CHECKING:

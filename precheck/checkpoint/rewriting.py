@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from precheck.checkpoint.audit import audit_tensor
 from precheck.checkpoint.config import CONFIG, read_json_object
 from precheck.checkpoint.folders import check_empty, check_parent
 from precheck.checkpoint.formats import SAFETENSORS
 from precheck.checkpoint.safetensors_shard import SAFETENSORS_DTYPES
 from precheck.checkpoint.shards import tensor_bytes
+from precheck.checkpoint.tensor_audit import audit_tensor
 from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.errors import UsageError
 from precheck.records.quantities import num_bytes

@@ -28,10 +28,10 @@ class Headers:
 
     size_bytes: int
     """Size of the files."""
-    tensor_dtypes: dict[str, int]
+    elements_by_dtype: dict[str, int]
     """Stored elements by dtype name, ``{"bfloat16": 7615616512}``."""
-    num_linears_without_bias: int
-    """Packed linears that no bias is stored for."""
+    num_packed_without_bias: int
+    """GPTQ and AWQ linears (``.qweight``) that no bias is stored for."""
 
 
 SHARD_CLASSES: Mapping[str, Callable[[Path], Shard]] = MappingProxyType(
@@ -49,10 +49,10 @@ class Weights(Mapping[str, torch.Tensor]):
     """The tensors of a checkpoint on the CPU, read on access.
 
     Every shard is opened once, when the mapping is made, and its header checked against its
-    length. Where two shards hold one name the later file counts, as in ``from_pretrained``.
+    length. If two shards hold the same name the later one wins, as in ``from_pretrained``.
     Indexing maps a tensor into memory. ``read_into`` copies it into the caller's memory: that is no
     slower, and if the file is cut off meanwhile, it raises an error instead of killing the process.
-    For one thread at a time.
+    Not thread-safe.
 
     Args:
         files: the shards, safetensors or ``torch.save`` files (``.bin``, ``.pt``, ``.pth``);
@@ -132,7 +132,7 @@ class Weights(Mapping[str, torch.Tensor]):
         return math.prod(self.shape(name)) * dtype.itemsize
 
     def headers(self) -> Headers:
-        """What the headers say, also where reading decodes what is stored."""
+        """A summary of all headers, of what is stored: where reading decodes, too."""
         elements: Counter[str] = Counter()
         for name, shard in self._shard_of.items():
             elements[shard.dtype(name)] += math.prod(shard.shape(name))
@@ -140,12 +140,14 @@ class Weights(Mapping[str, torch.Tensor]):
         biases = [f"{name.removesuffix('.qweight')}.bias" for name in packed]
         return Headers(
             size_bytes=self._size_bytes,
-            tensor_dtypes=dict(elements),
-            num_linears_without_bias=sum(bias not in self._shard_of for bias in biases),
+            elements_by_dtype=dict(elements),
+            num_packed_without_bias=sum(bias not in self._shard_of for bias in biases),
         )
 
     def read_into(self, name: str, buffer: torch.Tensor) -> torch.Tensor:
-        """Reads a tensor into a flat uint8 CPU buffer of at least ``nbytes(name)``; a view of it.
+        """Reads a tensor into a flat uint8 CPU buffer of at least ``nbytes(name)``.
+
+        Returns a view of that buffer.
 
         Raises:
             CheckpointCorruptError: the file ended early or cannot be read any more.
@@ -161,17 +163,17 @@ class Weights(Mapping[str, torch.Tensor]):
         """Reads rows of a tensor's first dimension, in the order given, as ``read_into`` does."""
         num_rows, *rest = self.shape(name)
         dtype = torch_dtype(self.dtype(name))
-        size = math.prod(rest) * dtype.itemsize
+        row_bytes = math.prod(rest) * dtype.itemsize
         indices = range(num_rows)[rows] if isinstance(rows, slice) else rows
         spans: list[Span] = []
         for row in indices:
-            start, end = row * size, (row + 1) * size
+            start, end = row * row_bytes, (row + 1) * row_bytes
             if spans and spans[-1].end == start:
                 spans[-1] = Span(spans[-1].start, end)
             else:
                 spans.append(Span(start, end))
         self._read(name, spans, buffer)
-        return buffer[: size * len(indices)].view(dtype).view(len(indices), *rest)
+        return buffer[: row_bytes * len(indices)].view(dtype).view(len(indices), *rest)
 
     def _read(self, name: str, spans: Sequence[Span], buffer: torch.Tensor) -> None:
         self._shard_of[name].read(name, spans, tensor_bytes(buffer))
@@ -182,7 +184,7 @@ class Weights(Mapping[str, torch.Tensor]):
 
         Args:
             names: in the order they will be read in.
-            limit: bytes of each file that are asked for, the first ones.
+            limit: at most this many bytes of each file, in the order of ``names``.
         """
         by_shard: dict[Shard, list[str]] = {}
         for name in names:
@@ -191,7 +193,7 @@ class Weights(Mapping[str, torch.Tensor]):
             shard.read_ahead(names_in_shard, limit=limit)
 
     def check_unchanged(self) -> None:
-        """Checks that no file was changed since it was opened; a deleted one is still complete.
+        """Checks that no file was changed since it was opened; a deleted one is still readable.
 
         Raises:
             CheckpointCorruptError: one was written to, cut off, or replaced; names it.

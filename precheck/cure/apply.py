@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from precheck.checkpoint.torch_dtypes import dtype_name
-from precheck.cure.mixed import keep_in_float32
+from precheck.cure.float32_modules import keep_in_float32
 from precheck.errors import UsageError
 from precheck.measure.models.model_dtypes import main_dtype
 from precheck.records.fix import Float32Recipe

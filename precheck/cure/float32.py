@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from precheck.checkpoint.rewriting import unfinished, write_json
+from precheck.cure.float32_search import MixedModel
 from precheck.cure.job import scanned
-from precheck.cure.mixed_model import MixedModel
 from precheck.cure.objections import is_close, objections
 from precheck.cure.proof import with_figures
 from precheck.measure.lockstep.witness import LogitsWitness

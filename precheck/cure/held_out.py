@@ -9,7 +9,7 @@ import torch
 from precheck.measure.models.empty import bare_model
 from precheck.measure.probes.builtin import HELD_OUT, HELD_OUT_TOKENS, TextPrompt
 from precheck.measure.probes.vocabulary import read_vocabulary
-from precheck.measure.subject.token_ids import max_context, vocab_size
+from precheck.measure.subject.token_inputs import max_context, vocab_size
 
 if TYPE_CHECKING:
     from precheck.checkpoint.source import Checkpoint

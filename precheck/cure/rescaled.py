@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from precheck.checkpoint.rewriting import unfinished, write_checkpoint, write_json
 from precheck.cure.obstacles import blocking_equations, overflow_sentences, tight_results
 from precheck.cure.proof import prove
+from precheck.cure.scales.config_numbers import config_numbers
 from precheck.cure.scales.forms import Kind
-from precheck.cure.scales.settings import config_numbers
 from precheck.cure.scales.solve import choose
 from precheck.cure.scales.traced_checkpoint import trace_checkpoint
 from precheck.errors import UntraceableError

@@ -13,7 +13,7 @@ from precheck.measure.probes.tokens import (
     with_decoder_input,
 )
 from precheck.measure.probes.vocabulary import read_vocabulary
-from precheck.measure.subject.token_ids import decoder_start, vocab_size
+from precheck.measure.subject.token_inputs import decoder_start, vocab_size
 
 if TYPE_CHECKING:
     from precheck.measure.models.skeleton import Skeleton

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from precheck.errors import PrecheckError, ScanInterrupted, WeightsElsewhereError
-from precheck.measure.batches import run_batches
 from precheck.measure.capsule.write import candidate, write_capsule
 from precheck.measure.gathered import Gathered, measurements
 from precheck.measure.lockstep.generation import generate
 from precheck.measure.processes import is_first_process, processes
+from precheck.measure.run_waves import run_batches
 from precheck.records.progress import Announcement, Observer
 from precheck.records.quantities import counted
 

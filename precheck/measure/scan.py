@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from precheck.measure.budget import memory_budget
+from precheck.measure.batch_waves import in_waves
 from precheck.measure.estimate import estimate_seconds
 from precheck.measure.gathered import measurements
 from precheck.measure.inputs import plan_inputs
 from precheck.measure.machine.devices import resolve_device
+from precheck.measure.memory_budget import memory_budget
 from precheck.measure.prepared import prepare
 from precheck.measure.runs import run_all
-from precheck.measure.waves import in_waves
 from precheck.records.progress import Announcement, Observer
 from precheck.records.quantities import counted, duration, num_bytes
 

@@ -154,7 +154,7 @@ def test_the_tokenizer_is_qwens(folder: Path) -> None:
 
 def test_the_checkpoint_is_clean_bfloat16(folder: Path) -> None:
     with Weights([folder / "model.safetensors"]) as weights:
-        assert set(weights.headers().tensor_dtypes) == {"bfloat16"}
+        assert set(weights.headers().elements_by_dtype) == {"bfloat16"}
         audit = audit_weights(weights)
     assert audit.nonfinite == audit.out_of_float16_range == ()
 

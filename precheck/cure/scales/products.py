@@ -54,11 +54,11 @@ def _product(a: TensorScale, b: TensorScale, constraints: Constraints) -> Tensor
 def _column_range(columns: ScaledRange, left: Form, axes: tuple[int, ...]) -> ScaledRange:
     """A range of the product; it begins where its columns begin in the parameter on the right.
 
-    Of a parameter that was transposed the columns lie along another of its dimensions: the one that
-    is the last now.
+    The columns of a transposed parameter lie along ``axes[-1]``, its dimension that is last now.
     """
-    origin = columns.origin
-    origin = None if origin is None or not axes else replace(origin, dim=axes[-1])
+    origin = columns.origin if axes else None
+    if origin is not None:
+        origin = replace(origin, dim=axes[-1])
     return replace(columns, form=left + columns.form, origin=origin)
 
 

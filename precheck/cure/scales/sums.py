@@ -56,7 +56,10 @@ def _require_equal(fine: TensorScale, other: TensorScale, constraints: Constrain
 
 
 def _plus_number(context: OpContext, scale: TensorScale) -> TensorScale:
-    """A number is added to every element."""
+    """The scale after a constant was added to every element.
+
+    ``1 + w`` becomes a shifted weight; any other tensor has to be scaled as the constant is: not.
+    """
     number = next((scalar for scalar in context.op.scalars if scalar), 0.0)
     if not is_scaled_constant(number):
         return scale
@@ -64,7 +67,7 @@ def _plus_number(context: OpContext, scale: TensorScale) -> TensorScale:
         return CONSTANT
     weight = scale.only_weight
     if weight is not None:
-        # c - w is w - c with the other sign
+        # c - w is w - c with the other sign, and a sign is no scale
         shift = number if context.name == "aten.add" else -number
         shifted = replace(weight, kind=Kind.SHIFTED_WEIGHT, shift=shift)
         return replace(scale, ranges=(replace(scale.ranges[0], form=Form.of(shifted)),))

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from precheck.checkpoint.quiet import quiet_transformers
+from precheck.cure.scales.config_numbers import ConfigNumber, config_numbers, find_settings
 from precheck.cure.scales.equations import find_scales
 from precheck.cure.scales.flow import trace_flow
 from precheck.cure.scales.forms import Kind
-from precheck.cure.scales.settings import ConfigNumber, config_numbers, find_settings
 from precheck.errors import UntraceableError
 from precheck.measure.models.attention import attention_of
 from precheck.measure.models.conversion import find_conversions
 from precheck.measure.models.empty import empty_model
 from precheck.measure.models.model_dtypes import kept_in_float32
 from precheck.measure.models.skeleton import Skeleton, twin
-from precheck.measure.subject.token_ids import decoder_start
+from precheck.measure.subject.token_inputs import decoder_start
 from precheck.measure.watch.parameters import Parameters
 from precheck.records.configuration import Configuration
 from precheck.records.fix import TensorChange

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from precheck.checkpoint.architecture import find_architecture
 from precheck.errors import UsageError
-from precheck.measure.blame.hindsight import BrokenStretch, RecordedOp, TokenPositions
+from precheck.measure.blame.live_examination import BrokenStretch, RecordedOp, TokenPositions
 from precheck.measure.blame.mechanisms import Classifier
 from precheck.measure.blame.unit_call import hidden_states_in, logits_in, main_output
 from precheck.measure.machine.torch_settings import uncompiled

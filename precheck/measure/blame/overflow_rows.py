@@ -10,7 +10,7 @@ from precheck.records.traces import Overflow
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from precheck.measure.blame.found import LocatedProducer
+    from precheck.measure.blame.located_producer import LocatedProducer
 
 
 def overflow_rows(producers: Iterable[tuple[LocatedProducer, bool]]) -> tuple[Overflow, ...]:

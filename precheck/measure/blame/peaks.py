@@ -12,7 +12,7 @@ from precheck.records.traces import Headroom
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from precheck.measure.blame.found import Location
+    from precheck.measure.blame.located_producer import Location
     from precheck.measure.watch.segment import OpNode
 
 

@@ -82,9 +82,9 @@ class SecondLook:
         return self._examine(call, partner, reference)
 
     def inspect_reference(self, call: UnitCall) -> Reexamined:
-        """The same for a float32 run, which has no reference: operations are judged by themselves.
+        """Like ``inspect``, for a reference itself: operations are judged without a match.
 
-        Its outputs count as clean.
+        Returns its own producers, but taints nothing: other runs are compared with its outputs.
         """
         clean = Reexamined([CLEAN for _ in call.results], (), call.segment)
         hidden = call.hidden_states

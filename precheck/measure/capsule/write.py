@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from precheck.measure.blame.found import Entry, LocatedProducer
+    from precheck.measure.blame.located_producer import Entry, LocatedProducer
     from precheck.measure.models.shared import SharedModels
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.watch.segment import OpNode

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from precheck.checkpoint.tensor_stats import tensor_stats
 from precheck.measure.blame.examine import CLEAN, Examiner, unexpected_in
-from precheck.measure.blame.found import MOST_ENTRIES, Entry, LocatedProducer
 from precheck.measure.blame.graph import SegmentRole
+from precheck.measure.blame.located_producer import MOST_ENTRIES, Entry, LocatedProducer
 from precheck.measure.blame.second_look import SecondLook
 from precheck.measure.blame.unit_call import routed_nodes
 from precheck.measure.lockstep.symptom import symptom_of

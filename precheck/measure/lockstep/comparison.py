@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from precheck.checkpoint.architecture import Architecture
-    from precheck.measure.blame.found import Location
+    from precheck.measure.blame.located_producer import Location
     from precheck.measure.blame.unit_call import UnitCall
     from precheck.measure.lockstep.run_totals import RunTotals
     from precheck.measure.models.skeleton import Skeleton

@@ -16,7 +16,7 @@ from precheck.records.traces import GREEDY, SAMPLED, RunTrace, Section, Symptom
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from precheck.measure.blame.found import LocatedProducer
+    from precheck.measure.blame.located_producer import LocatedProducer
     from precheck.measure.lockstep.logits import LogitsTotals
     from precheck.measure.models.skeleton import Skeleton
     from precheck.records.traces import Generation, Overflow

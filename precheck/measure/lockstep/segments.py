@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from precheck.measure.blame.found import Location
 from precheck.measure.blame.graph import SegmentRole
+from precheck.measure.blame.located_producer import Location
 from precheck.records.traces import Section
 
 if TYPE_CHECKING:

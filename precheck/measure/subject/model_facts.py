@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from precheck.measure.subject.clamps import clamps
 from precheck.measure.subject.footprint import attention_facts, cache_size, widths
-from precheck.measure.subject.token_ids import max_context
+from precheck.measure.subject.token_inputs import max_context
 from precheck.records.report import ModelFacts
 
 if TYPE_CHECKING:

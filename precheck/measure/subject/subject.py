@@ -46,7 +46,7 @@ class CheckpointSubject:
     @property
     def tensor_dtypes(self) -> dict[str, int]:
         """Stored elements by dtype name."""
-        return self.checkpoint.headers.tensor_dtypes
+        return self.checkpoint.headers.elements_by_dtype
 
     @property
     def declared_dtype(self) -> str | None:
@@ -71,7 +71,7 @@ class CheckpointSubject:
             **plain,
             "quant_method": method,
             "decoded_by": decoder,
-            "num_linears_without_bias": self.checkpoint.headers.num_linears_without_bias,
+            "num_linears_without_bias": self.checkpoint.headers.num_packed_without_bias,
         }
 
     @property

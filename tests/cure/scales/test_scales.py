@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from precheck.cure.scales.config_numbers import config_numbers, find_settings
 from precheck.cure.scales.equations import find_scales
 from precheck.cure.scales.flow import trace_flow
 from precheck.cure.scales.forms import Kind, Reason
-from precheck.cure.scales.settings import config_numbers, find_settings
 from precheck.cure.scales.solve import choose
 from precheck.measure.models.skeleton import Skeleton
 from precheck.measure.watch.parameters import Parameters

@@ -264,7 +264,7 @@ def test_the_source_is_the_line_of_the_operation() -> None:
         ("/home/someone/my_model.py", 1),
         ("{torch}/nn/modules/linear.py", 0),
         ("{precheck}/measure/lockstep/turns.py", 0),
-        ("{precheck}/cure/mixed_model.py", 0),
+        ("{precheck}/cure/float32_search.py", 0),
         ("<string>", 0),
         ("{torch}vision/models/resnet.py", 1),
         ("{precheck}_models/mine.py", 1),

@@ -12,7 +12,7 @@ from precheck.checkpoint.source import open_checkpoint
 from precheck.errors import UnsupportedModelError
 from precheck.measure.models.empty import count_parameters
 from precheck.measure.subject.subject import CheckpointSubject, LiveSubject
-from precheck.measure.subject.token_ids import max_context, vocab_size
+from precheck.measure.subject.token_inputs import max_context, vocab_size
 from tests.tiny_models import architectures, save_checkpoint, tiny
 
 if TYPE_CHECKING:

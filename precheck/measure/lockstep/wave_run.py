@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from precheck.measure.probes.batch import Batch
 
 
-class BatchRun:
+class WaveRun:
     """Every run over some batches, all of them together, so that each weight is read once.
 
     Args:

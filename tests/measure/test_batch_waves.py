@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from precheck.measure.batch_waves import WAVE_BATCHES, WAVE_TOKENS, in_waves
 from precheck.measure.probes.batch import Batch
-from precheck.measure.waves import WAVE_BATCHES, WAVE_TOKENS, in_waves
 
 
 def batches(*sizes: int) -> list[Batch]:

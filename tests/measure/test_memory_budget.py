@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from precheck.measure.budget import activation_bytes
 from precheck.measure.machine import memory
 from precheck.measure.machine.memory import free_bytes, used_bytes
+from precheck.measure.memory_budget import activation_bytes
 from precheck.measure.models.skeleton import Skeleton
 from precheck.measure.probes.batch import Batch
 from precheck.measure.watch.parameters import Parameters

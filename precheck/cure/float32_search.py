@@ -8,7 +8,7 @@ import torch
 
 from precheck.checkpoint.quiet import quiet_transformers
 from precheck.checkpoint.torch_dtypes import torch_dtype
-from precheck.cure.mixed import keep_in_float32, module_sizes, smallest_set
+from precheck.cure.float32_modules import keep_in_float32, module_sizes, smallest_set
 from precheck.measure.blame.unit_call import logits_in
 from precheck.measure.lockstep.witness import Compared
 from precheck.measure.models.attention import attention_of

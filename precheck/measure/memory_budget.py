@@ -18,13 +18,23 @@ if TYPE_CHECKING:
     from precheck.measure.probes.batch import Batch
 
 FREE_SHARE = 0.8
-"""Of the free memory that a scan takes by itself: the page cache and others need some."""
+"""Share of the free memory that a scan takes when the user sets no limit; the rest is for the page
+cache and other processes."""
 
 _OVERHEAD = 256 << 20
 """Modules of every run over every batch, scratch of matrix libraries, memory that the C library
 keeps: measured on scans of 1.5 B and 7 B in six runs."""
 
-_FLOAT32 = 4
+_FLOAT32_BYTES = 4
+
+_KEPT_HIDDEN_STATES = 4
+"""Every run keeps its own, and copies of what its unit was given."""
+
+_TENSORS_IN_A_UNIT = 8
+"""As wide as its widest output, in float32."""
+
+_LOGITS = 5
+"""In float32: the reference's, a run's, and a chunk of them in float64."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +44,7 @@ class MemoryBudget:
     limit: int
     """What the scan may take."""
     used: int
-    """What is taken already or will be, weights apart."""
+    """Of it, what is in use already or will be for activations: not left for weights."""
 
 
 def memory_budget(
@@ -49,7 +59,7 @@ def memory_budget(
     Args:
         device: where the runs compute.
         max_memory: the user's limit; None takes most of what is free.
-        batches: those that run together.
+        batches: one wave, which runs together.
         skeletons: every run.
     """
     used = used_bytes(device)
@@ -58,24 +68,26 @@ def memory_budget(
 
 
 def activation_bytes(batches: Sequence[Batch], skeletons: Sequence[Skeleton]) -> int:
-    """About what hidden states, the insides of one unit and logits take, from widths alone.
+    """A rough estimate, from layer widths alone, of everything except the weights.
 
-    Every run waits with its hidden states and with copies of what its unit was given. One run at a
-    time is inside a unit. One batch at a time has logits: its reference's, another run's, and a
-    chunk of them in float64. Products in float32 take a copy of their weights.
+    All runs wait for each other with hidden states; one run at a time is inside a unit, and one
+    batch at a time has logits. Products in float32 take a copy of their weights.
     """
     model = skeletons[0].model
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     head = linears[-1].out_features if linears else 1
     in_layers = linears[:-1]
+    # the last linear of a model is its head
     widths = [linear.in_features for linear in linears] or [1]
     hidden = min(max(widths), setting(text_config(model), "hidden_size") or max(widths))
-    inside = max((linear.out_features for linear in in_layers), default=1)
+    widest_output = max((linear.out_features for linear in in_layers), default=1)
     num_tokens = sum(batch.num_positions for batch in batches)
     largest = max(batch.num_positions for batch in batches)
-    waiting = 4 * num_tokens * hidden * sum(run.dtype.limits.num_bytes for run in skeletons)
-    inside_one = largest * (8 * inside * _FLOAT32 + 5 * head * _FLOAT32)
+    run_bytes = sum(run.dtype.limits.num_bytes for run in skeletons)
+    hidden_state_bytes = _KEPT_HIDDEN_STATES * num_tokens * hidden * run_bytes
+    elements_in_unit = largest * (_TENSORS_IN_A_UNIT * widest_output + _LOGITS * head)
     is_native = all(run.arithmetic is Arithmetic.NATIVE for run in skeletons)
     weights = (linear.weight.numel() for linear in in_layers)
-    widened = 0 if is_native else max(weights, default=0)
-    return waiting + inside_one + widened * _FLOAT32 + _OVERHEAD
+    elements_in_float32 = 0 if is_native else max(weights, default=0)
+    in_float32 = _FLOAT32_BYTES * (elements_in_unit + elements_in_float32)
+    return hidden_state_bytes + in_float32 + _OVERHEAD

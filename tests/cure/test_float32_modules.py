@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from precheck.cure.mixed import keep_in_float32, module_sizes, smallest_set
+from precheck.cure.float32_modules import keep_in_float32, module_sizes, smallest_set
 from tests.tiny_models import tiny, tiny_inputs
 
 NAMES = [f"layers.{layer}.{part}" for layer in range(3) for part in ("q", "k", "v", "o")]

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from precheck.checkpoint.audit import TensorAudit, audit_tensor
 from precheck.checkpoint.checkpoint_audit import audit_weights
+from precheck.checkpoint.tensor_audit import TensorAudit, audit_tensor
 from precheck.checkpoint.weights import Weights
 from precheck.records.report import CheckpointAudit, TensorFault
 from precheck.records.stats import TensorStats
@@ -113,7 +113,7 @@ def test_the_layout_does_not_matter(tensor: torch.Tensor) -> None:
 
 
 def test_a_transposed_tensor_is_not_copied() -> None:
-    from precheck.checkpoint.audit import _chunks  # noqa: PLC0415  how, not what
+    from precheck.checkpoint.tensor_audit import _chunks  # noqa: PLC0415  how, not what
 
     tensor = torch.arange(24.0).reshape(4, 6).T
     storage = tensor.untyped_storage().data_ptr()
@@ -172,4 +172,4 @@ def test_reads_each_tensor_once(checkpoint: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_counts_elements_by_dtype(checkpoint: Path) -> None:
     with Weights([checkpoint]) as weights:
-        assert weights.headers().tensor_dtypes == {"bfloat16": 10, "float32": 11, "int64": 7}
+        assert weights.headers().elements_by_dtype == {"bfloat16": 10, "float32": 11, "int64": 7}

@@ -10,8 +10,8 @@ import torch
 from transformers.cache_utils import Cache
 
 from precheck.measure.blame.examine import Examiner, Producer
-from precheck.measure.blame.found import LocatedProducer, Location
 from precheck.measure.blame.graph import SegmentRole
+from precheck.measure.blame.located_producer import LocatedProducer, Location
 from precheck.measure.blame.overflow_rows import overflow_row
 from precheck.measure.watch.ops import OpWatcher
 from precheck.measure.watch.parameters import Parameters
@@ -95,7 +95,8 @@ class BrokenStretch:
     ) -> tuple[tuple[Overflow, ...], bool]:
         """A row for each operation that broke, and whether the fault began there.
 
-        Where every broken operation read something broken, the first of them stands for all.
+        If no operation broke on sound inputs, the only row is that of the first that is not finite,
+        and the fault began elsewhere.
         """
         examiner = Examiner(
             reference=None,
@@ -112,7 +113,7 @@ class BrokenStretch:
         if rows:
             return rows, True
         first = next(node for node in segment.nodes if not node.is_finite)
-        return (self._row(_without_origin(first), Mechanism.OTHER),), False
+        return (self._row(_inherited_fault(first), Mechanism.OTHER),), False
 
     def _nonfinite_weights(self, parameters: Parameters) -> frozenset[int]:
         """Ids of parameters that were used and are not finite."""
@@ -163,7 +164,7 @@ class BrokenStretch:
         return int(number) if number.isdigit() else self.index
 
 
-def _without_origin(node: OpNode) -> Producer:
+def _inherited_fault(node: OpNode) -> Producer:
     """An operation that handed on what an earlier, unwatched fault left."""
     return Producer(
         identity=0,

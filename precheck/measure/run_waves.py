@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from precheck.errors import CheckpointError, MemoryExhaustedError
+from precheck.measure.batch_waves import in_waves
 from precheck.measure.blame.mechanisms import Classifier
-from precheck.measure.lockstep.batch_run import BatchRun
 from precheck.measure.lockstep.clock import LOGIT_WORK, Clock
+from precheck.measure.lockstep.wave_run import WaveRun
 from precheck.measure.models.streamed import StreamedModels
-from precheck.measure.waves import in_waves
 from precheck.records.traces import TOWERS
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def run_batches(
     clock = _clock(prepared, inputs, indices, observe=observe)
     try:
         for wave in in_waves(inputs.plan.batches, indices):
-            run = BatchRun(
+            run = WaveRun(
                 [inputs.plan.batches[index].to(prepared.device) for index in wave],
                 prepared.groups,
                 weights=prepared.models,

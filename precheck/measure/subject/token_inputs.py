@@ -1,4 +1,4 @@
-"""The token ids a model takes: how many there are, how many in a row, where a decoder starts."""
+"""What a model takes as text: the number of token ids, the longest input, the first id."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from precheck.measure.models.settings import setting, text_config
 
 
 def vocab_size(model: nn.Module) -> int:
-    """Rows of the input embedding.
+    """Rows of the input embedding, or of the first embedding where the model names none.
 
     Raises:
         UnsupportedModelError: the model neither takes nor writes token ids.
@@ -19,13 +19,14 @@ def vocab_size(model: nn.Module) -> int:
     if not isinstance(embedding, nn.Embedding):
         embeddings = (module for module in model.modules() if isinstance(module, nn.Embedding))
         embedding = next(embeddings, None)
-    takes = getattr(model, "main_input_name", "input_ids")
-    is_text = takes == "input_ids" or bool(
+    input_name = getattr(model, "main_input_name", "input_ids")
+    # an encoder-decoder model may take sound, as Whisper does, and write text
+    has_text = input_name == "input_ids" or bool(
         getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     )
-    if not is_text or embedding is None:
+    if not has_text or embedding is None:
         raise UnsupportedModelError(
-            f"{type(model).__name__} takes {takes}, not token ids",
+            f"{type(model).__name__} takes {input_name}, not token ids",
             hint="models of images or sound that write no text are not scanned",
         )
     return int(embedding.weight.shape[0])
@@ -42,7 +43,7 @@ def max_context(model: nn.Module) -> int | None:
 
 
 def _unused_positions(model: nn.Module, num_positions: int) -> int:
-    """Position embeddings no token gets: RoBERTa numbers positions from its padding index on."""
+    """Rows of a position table that no token gets: RoBERTa counts from its padding index on."""
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module.num_embeddings == num_positions:
             return 0 if module.padding_idx is None else module.padding_idx + 1
@@ -50,7 +51,7 @@ def _unused_positions(model: nn.Module, num_positions: int) -> int:
 
 
 def decoder_start(model: nn.Module) -> int:
-    """The token id that the decoder of an encoder-decoder model begins with."""
+    """The token id that a decoder begins with; 0 where no config names one."""
     for config in (getattr(model, "generation_config", None), getattr(model, "config", None)):
         for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):
             token_id = getattr(config, name, None)
