@@ -60,7 +60,7 @@ def show_that_it_kills(limit: int) -> None:
 
 def show(found: Watched, size: int, *, peak: int | None) -> None:
     """The figures of one scan."""
-    anonymous = [each / _GIB for each in found.anonymous]
+    anonymous = [anonymou / _GIB for anonymou in found.anonymous]
     print(f"exit code {found.exit_code} after {found.seconds:.0f} s")
     for line in found.stderr.splitlines():
         if re.search("weights read|gate|error", line):

@@ -24,7 +24,7 @@ def anything(kind: Any) -> st.SearchStrategy[Any]:
         return plain.get(kind, st.none() | st.integers() | st.text(max_size=8))
     if get_origin(kind) in {Union, UnionType}:
         return st.one_of(
-            *(st.none() if each is type(None) else anything(each) for each in arguments)
+            *(st.none() if argument is type(None) else anything(argument) for argument in arguments)
         )
     if get_origin(kind) is tuple:
         return st.lists(anything(arguments[0]), max_size=2).map(tuple)
@@ -35,12 +35,12 @@ def anything(kind: Any) -> st.SearchStrategy[Any]:
     assert is_dataclass(kind)
     assert isinstance(kind, type)
     hints = get_type_hints(kind)
-    return st.builds(kind, **{each.name: anything(hints[each.name]) for each in fields(kind)})
+    return st.builds(kind, **{field.name: anything(hints[field.name]) for field in fields(kind)})
 
 
 def reports() -> st.SearchStrategy[Report]:
     hints = get_type_hints(Report)
-    parts = {each.name: anything(hints[each.name]) for each in fields(Report)}
+    parts = {field.name: anything(hints[field.name]) for field in fields(Report)}
     return st.builds(Report, **{**parts, "schema": st.just("precheck/1")}).map(_with_real_runs)
 
 
@@ -50,7 +50,7 @@ def _with_real_runs(report: Report) -> Report:
     return replace(
         report,
         findings=tuple(
-            replace(each, runs=tuple(index % number for index in each.runs) if number else ())
-            for each in report.findings
+            replace(finding, runs=tuple(index % number for index in finding.runs) if number else ())
+            for finding in report.findings
         ),
     )

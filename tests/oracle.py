@@ -41,7 +41,7 @@ class RecordedOp:
     @property
     def key(self) -> tuple[object, ...]:
         """What the matching operation of the other run has in common."""
-        return self.op, self.module, self.source, tuple(each.shape for each in self.outputs)
+        return self.op, self.module, self.source, tuple(output.shape for output in self.outputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,8 +89,8 @@ def first_fault(
             )
             and not unexpected(actual.logits, expected.logits).any(),
             reference_abs_max=max(
-                float(each[each.isfinite()].abs().max())
-                for each in (match.outputs if match else op.inputs)
+                float(output[output.isfinite()].abs().max())
+                for output in (match.outputs if match else op.inputs)
             ),
         )
     return None
@@ -122,7 +122,10 @@ def _aligned(
     references = [each for each in expected if each.op != _CAST]
     candidates = [each for each in actual if each.op != _CAST]
     matcher = difflib.SequenceMatcher(
-        None, [each.key for each in references], [each.key for each in candidates], autojunk=False
+        None,
+        [reference.key for reference in references],
+        [candidate.key for candidate in candidates],
+        autojunk=False,
     )
     matches: dict[int, RecordedOp] = {}
     for block in matcher.get_matching_blocks():
@@ -138,7 +141,7 @@ def _is_faulty(op: RecordedOp, match: RecordedOp | None) -> bool:
     if match is not None:
         return any(map(_any_unexpected, op.outputs, match.outputs))
     is_clean = all(each.isfinite().all() for each in op.inputs)
-    return is_clean and any(not each.isfinite().all() for each in op.outputs)
+    return is_clean and any(not output.isfinite().all() for output in op.outputs)
 
 
 def _any_unexpected(output: torch.Tensor, reference: torch.Tensor) -> bool:
@@ -175,9 +178,9 @@ class _Recorder(TorchDispatchMode):
 def _floating(tree: object) -> tuple[torch.Tensor, ...]:
     """Copies of the floating-point tensors in the tree."""
     return tuple(
-        each.detach().clone()
-        for each in tree_leaves(tree)
-        if isinstance(each, torch.Tensor) and each.is_floating_point()
+        leave.detach().clone()
+        for leave in tree_leaves(tree)
+        if isinstance(leave, torch.Tensor) and leave.is_floating_point()
     )
 
 

@@ -145,8 +145,8 @@ def together(*plants: Plant) -> Plant:
     """One after the other."""
 
     def plant(model: PreTrainedModel) -> None:
-        for each in plants:
-            each(model)
+        for plant in plants:
+            plant(model)
 
     return plant
 

@@ -122,7 +122,7 @@ class Setting:
 
     def lacking(self, known: Mapping[str, object]) -> list[str]:
         """The instruction sets that it needs and a processor has not."""
-        return sorted(each for each in KERNELS[self.kernels].needs if not known.get(each))
+        return sorted(need for need in KERNELS[self.kernels].needs if not known.get(need))
 
 
 SETTINGS = tuple(
@@ -226,11 +226,11 @@ def main() -> None:
         shown = " ".join(f"{name}={value}" for name, value in setting.environment.items())
         say(f"\n{setting.name}: {shown}")
         outcomes.append(tried(setting, options.pytest))
-    failed = [each for each in outcomes if each.code]
-    num_skipped = sum(bool(each.lacking) for each in outcomes)
+    failed = [outcome for outcome in outcomes if outcome.code]
+    num_skipped = sum(bool(outcome.lacking) for outcome in outcomes)
     say(f"\nOn {known.get('cpu_name') or platform.machine()}, torch {torch.__version__}\n{HEAD}")
-    for each in outcomes:
-        say(each.row)
+    for outcome in outcomes:
+        say(outcome.row)
     say(
         f"{len(outcomes)} settings: {len(outcomes) - len(failed) - num_skipped} passed, "
         f"{len(failed)} failed, {num_skipped} skipped"

@@ -312,7 +312,7 @@ def test_writes_every_output_also_when_the_gate_fails(shell: Shell, tmp_path: Pa
     files = [tmp_path / "one.json", tmp_path / "two.json"]
     ended = shell("scan", "some/model", "-o", files[0], "--output", files[1], scan=BROKEN)
     assert ended.code == ExitCode.GATE_FAILS
-    assert [Report.from_dict(json.loads(each.read_text())) for each in files] == [BROKEN, BROKEN]
+    assert [Report.from_dict(json.loads(file.read_text())) for file in files] == [BROKEN, BROKEN]
     assert sorted(tmp_path.iterdir()) == files
 
 

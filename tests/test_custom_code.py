@@ -40,7 +40,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires
 def test_a_healthy_one_is_silent(name: str, tmp_path: Path) -> None:
     report = scanned(CUSTOM[name], tmp_path, planted=False)
     assert [run.verdict for run in report.runs] == [Verdict.SAFE] * 3
-    assert [each.message for each in report.findings if each.severity is not Severity.NOTE] == []
+    assert [
+        finding.message for finding in report.findings if finding.severity is not Severity.NOTE
+    ] == []
     assert report.model.num_decoder_layers == NUM_LAYERS
     assert report.complete
 

@@ -63,7 +63,7 @@ def section(text: str, heading: str) -> str:
 
 def anchors(text: str) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_map_of_the_package_is_right() -> None:
@@ -117,7 +117,7 @@ def test_every_field_of_the_report_is_documented(name: str) -> None:
     page = (ROOT / "docs" / "report-schema.md").read_text(encoding="utf-8")
     documented = first_column(section(page, name))
     assert documented[0] == "field"
-    assert set(documented[1:]) == {each.name for each in fields(RECORDS[name])}
+    assert set(documented[1:]) == {field.name for field in fields(RECORDS[name])}
 
 
 def test_only_real_records_are_documented() -> None:
@@ -153,8 +153,8 @@ def test_commands_exist(page: Path) -> None:
                     flags = [each.split("=")[0] for each in rest if each.startswith("-")]
                     assert [flag for flag in flags if flag not in known] == []
                 case ["make", *targets]:
-                    targets = [each for each in targets if "=" not in each]
-                    assert [each for each in targets if f"\n{each}:" not in makefile] == []
+                    targets = [target for target in targets if "=" not in target]
+                    assert [target for target in targets if f"\n{target}:" not in makefile] == []
                 case _:
                     assert words == [], f"unknown command {line}"
 
@@ -169,13 +169,13 @@ def commands(page: Path) -> list[list[str]]:
         for line in block.replace("\\\n", " ").splitlines()
     ]
     words = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
-    return [each for each in words if each[:1] == ["precheck"]]
+    return [word for word in words if word[:1] == ["precheck"]]
 
 
 def test_the_recipe_for_github_actions_is_yaml_with_steps() -> None:
     (recipe,) = blocks((ROOT / "docs" / "gate.md").read_text(encoding="utf-8"), language="yaml")
     steps = yaml.safe_load(recipe)["jobs"]["precheck"]["steps"]
-    assert all({"run", "uses"} & each.keys() for each in steps)
+    assert all({"run", "uses"} & step.keys() for step in steps)
     assert yaml.safe_load(recipe)["permissions"]["security-events"] == "write"
 
 
@@ -193,9 +193,9 @@ def test_both_readmes_show_the_same_picture() -> None:
 
 def test_every_command_is_documented() -> None:
     typed_somewhere = {words[1] for page in PAGES for words in commands(page)}
-    assert {each.callback.__name__ for each in cli.app.registered_commands if each.callback} == (
-        typed_somewhere
-    )
+    assert {
+        command.callback.__name__ for command in cli.app.registered_commands if command.callback
+    } == (typed_somewhere)
 
 
 def test_python_blocks_compile() -> None:

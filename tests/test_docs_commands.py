@@ -21,7 +21,7 @@ TRANSLATION = ROOT / "README.zh.md"
 def typed(words: list[str]) -> list[str]:
     """The command on a model that is here, with one short batch."""
     known = {"MODEL": "demo:qwen2-eager", "./checkpoint": "demo:qwen2-eager"}
-    words = [known.get(each, each) for each in words[1:]]
+    words = [known.get(word, word) for word in words[1:]]
     is_short = {"--static", "--prompt", "--quick"} & set(words)
     return [*words, *(["--quick"] if words[0] == "scan" and not is_short else [])]
 
@@ -56,7 +56,7 @@ def test_commands_run(
 def test_the_translation_types_what_the_readme_does() -> None:
     prompt = "a prompt that fails"  # the one argument that is translated
     ours, theirs = (
-        [[each for each in words if each.isascii() and each != prompt] for words in commands(page)]
+        [[word for word in words if word.isascii() and word != prompt] for words in commands(page)]
         for page in (ROOT / "README.md", TRANSLATION)
     )
     assert theirs

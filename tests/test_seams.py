@@ -88,7 +88,7 @@ def is_private(module: str) -> bool:
     parts = module.split(".")
     is_known = parts[0] in {"torch", "transformers"}
     return is_known and (
-        any(each.startswith("_") for each in parts)
+        any(part.startswith("_") for part in parts)
         or parts[-1] in {"core_model_loading", "conversion_mapping"}
     )
 
@@ -99,9 +99,9 @@ def imports() -> dict[tuple[str, str], set[str]]:
     for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module and is_private(node.module):
-                for each in node.names:
+                for name in node.names:
                     where = file.relative_to(PACKAGE).as_posix()
-                    found.setdefault((node.module, each.name), set()).add(where)
+                    found.setdefault((node.module, name.name), set()).add(where)
     return found
 
 

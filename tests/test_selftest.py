@@ -23,8 +23,8 @@ def failed(device: str = "cpu") -> list[str]:
 
 def test_it_holds_here() -> None:
     checks = list(selftest("cpu"))
-    assert [each for each in checks if each.is_needed and not each.holds] == []
-    assert sum("is named" in each.what for each in checks) == 3
+    assert [check for check in checks if check.is_needed and not check.holds] == []
+    assert sum("is named" in check.what for check in checks) == 3
     assert "Verdicts can be trusted" in render_selftest(checks, width=80, colour=False)
 
 
@@ -52,7 +52,7 @@ def test_flushed_subnormals_are_a_peculiarity_of_the_device() -> None:
         checks = list(check_arithmetic("cpu"))
     finally:
         torch.set_flush_denormal(False)
-    odd = [each for each in checks if not each.holds]
+    odd = [check for check in checks if not check.holds]
     assert "subnormal numbers of float32" in [each.what for each in odd]
     assert not any(each.is_needed for each in odd)
     said = render_selftest(checks, width=80, colour=False)

@@ -68,7 +68,7 @@ def outcomes(folder: Path, prompts: torch.Tensor) -> dict[tuple[torch.dtype, str
                 output = model(prompts, output_hidden_states=True, use_cache=False)
             found[dtype, attention] = Outcome(
                 output.logits.double().log_softmax(-1),
-                tuple(each.double() for each in output.hidden_states),
+                tuple(state.double() for state in output.hidden_states),
             )
     return found
 
@@ -85,7 +85,7 @@ def test_float32_agrees_with_itself(outcomes: Outcomes) -> None:
 def test_float16_eager_is_all_nan_from_the_planted_layer_on(outcomes: Outcomes) -> None:
     broken = outcomes[torch.float16, "eager"]
     assert broken.num_nan == broken.log_probabilities.numel()
-    assert [bool(each.isnan().any()) for each in broken.hidden_states] == [
+    assert [bool(state.isnan().any()) for state in broken.hidden_states] == [
         index > PLANTED_LAYER for index in range(NUM_LAYERS + 1)
     ]
 

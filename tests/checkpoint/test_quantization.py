@@ -175,7 +175,7 @@ def _short_zeros(_: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _plain(_: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    for name in [each for each in tensors if each.endswith(("qweight", "qzeros", "scales"))]:
+    for name in [tensor for tensor in tensors if tensor.endswith(("qweight", "qzeros", "scales"))]:
         del tensors[name]
 
 

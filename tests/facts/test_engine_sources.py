@@ -47,7 +47,7 @@ def constant(file: str, name: str) -> Any:
             if isinstance(node, ast.AnnAssign)
             else []
         )
-        if any(isinstance(each, ast.Name) and each.id == name for each in targets):
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
             assert isinstance(node, ast.Assign | ast.AnnAssign)
             assert node.value is not None
             return ast.literal_eval(node.value)
@@ -59,7 +59,9 @@ def functions(file: str, *names: str, given: dict[str, Any]) -> dict[str, Any]:
     wanted = [
         node for node in tree(file).body if isinstance(node, ast.FunctionDef) and node.name in names
     ]
-    assert {each.name for each in wanted} == set(names), f"a function is gone from {file}"
+    assert {recommendation.name for recommendation in wanted} == set(names), (
+        f"a function is gone from {file}"
+    )
     module = ast.Module(body=list(wanted), type_ignores=[])
     for node in wanted:
         node.returns = None
@@ -200,8 +202,8 @@ def test_vllm_takes_the_dtypes_and_capabilities_of_quantisations(method: str, fi
             value = next(each.value for each in node.body if isinstance(each, ast.Return))
             found.setdefault(node.name, value)
     taken = {
-        {"half": "float16"}.get(each.attr, each.attr)
-        for each in found["get_supported_act_dtypes"].elts
+        {"half": "float16"}.get(elt.attr, elt.attr)
+        for elt in found["get_supported_act_dtypes"].elts
     }
     assert taken == {str(each) for each in engine("vllm").quantized[method]}
     assert ast.literal_eval(found["get_min_capability"]) == engine("vllm").quantized_from[method]

@@ -72,7 +72,9 @@ def check(report: Report, expected: Diagnosis) -> None:
     assert expected.code in {finding.code for finding in report.findings}
     # of a GPU, because what is best on a CPU depends on which one this is
     chosen = next(
-        each for each in report.other_recommendations if each.target.compute_capability == "sm_80"
+        recommendation
+        for recommendation in report.other_recommendations
+        if recommendation.target.compute_capability == "sm_80"
     )
     assert f"{chosen.dtype} + {chosen.attn_implementation}" == expected.recommended
     for run in report.runs:
@@ -111,5 +113,5 @@ def check_culprit(report: Report, run: Run, expected: Diagnosis) -> None:
 def check_silent(report: Report) -> None:
     """A healthy model: every run is safe, and nothing is said that asks for anything."""
     assert {run.name: run.reason for run in report.runs if run.verdict is not Verdict.SAFE} == {}
-    loud = [each for each in report.findings if each.severity is not Severity.NOTE]
+    loud = [finding for finding in report.findings if finding.severity is not Severity.NOTE]
     assert loud == []

@@ -101,7 +101,7 @@ def test_images_of_several_sizes_go_through_the_real_processor(reports: dict[str
 
 
 def test_towers_and_projectors_have_rows_of_their_own(reports: dict[str, Report]) -> None:
-    rows = [(each.section, each.module) for each in reports["qwen2-vl"].runs[0].layers]
+    rows = [(layer.section, layer.module) for layer in reports["qwen2-vl"].runs[0].layers]
     assert rows[:4] == [
         (Section.VISION, "model.visual.blocks.0"),
         (Section.VISION, "model.visual.blocks.1"),
@@ -121,7 +121,9 @@ def test_a_clean_tower_is_shown_to_be_clean(reports: dict[str, Report]) -> None:
     ]
     assert len(tower) == 6 * 4
     assert all(layer.num_nan == layer.num_inf == 0 for layer in tower)
-    assert {each.section for run in report.runs for each in run.overflows} == {Section.DECODER}
+    assert {overflow.section for run in report.runs for overflow in run.overflows} == {
+        Section.DECODER
+    }
     assert any(row.section is Section.VISION for row in report.headroom)
 
 
@@ -129,7 +131,7 @@ def test_a_clamped_overflow_is_a_warning_because_the_answer_is_wrong(
     reports: dict[str, Report],
 ) -> None:
     report = reports["whisper-clamp"]
-    (found,) = (each for each in report.findings if each.code == "PC112")
+    (found,) = (finding for finding in report.findings if finding.code == "PC112")
     assert found.severity is Severity.WARNING
     broken = next(run for run in report.runs if run.name == "float16 + sdpa")
     assert broken.logits is not None

@@ -45,7 +45,7 @@ def test_sums_in_float16_are_diagnosed_completely(reports: dict[str, Report]) ->
     assert broken.first_overflow.partial_sum is not None
     assert 170_000 < broken.first_overflow.partial_sum < 190_000
     assert set(broken.first_overflow.probes) >= {"chat", "digits", "long"}
-    (found,) = (each for each in report.findings if each.code == "PC109")
+    (found,) = (finding for finding in report.findings if finding.code == "PC109")
     assert found.severity is Severity.WARNING
 
 
@@ -56,7 +56,7 @@ def test_biases_that_nobody_stored_are_named_with_who_makes_them(
     missing = report.checkpoint.missing
     assert len(missing) == 5 * 7
     assert all(name.endswith("_proj.bias") for name in missing)
-    (found,) = (each for each in report.findings if each.code == "PC501")
+    (found,) = (finding for finding in report.findings if finding.code == "PC501")
     assert found.severity is Severity.ERROR
     assert missing[0] in found.message
     assert "optimum up to 1.20.0" in found.message
@@ -69,4 +69,4 @@ def test_biases_that_nobody_stored_are_named_with_who_makes_them(
 def test_the_healthy_twin_is_silent(name: str, tmp_path: Path) -> None:
     report = scanned(built(name, tmp_path / "twin", is_planted=False))
     check_silent(report)
-    assert {each.code for each in report.findings} == {"PC115"}
+    assert {finding.code for finding in report.findings} == {"PC115"}

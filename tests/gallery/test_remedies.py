@@ -58,5 +58,5 @@ def test_nothing_smaller_helps_a_residual_stream(tmp_path: Path) -> None:
     GALLERY["gemma3-residual"].build(tmp_path)
     report = precheck.scan(tmp_path, quick=True, gpus=("T4", "L4"))
     assert report.recommendation is not None
-    assert [each.helps for each in report.recommendation.remedies] == [False, False]
+    assert [remedy.helps for remedy in report.recommendation.remedies] == [False, False]
     assert report.other_recommendations[0].remedies == ()

@@ -119,7 +119,7 @@ def _expected(name: str, report: Report) -> Diagnosis:
     expected = EXPECTED[name]
     if name not in {"gemma3-residual", "llama-product"}:
         return expected
-    return replace(expected, probes=frozenset(each.name for each in report.probes) - WITHOUT_BOS)
+    return replace(expected, probes=frozenset(probe.name for probe in report.probes) - WITHOUT_BOS)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -133,9 +133,9 @@ def test_the_healthy_twin_is_silent(name: str, tmp_path: Path) -> None:
 
 
 def test_headroom_is_named_with_its_layer(reports: dict[str, Report]) -> None:
-    found = [each for each in reports["qwen3-headroom"].findings if each.code == "PC114"]
+    found = [finding for finding in reports["qwen3-headroom"].findings if finding.code == "PC114"]
     streams = [each for each in found if "the residual stream" in each.message]
-    assert [(each.layer, each.module) for each in streams] == [(3, "model.layers.3")]
+    assert [(stream.layer, stream.module) for stream in streams] == [(3, "model.layers.3")]
     assert "0.9 bits left" in streams[0].message
 
 
@@ -150,12 +150,12 @@ def test_prompts_that_trigger_are_told_with_their_first_token(reports: dict[str,
 
 def test_the_stream_stays_above_the_limit_from_its_layer_on(reports: dict[str, Report]) -> None:
     layers = reports["gemma3-residual"].runs[0].layers
-    above = [each.index for each in layers if each.abs_max is not None and each.abs_max > 65504]
+    above = [layer.index for layer in layers if layer.abs_max is not None and layer.abs_max > 65504]
     assert above == [1, 2, 3, 4, 5]
 
 
 def test_half_after_loading_is_named_as_what_would_break(reports: dict[str, Report]) -> None:
-    found = next(each for each in reports["t5-half"].findings if each.code == "PC507")
+    found = next(finding for finding in reports["t5-half"].findings if finding.code == "PC507")
     assert found.severity is Severity.WARNING
     assert found.module == "encoder.block.3.layer.1.DenseReluDense.wo"
     assert ".half() on a loaded model casts these as well, and it overflows" in found.advice

@@ -59,7 +59,7 @@ def test_the_reason_is_among_those_of_the_gate() -> None:
 
 def test_its_figures_do_not_matter() -> None:
     louder = replace(
-        report(), findings=tuple(replace(each, message="x") for each in report().findings)
+        report(), findings=tuple(replace(finding, message="x") for finding in report().findings)
     )
     assert holds(louder, KNOWN)
 

@@ -67,8 +67,8 @@ def test_each_is_named_for_what_it_concerns(
     libraries: dict[str, str], model_type: str, says: str
 ) -> None:
     findings, _ = found_with(libraries, model_type=model_type)
-    assert any(says in each.message for each in findings)
-    assert all(each.advice for each in findings)
+    assert any(says in finding.message for finding in findings)
+    assert all(finding.advice for finding in findings)
 
 
 @pytest.mark.parametrize(

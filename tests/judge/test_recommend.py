@@ -174,10 +174,10 @@ def test_without_a_gpu_three_rows_are_advised() -> None:
         "sm_75",
         "sm_80",
     ]
-    for each in report.other_recommendations:
-        assert each.confidence == "predicted"
-        assert each.reasons[-1] == (
-            f"measured on cpu, predicted for {each.target.compute_capability}"
+    for recommendation in report.other_recommendations:
+        assert recommendation.confidence == "predicted"
+        assert recommendation.reasons[-1] == (
+            f"measured on cpu, predicted for {recommendation.target.compute_capability}"
         )
 
 

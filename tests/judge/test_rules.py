@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[2]
 
 def findings_of(measurements: Measurements, **options: tuple[str, ...]) -> dict[str, Finding]:
     findings = judge(measurements, version="0.1.0", **options).findings
-    assert len({each.code for each in findings}) == len(findings)
-    return {each.code: each for each in findings}
+    assert len({finding.code for finding in findings}) == len(findings)
+    return {finding.code: finding for finding in findings}
 
 
 def audited(**faults: object) -> Measurements:
@@ -295,7 +295,7 @@ def test_the_gravest_finding_comes_first() -> None:
         checkpoint=CheckpointAudit(missing=("a",), unexpected=("b",)),
         complete=False,
     )
-    codes = [each.code for each in judge(scan, version="0.1.0").findings]
+    codes = [finding.code for finding in judge(scan, version="0.1.0").findings]
     assert codes == ["PC501", "PC301", "PC201", "PC901", "PC505"]
 
 

@@ -202,9 +202,9 @@ def test_after_an_error_of_the_observer(model: PreTrainedModel, step: int) -> No
 def test_steps_are_counted_to_the_end(model: PreTrainedModel) -> None:
     events: list[Announcement | Step] = []
     scan(model, quick=True, observe=events.append)
-    steps = [each for each in events if isinstance(each, Step)]
+    steps = [event for event in events if isinstance(event, Step)]
     assert len(steps) == NUM_STEPS
-    shares = [each.share for each in steps]
+    shares = [step.share for step in steps]
     assert shares == sorted(shares)
     assert shares[0] == 0
     assert 0.5 < shares[-1] < 1

@@ -109,7 +109,9 @@ def test_products_in_float32_take_a_copy_of_their_weights() -> None:
     probe = Probe(name="x", kind="token_ids", num_tokens=4)
     batch = Batch(probes=(probe,), input_ids=torch.zeros(1, 4, dtype=torch.long))
     widest = max(
-        each.weight.numel() for each in skeleton.model.model.modules() if type(each) is nn.Linear
+        module.weight.numel()
+        for module in skeleton.model.model.modules()
+        if type(module) is nn.Linear
     )
     more = activation_bytes([batch], [rounded]) - activation_bytes([batch], [skeleton])
     assert more == 4 * widest

@@ -47,7 +47,7 @@ def evil_report() -> Report:
         symptom=Symptom(greedy=EVIL, sampling=EVIL),
         generations=(written,),
         stopped_after=EVIL,
-        layers=tuple(replace(each, module=EVIL) for each in scan.runs[3].layers),
+        layers=tuple(replace(layer, module=EVIL) for layer in scan.runs[3].layers),
     )
     failed = hand_made.run(Dtype.FLOAT16, EVIL, failure=EVIL, layers=(), logits=None)
     environment = replace(
@@ -55,7 +55,9 @@ def evil_report() -> Report:
         libraries={EVIL: EVIL, "transformers": EVIL},
         cpu=EVIL,
         platform=EVIL,
-        devices=tuple(replace(each, name=EVIL, driver=EVIL) for each in scan.environment.devices),
+        devices=tuple(
+            replace(device, name=EVIL, driver=EVIL) for device in scan.environment.devices
+        ),
     )
     scan = replace(
         scan,
@@ -80,4 +82,6 @@ def evil_report() -> Report:
         incomplete_reason=EVIL,
     )
     report = judge(scan, version=EVIL)
-    return replace(report, findings=tuple(replace(each, accepted=EVIL) for each in report.findings))
+    return replace(
+        report, findings=tuple(replace(finding, accepted=EVIL) for finding in report.findings)
+    )

@@ -110,9 +110,9 @@ def test_it_opens_without_network_and_without_a_word_on_the_console(
         for each in browser.get_log("performance")  # type: ignore[no-untyped-call]
     ]
     asked = [
-        each["params"]["request"]["url"]
-        for each in events
-        if each["method"] == "Network.requestWillBeSent"
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
     ]
     assert {url.partition(":")[0] for url in asked} <= {"file", "data"}
     assert any(url.startswith("file:") for url in asked), "or nothing was listened to"
@@ -125,7 +125,7 @@ def test_the_verdict_stands_first_and_the_charts_are_drawn(browser: Chrome, page
     assert heading.location["y"] < 100
     drawings = browser.find_elements(By.TAG_NAME, "svg")
     assert len(drawings) == 3
-    assert all(each.size["width"] > 500 and each.size["height"] > 100 for each in drawings)
+    assert all(drawing.size["width"] > 500 and drawing.size["height"] > 100 for drawing in drawings)
 
 
 @pytest.mark.parametrize("name", ["qwen2-eager", "qwen2-on-four", "all-safe"])

@@ -113,7 +113,7 @@ def test_the_page_has_no_script_and_loads_nothing(story: str) -> None:
     assert loaded == []
     links = {value for name, value in page.attributes if name == "href" and value}
     assert all(
-        each.startswith(("https://github.com/", "#", "data:,", "https://")) for each in links
+        link.startswith(("https://github.com/", "#", "data:,", "https://")) for link in links
     )
 
 
@@ -181,7 +181,8 @@ def test_no_report_is_longer_than_an_issue() -> None:
     report = REPORTS["qwen2-eager"]
     endless = replace(
         report,
-        findings=tuple(replace(each, message="上海" * 5_000) for each in report.findings) * 40,
+        findings=tuple(replace(finding, message="上海" * 5_000) for finding in report.findings)
+        * 40,
         runs=report.runs * 200,
     )
     text = RENDERERS[Format.MARKDOWN].render(endless)
@@ -235,7 +236,7 @@ def test_sarif_knows_a_finding_again_whatever_its_figures() -> None:
 
     report = REPORTS["qwen2-eager"]
     louder = tuple(
-        replace(each, message=each.message.replace("3", "4")) for each in report.findings
+        replace(finding, message=finding.message.replace("3", "4")) for finding in report.findings
     )
     assert fingerprints(report) == fingerprints(replace(report, findings=louder))
     assert len(set(fingerprints(report))) == len(report.findings)
@@ -245,7 +246,7 @@ def test_what_a_baseline_accepts_is_suppressed_in_sarif_with_its_reason() -> Non
     baseline = read_baseline('[[accept]]\ncode = "PC301"\nreason = "we use sdpa"\n')
     report = accept(REPORTS["qwen2-eager"], baseline)
     results = json.loads(RENDERERS[Format.SARIF].render(report))["runs"][0]["results"]
-    suppressed = {each["ruleId"]: each.get("suppressions") for each in results}
+    suppressed = {result["ruleId"]: result.get("suppressions") for result in results}
     assert suppressed["PC301"][0]["justification"] == "we use sdpa"
     assert suppressed["PC201"] is None
 
@@ -267,7 +268,7 @@ def test_the_card_tells_the_maximum_of_each_configuration_and_where() -> None:
     text = RENDERERS[Format.CARD].render(REPORTS["qwen2-eager"])
     metadata = yaml.safe_load(text.split("---\n")[1])
     metrics = metadata["model-index"][0]["results"][0]["metrics"]
-    assert {each["name"]: each["value"] for each in metrics}[
+    assert {metric["name"]: metric["value"] for metric in metrics}[
         "Maximum activation, float32 + sdpa"
     ] == max(hand_made.RESIDUAL)
     assert "| float32 + sdpa | ✓ safe | 17.6 | model.layers.5 |" in text
@@ -285,7 +286,7 @@ def test_a_baseline_with_reasons_accepts_what_it_was_written_from(story: str) ->
     filled = text.replace('reason = ""', 'reason = "known"')
     accepted = accept(report, read_baseline(filled))
     if story != "evil":  # there what is written out is no longer the name itself
-        assert all(each.accepted for each in accepted.findings if each.severity != "note")
+        assert all(finding.accepted for finding in accepted.findings if finding.severity != "note")
 
 
 def test_evil_is_evil() -> None:

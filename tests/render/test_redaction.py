@@ -123,7 +123,10 @@ def test_prompts_and_what_is_written_behind_them_are_left_out() -> None:
         incomplete_reason=f"could not read {prompt!r}",
     )
     cleaned = redacted(judge(scan, version="0.1.0"), prompts=(prompt,))
-    assert [each.text for each in cleaned.runs[0].generations] == [PRIVATE_TEXT, "Paris"]
+    assert [generation.text for generation in cleaned.runs[0].generations] == [
+        PRIVATE_TEXT,
+        "Paris",
+    ]
     assert "Initech" not in text(cleaned)
     assert cleaned.incomplete_reason == "could not read '[prompt]'"
 

@@ -247,7 +247,7 @@ def build(kind: Kind) -> PreTrainedModel:
 def _built(model_class: Any, extra: dict[str, Any]) -> PreTrainedModel:
     config = model_class.config_class(**small(model_class.config_class, extra))
     with torch.device("meta"):
-        size = sum(each.numel() for each in model_class(config).parameters())
+        size = sum(parameter.numel() for parameter in model_class(config).parameters())
     if size > _LARGEST:
         raise NotBuiltError(f"{size / 1e6:.0f} M parameters at the least")
     torch.manual_seed(0)

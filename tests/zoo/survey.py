@@ -137,9 +137,9 @@ def _num_layers(model: PreTrainedModel) -> set[int]:
 
 def _alarms(report: Report) -> list[str]:
     found = [
-        f"{each.code} {each.message}"
-        for each in report.findings
-        if each.severity is not Severity.NOTE and each.code.startswith(_ABOUT_THE_MODEL)
+        f"{finding.code} {finding.message}"
+        for finding in report.findings
+        if finding.severity is not Severity.NOTE and finding.code.startswith(_ABOUT_THE_MODEL)
     ]
     return found or [
         f"{run.name}: {run.verdict} {run.reason}" for run in report.runs if run.verdict in _UNSAFE
@@ -160,15 +160,17 @@ def is_confirmed(model: PreTrainedModel, folder: Path, *, alarms: list[str]) -> 
     for padding in (0, _LONG // 2):
         try:
             expected = _plain_logits(model, folder, exact, padding=padding)
-            for each in configurations:
-                found = _plain_logits(model, folder, each, padding=padding)
+            for configuration in configurations:
+                found = _plain_logits(model, folder, configuration, padding=padding)
                 # a comparison with NaN is false
-                allowed = _DIFFERS if each["dtype"] is not torch.float32 else _DIFFERS_IN_FLOAT32
+                allowed = (
+                    _DIFFERS if configuration["dtype"] is not torch.float32 else _DIFFERS_IN_FLOAT32
+                )
                 if not float((found - expected).norm() / expected.norm()) <= allowed:
                     return True
         except Exception as error:  # noqa: BLE001  what plain forwards cannot do either
             lines = str(error).strip().splitlines() or [""]
-            if any(lines[0][:40] in each for each in alarms):
+            if any(lines[0][:40] in alarm for alarm in alarms):
                 return True
     return False
 
@@ -233,7 +235,7 @@ def _row(fields: dict[str, Any]) -> Row:
 
 
 def _rows_in(file: Path) -> list[Row]:
-    return [_row(each) for each in json.loads(file.read_text())] if file.is_file() else []
+    return [_row(load) for load in json.loads(file.read_text())] if file.is_file() else []
 
 
 def _become_quiet() -> None:

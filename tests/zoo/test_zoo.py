@@ -9,7 +9,7 @@ from tests.zoo.build import build, kinds
 from tests.zoo.plant import plant
 from tests.zoo.survey import page, summary, survey
 
-KINDS = {each.class_name: each for each in kinds()}
+KINDS = {kind.class_name: kind for kind in kinds()}
 
 ODD = {
     # passes a cache on although none was asked for

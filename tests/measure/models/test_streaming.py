@@ -193,8 +193,8 @@ def test_stored_buffers_are_there(tmp_path: Path) -> None:
     bias = "e_score_correction_bias"
     buffers = [each for name, each in model.named_buffers() if name.endswith(bias)]
     assert buffers
-    for each in buffers:
-        each.copy_(torch.tensor([0.5, -0.5, 2.0, 0.0]))
+    for buffer in buffers:
+        buffer.copy_(torch.tensor([0.5, -0.5, 2.0, 0.0]))
     model.save_pretrained(tmp_path)
     with passes() as found:
         report = scan(tmp_path, prompts=[[5, 9, 200, 7]])
@@ -371,7 +371,7 @@ def test_a_file_that_changes_makes_the_scan_incomplete(happens: Any, tmp_path: P
     assert str(file) in report.incomplete_reason
     for run in report.runs:
         assert (run.verdict, run.reason) == ("failed", report.incomplete_reason)
-        assert [each.index for each in run.layers] == [0]  # what was measured is kept
+        assert [layer.index for layer in run.layers] == [0]  # what was measured is kept
 
 
 def test_a_deleted_file_is_read_to_its_end(tmp_path: Path) -> None:

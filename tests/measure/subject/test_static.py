@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def codes(report: Report) -> dict[str, str]:
-    return {each.code: each.severity for each in report.findings}
+    return {finding.code: finding.severity for finding in report.findings}
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_nothing_is_run(gemma3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_family_facts_are_told_with_their_source(gemma3: Path) -> None:
     report = precheck.scan(gemma3, static=True, gpus=("T4", "L4"))
     assert codes(report)["PC116"] == "warning"
-    documented = next(each for each in report.findings if each.code == "PC116")
+    documented = next(finding for finding in report.findings if finding.code == "PC116")
     assert documented.confidence == "documented"
     assert "https://" in documented.message
     assert report.recommendation is not None

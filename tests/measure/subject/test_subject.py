@@ -49,7 +49,9 @@ def test_parameters_are_counted_without_memory_for_them(name: str, tmp_path: Pat
     checkpoint = open_checkpoint(
         str(save_checkpoint(model, tmp_path, tokenizer=False)), observe=lambda _: None
     )
-    assert count_parameters(checkpoint) == sum(each.numel() for each in model.parameters())
+    assert count_parameters(checkpoint) == sum(
+        parameter.numel() for parameter in model.parameters()
+    )
 
 
 def test_a_model_of_sound_that_writes_no_text_is_refused() -> None:
