@@ -65,6 +65,8 @@ class StreamedPresence:
             if streamed.name in permanent:
                 is_faulty = reader.is_faulty(streamed.name, skeleton.dtype)
                 self._put(streamed, permanent[streamed.name], is_faulty=is_faulty)
+                if streamed.stand_in is not None:  # it is freed now, and its id may come back
+                    skeleton.parameters.remove(streamed.stand_in)
 
     def enter(
         self, module: str, args: tuple[Any, ...], kwargs: dict[str, Any]
