@@ -30,7 +30,7 @@ from precheck.checkpoint import source, tensor_audit
 from precheck.checkpoint.weights import Weights
 from precheck.commands import terminal
 from precheck.errors import ExitCode
-from precheck.measure import scan
+from precheck.measure import memory_budget
 from precheck.records.finding import Severity, Verdict
 from precheck.records.mechanism import Mechanism
 from precheck.records.progress import Announcement, Step
@@ -796,7 +796,7 @@ def press(*_arguments: object, **_options: object) -> None:
     [
         (source, "load_config"),
         (transformers.Qwen2ForCausalLM, "from_pretrained"),
-        (scan, "activation_bytes"),
+        (memory_budget, "activation_bytes"),
     ],
     ids=["config", "loading", "planning"],
 )

@@ -22,7 +22,7 @@ import transformers
 from transformers.models.qwen2 import modeling_qwen2
 
 from precheck import pipeline
-from precheck.checkpoint import shards, tensor_audit
+from precheck.checkpoint import safetensors_shard, tensor_audit
 from precheck.errors import ExitCode
 from precheck.measure import memory_budget
 from precheck.measure.lockstep.logits import LogitsTotals
@@ -104,7 +104,7 @@ STAGES: dict[str, Stage] = {
         faults=FILES,
         counts=lambda path: path.name == "config.json",
     ),
-    "opening": Stage(owner=shards, name="safe_open", faults=FILES),
+    "opening": Stage(owner=safetensors_shard, name="safe_open", faults=FILES),
     "building": Stage(owner=transformers.Qwen2ForCausalLM, name="from_pretrained", faults=RUNNING),
     "planning": Stage(owner=memory_budget, name="activation_bytes", faults=RUNNING),
     "reading": Stage(owner=os, name="preadv", faults=FILES, layers=0),

@@ -14,7 +14,7 @@ import torch
 
 from precheck.errors import UsageError
 from precheck.facts.devices import table
-from precheck.measure.machine.arithmetic import cpu_capabilities
+from precheck.measure.machine import arithmetic
 from precheck.records.report import Device
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _xpu(index: int) -> Device:
 
 def _cpu() -> Device:
     memory = psutil.virtual_memory()
-    capabilities = cpu_capabilities()
+    capabilities = arithmetic.cpu_capabilities()
     known_features = dict.fromkeys(name for row in table().device for name in row.features)
     return Device(
         name=cpu_name(),

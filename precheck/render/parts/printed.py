@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -18,7 +19,10 @@ def printed(*renderables: RenderableType, width: int, colour: bool) -> str:
         width: columns of the terminal.
         colour: with ANSI colours.
     """
+    # not captured: a console that writes to stdout touches it even then, and it may be full
+    out = io.StringIO()
     console = Console(
+        file=out,
         width=width,
         force_terminal=colour,
         color_system="standard" if colour else None,
@@ -30,7 +34,6 @@ def printed(*renderables: RenderableType, width: int, colour: bool) -> str:
         # The text depends on the arguments alone, not on FORCE_COLOR or COLUMNS.
         _environ={},
     )
-    with console.capture() as capture:
-        for renderable in renderables:
-            console.print(renderable)
-    return "\n".join(line.rstrip() for line in capture.get().rstrip().split("\n"))
+    for renderable in renderables:
+        console.print(renderable)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().split("\n"))

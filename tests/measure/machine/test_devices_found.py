@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from precheck.measure.machine import devices
+from precheck.measure.machine import arithmetic
 from precheck.measure.machine.devices import find_devices
 
 GIB = 1 << 30
@@ -127,5 +127,5 @@ def test_an_amd_gpu_goes_by_its_architecture(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_cpu_tells_its_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     capabilities = {"avx2": True, "avx512_bf16": True, "amx_bf16": False, "cpu_name": "x"}
-    monkeypatch.setattr(devices, "cpu_capabilities", lambda: capabilities)
+    monkeypatch.setattr(arithmetic, "cpu_capabilities", lambda: capabilities)
     assert find_devices()[-1].features == ("avx512_bf16", "avx2")
