@@ -98,7 +98,8 @@ def test_a_failure_that_begins_after_some_steps_fails_the_run(later: Report) -> 
     (finding,) = (finding for finding in later.findings if finding.code == "PC101")
     assert f"it begins after {greedy.broken_step} tokens of the answer" in finding.message
     assert later.recommendation is not None
-    assert later.recommendation.dtype == "bfloat16"
+    # which of the two, says what the processor computes natively
+    assert later.recommendation.dtype in {"bfloat16", "float32"}
 
 
 def test_without_generating_the_same_prompts_are_safe(folders: dict[str, Path]) -> None:
