@@ -43,8 +43,7 @@ def _use(devices: list[Recommendation]) -> Iterator[RenderableType]:
     grid.add_row("", "because", Text(shown("; ".join(_reasons(first)))))
     whys: dict[str, list[str]] = {}
     for rejected in first.rejected:
-        name = f"{rejected.dtype} + {rejected.attn_implementation}"
-        whys.setdefault(rejected.why, []).append(name)
+        whys.setdefault(rejected.why, []).append(rejected.name)
     for label, (why, names) in zip(["not", *[""] * len(whys)], whys.items(), strict=False):
         grid.add_row("", label, Text(f"{shown(', '.join(names))}: {shown(why)}"))
     yield grid
