@@ -11,9 +11,8 @@ from precheck.errors import UnsupportedModelError
 from precheck.measure.machine.torch_settings import uncompiled
 from precheck.measure.models.configurations import build_groups
 from precheck.measure.subject.model_facts import model_facts
-from precheck.records.configuration import Configuration
-from precheck.records.precision import Accumulation, Dtype
-from precheck.records.report import deployed_dtype
+from precheck.records.precision import Accumulation
+from precheck.records.report import deployed_configuration, deployed_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.request import Request
     from precheck.measure.subject.subject import Subject
+    from precheck.records.configuration import Configuration
     from precheck.records.report import ModelFacts
     from precheck.records.traces import RunTrace
 
@@ -103,6 +103,5 @@ def _accumulations(subject: Subject, request: Request) -> frozenset[Accumulation
 def _deployed(subject: Subject, default_attention: str) -> tuple[Configuration, ...]:
     """What ``from_pretrained(dtype="auto")`` would run: the gate's configuration."""
     dtype = deployed_dtype(subject.declared_dtype, subject.tensor_dtypes)
-    if dtype not in set(Dtype):
-        return ()
-    return (Configuration(dtype=Dtype(dtype), attn_implementation=default_attention),)
+    configuration = deployed_configuration(dtype, attn_implementation=default_attention)
+    return () if configuration is None else (configuration,)

@@ -31,6 +31,13 @@ def deployed_dtype(declared: str | None, tensor_dtypes: dict[str, int]) -> str |
     return max(floating, key=floating.__getitem__, default=None)
 
 
+def deployed_configuration(dtype: str | None, *, attn_implementation: str) -> Configuration | None:
+    """The configuration of this dtype and attention; None if the dtype is not measured."""
+    if dtype not in set(Dtype):
+        return None
+    return Configuration(dtype=Dtype(dtype), attn_implementation=attn_implementation)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
     """What the checkpoint says it is."""
@@ -64,11 +71,8 @@ class ModelFacts:
 
         Its attention implementation is empty where the model's default is not known.
         """
-        if self.deploy_dtype not in set(Dtype):
-            return None
-        return Configuration(
-            dtype=Dtype(self.deploy_dtype),
-            attn_implementation=self.default_attn_implementation or "",
+        return deployed_configuration(
+            self.deploy_dtype, attn_implementation=self.default_attn_implementation or ""
         )
 
     @property
