@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test test-slow test-processors fuzz matrix mutants zoo install check fix docs facts gpu golden unchanged bench fixes gallery help
+.PHONY: scan test test-slow test-processors fuzz killed matrix mutants zoo real install check fix docs facts gpu golden unchanged bench fixes gallery help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
@@ -20,14 +20,17 @@ gallery: install ## Scan every built-in model: a table that fits on a screen (a 
 test: install ## Run the tests, offline, on the CPU: make test ARGS="-k planted"
 	$(BIN)/python -m pytest -n logical --dist loadfile -m "not slow" $(ARGS)
 
-test-slow: install ## Run the tests that take longer than the others together may (a minute)
-	$(BIN)/python -m pytest -n logical -m slow tests
+test-slow: install ## Run the tests that take longer than the others together may (5 minutes)
+	$(BIN)/python -m pytest -n logical -m slow
 
 test-processors: install ## Run the tests as several processors see them (hours); ARGS="--only avx2-one-thread -- -k arithmetic"
 	@$(BIN)/python -m tests.processors $(ARGS)
 
 fuzz: install ## Break checkpoints at random, 500 times each way (20 minutes)
 	PRECHECK_FUZZ_EXAMPLES=500 $(BIN)/python -m pytest -n logical tests/test_fuzz.py
+
+killed: install ## Kill precheck fix a hundred times (20 minutes): what was there before must be whole
+	PRECHECK_KILLS=100 $(BIN)/python -m pytest -m slow tests/cure/test_killed.py
 
 matrix: install ## Run the tests with the oldest and the newest libraries, on every Python found (an hour)
 	@$(BIN)/python -m pip install --quiet --prefer-binary -c constraints.txt --group matrix
@@ -39,7 +42,11 @@ mutants: install ## Switch each detector off, and see whether a test notices (ha
 zoo: install ## Scan a tiny model of every architecture, and write docs/coverage.md (half an hour)
 	$(BIN)/python -m tests.zoo.survey --output docs/coverage.md $(ARGS)
 
-fixes: install ## Fix planted models of 14 architectures, and write the table of docs/fix.md (3 minutes)
+real: install ## Fetch three trained models (400 MB), and measure them (10 minutes)
+	$(BIN)/python -m tests.real.fetch build/real
+	PRECHECK_REAL_MODELS=build/real $(BIN)/python -m pytest -s -m real tests/real
+
+fixes: install ## Fix planted models of 28 architectures, and write the table of docs/fix.md (10 minutes)
 	$(BIN)/python -m tests.cure.survey --output docs/fix.md
 
 install: $(INSTALLED) ## Create the environment that the other targets use
@@ -75,7 +82,7 @@ fix: install ## Format, and repair what ruff can repair
 gpu: install ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu tests
 
-facts: install ## Check what is said of engines against their source (90 MB); ARGS=--newest: the newest release
+facts: install ## Check what is said of engines against their source (160 MB); ARGS=--newest: the newest release
 	$(BIN)/python tests/facts/fetch_engines.py build/engines $(ARGS)
 	PRECHECK_ENGINE_SOURCES=build/engines $(BIN)/python -m pytest tests/facts
 

@@ -1,8 +1,6 @@
-"""Bare forwards: weights in memory, nothing watched, nothing compared.
+"""Seconds of bare forwards, nothing watched, over the batches that a scan ran.
 
-Prints a JSON object: for each dtype, the seconds of one forward (the median of three, after one to
-warm up). ``float16`` is measured as the processor does it, and ``float32-rounded`` as a scan does
-where the processor has no float16 arithmetic: what a bare forward costs in the same arithmetic.
+``python benchmarks/bare.py MODEL BATCHES ATTENTION...``: prints JSON, by dtype and arithmetic.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import json
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from precheck.measure.watch.op_kinds import op_kind
 from precheck.measure.watch.rounded_products import RoundedProducts
 from precheck.measure.watch.trees import tensors_in
+
+MANY = 4
+"""Batches of which one pass is measured, after one that is not."""
 
 
 class Rounded(TorchDispatchMode):
@@ -38,31 +38,33 @@ class Rounded(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def main(folder: str, prompts: str, attention: str) -> None:
-    """Prints the seconds of each dtype."""
-    lines = Path(prompts).read_text(encoding="utf-8").splitlines()
-    token_ids = torch.tensor([json.loads(line)["token_ids"] for line in lines])
+def main(folder: str, batches: str, *attentions: str) -> None:
+    """Prints the seconds of each dtype, of all attention implementations together."""
+    inputs: list[dict[str, torch.Tensor]] = torch.load(batches)
     seconds: dict[str, float] = {}
     for dtype in ("float32", "bfloat16", "float16"):
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation=attention
-        ).eval()
-        seconds[dtype] = timed(model, token_ids)
-        if dtype == "float16":
-            with Rounded():
-                seconds["float32-rounded"] = timed(model, token_ids)
-        del model
-        gc.collect()
+        for attention in attentions:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, dtype), attn_implementation=attention
+            ).eval()
+            seconds[dtype] = seconds.get(dtype, 0.0) + timed(model, inputs)
+            if dtype == "float16":
+                with Rounded():
+                    rounded = timed(model, inputs)
+                seconds["float32-rounded"] = seconds.get("float32-rounded", 0.0) + rounded
+            del model
+            gc.collect()
     print(json.dumps(seconds))
 
 
-def timed(model: Any, token_ids: torch.Tensor) -> float:
-    """Median seconds of a forward."""
+def timed(model: Any, inputs: list[dict[str, torch.Tensor]]) -> float:
+    """Median seconds of a forward over every batch; of many batches one is enough."""
     found = []
     with torch.no_grad():
-        for _ in range(4):
+        for _ in range(4 if len(inputs) < MANY else 2):
             start = time.perf_counter()
-            model(token_ids, use_cache=False)
+            for each in inputs:
+                model(**each, use_cache=False)
             found.append(time.perf_counter() - start)
     return statistics.median(found[1:])
 

@@ -21,8 +21,8 @@ import transformers
 
 from precheck.checkpoint.architecture import find_architecture
 from precheck.measure.blame.mechanisms import Classifier
-from precheck.measure.lockstep.comparison import Comparison
 from precheck.measure.lockstep.context import PassageContext
+from precheck.measure.lockstep.figures.comparison import Comparison
 from precheck.measure.lockstep.passage import Passage
 from precheck.measure.lockstep.turns import Worker, advance
 from precheck.measure.models.presence import ResidentPresence
@@ -30,6 +30,7 @@ from precheck.measure.models.skeleton import Skeleton, twin
 from precheck.measure.probes.batch import Batch
 from precheck.measure.probes.builtin import ROW_TOKENS
 from precheck.measure.watch.parameters import Parameters
+from precheck.records.answers import Embedding
 from precheck.records.configuration import Configuration
 from precheck.records.precision import Dtype
 from precheck.records.traces import Probe
@@ -125,6 +126,8 @@ def lockstep(skeletons: list[Skeleton], batch: Batch) -> None:
         classifier=Classifier(),
         decode=lambda _: None,
         keeps_entries=False,
+        generates=True,
+        embedding=Embedding(),
         witness=None,
     )
     passages: list[Passage] = []

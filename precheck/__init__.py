@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 __all__ = ["Report", "__version__", "apply", "read_report", "scan", "watch"]
 
 
+def __dir__() -> list[str]:
+    """Its public names."""
+    return __all__
+
+
 def __getattr__(name: str) -> object:
     """The public names, imported when first asked for."""
     # they import torch, which takes a second

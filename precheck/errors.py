@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class ExitCode(IntEnum):
@@ -30,12 +35,44 @@ class PrecheckError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint is not None:
+            self.add_note(f"hint: {hint}")  # seen in a traceback; the command line has its own way
 
 
 class UsageError(PrecheckError):
     """A flag, a value or a prompts file that cannot be used, or a device that is absent."""
 
     exit_code = ExitCode.USAGE
+
+
+def unknown(what: str, value: str, known: Iterable[str], *, hint: str) -> UsageError:
+    """The error for a value that is none of those known.
+
+    Args:
+        what: kind of thing, as ``dtype``.
+        value: what was given.
+        known: what could have been.
+        hint: follows the one that is close, if one is.
+
+    >>> unknown("dtype", "flaot16", ["float16", "float32"], hint="fp16 is one too").hint
+    "did you mean 'float16'? fp16 is one too"
+    """
+    names = [str(name) for name in known]
+    close = get_close_matches(value.lower(), names, n=1)
+    return UsageError(
+        f"unknown {what}: {value!r} (expected {', '.join(names)})",
+        hint=f"{did_you_mean(map(repr, close))}{hint}",
+    )
+
+
+def did_you_mean(close: Iterable[str]) -> str:
+    """What begins a hint where names are close; nothing without any.
+
+    >>> did_you_mean(["T4", "L4"])
+    'did you mean T4 or L4? '
+    """
+    names = " or ".join(close)
+    return f"did you mean {names}? " if names else ""
 
 
 class CheckpointError(PrecheckError):
@@ -92,6 +129,14 @@ class ScanInterrupted(KeyboardInterrupt):
     def __init__(self, partial: object) -> None:
         super().__init__("interrupted")
         self.partial = partial
+
+
+class WrittenInterrupted(KeyboardInterrupt):
+    """Ctrl-C after a folder had taken its place."""
+
+    def __init__(self, folder: object) -> None:
+        super().__init__("interrupted")
+        self.folder = folder
 
 
 def first_line(error: BaseException) -> str:

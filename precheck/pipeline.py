@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from precheck.checkpoint.folders import check_empty, check_parent
+from precheck.checkpoint.output.folders import check_empty, check_parent
 from precheck.errors import ScanInterrupted, UsageError
 from precheck.facts import devices
 from precheck.judge import judge
+from precheck.records.configuration import Configuration
 from precheck.records.precision import Accumulation, Dtype
 from precheck.records.prompts import ImagePrompt
 from precheck.records.report import Measurements, Report
 from precheck.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    import torch
     from torch import nn
 
     from precheck.measure.blame.live import Watch
     from precheck.measure.request import Request
     from precheck.measure.subject.subject import Subject
-    from precheck.records.configuration import Configuration
     from precheck.records.progress import Announcement, Observer, Step
     from precheck.records.prompts import Prompt
 
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 def scan(
     model: str | Path | nn.Module,
     *,
-    dtypes: Sequence[Dtype | str] | None = None,
+    tokenizer: object = None,
+    dtypes: Sequence[Dtype | str | torch.dtype] | str | torch.dtype | None = None,
     attn_implementations: Sequence[str] | None = None,
     prompts: Sequence[Prompt] | None = None,
     device: str = "auto",
@@ -39,7 +40,7 @@ def scan(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     gpus: Sequence[str] = (),
-    require: Sequence[Configuration] = (),
+    require: Sequence[Configuration | str] | str = (),
     builtin_probes: bool = False,
     quick: bool = False,
     max_memory: int | None = None,
@@ -56,9 +57,11 @@ def scan(
 
     Args:
         model: a local folder, a Hub id, ``demo:NAME``, or a live module.
-        dtypes: names such as ``float16``; None measures all three.
-        attn_implementations: transformers' names; None takes the model's default, and eager
-            where that differs.
+        tokenizer: of a live module, for probes of text: called with a text it returns
+            ``{"input_ids": [...]}``. A checkpoint has its own.
+        dtypes: names such as ``float16``, or torch's dtypes, or one; None measures all three.
+        attn_implementations: transformers' names, or one; None takes the model's default, and
+            eager where that differs.
         prompts: texts, token-id lists and ``ImagePrompt``, instead of the built-in probes; None
             keeps those.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:0`` or ``mps``.
@@ -66,7 +69,8 @@ def scan(
         trust_remote_code: run the code that comes with the checkpoint.
         allow_pickle: read weights that are stored as pickles, which can run code.
         gpus: advise for these (``T4``, ``sm_75``) instead of the device that was found.
-        require: configurations to measure whatever ``dtypes`` and the defaults say.
+        require: configurations (``float16+sdpa``) to measure whatever ``dtypes`` and the defaults
+            say.
         builtin_probes: keep the built-in probes besides ``prompts``.
         quick: one short batch.
         max_memory: bytes that the scan may take on its device; None takes what is free.
@@ -88,17 +92,18 @@ def scan(
     from precheck.libraries import check_libraries
 
     check_libraries()
-    for gpu in gpus:
+    for gpu in _each(gpus):
         devices.find(gpu)  # an unknown name is worth knowing before a long scan
+    prompts = None if prompts is None else _each(prompts)
     _check_text(prompts or ())
     # torch and transformers take seconds to import; precheck --help does not wait for them.
     from precheck.measure.request import Request, check_request
 
     observe = observe or _ignore
     request = Request(
-        dtypes=tuple(Dtype) if dtypes is None else tuple(map(Dtype.named, dtypes)),
-        attn_implementations=None if attn_implementations is None else tuple(attn_implementations),
-        required=tuple(require),
+        dtypes=tuple(Dtype) if dtypes is None else tuple(map(_dtype, _each(dtypes))),
+        attn_implementations=None if attn_implementations is None else _each(attn_implementations),
+        required=tuple(map(_configuration, _each(require))),
         prompts=prompts,
         builtin_probes=builtin_probes,
         quick=quick,
@@ -111,15 +116,21 @@ def scan(
         capsule=None if capsule is None else Path(capsule),
     )
     _check_combination(model, request)
+    if tokenizer is not None and isinstance(model, str | Path):
+        raise UsageError(
+            "a tokenizer for a checkpoint (expected one with a live module only)",
+            hint="leave tokenizer out: the checkpoint's own is read",
+        )
     check_request(request, trust_remote_code=trust_remote_code)
     subject = _subject(
         model,
+        tokenizer=tokenizer,
         revision=revision,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
         observe=observe,
     )
-    return judged(subject, request, gpus=gpus, observe=observe)
+    return judged(subject, request, gpus=_each(gpus), observe=observe)
 
 
 def judged(
@@ -175,6 +186,7 @@ def watch(model: nn.Module, *, sample_every: int = 1) -> Watch:
 def _subject(
     model: str | Path | nn.Module,
     *,
+    tokenizer: object,
     revision: str | None,
     trust_remote_code: bool,
     allow_pickle: bool,
@@ -184,7 +196,8 @@ def _subject(
     from precheck.measure.subject.subject import CheckpointSubject, LiveSubject
 
     if not isinstance(model, str | Path):
-        return LiveSubject(model)
+        _check_module(model)
+        return LiveSubject(model, tokenizer)
     return CheckpointSubject(
         open_checkpoint(
             str(model),
@@ -194,6 +207,31 @@ def _subject(
             observe=observe,
         )
     )
+
+
+def _check_module(model: object) -> None:
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"not a model: {model!r} (expected a folder, a Hub id, demo:NAME or a module)",
+            hint="precheck.scan('Qwen/Qwen2-7B')",
+        )
+
+
+def _each(values: object) -> tuple[Any, ...]:
+    """The values of a sequence, or the one that was given in its place."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        return (values,)
+    return tuple(values)
+
+
+def _dtype(name: Dtype | str | torch.dtype) -> Dtype:
+    return Dtype.named(str(name).removeprefix("torch."))
+
+
+def _configuration(name: Configuration | str) -> Configuration:
+    return Configuration.parse(name) if isinstance(name, str) else name
 
 
 def _accumulations(names: Sequence[Accumulation | str] | None) -> tuple[Accumulation, ...] | None:

@@ -8,8 +8,8 @@ from precheck.errors import PrecheckError
 from precheck.pipeline import scan
 from precheck.records.finding import Verdict
 from precheck.records.mechanism import Mechanism
+from precheck.records.outcomes.selftest import Check
 from precheck.records.precision import Dtype
-from precheck.records.selftest import Check
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-ENDING = (signal.SIGINT, signal.SIGTERM)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAME_SECONDS = 2.0
 """A launcher that gets Ctrl-C too forwards it: a second signal this soon is the same one."""
 
@@ -23,8 +23,9 @@ def end_once() -> None:
     """Turns a signal that ends the process into one ``KeyboardInterrupt``, also if it is repeated.
 
     A second interrupt would be raised while the results so far are being saved. SIGTERM is what a
-    scheduler sends before it kills. A signal that is ignored stays ignored, as in a job that a
-    shell runs in the background. Handlers belong to the main thread; in another nothing changes.
+    scheduler sends before it kills, SIGHUP what comes when a terminal is closed. A signal that is
+    ignored stays ignored, as in a job that a shell runs in the background, or under ``nohup``.
+    Handlers belong to the main thread; in another nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         return

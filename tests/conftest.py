@@ -12,12 +12,15 @@ import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import jsonschema
 import pytest
 
 from precheck.records.report import Report
+from precheck.signals import ENDING
 from tests.pinned import installed, skip_pinned
+from tests.slow import mark_slow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,15 +38,17 @@ _GRACE_SECONDS = 2.0
 """How long a thread pool may take to end after the test that used it."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before ``-m`` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With other libraries than those of constraints.txt, what is true of those is not."""
     skip_pinned(items, libraries=installed())
+    mark_slow(items)
 
 
 @pytest.fixture(autouse=True)
 def signals_stay_as_they_are() -> Iterator[None]:
-    """The command line takes Ctrl-C and SIGTERM for one."""
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    """The command line takes Ctrl-C, SIGTERM and SIGHUP for one."""
+    before = {each: signal.getsignal(each) for each in ENDING}
     yield
     for each, handler in before.items():
         signal.signal(each, handler)
@@ -71,6 +76,24 @@ def processor() -> Iterator[None]:
     from tests.processors import told  # noqa: PLC0415  it imports torch
 
     with told(os.environ.get("PRECHECK_TEST_CPU", "nothing")):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def near() -> Iterator[None]:
+    """No text near the context: it would take as long as all other probes of a tiny model."""
+    from precheck.measure.probes import context  # noqa: PLC0415  it imports torch
+
+    with mock.patch.object(context, "MOST_TOKENS", 0):
+        yield
+
+
+@pytest.fixture
+def far() -> Iterator[None]:
+    """For what shows far from the first token alone: a text as long as a user's scan has."""
+    from precheck.measure.probes import context  # noqa: PLC0415  it imports torch
+
+    with mock.patch.object(context, "MOST_TOKENS", 2048):
         yield
 
 

@@ -12,9 +12,9 @@ from precheck.records.report import (
     Environment,
     Measurements,
     ModelFacts,
-    TensorFault,
 )
 from precheck.records.sizes import AttentionFacts, CacheSize, Widths
+from precheck.records.stored import TensorFault
 from precheck.records.traces import (
     Coverage,
     Divergence,
@@ -76,6 +76,8 @@ def logits(
     perplexity: float | None = 7.1378,
     num_nonfinite: int = 0,
     parts_at: int | None = None,
+    kl_by_probe: dict[str, float | None] | None = None,
+    verdict: float | None = None,
 ) -> LogitsTrace:
     return LogitsTrace(
         abs_max=18.4 if num_nonfinite == 0 else None,
@@ -83,6 +85,8 @@ def logits(
         kl_divergence_mean=kl,
         kl_divergence_max=kl_max,
         kl_divergence_mean_same_routing=None,
+        kl_by_probe=kl_by_probe or {},
+        kl_divergence_verdict=verdict,
         top1_agreement=top1,
         perplexity=perplexity,
         reference_perplexity=7.1378,

@@ -26,7 +26,7 @@ import transformers
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from transformers.models.qwen2 import modeling_qwen2
 
-from precheck.checkpoint import source, tensor_audit
+from precheck.checkpoint import checkpoint_audit, source
 from precheck.checkpoint.weights import Weights
 from precheck.commands import terminal
 from precheck.errors import ExitCode
@@ -104,6 +104,11 @@ def test_a_folder_without_config(shell: Shell, model: Path) -> None:
         (b'{"model_type": "qwen2", "dtype": "float3"}', "float3"),
         (b"{}", "names no model_type"),
         (b'{"model_type": "qwen99"}', "does not know the model_type 'qwen99'"),
+        (b'{"model_type": "qwen2", "architectures": [5]}', "architectures is [5]"),
+        (b'{"model_type": "qwen2", "architectures": [null]}', "architectures is [None]"),
+        (b'{"model_type": "qwen2", "architectures": "x"}', "architectures is 'x'"),
+        (b'{"model_type": "qwen2", "architectures": {}}', "architectures is {}"),
+        (b'{"model_type": "qwen2", "architectures": 5}', "architectures is 5"),
     ],
 )
 def test_a_broken_config(shell: Shell, model: Path, content: bytes, says: str) -> None:
@@ -133,6 +138,37 @@ def test_corrupt_weights(shell: Shell, model: Path) -> None:
     for broken in (b"garbage" * 100, whole[:8] + b"x" + whole[9:], whole + b"more"):
         file.write_bytes(broken)
         shell.refuses("model", code=ExitCode.INCOMPLETE, says="cut off or corrupt", hint="download")
+
+
+def add_to_header(file: Path, entry: dict[str, Any]) -> None:
+    """A tensor named ``extra`` without bytes; safetensors itself would not write it."""
+    whole = file.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    end = len(whole) - 8 - length
+    header["extra"] = {**entry, "data_offsets": [end, end]}
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + length :])
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({"dtype": "F32", "shape": [2**63, 0]}, "'extra' in"),
+        ({"dtype": "F32", "shape": [0, 2**64 - 1]}, "'extra' in"),
+        ({"dtype": "F32", "shape": [2**64, 0]}, "cut off or corrupt"),
+        ({"dtype": "F32", "shape": [-1, 0]}, "cut off or corrupt"),
+        ({"dtype": "F4", "shape": [0]}, "in a dtype that torch"),
+        ({"dtype": "F6_E2M3", "shape": [0]}, "in a dtype that torch"),
+        ({"dtype": "F7", "shape": [0]}, "cut off or corrupt"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["--quick", "--static"])
+def test_a_header_that_torch_cannot_follow(
+    shell: Shell, model: Path, entry: dict[str, Any], says: str, mode: str
+) -> None:
+    add_to_header(model / "model.safetensors", entry)
+    shell.refuses("model", mode, code=ExitCode.INCOMPLETE, says=says, hint="")
 
 
 def test_a_shard_that_the_index_names_and_that_is_missing(shell: Shell, model: Path) -> None:
@@ -222,6 +258,12 @@ def test_an_architecture_without_a_repeated_block(shell: Shell, model: Path) -> 
     )
 
 
+@pytest.mark.parametrize("name", ["modle", "./modle", "models"])
+def test_a_folder_of_nearly_that_name_is_offered(shell: Shell, model: Path, name: str) -> None:
+    assert model.name == "model"
+    shell.refuses(name, code=ExitCode.INCOMPLETE, says="folder", hint="did you mean 'model'? check")
+
+
 # What is asked for
 
 
@@ -229,6 +271,11 @@ def test_an_architecture_without_a_repeated_block(shell: Shell, model: Path) -> 
     ("arguments", "says", "hint"),
     [
         (["--dtype", "float8"], "unknown dtype: 'float8'", "fp16"),
+        (["--dtype", "flaot16"], "unknown dtype: 'flaot16'", "did you mean 'float16'?"),
+        (["--attn", "spda"], "unknown attention", "did you mean 'sdpa'?"),
+        (["--require", "float16+spda"], "unknown attention", "did you mean 'sdpa'?"),
+        (["--device", "cdua"], "unknown device: 'cdua'", "did you mean 'cuda'?"),
+        (["-o", ".jsno"], "unknown report format", "suffix"),
         (["--dtype", ""], "empty name in --dtype", "leave"),
         (["--attn", "flash"], "unknown attention implementation: 'flash'", "owner/name"),
         (["--attn", ""], "empty name in --attn", "leave"),
@@ -259,7 +306,7 @@ def test_what_cannot_be_used(shell: Shell, arguments: list[str], says: str, hint
 def test_an_unknown_device_says_what_there_is(shell: Shell) -> None:
     ended = shell("model", "--device", "tpu")
     assert (ended.code, ended.out, ended.left) == (ExitCode.USAGE, "", ())
-    assert ended.error == "unknown device: 'tpu' (expected auto, cpu, cuda, cuda:0 or mps)"
+    assert ended.error == "unknown device: 'tpu' (expected auto, cpu, cuda, cuda:0, mps)"
 
 
 @pytest.mark.parametrize(
@@ -656,7 +703,7 @@ def test_out_of_memory_while_loading(shell: Shell, error: Exception) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "options"),
     [
-        (tensor_audit, "_audit_chunk", ()),
+        (checkpoint_audit, "audit_chunk", ()),
         (Weights, "read_into", ()),
         (torch.nn.Module, "to", ["--resident"]),
     ],
@@ -721,15 +768,15 @@ def test_two_outputs_are_both_written(shell: Shell) -> None:
 
 
 def test_an_output_that_fails_does_not_cost_the_other(shell: Shell) -> None:
-    write = Path.write_text
+    replace = Path.replace
 
-    def fail_once(path: Path, text: str, **options: Any) -> int:
+    def fail_once(path: Path, target: Path) -> Path:
         if failures:
             raise failures.pop()
-        return write(path, text, **options)
+        return replace(path, target)
 
     failures = [OSError(errno.ENOSPC, "No space left on device")]
-    shell.monkeypatch.setattr(Path, "write_text", fail_once)
+    shell.monkeypatch.setattr(Path, "replace", fail_once)
     ended = shell("model", "--quick", "-o", "one.json", "-o", "two.json")
     assert (ended.code, ended.left) == (ExitCode.USAGE, ("two.json",))
     assert "No space left on device" in ended.error
@@ -837,7 +884,9 @@ def test_a_process_that_cannot_scan_ends_with_two_lines(shell: Shell, model: Pat
     process = start(shell.folder, "model", "-o", "report.json", stdout=subprocess.PIPE)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (ExitCode.INCOMPLETE, "")
-    assert [line.split(":")[0] for line in err.splitlines()] == ["error", "hint"]
+    first, *last = err.splitlines()
+    assert first == "importing torch and transformers"
+    assert [line.split(":")[0] for line in last] == ["error", "hint"]
     assert not (shell.folder / "report.json").exists()
 
 

@@ -33,6 +33,7 @@ from precheck.records.report import (
     Run,
 )
 from precheck.records.traces import Coverage, Probe
+from tests import hand_made
 
 
 def run(verdict: Verdict, *, dtype: Dtype = Dtype.FLOAT16, attn: str = "sdpa") -> Run:
@@ -41,6 +42,7 @@ def run(verdict: Verdict, *, dtype: Dtype = Dtype.FLOAT16, attn: str = "sdpa") -
         attn_implementation=attn,
         requested_attn_implementation=attn,
         device="cpu",
+        layers=hand_made.layers(),
         verdict=verdict,
     )
 
@@ -320,11 +322,12 @@ def test_a_write_that_fails_leaves_the_old_file(shell: Shell, tmp_path: Path) ->
     file = tmp_path / "report.json"
     file.write_text("old")
 
-    def full(path: Path, text: str, encoding: str) -> None:
-        path.write_bytes(text.encode(encoding)[:10])
+    def full(descriptor: int, *_: object, **__: object) -> None:
+        os.write(descriptor, b"{")
+        os.close(descriptor)
         raise OSError(28, "No space left on device")
 
-    shell.monkeypatch.setattr(Path, "write_text", full)
+    shell.monkeypatch.setattr(os, "fdopen", full)
     ended = shell("scan", "some/model", "-o", file)
     assert ended.code == ExitCode.USAGE
     assert "No space left on device" in ended.err

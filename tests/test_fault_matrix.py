@@ -22,10 +22,10 @@ import transformers
 from transformers.models.qwen2 import modeling_qwen2
 
 from precheck import pipeline
-from precheck.checkpoint import safetensors_shard, tensor_audit
+from precheck.checkpoint import checkpoint_audit, safetensors_shard
 from precheck.errors import ExitCode
 from precheck.measure import memory_budget
-from precheck.measure.lockstep.logits import LogitsTotals
+from precheck.measure.lockstep.figures.logits import LogitsTotals
 from precheck.measure.lockstep.turns import Worker
 from precheck.records.finding import Verdict
 from precheck.records.report import Report
@@ -55,7 +55,7 @@ def sent(number: signal.Signals) -> Callable[[], None]:
     return send
 
 
-MEMORY, DEVICE_MEMORY, GONE, STALE, FULL, SIGINT, SIGTERM = (
+MEMORY, DEVICE_MEMORY, GONE, STALE, FULL, SIGINT, SIGTERM, SIGHUP = (
     "out of memory",
     "out of memory on the device",
     "file system gone",
@@ -63,6 +63,7 @@ MEMORY, DEVICE_MEMORY, GONE, STALE, FULL, SIGINT, SIGTERM = (
     "disk full",
     "SIGINT",
     "SIGTERM",
+    "SIGHUP",
 )
 FAULTS: dict[str, Callable[[], None]] = {
     MEMORY: raising(MemoryError()),
@@ -72,6 +73,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     FULL: raising(OSError(errno.ENOSPC, "No space left on device")),
     SIGINT: sent(signal.SIGINT),
     SIGTERM: sent(signal.SIGTERM),
+    SIGHUP: sent(signal.SIGHUP),
 }
 
 
@@ -95,6 +97,7 @@ def is_layer(index: int) -> Callable[..., bool]:
 
 SECOND_LAYER = 290_000
 """Where its weights begin in the file, about; those of the first end before."""
+SIGNALS = (SIGINT, SIGTERM, SIGHUP)
 RUNNING = (MEMORY, DEVICE_MEMORY, SIGINT, SIGTERM)
 FILES = (MEMORY, GONE, STALE, SIGINT, SIGTERM)
 STAGES: dict[str, Stage] = {
@@ -109,7 +112,7 @@ STAGES: dict[str, Stage] = {
     "planning": Stage(owner=memory_budget, name="activation_bytes", faults=RUNNING),
     "reading": Stage(owner=os, name="preadv", faults=FILES, layers=0),
     "auditing": Stage(
-        owner=tensor_audit, name="_audit_chunk", faults=(MEMORY, SIGINT, SIGTERM), layers=0
+        owner=checkpoint_audit, name="audit_chunk", faults=(MEMORY, SIGINT, SIGTERM), layers=0
     ),
     "first layer": Stage(owner=LAYER, name="forward", faults=RUNNING, layers=0, counts=is_layer(0)),
     "second layer": Stage(
@@ -120,9 +123,7 @@ STAGES: dict[str, Stage] = {
     ),
     "scores": Stage(owner=LogitsTotals, name="add", faults=RUNNING, layers=2),
     "judging": Stage(owner=pipeline, name="judge", faults=(MEMORY, SIGINT, SIGTERM)),
-    "writing": Stage(
-        owner=Path, name="write_text", faults=(MEMORY, GONE, STALE, FULL, SIGINT, SIGTERM)
-    ),
+    "writing": Stage(owner=Path, name="replace", faults=(MEMORY, GONE, STALE, FULL, *SIGNALS)),
 }
 
 
@@ -138,7 +139,7 @@ def plant(shell: Shell, stage: Stage, fault: str) -> None:
 
 
 def expected_code(stage: str, fault: str) -> ExitCode:
-    if fault in {SIGINT, SIGTERM}:
+    if fault in SIGNALS:
         return ExitCode.INTERRUPTED
     is_output = stage == "writing" and fault != MEMORY
     return ExitCode.USAGE if is_output else ExitCode.INCOMPLETE
@@ -153,7 +154,7 @@ def test_a_fault_ends_the_scan_as_it_should(shell: Shell, name: str, fault: str)
     plant(shell, stage, fault)
     ended = shell("model", "--quick", "-o", "report.json")
     assert ended.code == expected_code(name, fault), ended.err
-    is_signal = fault in {SIGINT, SIGTERM}
+    is_signal = fault in SIGNALS
     is_measured = name in {"judging", "writing"}
     keeps = bool(ended.left)
     if stage.layers != 0 or not is_signal:  # a signal may come just before the first forward

@@ -92,7 +92,34 @@ def test_names_become_dtypes_and_tuples(monkeypatch: pytest.MonkeyPatch) -> None
     scan(torch.nn.Linear(2, 3), dtypes=["bf16"], attn_implementations=["eager"], prompts=["a"])
     assert asked["dtypes"] == (Dtype.BFLOAT16,)
     assert asked["attn_implementations"] == ("eager",)
-    assert asked["prompts"] == ["a"]
+    assert asked["prompts"] == ("a",)
+
+
+def test_one_value_is_as_good_as_a_list_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = replace_measure(monkeypatch, lambda: MEASURED)
+    report = scan(
+        torch.nn.Linear(2, 3),
+        dtypes=torch.float16,
+        attn_implementations="eager",
+        prompts="a",
+        gpus="T4",
+        require="bf16+sdpa",
+    )
+    assert asked["dtypes"] == (Dtype.FLOAT16,)
+    assert asked["attn_implementations"] == ("eager",)
+    assert asked["prompts"] == ("a",)
+    assert [required["dtype"] for required in asked["required"]] == [Dtype.BFLOAT16]
+    assert [advice.target.name for advice in report.recommendations] == ["T4"]
+    scan(torch.nn.Linear(2, 3), dtypes=[torch.bfloat16, "half"], require=["float16+eager"])
+    assert asked["dtypes"] == (Dtype.BFLOAT16, Dtype.FLOAT16)
+    assert [required["attn_implementation"] for required in asked["required"]] == ["eager"]
+
+
+@pytest.mark.parametrize("model", [42, None, ["a"], object])
+def test_what_is_no_model_is_refused(model: Any) -> None:
+    with pytest.raises(UsageError, match="not a model") as caught:
+        scan(model)
+    assert caught.value.__notes__ == ["hint: precheck.scan('Qwen/Qwen2-7B')"]
 
 
 def test_an_unknown_gpu_is_refused_before_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +145,14 @@ def test_other_dtype_names_are_refused(name: str) -> None:
         Dtype.named(name)
 
 
+def test_a_report_is_shown_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_measure(monkeypatch, lambda: MEASURED)
+    shown = repr(scan(torch.nn.Linear(2, 3)))
+    assert shown == "<precheck report on Linear: float32 + sdpa: safe>"
+
+
 def test_the_package_names_what_it_offers() -> None:
+    assert dir(precheck) == sorted(precheck.__all__)
     assert precheck.scan is scan
     assert precheck.Report is Report
     with pytest.raises(AttributeError, match="no attribute 'scam'"):

@@ -56,6 +56,10 @@ def save(report: Report, path: Path) -> Path:
     return path
 
 
+def nested(depth: int) -> dict[str, Any]:
+    return {"x": nested(depth - 1)} if depth else {}
+
+
 def edited(saved: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     plain = json.loads(saved.read_text(encoding="utf-8"))
     change(plain)
@@ -158,6 +162,16 @@ def test_a_truncated_report_is_refused_with_3_wherever_it_ends(
         (lambda plain: plain["findings"][0].update(runs=[-1]), "$.findings[0].runs"),
         (lambda plain: plain["headroom"][0].update(abs_max="large"), "$.headroom[0].abs_max"),
         (lambda plain: plain["headroom"][0].update(abs_max=10**400), "$.headroom[0].abs_max"),
+        (
+            lambda plain: plain["environment"].update(memory_bytes=10**400),
+            "an integer of more than 9,007,199,254,740,992 - at `$.environment.memory_bytes`",
+        ),
+        (lambda plain: plain["headroom"][0].update(layer=10**25), "$.headroom[0].layer"),
+        (lambda plain: plain["model"]["tensor_dtypes"].update(x=-(2**63)), "tensor_dtypes.x"),
+        (lambda plain: plain["runs"][0].update(verdict="a\udc80"), "report not readable"),
+        (lambda plain: plain["runs"][0].update(dtype="\ud83d"), "report not readable"),
+        (lambda plain: plain["findings"][0].update(severity="\udfff"), "report not readable"),
+        (lambda plain: plain["model"].update(quantization=nested(900)), "more than 64 levels"),
     ],
 )
 def test_a_hand_edited_report_is_refused_with_the_place(
@@ -311,10 +325,28 @@ def test_codes_are_listed(precheck: Callable[..., Ended]) -> None:
     assert all(rule.code in ended.out for rule in RULES)
 
 
+def test_a_number_is_a_code_and_a_word_is_looked_for(precheck: Callable[..., Ended]) -> None:
+    assert precheck("explain", "301").out == precheck("explain", "PC301").out
+    found = precheck("explain", "Overflow").out
+    assert "PC101" in found
+    assert "PC201" not in found
+    ended = precheck("explain", "xyzzy")
+    assert ended.code == 2
+    assert "no finding mentions 'xyzzy'" in ended.err
+
+
 def test_an_unknown_code_is_usage(precheck: Callable[..., Ended]) -> None:
     ended = precheck("explain", "PC399")
     assert (ended.code, ended.out) == (2, "")
     assert "PC301" in ended.err, "those that are near"
+
+
+def test_devices_as_json(precheck: Callable[..., Ended]) -> None:
+    listed = json.loads(precheck("gpus", "--json").out)
+    assert listed["here"]
+    assert listed["known"]["sm_75"]["float16"] == "native"
+    one = json.loads(precheck("gpus", "T4", "--json").out)
+    assert (one["name"], one["bfloat16"]) == ("T4", "emulated")
 
 
 def test_env_tells_what_a_bug_report_needs(precheck: Callable[..., Ended]) -> None:

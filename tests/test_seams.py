@@ -24,14 +24,25 @@ IMPORTED: dict[tuple[str, str], tuple[str, ...]] = {
         "measure/watch/float16_sums.py",
         "measure/watch/rounded_products.py",
         "cure/scales/flow.py",
+        "cure/scales/known_numbers.py",
         "measure/blame/live_examination.py",
         "measure/blame/live.py",
         "measure/watch/op_kinds.py",
         "measure/watch/ops.py",
     ),
-    ("torch._subclasses.fake_tensor", "DataDependentOutputException"): ("cure/scales/flow.py",),
-    ("torch._subclasses.fake_tensor", "DynamicOutputShapeException"): ("cure/scales/flow.py",),
-    ("torch._subclasses.fake_tensor", "FakeTensorMode"): ("cure/scales/flow.py",),
+    **{
+        ("torch._subclasses.fake_tensor", name): (
+            "cure/scales/flow.py",
+            "cure/scales/known_numbers.py",
+        )
+        for name in (
+            "DataDependentOutputException",
+            "DynamicOutputShapeException",
+            "FakeTensorMode",
+        )
+    },
+    ("torch._subclasses.fake_tensor", "FakeTensor"): ("cure/scales/known_numbers.py",),
+    ("torch._subclasses.fake_tensor", "unset_fake_temporarily"): ("cure/scales/known_numbers.py",),
     ("torch.utils._python_dispatch", "TorchDispatchMode"): (
         "cure/scales/flow.py",
         "measure/blame/live.py",

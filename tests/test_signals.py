@@ -12,12 +12,10 @@ import pytest
 from torch import nn
 
 from precheck.measure.models.skeleton import twin
-from precheck.signals import SAME_SECONDS, deferred_signals, end_once
+from precheck.signals import ENDING, SAME_SECONDS, deferred_signals, end_once
 
 if TYPE_CHECKING:
     from types import FrameType
-
-ENDING = [signal.SIGINT, signal.SIGTERM]
 
 
 class Pressed(type):
@@ -46,7 +44,8 @@ pytestmark = pytest.mark.usefixtures("ctrl_c")
 @pytest.fixture(autouse=True)
 def handlers() -> None:
     """As the command line has them; tests/conftest.py puts back what was there."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
 
 
 @pytest.mark.parametrize("sent", ENDING)
@@ -88,12 +87,12 @@ def test_python_loses_a_signal_while_it_copies(sent: signal.Signals) -> None:
 def test_a_signal_while_a_model_is_copied_is_heard(sent: signal.Signals) -> None:
     with pytest.raises(KeyboardInterrupt):
         twin(model_sent(sent))
-    assert [signal.getsignal(each) for each in ENDING] == [signal.default_int_handler] * 2
+    assert [signal.getsignal(each) for each in ENDING] == [signal.default_int_handler] * 3
 
 
 def test_a_copy_without_a_signal_leaves_the_handlers_as_they_were() -> None:
     twin(nn.Linear(1, 1))
-    assert [signal.getsignal(each) for each in ENDING] == [signal.default_int_handler] * 2
+    assert [signal.getsignal(each) for each in ENDING] == [signal.default_int_handler] * 3
 
 
 def test_the_callers_own_handler_is_told_once() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     written = io.StringIO()
+    monkeypatch.setattr(written, "isatty", lambda: True)
 
     def console(**_options: object) -> Console:
         return Console(file=written, force_terminal=True, width=120, _environ={"TERM": "xterm"})
@@ -63,3 +66,54 @@ def test_without_a_checkpoint_nothing_is_read(screen: io.StringIO) -> None:
         )
     assert "read" not in screen.getvalue()
     assert "9 seconds left  float16 + sdpa  layers.0" in screen.getvalue()
+
+
+def test_a_terminal_that_is_closed_while_progress_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal that says so ends the scan; drawing must not fail before."""
+    master, slave = os.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    with os.fdopen(slave, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with terminal.progress(quiet=False) as observe:
+            observe(Announcement(text="scanning"))
+            os.close(master)
+            for share in (0.1, 0.2):
+                observe(step("layers.0", share=share, seconds_left=None, bytes_read=0))
+            observe(Announcement(text="further"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_terminal", "colours"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"NO_COLOR": "1"}, True, False),
+        ({"FORCE_COLOR": "1"}, False, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False, False),
+        ({"TERM": "dumb"}, True, False),
+    ],
+)
+def test_colours_where_they_are_shown_or_forced(
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    is_terminal: bool,
+    colours: bool,
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TERM": "xterm-256color", **variables}.items():
+        monkeypatch.setenv(name, value)
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: is_terminal)
+    monkeypatch.setattr("sys.stdout", stream)
+    assert terminal.has_colour() == colours
+
+
+def test_forced_colours_move_no_cursor_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    log = io.StringIO()
+    monkeypatch.setattr("sys.stderr", log)
+    with terminal.progress(quiet=False) as observe:
+        observe(Announcement(text="scanning m"))
+        observe(step("layers.0", share=0.5, seconds_left=None, bytes_read=0))
+    assert log.getvalue() == "scanning m\n"

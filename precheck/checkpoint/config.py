@@ -7,14 +7,18 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import transformers
+from transformers.configuration_utils import get_configuration_file
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from precheck.checkpoint.quiet import quiet_transformers
 from precheck.errors import CheckpointAccessError, CheckpointCorruptError, UnsupportedModelError
+from precheck.records.attention import parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from precheck.records.attention import Attention
 
 CONFIG = "config.json"
 MOST_LAYERS = 10_000
@@ -49,6 +53,30 @@ def read_json_object(file: Path, *, where: str) -> dict[str, Any]:
     return content
 
 
+def read_config(folder: Path, *, where: str) -> dict[str, Any]:
+    """The content of the config that transformers reads.
+
+    That is ``config.json``, unless it names ``configuration_files``, one for each version of
+    transformers: what holds for the one must hold for the other.
+
+    Raises:
+        CheckpointAccessError: it is not there or may not be read.
+        CheckpointCorruptError: it is no JSON object, or names no versions.
+    """
+    content = read_json_object(folder / CONFIG, where=where)
+    if "configuration_files" not in content:
+        return content
+    try:
+        name = get_configuration_file(content["configuration_files"])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointCorruptError(
+            f"{CONFIG} of {where!r} says that configuration_files is "
+            f"{content['configuration_files']!r} (expected names like 'config.5.0.0.json')",
+            hint="compare the file with the one on the Hub",
+        ) from error
+    return content if name == CONFIG else read_json_object(folder / name, where=where)
+
+
 def load_config(
     folder: Path, *, content: Mapping[str, Any], trust_remote_code: bool, where: str
 ) -> transformers.PreTrainedConfig:
@@ -65,8 +93,10 @@ def load_config(
             which may not run.
         CheckpointCorruptError: values that the config class does not take.
     """
+    _check_architectures(content, where=where)
     if not trust_remote_code:
         _refuse_code(content, where=where)
+    _check_attention(content, trust_remote_code=trust_remote_code, where=where)
     _refuse_endless_stacks(content, where=where)
     try:
         with quiet_transformers():
@@ -81,6 +111,62 @@ def load_config(
             hint="compare the file with the one on the Hub, or: pip install -U transformers",
         ) from error
     return config
+
+
+def _check_architectures(content: Mapping[str, Any], *, where: str) -> None:
+    names = content.get("architectures")
+    if names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        return
+    raise CheckpointCorruptError(
+        f"{CONFIG} of {where!r} says that architectures is {names!r} (expected a list of names)",
+        hint="compare the file with the one on the Hub",
+    )
+
+
+def take_attention(config: transformers.PreTrainedConfig) -> Attention | None:
+    """Removes the attention that a config names, and returns it; None if it names none.
+
+    A plain ``from_pretrained`` obeys it. What is built before anything is known to run here (it
+    may need a package that is not installed) is built without it.
+    """
+    attention = attention_named_in(config)
+    config._attn_implementation = None  # noqa: SLF001  the setter reaches every sub-config
+    return attention
+
+
+def attention_named_in(config: transformers.PreTrainedConfig) -> Attention | None:
+    """The attention of a config and of those in it, as ``attn_implementation`` takes it."""
+    own: str | None = config._attn_implementation  # noqa: SLF001  its only spelling
+    parts = {
+        name: attention_named_in(part)
+        for name in config.sub_configs
+        if isinstance(part := getattr(config, name, None), transformers.PreTrainedConfig)
+    }
+    return own if all(part == own for part in parts.values()) else {"": own, **parts}
+
+
+def _check_attention(content: Mapping[str, Any], *, trust_remote_code: bool, where: str) -> None:
+    """Refuses kernels of the Hub, which are code, and what is no name."""
+    for key, value in content.items():
+        if key in {"attn_implementation", "_attn_implementation"} and value is not None:
+            for _, name in parts_of(value):
+                _check_attention_name(name, trust_remote_code=trust_remote_code, where=where)
+        elif isinstance(value, dict):
+            _check_attention(value, trust_remote_code=trust_remote_code, where=where)
+
+
+def _check_attention_name(name: object, *, trust_remote_code: bool, where: str) -> None:
+    if name is not None and not isinstance(name, str):
+        raise CheckpointCorruptError(
+            f"{CONFIG} of {where!r} says that attn_implementation is {name!r} (expected a name)",
+            hint="compare the file with the one on the Hub",
+        )
+    if name is not None and "/" in name and not trust_remote_code:
+        raise UnsupportedModelError(
+            f"custom code without permission: {CONFIG} of {where!r} names the attention kernel "
+            f"{name!r}, which is code from the Hub",
+            hint="read that code; if you trust it: --trust-remote-code",
+        )
 
 
 def _refuse_endless_stacks(content: Mapping[str, Any], *, where: str) -> None:
@@ -112,22 +198,19 @@ def _refuse_code(content: Mapping[str, Any], *, where: str) -> None:
             f"{CONFIG} of {where!r} names no model_type, so it is no transformers checkpoint",
             hint="scan a checkpoint that save_pretrained wrote",
         )
-    foreign = [name for name in _class_names(content) if name not in dir(transformers)]
     is_known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
-    if content.get("auto_map") and (foreign or not is_known):
-        raise UnsupportedModelError(
-            f"custom code without permission: {where!r} needs its own Python code for "
-            f"{foreign[0] if foreign else model_type!r}",
-            hint="read that code; if you trust it: --trust-remote-code",
-        )
+    if content.get("auto_map"):  # dir() of a library of 3,000 modules takes half a second
+        own = set(dir(transformers))
+        foreign = [name for name in content.get("architectures") or () if name not in own]
+        if foreign or not is_known:
+            raise UnsupportedModelError(
+                f"custom code without permission: {where!r} needs its own Python code for "
+                f"{foreign[0] if foreign else model_type!r}",
+                hint="read that code; if you trust it: --trust-remote-code",
+            )
     if not is_known:
         raise UnsupportedModelError(
             f"transformers {transformers.__version__} does not know the model_type "
             f"{model_type!r} of {where!r}",
             hint="pip install -U transformers",
         )
-
-
-def _class_names(content: Mapping[str, Any]) -> list[str]:
-    names = content.get("architectures")
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []

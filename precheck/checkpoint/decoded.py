@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
+from precheck.checkpoint.faults.scales import FP8_SCALE, fp8_scales, is_float8
 from precheck.checkpoint.packed import (
     AwqLinear,
     Fp8Linear,
@@ -17,9 +19,10 @@ from precheck.checkpoint.packed import (
 from precheck.checkpoint.shards import Span
 from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.checkpoint.weights import Weights
+from precheck.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -27,7 +30,8 @@ if TYPE_CHECKING:
     from precheck.checkpoint.quantization import Quantization
 
 _PACKED = ("qweight", "qzeros", "scales", "g_idx")
-_ALSO_STORED = (".weight_scale_inv", ".activation_scale", ".input_scale")
+_ALSO_STORED = (".activation_scale", ".input_scale", ".qscale_act")
+"""Scales of activations: what a kernel multiplies in float8 is rounded there, not here."""
 
 
 class DecodedWeights(Weights):
@@ -38,26 +42,28 @@ class DecodedWeights(Weights):
     Args:
         files: the shards.
         quantization: how they are packed; a method that is decoded here.
+        allow_pickle: as ``Weights`` takes it.
 
     Raises:
         CheckpointCorruptError: shapes that contradict each other or the settings.
     """
 
-    def __init__(self, files: Sequence[Path], quantization: Quantization) -> None:
-        super().__init__(files)
+    def __init__(
+        self, files: Sequence[Path], quantization: Quantization, *, allow_pickle: bool = False
+    ) -> None:
+        super().__init__(files, allow_pickle=allow_pickle)
         try:
             self._packed = self._find_packed(quantization)
         except BaseException:
             self.close()
             raise
-        packed = {name for linear in self._packed.values() for name in linear.sources}
         plain = (
             name
             for name in super().__iter__()
-            if name not in packed and not name.endswith(_ALSO_STORED)
+            if name not in self.decoded_from and not name.endswith(_ALSO_STORED)
         )
         self._names = dict.fromkeys([*self._packed, *plain])
-        if not self._packed:
+        if not self._packed and not any(map(is_float8, self.stored_dtypes().values())):
             raise contradiction(f"no tensor is packed the way {quantization.method} packs them")
 
     def __getitem__(self, name: str) -> Tensor:
@@ -83,6 +89,21 @@ class DecodedWeights(Weights):
         packed = self._packed.get(name)
         return super().shape(name) if packed is None else packed.shape
 
+    @cached_property
+    def decoded_from(self) -> frozenset[str]:
+        """Names of the stored tensors that reading decodes, scales among them."""
+        return frozenset(name for linear in self._packed.values() for name in linear.sources)
+
+    def has_zero_scales(self, name: str) -> bool:
+        """Whether a weight that is zero throughout is so because all of its scales are."""
+        packed = self._packed.get(name)
+        if packed is None:
+            return super().has_zero_scales(name)
+        if bool(self._stored(packed.scale).float().any()):
+            return False
+        # a float8 weight of zeroes may have any scale; integers stand for zero only with a scale
+        return name not in packed.sources or bool(self._stored(name).float().any())
+
     def read_into(self, name: str, buffer: Tensor) -> Tensor:
         """Reads, and decodes, a tensor; see ``Weights.read_into``."""
         packed = self._packed.get(name)
@@ -97,7 +118,7 @@ class DecodedWeights(Weights):
             return super().read_rows_into(name, rows, buffer)
         if isinstance(rows, slice):
             return self._decode(packed, slice(*rows.indices(packed.shape[0])[:2]), buffer)
-        selected = _float32_matrix(buffer, len(rows), packed.shape[1])
+        selected = _float32(buffer, (len(rows), *packed.shape[1:]))
         return torch.index_select(self[name], 0, torch.tensor(list(rows)), out=selected)
 
     def read_ahead(self, names: Iterable[str], *, limit: int) -> None:
@@ -111,7 +132,7 @@ class DecodedWeights(Weights):
 
     def _decode(self, packed: PackedLinear, rows: slice, buffer: Tensor) -> Tensor:
         tensors = {name: self._stored(name) for name in packed.sources}
-        decoded = _float32_matrix(buffer, rows.stop - rows.start, packed.shape[1])
+        decoded = _float32(buffer, (rows.stop - rows.start, *packed.shape[1:]))
         packed.decode(tensors, rows, decoded)
         return decoded
 
@@ -128,25 +149,17 @@ class DecodedWeights(Weights):
 
     def _find_packed(self, quantization: Quantization) -> dict[str, PackedLinear]:
         stored = {name: super(DecodedWeights, self).shape(name) for name in super().__iter__()}
-        packed: dict[str, PackedLinear] = {}
-        for name, shape in stored.items():
-            module, _, part = name.rpartition(".")
-            linear: PackedLinear | None = None
-            if part == "qweight" and quantization.method == "gptq":
-                linear = _gptq(module, stored, quantization)
-            elif part == "qweight" and quantization.method == "awq":
-                linear = _awq(module, stored, quantization)
-            elif part == "weight_scale_inv" and quantization.method == "fp8":
-                linear = _fp8(module, stored, shape, quantization)
-            if linear is not None:
-                packed[f"{module}.weight"] = linear
-        return packed
+        if quantization.method == "fp8":
+            return dict(_find_fp8(stored, self.stored_dtypes(), quantization))
+        pack = _gptq if quantization.method == "gptq" else _awq
+        modules = [name.rpartition(".")[0] for name in stored if name.endswith(".qweight")]
+        return {f"{module}.weight": pack(module, stored, quantization) for module in modules}
 
 
-def _float32_matrix(buffer: Tensor, num_rows: int, num_columns: int) -> Tensor:
+def _float32(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A view of the start of a uint8 buffer."""
-    num_bytes = num_rows * num_columns * torch.float32.itemsize
-    return buffer[:num_bytes].view(torch.float32).view(num_rows, num_columns)
+    num_bytes = math.prod(shape) * torch.float32.itemsize
+    return buffer[:num_bytes].view(torch.float32).view(shape)
 
 
 def _gptq(
@@ -180,24 +193,49 @@ def _awq(module: str, stored: dict[str, tuple[int, ...]], quantization: Quantiza
     return AwqLinear(name=module, shape=(words * 8, num_inputs))
 
 
+def _find_fp8(
+    stored: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], quantization: Quantization
+) -> Iterator[tuple[str, Fp8Linear]]:
+    """What has a scale; weights in float8 that have none are left as they are."""
+    for name in stored:
+        scale = next((scale for scale in fp8_scales(name) if scale in stored), None)
+        if scale is None:
+            if name.endswith(FP8_SCALE) and name.removesuffix(FP8_SCALE) not in stored:
+                raise contradiction(f"{name} has no matrix beside it")
+        elif is_float8(dtypes[name]):
+            yield name, _fp8(name, scale, stored, quantization)
+        elif scale.endswith(FP8_SCALE):
+            raise UnsupportedModelError(
+                f"FP8 weight in {dtypes[name]}: {name!r}, with {scale!r} (expected float8)",
+                hint="scan the unquantised base model that it was made from",
+            )
+
+
 def _fp8(
-    module: str,
-    stored: dict[str, tuple[int, ...]],
-    factors: tuple[int, ...],
-    quantization: Quantization,
+    name: str, scale: str, stored: Mapping[str, tuple[int, ...]], quantization: Quantization
 ) -> Fp8Linear:
-    weight = stored.get(f"{module}.weight")
-    if weight is None or len(weight) != 2:  # noqa: PLR2004
-        raise contradiction(f"{module}.weight_scale_inv has no matrix beside it")
-    rows, columns = weight
-    height, width = quantization.block_size or (rows, columns)
-    blocks = (-(-rows // height), -(-columns // width))
-    if math.prod(factors) != math.prod(blocks) or (factors and factors != blocks):
+    shape, factors = stored[name], stored[scale]
+    if len(shape) < 2:  # noqa: PLR2004
+        raise contradiction(f"{scale} has no matrix beside it")
+    *experts, rows, columns = shape
+    height, width = quantization.block_size or _whole_blocks(shape, factors)
+    blocks = (*experts, -(-rows // height), -(-columns // width))
+    is_one = math.prod(factors) == math.prod(blocks) == 1  # in whatever dimensions
+    if factors != blocks and not is_one:
         raise contradiction(
-            f"{module}.weight_scale_inv is {factors}, a weight of {weight} in blocks of "
-            f"{height} x {width} has {blocks}"
+            f"{scale} is {factors}, a weight of {shape} in blocks of {height} x {width} has "
+            f"{blocks}"
         )
-    return Fp8Linear(name=module, shape=(rows, columns), block_size=(height, width))
+    return Fp8Linear(name=name, scale=scale, shape=shape, block_size=(height, width))
+
+
+def _whole_blocks(shape: tuple[int, ...], factors: tuple[int, ...]) -> tuple[int, int]:
+    """The block size that the number of factors implies, where the config names none."""
+    rows, columns = shape[-2:]
+    is_grid = len(factors) == len(shape) and 0 not in factors
+    if not is_grid or rows % factors[-2] or columns % factors[-1]:
+        return rows, columns
+    return rows // factors[-2], columns // factors[-1]
 
 
 def _shapes(

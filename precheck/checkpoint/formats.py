@@ -7,10 +7,15 @@ from fnmatch import fnmatch
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from precheck.errors import CheckpointAccessError, CheckpointCorruptError, UnsupportedModelError
+from precheck.errors import (
+    CheckpointAccessError,
+    CheckpointCorruptError,
+    CheckpointError,
+    UnsupportedModelError,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -19,6 +24,8 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 **Source**: ``SAFE_WEIGHTS_NAME`` ... in
 https://github.com/huggingface/transformers/blob/main/src/transformers/utils/__init__.py
 """
+
+_SAFE, _INDEX = ".safetensors", ".index.json"
 
 _SHOWN = 3
 """Names listed in a message before the rest is only counted."""
@@ -31,6 +38,9 @@ class ForeignFormat:
     name: str
     patterns: tuple[str, ...]
     hint: str
+    """What to do; ``{detail}`` stands for what the file says that it was recognised by."""
+    detail: Callable[[Mapping[str, Any], Collection[str]], str] = lambda *_: ""
+    """In words, from that file's content and the names of all files; empty if it tells nothing."""
     beside_weights: bool = False
     """Refused even if the folder also has weights for transformers."""
 
@@ -38,18 +48,36 @@ class ForeignFormat:
 _ORIGINAL = "scan the checkpoint it was made from: the folder or Hub id with model.safetensors"
 _CONVERT = "convert it to safetensors with its conversion script in transformers, then scan that"
 
+
+def _base_model(adapter: Mapping[str, Any], _names: Collection[str]) -> str:
+    base = adapter.get("base_model_name_or_path")
+    return f" {base!r}" if isinstance(base, str) and base else ""
+
+
+def _transformers_models(pipeline: Mapping[str, Any], names: Collection[str]) -> str:
+    folders = [
+        part
+        for part, made_by in pipeline.items()
+        if isinstance(made_by, list) and made_by[:1] == ["transformers"]
+        if f"{part}/config.json" in names
+    ]
+    return f": the folder {' or '.join(map(repr, folders))} in it" if folders else ""
+
+
 FOREIGN_FORMATS = (
     ForeignFormat(
         name="PEFT adapter",
         patterns=("adapter_config.json",),
-        hint="scan its base model, or merge it first: "
-        "PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(DIR)",
+        hint="scan its base model{detail}, or merge it first: "
+        "PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload().save_pretrained(DIR)",
+        detail=_base_model,
         beside_weights=True,
     ),
     ForeignFormat(
         name="diffusers pipeline",
         patterns=("model_index.json",),
-        hint="scan one of its transformers models, such as the folder text_encoder in it",
+        hint="scan one of its transformers models{detail}",
+        detail=_transformers_models,
         beside_weights=True,
     ),
     ForeignFormat(name="GGUF", patterns=("*.gguf",), hint=_ORIGINAL),
@@ -82,11 +110,14 @@ FOREIGN_FORMATS = (
 """Tried in this order; the first that matches is named."""
 
 
-def refuse_foreign_format(names: Collection[str], *, where: str) -> None:
+def refuse_foreign_format(
+    names: Collection[str], read: Callable[[str], Mapping[str, Any]], *, where: str
+) -> None:
     """Refuses a folder whose files belong to another format than a transformers checkpoint.
 
     Args:
         names: the files, relative to the folder, with ``/``.
+        read: gives the content of one that is JSON; may raise ``CheckpointError``.
         where: how the folder is called in messages.
 
     Raises:
@@ -98,8 +129,35 @@ def refuse_foreign_format(names: Collection[str], *, where: str) -> None:
         if match is not None and (foreign.beside_weights or not has_weights):
             raise UnsupportedModelError(
                 f"{foreign.name}, not a transformers checkpoint: {where!r} has {match!r}",
-                hint=foreign.hint,
+                hint=foreign.hint.format(detail=_detail(foreign, match, names, read)),
             )
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a file beside a transformers checkpoint holds its weights in another format.
+
+    >>> is_foreign("onnx/model.onnx"), is_foreign("tokenizer.model")
+    (True, False)
+    """
+    return any(
+        _first_match([name], patterns=foreign.patterns)
+        for foreign in FOREIGN_FORMATS
+        if not foreign.beside_weights
+    )
+
+
+def _detail(
+    foreign: ForeignFormat,
+    match: str,
+    names: Collection[str],
+    read: Callable[[str], Mapping[str, Any]],
+) -> str:
+    if not match.endswith(".json"):
+        return ""
+    try:
+        return foreign.detail(read(match), names)
+    except CheckpointError:  # it is refused all the same
+        return ""
 
 
 def _first_match(names: Collection[str], *, patterns: tuple[str, ...]) -> str | None:
@@ -135,10 +193,11 @@ def find_weight_files(
     Raises:
         CheckpointAccessError: no weights, or shards that the index names do not exist.
         CheckpointCorruptError: an index without a weight map, or one that leaves the folder.
-        UnsupportedModelError: only pickle files, without ``allow_pickle``.
+        UnsupportedModelError: pickle files, without ``allow_pickle``.
     """
-    weights = _find_weights(config, names=names, allow_pickle=allow_pickle, where=where)
-    if not weights.endswith(".index.json"):
+    weights = _find_weights(config, names=names, where=where)
+    check_pickles([weights.removesuffix(_INDEX)], allowed=allow_pickle, where=where)
+    if not weights.endswith(_INDEX):
         return (weights,)
     shards = _shards(read_index(weights), index_name=weights, where=where)
     missing = [shard for shard in shards if shard not in names]
@@ -151,28 +210,33 @@ def find_weight_files(
     return shards
 
 
-def _find_weights(
-    config: Mapping[str, Any], *, names: Collection[str], allow_pickle: bool, where: str
-) -> str:
-    explicit = config.get("transformers_weights")
-    candidates = (explicit,) if isinstance(explicit, str) else SAFETENSORS
-    weights = next((name for name in candidates if name in names and _is_inside(name)), None)
-    if weights is not None:
-        return weights
-    pickled = next((name for name in PICKLES if name in names), None)
-    if pickled is None:
-        raise CheckpointAccessError(
-            f"no weights in {where!r} (expected {' or '.join(map(repr, candidates))})",
-            hint=_what_lies_there(names),
-        )
-    if not allow_pickle:
+def check_pickles(names: Iterable[str], *, allowed: bool, where: str) -> None:
+    """The gate before every file of weights: what is not safetensors is read as a pickle.
+
+    Raises:
+        UnsupportedModelError: one is not, and pickles are not allowed.
+    """
+    pickled = next((name for name in names if not name.endswith(_SAFE)), None)
+    if pickled is not None and not allowed:
         raise UnsupportedModelError(
-            f"weights only as pickle, which can run code when read: {pickled!r} in {where!r} "
+            f"weights as pickle, which can run code when read: {pickled!r} in {where!r} "
             "(expected safetensors)",
             hint="if you trust where it comes from: --allow-pickle; otherwise look for a "
             "revision with model.safetensors",
         )
-    return pickled
+
+
+def _find_weights(config: Mapping[str, Any], *, names: Collection[str], where: str) -> str:
+    explicit = config.get("transformers_weights")
+    candidates = (explicit,) if isinstance(explicit, str) else SAFETENSORS + PICKLES
+    weights = next((name for name in candidates if name in names and _is_inside(name)), None)
+    if weights is None:
+        expected = candidates[: len(SAFETENSORS)]
+        raise CheckpointAccessError(
+            f"no weights in {where!r} (expected {' or '.join(map(repr, expected))})",
+            hint=_what_lies_there(names),
+        )
+    return weights
 
 
 def _what_lies_there(names: Collection[str]) -> str:
@@ -188,7 +252,7 @@ def _shards(index: Mapping[str, Any], *, index_name: str, where: str) -> tuple[s
         raise CheckpointCorruptError(
             f"no 'weight_map' in {index_name!r} of {where!r}", hint="download the index again"
         )
-    suffix = ".safetensors" if "safetensors" in index_name else ".bin"
+    suffix = _SAFE if index_name.endswith(f"{_SAFE}{_INDEX}") else ".bin"
     for shard in weight_map.values():
         if not (isinstance(shard, str) and shard.endswith(suffix) and _is_inside(shard)):
             raise CheckpointCorruptError(

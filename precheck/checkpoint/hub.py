@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 # The transport's own error, whichever HTTP library huggingface_hub is built on.
 _TransportError: type[Exception] = HfHubHTTPError.__mro__[1]
 
+_ADDRESS = re.compile(
+    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repo>[^/?#]+/[^/?#]+)"
+    r"(?:/(?:tree|blob|resolve|commit)/(?P<revision>[^/?#]+))?"
+)
+
 _DESCRIPTION_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 """Configs, tokenizers, chat templates, indices: all files of a model besides its weights."""
 
@@ -48,7 +54,11 @@ class Snapshot:
 
 
 def fetch_description(
-    repo: str, *, revision: str | None, with_code: bool, check: Callable[[Collection[str]], None]
+    repo: str,
+    *,
+    revision: str | None,
+    with_code: bool,
+    check: Callable[[Collection[str], Callable[[str], Path]], None],
 ) -> Snapshot:
     """Downloads everything small: configs, indices, the tokenizer, Python files if ``with_code``.
 
@@ -58,7 +68,8 @@ def fetch_description(
         repo: ``owner/name``.
         revision: branch, tag or commit; None for the default branch.
         with_code: whether to download the repository's own Python files.
-        check: called with the names of all files before any is downloaded; may raise.
+        check: called with the names of all files, and what downloads a small one by its name,
+            before anything else is downloaded; may raise.
 
     Raises:
         CheckpointAccessError: unreachable, unknown, gated; says which and what to do.
@@ -74,10 +85,22 @@ def fetch_description(
                 for file in Path(cached).rglob("*")
                 if file.is_file()
             }
-        check(sizes)
+        check(sizes, lambda name: Path(_download(repo, revision=revision, names=[name])) / name)
         names = [name for name in sizes if _is_description(name, with_code=with_code)]
         folder = Path(_download(repo, revision=revision, names=names))
     return Snapshot(repo=repo, revision=revision, commit=folder.name, folder=folder, sizes=sizes)
+
+
+def from_url(model: str, revision: str | None) -> tuple[str, str | None]:
+    """Repository and revision of a model's address on the Hub; anything else as it is.
+
+    >>> from_url("https://huggingface.co/Qwen/Qwen2-7B/tree/main", None)
+    ('Qwen/Qwen2-7B', 'main')
+    """
+    address = _ADDRESS.match(model)
+    if address is None:
+        return model, revision
+    return address["repo"], revision or address["revision"]
 
 
 def fetch_files(snapshot: Snapshot, names: Collection[str]) -> None:
@@ -98,14 +121,18 @@ def _list_files(repo: str, *, revision: str | None) -> dict[str, int] | None:
         raise
     except (OfflineModeIsEnabled, _TransportError):
         return None
-    return {file.rfilename: file.size or 0 for file in info.siblings or []}
+    return {
+        file.rfilename: file.size if isinstance(file.size, int) else 0
+        for file in info.siblings or []
+    }
 
 
 def _is_description(name: str, *, with_code: bool) -> bool:
     if name.endswith(".py"):
         return with_code
     in_root = "/" not in name or name.startswith("additional_chat_templates/")
-    return in_root and name.endswith(_DESCRIPTION_SUFFIXES)
+    is_pooling = name.count("/") == 1 and name.endswith("_Pooling/config.json")
+    return (in_root or is_pooling) and name.endswith(_DESCRIPTION_SUFFIXES)
 
 
 def _download(repo: str, *, revision: str | None, names: Collection[str]) -> str:
@@ -157,9 +184,17 @@ _TRANSLATIONS: tuple[tuple[type[Exception], str, str], ...] = (
         "run the same command again: what was downloaded is kept",
     ),
     (
-        OSError,
+        OSError,  # after those of the network, which are among them
         "cannot store {repo!r} in the cache: {error!r}",
         "check space and permissions, or set HF_HOME to another disk",
+    ),
+    *(
+        (
+            error_type,
+            "the Hub's answer about {repo!r} makes no sense: {error!r}",
+            "is HF_ENDPOINT a Hub, or a proxy in between? Else try again later",
+        )
+        for error_type in (ValueError, LookupError, TypeError, AttributeError)
     ),
 )
 """The Hub's errors, a subclass before its base: message and hint."""

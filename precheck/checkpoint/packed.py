@@ -33,15 +33,19 @@ https://github.com/casper-hansen/AutoAWQ/blob/main/awq/utils/packing_utils.py
 
 
 class PackedLinear(Protocol):
-    """A weight ``(out, in)`` as it is stored."""
+    """A weight ``(out, in)`` or ``(experts, out, in)`` as it is stored."""
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Outputs and inputs."""
+    def shape(self) -> tuple[int, ...]:
+        """Outputs and inputs; before them the experts, where they are one tensor."""
 
     @property
     def sources(self) -> tuple[str, ...]:
         """Names of the stored tensors it is made from."""
+
+    @property
+    def scale(self) -> str:
+        """The name of its scales."""
 
     def decode(self, tensors: Mapping[str, Tensor], rows: slice, into: Tensor) -> None:
         """Writes output channels ``rows`` into ``into``, ``(rows, in)`` float32."""
@@ -69,6 +73,11 @@ class GptqLinear:
         """Names of the stored tensors."""
         parts = ("qweight", "qzeros", "scales", *(("g_idx",) if self.has_groups else ()))
         return tuple(f"{self.name}.{part}" for part in parts)
+
+    @property
+    def scale(self) -> str:
+        """The name of its scales."""
+        return f"{self.name}.scales"
 
     def decode(self, tensors: Mapping[str, Tensor], rows: slice, into: Tensor) -> None:
         """Writes output channels ``rows`` into ``into``, ``(rows, in)`` float32."""
@@ -128,6 +137,11 @@ class AwqLinear:
         """Names of the stored tensors."""
         return tuple(f"{self.name}.{part}" for part in ("qweight", "qzeros", "scales"))
 
+    @property
+    def scale(self) -> str:
+        """The name of its scales."""
+        return f"{self.name}.scales"
+
     def decode(self, tensors: Mapping[str, Tensor], rows: slice, into: Tensor) -> None:
         """Writes output channels ``rows`` into ``into``, ``(rows, in)`` float32."""
         qweight, qzeros, scales = (tensors[name] for name in self.sources)
@@ -147,29 +161,48 @@ class AwqLinear:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fp8Linear:
-    """Fine-grained FP8: ``weight`` float8 ``(out, in)``, and a factor for each block of it.
+    """Fine-grained FP8: a weight in float8 ``(..., out, in)``, and a factor for each block of it.
+
+    Factors are ``(..., blocks of out, blocks of in)`` in a floating-point dtype, or the exponents
+    of powers of two: float8_e8m0fnu, or uint8 with the same bits.
 
     **Source**: ``weight_scale_inv`` in
-    https://huggingface.co/deepseek-ai/DeepSeek-V3/blob/main/README_WEIGHTS.md
+    https://huggingface.co/deepseek-ai/DeepSeek-V3/blob/main/README_WEIGHTS.md;
+    ``Fp8Dequantize`` in
+    https://github.com/huggingface/transformers/blob/main/src/transformers/integrations/finegrained_fp8.py
     """
 
     name: str
-    shape: tuple[int, int]
+    """Of the weight as it is stored."""
+    scale: str
+    """The name of its factors."""
+    shape: tuple[int, ...]
     block_size: tuple[int, int]
 
     @property
     def sources(self) -> tuple[str, ...]:
         """Names of the stored tensors."""
-        return (f"{self.name}.weight", f"{self.name}.weight_scale_inv")
+        return (self.name, self.scale)
 
     def decode(self, tensors: Mapping[str, Tensor], rows: slice, into: Tensor) -> None:
-        """Writes output channels ``rows`` into ``into``, ``(rows, in)`` float32."""
+        """Writes ``rows`` of the first dimension into ``into``, ``(rows, ...)`` float32."""
         weight, factors = (tensors[name] for name in self.sources)
         height, width = self.block_size
-        block_rows = torch.arange(rows.start, rows.stop) // height
-        by_block = factors.float().reshape(-(-self.shape[0] // height), -1)
-        by_element = by_block[block_rows].repeat_interleave(width, dim=1)[:, : self.shape[1]]
+        *experts, outputs, inputs = self.shape
+        by_block = _as_float32(factors).reshape(*experts, -(-outputs // height), -1)
+        if experts:
+            by_row = by_block[rows].repeat_interleave(height, dim=-2)[..., :outputs, :]
+        else:
+            by_row = by_block[torch.arange(rows.start, rows.stop) // height]
+        by_element = by_row.repeat_interleave(width, dim=-1)[..., :inputs]
         torch.mul(weight[rows].float(), by_element, out=into)
+
+
+def _as_float32(factors: Tensor) -> Tensor:
+    """Factors as numbers; integers are exponents, with the bias of float8_e8m0fnu."""
+    if factors.dtype is torch.uint8:
+        factors = factors.view(torch.float8_e8m0fnu)
+    return factors.float()
 
 
 def _in_order(packed: Tensor) -> Tensor:
@@ -192,8 +225,9 @@ def unpacked(packed: Tensor, bits: int, *, count: int) -> Tensor:
     """
     if _BYTE % bits:
         return _unpacked_across(packed, bits, count=count)
-    # the lowest byte of a word comes first, as torch has it on the machines it is built for
-    in_bytes = packed.contiguous().view(torch.uint8).unflatten(1, (-1, 4)).movedim(2, 1)
+    # the lowest byte of a word comes first, as torch has it on the machines it is built for;
+    # flat, because a single row counts as contiguous whatever its stride, and is not viewed then
+    in_bytes = packed.flatten().view(torch.uint8).view(*packed.shape, 4).movedim(2, 1)
     fields = [(in_bytes >> shift) & ((1 << bits) - 1) for shift in range(0, _BYTE, bits)]
     return torch.stack(fields, dim=2).flatten(0, 2)[:count]
 

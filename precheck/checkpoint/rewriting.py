@@ -11,17 +11,14 @@ import json
 import math
 import os
 import shutil
-import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from precheck.checkpoint.config import CONFIG, read_json_object
-from precheck.checkpoint.folders import check_empty, check_parent
+from precheck.checkpoint.config import CONFIG, read_config
 from precheck.checkpoint.formats import SAFETENSORS
+from precheck.checkpoint.output.carried import copy_carried, find_carried
 from precheck.checkpoint.safetensors_shard import SAFETENSORS_DTYPES
 from precheck.checkpoint.shards import tensor_bytes
 from precheck.checkpoint.tensor_audit import audit_tensor
@@ -30,21 +27,23 @@ from precheck.errors import UsageError
 from precheck.records.quantities import num_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
     from typing import BinaryIO
 
     from torch import Tensor
 
+    from precheck.checkpoint.output.carried import Carried
     from precheck.checkpoint.source import Checkpoint
     from precheck.checkpoint.weights import Weights
-    from precheck.records.fix import TensorChange
+    from precheck.records.outcomes.fix import Extent, TensorChange
 
 SHARD_BYTES = 5_000_000_000
 """The largest size of a file, as with ``save_pretrained``; one tensor may be larger."""
 
 _CODES = {name: code for code, name in SAFETENSORS_DTYPES.items()}
-_NOT_CARRIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-"""Weights in this or another format: they would be the unchanged ones."""
+_READ_FROM_ELSEWHERE = ("transformers_weights", "configuration_files")
+"""Keys of a config that make transformers read other weights, or another config."""
 
 
 @dataclass(slots=True)
@@ -58,92 +57,45 @@ class Rounded:
     """Became subnormal in float16, where they hold fewer digits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unfinished:
-    """A folder that is being written, next to its target."""
-
-    folder: Path
-    target: Path
-
-    def take_place(self) -> None:
-        """Renames the folder to its target, so that nobody sees half of it.
-
-        A folder that was there before is moved away first, and deleted at the end.
-        """
-        self.folder.chmod(0o777 & ~_umask())  # until now nobody else could look into it
-        previous = None
-        if self.target.exists():
-            previous = _temporary_folder(self.target, "-old")
-            self.target.rename(previous / "checkpoint")
-        try:
-            self.folder.rename(self.target)
-        except OSError:
-            if previous is not None:
-                (previous / "checkpoint").rename(self.target)
-            raise
-        finally:
-            if previous is not None:
-                shutil.rmtree(previous, ignore_errors=True)
-
-
-@contextmanager
-def unfinished(target: Path, *, overwrite: bool) -> Iterator[Unfinished]:
-    """A folder next to ``target``; it is deleted at the end unless it has taken its place.
-
-    Raises:
-        UsageError: something is in the way, or cannot be written, as when the disk is full.
-    """
-    check_target(target, overwrite=overwrite)
-    folder: Path | None = None
-    try:
-        folder = _temporary_folder(target, "")
-        yield Unfinished(folder, target)
-    except OSError as error:
-        raise _not_written(target, error) from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _temporary_folder(target: Path, suffix: str) -> Path:
-    prefix = f".{target.name}{suffix}-"
-    return Path(tempfile.mkdtemp(prefix=prefix, dir=target.resolve().parent))
-
-
-def check_target(target: Path, *, overwrite: bool) -> None:
-    """Checks that a checkpoint can be written there.
-
-    Raises:
-        UsageError: it is a file, a folder that is not empty, or its parent does not exist.
-    """
-    try:
-        if target.exists() and not target.is_dir():
-            raise UsageError(f"not a folder: {str(target)!r}", hint="choose another place")
-        if not overwrite:
-            check_empty(
-                target,
-                what="output folder",
-                hint="choose a folder that is not there, or allow it with --overwrite",
-            )
-        check_parent(target, hint="choose another place, or make that folder")
-    except (OSError, RuntimeError) as error:
-        raise _not_written(target, error) from error
-
-
-def check_room(target: Path, checkpoint: Checkpoint) -> None:
-    """Checks that the disk has room for as much as the checkpoint takes.
+def check_room(target: Path, checkpoint: Checkpoint, carried: Carried) -> None:
+    """Checks that the disk has room for the checkpoint and what goes with it.
 
     Raises:
         UsageError: it has not; says how much is free.
     """
     parent = target.resolve().parent
-    needed = sum(file.stat().st_size for file in checkpoint.weight_files)
+    needed = carried.size_bytes + sum(file.stat().st_size for file in checkpoint.weight_files)
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise UsageError(
             f"not enough room in {str(parent)!r}: {num_bytes(free)} free "
-            f"(expected {num_bytes(needed)})",
+            f"(expected {num_bytes(needed)}{_mostly(carried, needed)})",
             hint="free some, or choose another disk",
+        )
+
+
+def _mostly(carried: Carried, needed: int) -> str:
+    """Names the file that takes more than half, if it is none of the weights."""
+    return next(
+        (
+            f", most of it for {each.name!r}"
+            for each in carried.files
+            if each.size_bytes > needed / 2
+        ),
+        "",
+    )
+
+
+def check_apart(target: Path, checkpoint: Checkpoint) -> None:
+    """Checks that the original is not what would be replaced.
+
+    Raises:
+        UsageError: it lies in the folder that is to be written.
+    """
+    if checkpoint.folder.resolve().is_relative_to(target.resolve()):
+        raise UsageError(
+            f"the original lies in the output folder: {str(target)!r} (it is never replaced)",
+            hint="choose another folder, and delete the original when you no longer need it",
         )
 
 
@@ -171,11 +123,12 @@ def write_checkpoint(
 
     Raises:
         OSError: a file cannot be written; ``unfinished`` turns it into a ``UsageError``.
-        CheckpointError: a stored tensor cannot be read.
+        CheckpointError: a stored tensor cannot be read, or was changed meanwhile.
     """
     rounded = _write_weights(folder, stored, changes)
+    stored.check_unchanged()
     _write_config(folder, checkpoint, settings, dtype)
-    _carry_over(folder, checkpoint)
+    copy_carried(find_carried(checkpoint.folder).files, folder)
     return rounded
 
 
@@ -210,15 +163,20 @@ def multiplied(tensor: Tensor, changes: Sequence[TensorChange]) -> Tensor:
         tensor = tensor.float()
     product = tensor.clone()
     for change in changes:
-        part = product
-        if change.stop is not None:
-            part = product.narrow(change.dim, change.start, change.stop - change.start)
+        part = block_of(product, change.block)
         if change.shift is None:
             part.mul_(2.0**change.power)
         else:
             exact = (part.double() + change.shift) * 2.0**change.power - change.shift
             part.copy_(exact)
     return product
+
+
+def block_of(tensor: Tensor, block: Sequence[Extent]) -> Tensor:
+    """A view of the elements within every extent."""
+    for extent in block:
+        tensor = tensor.narrow(extent.dim, extent.start, extent.stop - extent.start)
+    return tensor
 
 
 def _shards(stored: Weights, changes: Mapping[str, Sequence[TensorChange]]) -> dict[str, list[str]]:
@@ -293,7 +251,9 @@ def _count(rounded: Rounded, before: Tensor, after: Tensor) -> None:
 def _write_config(
     folder: Path, checkpoint: Checkpoint, settings: Mapping[tuple[str, ...], float], dtype: str
 ) -> None:
-    content = read_json_object(checkpoint.folder / CONFIG, where=checkpoint.id)
+    content = read_config(checkpoint.folder, where=checkpoint.id)
+    for elsewhere in _READ_FROM_ELSEWHERE:
+        content.pop(elsewhere, None)
     for path, value in settings.items():
         holder = content
         for part in path[:-1]:
@@ -308,29 +268,7 @@ def _write_config(
     write_json(folder / CONFIG, content)
 
 
-def _carry_over(folder: Path, checkpoint: Checkpoint) -> None:
-    """Copies every other file: tokenizer, generation config, license, code."""
-    written = {CONFIG, *SAFETENSORS}
-    for file in sorted(checkpoint.folder.iterdir()):
-        is_weights = file.name.endswith(_NOT_CARRIED) or file.name.endswith(".index.json")
-        if file.is_file() and file.name not in written and not is_weights:
-            shutil.copyfile(file, folder / file.name)
-
-
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Writes an object, indented for people to read."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     file.write_text(f"{text}\n", encoding="utf-8")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _not_written(target: Path, error: Exception) -> UsageError:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return UsageError(
-        f"cannot write checkpoint: {str(target)!r}: {reason}", hint="choose another place"
-    )

@@ -6,15 +6,15 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from precheck.checkpoint.shards import Span, changed, unreadable
+from precheck.errors import CheckpointCorruptError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
-
-    import torch
 
 SAFETENSORS_DTYPES = {
     "BOOL": "bool",
@@ -33,12 +33,18 @@ SAFETENSORS_DTYPES = {
     "C64": "complex64",
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
 }
 """torch's name of a dtype by safetensors' code.
 
 **Source**: ``_TYPES`` in
 https://github.com/huggingface/safetensors/blob/main/bindings/python/py_src/safetensors/torch.py
 """
+
+_LONGEST_DIMENSION = 2**63 - 1
+"""torch counts in int64; a tensor without elements may claim to be longer."""
 
 READ_AHEAD_BYTES = 1 << 21
 """The kernel reads ahead at most this much for one request, whatever is asked for.
@@ -51,7 +57,7 @@ class SafetensorsShard:
     """A safetensors file.
 
     Raises:
-        CheckpointError: it cannot be read, or is cut off or corrupt.
+        CheckpointError: it cannot be read, is cut off or corrupt, or holds what torch cannot.
     """
 
     def __init__(self, file: Path) -> None:
@@ -67,6 +73,8 @@ class SafetensorsShard:
         except (SafetensorError, OSError, ValueError) as error:
             raise unreadable(file, error) from error
         header.pop("__metadata__", None)
+        for name, entry in header.items():
+            _check(name, entry, file=file)
         self._spans = {
             name: Span(*(8 + length + offset for offset in entry["data_offsets"]))
             for name, entry in header.items()
@@ -83,8 +91,7 @@ class SafetensorsShard:
 
     def dtype(self, name: str) -> str:
         """The torch name of a tensor's dtype."""
-        code = str(self._file.get_slice(name).get_dtype())
-        return SAFETENSORS_DTYPES.get(code, code.lower())
+        return SAFETENSORS_DTYPES[str(self._file.get_slice(name).get_dtype())]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape."""
@@ -136,3 +143,21 @@ class SafetensorsShard:
         """Closes the file."""
         self._file.__exit__(None, None, None)
         os.close(self._descriptor)
+
+
+def _check(name: str, entry: dict[str, Any], *, file: Path) -> None:
+    """Checks that torch has the dtype and the shape of a header's entry."""
+    code, shape = entry["dtype"], entry["shape"]
+    dtype = SAFETENSORS_DTYPES.get(code)
+    if dtype is None or not hasattr(torch, dtype):
+        raise UnsupportedModelError(
+            f"stored in a dtype that torch {torch.__version__} does not read: {name!r} in "
+            f"{str(file)!r} is {code!r} (expected one of {', '.join(SAFETENSORS_DTYPES)})",
+            hint="scan the model that it was quantised from, or: pip install -U torch",
+        )
+    if any(size > _LONGEST_DIMENSION for size in shape):
+        raise CheckpointCorruptError(
+            f"weights file corrupt: {name!r} in {str(file)!r} has the shape {shape} "
+            f"(expected at most {_LONGEST_DIMENSION} in a dimension)",
+            hint="download or copy this file again",
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,9 @@ from precheck.checkpoint import gallery, hub
 from precheck.checkpoint.config import (
     CONFIG,
     load_config,
+    read_config,
     read_json_object,
+    take_attention,
     without_quantization,
 )
 from precheck.checkpoint.decoded import DecodedWeights
@@ -23,6 +26,7 @@ from precheck.errors import (
     CheckpointAccessError,
     UnsupportedModelError,
     UsageError,
+    did_you_mean,
 )
 from precheck.records.progress import Announcement, Observer
 
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     import transformers
+
+    from precheck.records.attention import Attention
 
 _DEMO = "demo:"
 
@@ -47,13 +53,18 @@ class Checkpoint:
     revision: str | None
     """Commit on the Hub; None for a local folder."""
     config: transformers.PreTrainedConfig
-    """Without its ``quantization_config`` where ``open_weights`` decodes the tensors."""
+    """Without the attention that it names, and without its ``quantization_config`` where
+    ``open_weights`` decodes the tensors."""
+    attention: Attention | None
+    """The attention that it names, and that a plain ``from_pretrained`` uses."""
     trust_remote_code: bool
     allow_pickle: bool
     weight_files: tuple[Path, ...]
     headers: Headers
     """What the weight files' headers said when the checkpoint was opened."""
     quantization: Quantization | None = None
+    unread: frozenset[str] = frozenset()
+    """Stored tensors that are left out: the second copies of tied ones."""
 
     @property
     def is_decoded_by_transformers(self) -> bool:
@@ -67,13 +78,17 @@ class Checkpoint:
             CheckpointCorruptError: a broken shard, or tensors that contradict the config's
                 quantisation.
         """
-        return _opened(self.weight_files, self.quantization)
+        weights = _opened(self.weight_files, self.quantization, allow_pickle=self.allow_pickle)
+        weights.leave_out(self.unread)
+        return weights
 
 
-def _opened(weight_files: tuple[Path, ...], quantization: Quantization | None) -> Weights:
+def _opened(
+    weight_files: tuple[Path, ...], quantization: Quantization | None, *, allow_pickle: bool
+) -> Weights:
     if quantization is not None and quantization.is_decoded_here:
-        return DecodedWeights(weight_files, quantization)
-    return Weights(weight_files)
+        return DecodedWeights(weight_files, quantization, allow_pickle=allow_pickle)
+    return Weights(weight_files, allow_pickle=allow_pickle)
 
 
 def open_checkpoint(
@@ -87,7 +102,8 @@ def open_checkpoint(
     """The checkpoint behind a local folder, a Hub id or ``demo:NAME``, downloaded if necessary.
 
     Args:
-        model: what to scan; a folder takes precedence over a repository of the same name.
+        model: what to scan, also as its address on the Hub; a folder takes precedence over a
+            repository of the same name.
         revision: branch, tag or commit of a Hub repository.
         trust_remote_code: whether Python code of the checkpoint may run.
         allow_pickle: whether ``pytorch_model.bin`` may be read, with ``weights_only=True``.
@@ -100,6 +116,7 @@ def open_checkpoint(
             pickles without permission.
         UsageError: an unknown demo, or a revision of a local folder.
     """
+    model, revision = hub.from_url(model, revision)
     location = _locate(model, revision=revision, with_code=trust_remote_code)
     content = _read_config(location, where=model)
     quantization = read_quantization(content, where=model)
@@ -118,14 +135,16 @@ def open_checkpoint(
     weight_files = tuple(location.folder / name for name in weight_names)
     if quantization is not None and quantization.is_decoded_here:
         config = without_quantization(config)
+    attention = take_attention(config)
     # Opening checks every header against the length of its file, and shapes against the config.
-    with _opened(weight_files, quantization) as weights:
+    with _opened(weight_files, quantization, allow_pickle=allow_pickle) as weights:
         headers = weights.headers()
     return Checkpoint(
         id=model,
         folder=location.folder,
         revision=None if location.snapshot is None else location.snapshot.commit,
         config=config,
+        attention=attention,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
         weight_files=weight_files,
@@ -146,9 +165,18 @@ def _locate(model: str, *, revision: str | None, with_code: bool) -> _Location:
     refuse = partial(refuse_foreign_format, where=model)
     folder = _find_folder(model)
     if folder is None:
-        snapshot = hub.fetch_description(
-            model, revision=revision, with_code=with_code, check=refuse
-        )
+        try:
+            snapshot = hub.fetch_description(
+                model,
+                revision=revision,
+                with_code=with_code,
+                check=lambda names, fetch: refuse(
+                    names, lambda name: read_json_object(fetch(name), where=model)
+                ),
+            )
+        except CheckpointAccessError as error:
+            hint = f"{_close_folder(model)}{error.hint}"
+            raise CheckpointAccessError(error.message, hint=hint) from error.__cause__
         return _Location(folder=snapshot.folder, names=frozenset(snapshot.sizes), snapshot=snapshot)
     if revision is not None:
         raise UsageError(
@@ -161,7 +189,7 @@ def _locate(model: str, *, revision: str | None, with_code: bool) -> _Location:
         for file in folder.glob(pattern)
         if file.is_file()
     )
-    refuse(names)
+    refuse(names, lambda name: read_json_object(folder / name, where=model))
     return _Location(folder=folder, names=names)
 
 
@@ -179,16 +207,30 @@ def _find_folder(model: str) -> Path | None:
             f"cannot look into {model!r}: {error}", hint="check the spelling and the permissions"
         ) from error
     if exists:
-        refuse_foreign_format([path.name], where=model)
+        refuse_foreign_format(
+            [path.name], lambda _: read_json_object(path, where=model), where=model
+        )
         raise UnsupportedModelError(
             f"a file: {model!r} (expected a folder with config.json, or a Hub id)",
             hint="give the folder that it lies in",
         )
     if not _HUB_ID.fullmatch(model):
         raise CheckpointAccessError(
-            f"no such folder: {model!r}", hint="check the spelling, or give a Hub id: owner/name"
+            f"no such folder: {model!r}",
+            hint=f"{_close_folder(model)}check the spelling, or give a Hub id: owner/name",
         )
     return None
+
+
+def _close_folder(model: str) -> str:
+    """What begins a hint where a folder beside this one that is not there has nearly its name."""
+    path = Path(model)
+    try:
+        names = [other.name for other in path.expanduser().parent.iterdir() if other.is_dir()]
+    except (OSError, RuntimeError, ValueError):
+        return ""
+    close = get_close_matches(path.name, names, n=1)
+    return did_you_mean(repr(str(path.with_name(name))) for name in close)
 
 
 def _read_config(location: _Location, *, where: str) -> dict[str, Any]:
@@ -198,7 +240,7 @@ def _read_config(location: _Location, *, where: str) -> dict[str, Any]:
             hint=_nested_checkpoint(location.folder)
             or "save_pretrained(DIR) writes config.json and model.safetensors; scan that DIR",
         )
-    return read_json_object(location.folder / CONFIG, where=where)
+    return read_config(location.folder, where=where)
 
 
 def _nested_checkpoint(folder: Path) -> str | None:

@@ -102,22 +102,20 @@ def audit_tensor(
     tensor: torch.Tensor,
     *,
     chunk_elements: int = CHUNK_ELEMENTS,
-    scratch: Scratch | None = None,
 ) -> TensorAudit:
     """The audit of a floating-point tensor of any shape, ``chunk_elements`` at a time.
 
     Args:
         tensor: on the CPU.
         chunk_elements: how many are audited at a time.
-        scratch: memory to use again for many tensors; None for new memory.
 
     >>> audit_tensor(torch.tensor([65504.0, 65520.0])).num_float16_inf
     1
     """
-    scratch = scratch or Scratch()
+    scratch = Scratch()
     audit = TensorAudit()
     for chunk in _chunks(tensor.detach(), chunk_elements=chunk_elements):
-        audit = audit.merge(_audit_chunk(chunk, scratch))
+        audit = audit.merge(audit_chunk(chunk, scratch))
     return audit
 
 
@@ -149,7 +147,8 @@ def _chunks(tensor: torch.Tensor, *, chunk_elements: int) -> Iterator[torch.Tens
     yield from tensor.permute(by_stride).reshape(-1).split(chunk_elements)
 
 
-def _audit_chunk(chunk: torch.Tensor, scratch: Scratch) -> TensorAudit:
+def audit_chunk(chunk: torch.Tensor, scratch: Scratch) -> TensorAudit:
+    """The audit of few enough elements for the cache, ``(elements,)``, on the CPU."""
     if chunk.numel() == 0:
         return TensorAudit()
     if chunk.itemsize == 1:

@@ -6,11 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
 import torch
 
+from precheck.checkpoint.faults.scales import scales_of_packed
+from precheck.checkpoint.formats import check_pickles
 from precheck.checkpoint.pickle_shard import PickleShard
 from precheck.checkpoint.safetensors_shard import SafetensorsShard
 from precheck.checkpoint.shards import Shard, Span, tensor_bytes, unreadable
@@ -57,16 +60,20 @@ class Weights(Mapping[str, torch.Tensor]):
     Args:
         files: the shards, safetensors or ``torch.save`` files (``.bin``, ``.pt``, ``.pth``);
             the latter are read with ``weights_only=True``.
+        allow_pickle: whether the latter may be read at all.
 
     Raises:
         CheckpointCorruptError: a shard that is cut off, empty or of another format; names it.
-        UnsupportedModelError: a ``torch.save`` file that is not a plain dictionary of tensors.
+        UnsupportedModelError: a ``torch.save`` file that may not be read, or is not a plain
+            dictionary of tensors.
 
     Example:
         ``with Weights(checkpoint.weight_files) as weights: weights["lm_head.weight"]``
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], *, allow_pickle: bool = False) -> None:
+        for file in files:
+            check_pickles([file.name], allowed=allow_pickle, where=str(file.parent))
         self._shards: list[Shard] = []
         self._shard_of: dict[str, Shard] = {}
         self._size_bytes = 0
@@ -105,6 +112,11 @@ class Weights(Mapping[str, torch.Tensor]):
         self._shards = []
         self._shard_of = {}
 
+    def leave_out(self, names: Iterable[str]) -> None:
+        """From now on these tensors are not there."""
+        for name in names:
+            self._shard_of.pop(name, None)
+
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._shard_of[name].tensor(name)
 
@@ -130,6 +142,23 @@ class Weights(Mapping[str, torch.Tensor]):
         """Bytes a tensor takes."""
         dtype = torch_dtype(self.dtype(name))
         return math.prod(self.shape(name)) * dtype.itemsize
+
+    def stored_dtypes(self) -> dict[str, str]:
+        """The dtype of every tensor as it is stored: where reading decodes, too."""
+        return {name: shard.dtype(name) for name, shard in self._shard_of.items()}
+
+    @property
+    def decoded_from(self) -> frozenset[str]:
+        """Names of the stored tensors that reading decodes, scales among them; none here."""
+        return frozenset()
+
+    def has_zero_scales(self, name: str) -> bool:
+        """Whether a tensor that is zero throughout is a scale, or is decoded with such scales."""
+        return name in self._scales_of_packed
+
+    @cached_property
+    def _scales_of_packed(self) -> frozenset[str]:
+        return scales_of_packed(self.stored_dtypes())
 
     def headers(self) -> Headers:
         """A summary of all headers, of what is stored: where reading decodes, too."""

@@ -8,7 +8,7 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from precheck.errors import UsageError
+from precheck.errors import UsageError, unknown
 from precheck.records.precision import Dtype
 from precheck.records.prompts import ImagePrompt, Prompt
 from precheck.render import SUFFIXES
@@ -80,10 +80,8 @@ def check_format(path: Path) -> None:
         UsageError: none has.
     """
     if path.suffix not in SUFFIXES:
-        raise UsageError(
-            f"unknown report format: {str(path)!r} (expected {' or '.join(SUFFIXES)})",
-            hint="the suffix of -o chooses the format",
-        )
+        hint = "the suffix of -o chooses the format"
+        raise unknown("report format", str(path), SUFFIXES, hint=hint)
 
 
 def check_output(path: Path) -> None:

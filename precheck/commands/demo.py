@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from precheck import pipeline
-from precheck.checkpoint.folders import check_empty
+from precheck.checkpoint.output.folders import check_empty
 from precheck.commands import terminal
+from precheck.commands.importing import import_torch
 from precheck.commands.options import Debug
-from precheck.commands.scan import import_torch
-from precheck.errors import UsageError
+from precheck.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from precheck.records.report import Report
@@ -47,15 +47,13 @@ def demo(
         return
     name = name.removeprefix("demo:")
     if name not in GALLERY:
-        raise UsageError(
-            f"unknown built-in model: {name!r} (expected {', '.join(GALLERY)})",
-            hint="precheck demo lists them",
-        )
+        raise unknown("built-in model", name, GALLERY, hint="precheck demo lists them")
     if output is None:
         raise UsageError(
             "no folder to save the model in (expected -o DIR)", hint=f"precheck demo {name} -o DIR"
         )
     check_empty(output, what="output folder", hint="choose a folder that is not there")
+    import_torch()
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

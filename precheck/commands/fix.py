@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from precheck.commands import arguments, terminal
+from precheck.commands.importing import import_torch
 from precheck.commands.options import Debug, Device, Model, Quiet, Revision, TrustRemoteCode
-from precheck.commands.scan import import_torch
-from precheck.errors import ExitCode, UsageError
+from precheck.errors import ExitCode, UsageError, WrittenInterrupted
 from precheck.measure.processes import num_processes
+from precheck.records.outcomes.fix import Fix
 from precheck.records.precision import Dtype
 from precheck.saved import read_report
 
@@ -21,8 +22,9 @@ def fix(
     model: Model,
     *,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Write the checkpoint here.")
-    ],
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Write the checkpoint here."),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A JSON report of this checkpoint, instead of a scan."),
@@ -45,6 +47,12 @@ def fix(
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the folder if it is there.")
+    ] = False,
+    remove_leftovers: Annotated[
+        bool,
+        typer.Option(
+            "--remove-leftovers", help="Delete what killed runs left beside the output folder."
+        ),
     ] = False,
     revision: Revision = None,
     device: Device = "auto",
@@ -70,6 +78,10 @@ def fix(
             f"{num_processes()} processes to fix one checkpoint (expected one)",
             hint="start it without accelerate launch",
         )
+    if output is None and not dry_run:
+        raise UsageError(
+            "no folder to write into (expected -o DIR)", hint="or see what it would do: --dry-run"
+        )
     given = None if report is None else read_report(report)
     request = FixRequest(
         dtype=Dtype.named(for_dtype),
@@ -77,20 +89,31 @@ def fix(
         may_break=allow_approximate,
         is_dry_run=dry_run,
         overwrite=overwrite,
+        remove_leftovers=remove_leftovers,
         device=device,
         max_memory=arguments.size(max_memory, flag="--max-memory"),
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
+    done: Fix | None = None
     try:
         with terminal.progress(quiet=quiet) as observe:
-            import_torch()
+            import_torch(observe)
             from precheck.cure.fix import fix as fix_checkpoint  # it imports torch
 
             done = fix_checkpoint(model, output, request=request, report=given, observe=observe)
+        width = shutil.get_terminal_size().columns
+        folder = None if output is None else str(output)
+        terminal.write_stdout(
+            render_fix(done, output=folder, width=width, colour=terminal.has_colour())
+        )
     except KeyboardInterrupt as interrupted:
-        terminal.say("interrupted; nothing was written")
+        is_written = isinstance(interrupted, WrittenInterrupted) or _is_written(done)
+        what = f"it is written: {output}" if is_written else "nothing was written"
+        terminal.say(f"interrupted; {what}")
         raise typer.Exit(ExitCode.INTERRUPTED) from interrupted
-    width = shutil.get_terminal_size().columns
-    terminal.write_stdout(render_fix(done, width=width, colour=terminal.has_colour()))
     raise typer.Exit(ExitCode.GATE_HOLDS if done.holds else ExitCode.GATE_FAILS)
+
+
+def _is_written(done: Fix | None) -> bool:
+    return done is not None and done.proof is not None and done.holds

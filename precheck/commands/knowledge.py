@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from precheck.commands import terminal
+from precheck.commands.importing import import_torch
 from precheck.commands.options import Debug
-from precheck.commands.scan import import_torch
 from precheck.errors import ExitCode
-from precheck.facts.devices import find
-from precheck.facts.findings import explanation, explanations
+from precheck.facts.devices import find, of, table
+from precheck.facts.findings import explanations, find_explanations
+from precheck.records.plain import plain
 from precheck.render.parts.environment import environment_facts
+from precheck.render.parts.json_text import json_text
 from precheck.render.screens.devices import render_device, render_devices
 from precheck.render.screens.explanation import render_codes, render_explanation
 from precheck.render.screens.selftest import render_selftest
@@ -23,7 +25,10 @@ from precheck.version import __version__
 
 def explain(
     code: Annotated[
-        str | None, typer.Argument(metavar="CODE", help="Such as PC301; without it all are listed.")
+        str | None,
+        typer.Argument(
+            metavar="CODE", help="Such as PC301 or 301, or a word; without it all are listed."
+        ),
     ] = None,
     *,
     debug: Debug = False,
@@ -31,10 +36,11 @@ def explain(
     """Say what a finding means: example, cause, cure, what does not help, sources. Offline."""
     del debug
     width, colour = shutil.get_terminal_size().columns, terminal.has_colour()
-    if code is None:
-        terminal.write_stdout(render_codes(explanations().values(), width=width, colour=colour))
-        return
-    terminal.write_stdout(render_explanation(explanation(code), width=width, colour=colour))
+    found = tuple(explanations().values()) if code is None else find_explanations(code)
+    if len(found) == 1:
+        terminal.write_stdout(render_explanation(found[0], width=width, colour=colour))
+    else:
+        terminal.write_stdout(render_codes(found, width=width, colour=colour))
 
 
 def env(
@@ -84,17 +90,28 @@ def gpus(
             "--check", help="Measure what float16 products are added up in here (seconds)."
         ),
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
     debug: Debug = False,
 ) -> None:
     """List the devices here and those that are known, with what they compute natively."""
     del debug
     width, colour = shutil.get_terminal_size().columns, terminal.has_colour()
     if name is not None:
-        terminal.write_stdout(render_device(find(name), width=width, colour=colour))
+        device = find(name)
+        if as_json:
+            terminal.write_stdout(json_text(plain(device)))
+        else:
+            terminal.write_stdout(render_device(device, width=width, colour=colour))
         return
     from precheck.measure.machine.devices import find_devices
 
     present = find_devices()
+    if as_json:
+        known = {row.id: plain(find(row.id)) for row in table().device}
+        here = [plain(of(device)) for device in present]
+        measured = {"measured": _checked()} if check else {}
+        terminal.write_stdout(json_text({"here": here, "known": known, **measured}))
+        return
     terminal.write_stdout(render_devices(present, width=width, colour=colour))
     if check:
         terminal.write_stdout(f"\n{_checked()}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import stat
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -29,10 +31,12 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def progress(*, quiet: bool) -> Iterator[Observer]:
     """An observer that shows a scan on stderr: a bar on a terminal, else the announcements."""
-    console = Console(stderr=True)
+    # while it draws, rich puts something of its own in the place of sys.stderr
+    stream: Any = None if sys.stderr is None else _UntilClosed(sys.stderr)
+    console = Console(file=stream, stderr=True)
     if quiet:
-        yield _nothing
-    elif not console.is_terminal or console.is_dumb_terminal:
+        yield _problem_line
+    elif not console.file.isatty() or console.is_dumb_terminal:  # FORCE_COLOR makes no terminal
         yield _plain_line
     else:
         with Progress(
@@ -44,6 +48,21 @@ def progress(*, quiet: bool) -> Iterator[Observer]:
             refresh_per_second=4,
         ) as bar:
             yield _on(bar)
+
+
+class _UntilClosed:
+    """A stream to draw on, whose terminal may be closed at any time."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            _write(self._stream, text)
+        return len(text)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
 
 
 def _on(bar: Progress) -> Observer:
@@ -75,18 +94,17 @@ def _plain_line(event: Announcement | Step) -> None:
         say(event.text)
 
 
-def _nothing(_event: Announcement | Step) -> None:
-    """Show nothing."""
+def _problem_line(event: Announcement | Step) -> None:
+    if isinstance(event, Announcement) and event.is_problem:
+        say(event.text)
 
 
 def has_colour() -> bool:
-    """Whether stdout shows colours and its owner wants them (https://no-color.org)."""
-    return (
-        sys.stdout is not None  # closed by whoever started the process
-        and sys.stdout.isatty()
-        and not os.environ.get("NO_COLOR")
-        and os.environ.get("TERM", "dumb") != "dumb"
-    )
+    """Whether stdout shows colours or ``FORCE_COLOR`` says so; never with ``NO_COLOR``."""
+    if sys.stdout is None:  # closed by whoever started the process
+        return False
+    console = Console(file=sys.stdout)
+    return console.color_system is not None and not console.no_color
 
 
 def say(text: str) -> None:
@@ -129,15 +147,22 @@ def _write(stream: TextIO | None, text: str) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace the file by the text, or leave it as it was.
+    """Replace the file by the text, or leave it as it was; it keeps its permissions.
 
     Raises:
         UsageError: it could not be written.
     """
     path = path.resolve()  # a link stays a link
-    unfinished = path.with_name(f".precheck-{os.getpid()}.tmp")
+    unfinished = path.with_name(f".precheck-{secrets.token_hex(16)}.tmp")
     try:
-        unfinished.write_text(text, encoding="utf-8")
+        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+        # O_EXCL: it is ours alone, and no link that somebody has put there
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        descriptor = os.open(unfinished, flags, 0o666 if mode is None else 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            if mode is not None:
+                os.fchmod(descriptor, mode)
+            file.write(text)
         unfinished.replace(path)
     except OSError as error:
         raise UsageError(

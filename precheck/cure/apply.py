@@ -8,7 +8,7 @@ from precheck.checkpoint.torch_dtypes import dtype_name
 from precheck.cure.float32_modules import keep_in_float32
 from precheck.errors import UsageError
 from precheck.measure.models.model_dtypes import main_dtype
-from precheck.records.fix import Float32Recipe
+from precheck.records.outcomes.fix import Float32Recipe
 from precheck.saved import read_json
 
 if TYPE_CHECKING:

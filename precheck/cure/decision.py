@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from precheck.records.finding import Verdict
-from precheck.records.fix import Remedy
-from precheck.records.traces import TOWERS
+from precheck.records.outcomes.fix import Remedy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +35,10 @@ def cheaper_remedy(report: Report, dtype: Dtype, attn_implementation: str) -> De
         attn_implementation: the attention implementation that it is loaded with by default.
     """
     references = [run for run in report.runs if run.dtype.is_reference]
-    if not references or any(run.reference_nonfinite or run.failure for run in references):
+    failed = next((run.failure for run in references if run.failure), None)
+    if failed is not None:
+        return Decision(remedy=Remedy.NONE, sentence=f"no run in float32 to compare with: {failed}")
+    if not references or any(run.reference_nonfinite for run in references):
         reason = next((run.reason for run in references if run.reason), "it was not measured")
         return Decision(
             remedy=Remedy.NONE,
@@ -49,19 +51,12 @@ def cheaper_remedy(report: Report, dtype: Dtype, attn_implementation: str) -> De
         return Decision(remedy=Remedy.NONE, sentence=f"no run in {dtype} to judge by: {reason}")
     fine = [run for run in runs if run.verdict in _NEEDS_NO_FIX]
     if len(fine) == len(runs):
-        return Decision(
-            remedy=Remedy.NOTHING, sentence=f"it runs in {dtype} as it is; nothing was written"
-        )
+        return Decision(remedy=Remedy.NOTHING, sentence=f"it runs in {dtype} as it is")
     if fine:
         best = next(
             (run for run in fine if run.attn_implementation == attn_implementation), fine[0]
         )
         return Decision(remedy=Remedy.ATTENTION, sentence=_attention_sentence(best, runs, report))
-    if any(layer.section in TOWERS for run in runs for layer in run.layers):
-        return Decision(
-            remedy=Remedy.NONE,
-            sentence="it takes images or sounds, and a fix is chosen and proved on text alone",
-        )
     return None
 
 
@@ -72,5 +67,5 @@ def _attention_sentence(best: Run, runs: Sequence[Run], report: Report) -> str:
         f"another attention implementation cures it: {best.attn_implementation}"
         f"{' (the default)' if default else ''} runs in {best.dtype}, "
         f"{wrong.attn_implementation} does not ({wrong.reason or wrong.verdict}); "
-        f'load it with attn_implementation="{best.attn_implementation}". Nothing was written'
+        f'load it with attn_implementation="{best.attn_implementation}"'
     )

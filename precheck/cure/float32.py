@@ -5,26 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from precheck.checkpoint.rewriting import unfinished, write_json
+from precheck.checkpoint.output.unfinished import unfinished
+from precheck.checkpoint.rewriting import write_json
 from precheck.cure.float32_search import MixedModel
 from precheck.cure.job import scanned
 from precheck.cure.objections import is_close, objections
 from precheck.cure.proof import with_figures
-from precheck.measure.lockstep.witness import LogitsWitness
+from precheck.measure.lockstep.witness import LogitsWitness, medium_in
 from precheck.measure.machine.devices import resolve_device
 from precheck.records.finding import Verdict
-from precheck.records.fix import Exactness, Float32Recipe, Proof, ProofRun, Remedy
+from precheck.records.outcomes.fix import Float32Recipe, Proof, ProofRun, Remedy
 from precheck.records.precision import Dtype
 from precheck.records.progress import Announcement
 from precheck.records.quantities import counted, num_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from precheck.cure.job import Job
     from precheck.cure.proof import OriginalRuns
     from precheck.measure.lockstep.witness import Compared
-    from precheck.records.fix import Fix
+    from precheck.records.outcomes.fix import Fix
 
 RECIPE_FILE = "precheck-recipe.json"
 
@@ -68,6 +69,7 @@ def find_recipe(refused: Fix, job: Job, *, original: Callable[[], OriginalRuns])
 
 
 def _with_recipe(refused: Fix, recipe: Float32Recipe) -> Fix:
+    why = (*refused.reasons, *(refused.proof.objections if refused.proof else ()))
     return replace(
         refused,
         remedy=Remedy.FLOAT32_MODULES,
@@ -75,7 +77,7 @@ def _with_recipe(refused: Fix, recipe: Float32Recipe) -> Fix:
         factors=(),
         settings=(),
         proof=None,
-        reasons=(f"{refused.sentence}:", *refused.reasons),
+        reasons=(f"{refused.sentence}{':' * bool(why)}", *why),
     )
 
 
@@ -88,44 +90,55 @@ def _prove_and_write(
     original: Callable[[], OriginalRuns],
 ) -> Fix:
     if job.request.is_dry_run:
-        return replace(plan, sentence=f"{_summary(recipe)}; nothing was written (--dry-run)")
+        sentence = f"would run in {_summary(recipe)}; that is not proved yet"
+        return replace(plan, sentence=sentence)
     before = original()
-    compared = model.compare_logits(recipe.modules, before.logits.kept.values())
+    media = {medium_in(batch) for batch, _ in before.logits.kept.values()}
+    compared = {
+        medium: model.compare_logits(recipe.modules, before.logits.kept_of(medium))
+        for medium in sorted(media)
+    }
     proof = _proof(compared, before, recipe)
     if not proof.holds:
         sentence = "nothing was found that holds on other probes too"
         return replace(plan, remedy=Remedy.NONE, proof=proof, sentence=sentence)
     _write(recipe, job)
-    return replace(plan, proof=proof, sentence=f"{_summary(recipe)}: {job.output / RECIPE_FILE}")
+    return replace(plan, proof=proof, sentence=f"runs in {_summary(recipe)}")
 
 
 def _summary(recipe: Float32Recipe) -> str:
     return (
-        f"runs in {recipe.dtype} with {counted(len(recipe.modules), 'module')} in float32 "
+        f"{recipe.dtype} with {counted(len(recipe.modules), 'module')} in float32 "
         f"({num_bytes(recipe.num_bytes)} more)"
     )
 
 
-def _proof(compared: Compared | None, original: OriginalRuns, recipe: Float32Recipe) -> Proof:
-    kl = None if compared is None else compared.kl_divergence
-    run = ProofRun(
-        checkpoint="fixed",
-        dtype=recipe.dtype,
-        attn_implementation=recipe.attn_implementation,
-        verdict=Verdict.SAFE if is_close(kl) else Verdict.DEGRADED,
-    )
-    runs = (*original.runs, run if compared is None else with_figures(run, compared))
+def _proof(
+    compared: Mapping[str, Compared | None], original: OriginalRuns, recipe: Float32Recipe
+) -> Proof:
+    """The proof by what was compared for each medium; None where the forward failed."""
+    runs = list(original.runs)
+    for medium, each in compared.items():
+        kl = None if each is None else each.kl_divergence
+        run = ProofRun(
+            checkpoint="fixed",
+            dtype=recipe.dtype,
+            attn_implementation=recipe.attn_implementation,
+            medium=medium,
+            verdict=Verdict.SAFE if is_close(kl) else Verdict.DEGRADED,
+        )
+        runs.append(run if each is None else with_figures(run, each))
     against = objections(runs, dtype=recipe.dtype)
     return Proof(
         holds=not against,
-        exactness=Exactness.ROUNDED,
+        exactness=None,
         objections=against,
         num_tokens=sum(probe.num_tokens for probe in original.report.probes),
-        runs=runs,
+        runs=tuple(runs),
     )
 
 
 def _write(recipe: Float32Recipe, job: Job) -> None:
-    with unfinished(job.output, overwrite=job.request.overwrite) as draft:
+    with unfinished(job.target, overwrite=job.request.overwrite) as draft:
         write_json(draft.folder / RECIPE_FILE, recipe.to_dict())
         draft.take_place()

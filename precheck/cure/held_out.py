@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,9 +15,35 @@ from precheck.measure.subject.token_inputs import max_context, vocab_size
 
 if TYPE_CHECKING:
     from precheck.checkpoint.source import Checkpoint
+    from precheck.cure.media.gather import Media
+    from precheck.measure.probes.batch import Batch
     from precheck.records.prompts import Prompt
 
 _SEED = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProofProbes:
+    """What both checkpoints are run on."""
+
+    prompts: tuple[Prompt, ...]
+    """Texts; none for a model that takes no text alone."""
+    batches: tuple[Batch, ...] = ()
+    """Images, sounds and videos."""
+
+    @property
+    def num_probes(self) -> int:
+        """Texts and media together."""
+        return len(self.prompts) + len(self.batches)
+
+
+def proof_probes(checkpoint: Checkpoint, media: Media) -> ProofProbes:
+    """Texts, and images or sounds where the model takes them."""
+    accepts = inspect.signature(bare_model(checkpoint).forward).parameters
+    takes_text = "input_ids" in accepts or not media.proving
+    return ProofProbes(
+        prompts=held_out_prompts(checkpoint) if takes_text else (), batches=media.proving
+    )
 
 
 def held_out_prompts(checkpoint: Checkpoint) -> tuple[Prompt, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from precheck.errors import PrecheckError
+from precheck.errors import PrecheckError, UsageError
 from precheck.pipeline import judged
 from precheck.records.precision import Dtype
 
@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from precheck.checkpoint.source import Checkpoint
+    from precheck.cure.held_out import ProofProbes
+    from precheck.cure.media.gather import Media
     from precheck.measure.lockstep.witness import Witness
+    from precheck.measure.watch.peaks import Peaks
     from precheck.records.progress import Observer
-    from precheck.records.prompts import Prompt
     from precheck.records.report import Report
 
 NUM_GENERATED = 8
@@ -34,6 +36,8 @@ class FixRequest:
     """Rescale even where that is not exact."""
     is_dry_run: bool = False
     overwrite: bool = False
+    remove_leftovers: bool = False
+    """Of processes that were killed while they wrote beside the output."""
     device: str = "auto"
     max_memory: int | None = None
     """Bytes that a scan may use."""
@@ -46,13 +50,29 @@ class Job:
     """The checkpoint to fix, and where to."""
 
     checkpoint: Checkpoint
-    output: Path
+    output: Path | None
+    """None only for a dry run."""
     request: FixRequest
-    peaks: dict[tuple[str, str, int], float]
-    """The largest magnitude of each operation's result in float32."""
+    peaks: Peaks
+    """The largest magnitudes of each operation's result in float32."""
     observe: Observer
+    media: Media
+    """What it takes besides text."""
     attn_implementation: str = ""
     """The one that the checkpoint is loaded with by default; empty: not known yet."""
+
+    @property
+    def target(self) -> Path:
+        """Where to write.
+
+        Raises:
+            UsageError: no place was given.
+        """
+        if self.output is None:
+            raise UsageError(
+                "no folder to write into (expected one)", hint="or see what it would do: is_dry_run"
+            )
+        return self.output
 
 
 def scanned(
@@ -61,7 +81,7 @@ def scanned(
     *,
     dtypes: Sequence[Dtype],
     witness: Witness,
-    prompts: Sequence[Prompt] | None = None,
+    probes: ProofProbes | None = None,
 ) -> Report:
     """The report on the original or on the fixed checkpoint.
 
@@ -70,7 +90,7 @@ def scanned(
         checkpoint: the original, or the fixed one.
         dtypes: those to run it in.
         witness: is shown what the report does not keep.
-        prompts: probes; None takes the built-in ones, and writes nothing behind them.
+        probes: those of the proof; None takes the built-in ones, and writes nothing behind them.
 
     Raises:
         PrecheckError: the scan could not be completed.
@@ -82,10 +102,11 @@ def scanned(
     request = Request(
         dtypes=tuple(dtypes),
         attn_implementations=(attn,) if attn else None,
-        prompts=prompts,
+        prompts=None if probes is None else probes.prompts,
+        batches=job.media.choosing if probes is None else probes.batches,
         device=job.request.device,
         max_memory=job.request.max_memory,
-        num_generated=0 if prompts is None else NUM_GENERATED,
+        num_generated=0 if probes is None else NUM_GENERATED,
         continues_own=False,
         witness=witness,
     )

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from precheck.judge import thresholds
 from precheck.records.finding import USABLE
+from precheck.records.outcomes.fix import run_label
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from precheck.records.fix import ProofRun
+    from precheck.records.outcomes.fix import ProofRun
     from precheck.records.precision import Dtype
 
 
@@ -25,19 +26,19 @@ def objections(
         is_exact: in float32 it should be the same model, apart from values that became subnormal.
     """
     same = thresholds.EXACT_KL_DIVERGENCE if is_exact else thresholds.SAME_KL_DIVERGENCE
-    sentences: list[str] = []
+    sentences: dict[str, None] = {}
     for run in runs:
-        if run.checkpoint != "fixed":
+        if run.checkpoint != "fixed" or not (run.dtype is dtype or run.dtype.is_reference):
             continue
-        kl = run.kl_divergence_mean
+        kl, where = run.kl_divergence_mean, run_label(run)
         if run.dtype is dtype and run.verdict not in USABLE:
-            sentences.append(f"{run.dtype} is {run.verdict}: {run.reason or 'see the scan'}")
+            sentences[f"{run.dtype} is {run.verdict}: {run.reason or 'see the scan'}"] = None
         if kl is None:
-            sentences.append(f"{run.dtype} has no finite logits to compare")
-        elif run.dtype is dtype and kl > thresholds.DEGRADED_KL_DIVERGENCE.value:
-            sentences.append(f"{run.dtype} differs from the original in float32 by {kl:.2g} nat")
-        elif run.dtype.is_reference and kl > same.value:
-            sentences.append(f"float32 differs from the original in float32 by {kl:.2g} nat")
+            sentences[f"{where} has no finite logits to compare"] = None
+            continue
+        is_too_far = run.dtype is dtype and kl > thresholds.DEGRADED_KL_DIVERGENCE.value
+        if is_too_far or (run.dtype.is_reference and kl > same.value):
+            sentences[f"{where} differs from the original in float32 by {kl:.2g} nat"] = None
     return tuple(sentences)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from precheck.cure.scales.forms import Reason
-from precheck.records.fix import OpHeadroom
+from precheck.records.outcomes.fix import OpHeadroom
 from precheck.records.quantities import listed, magnitude
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def overflow_sentences(choice: Choice) -> tuple[str, ...]:
     """The three results that would overflow most."""
     return tuple(
         f"{row.result.key[0] or 'the model'} ({row.result.key[1]} at {row.result.source}) "
-        f"reaches {magnitude(row.abs_max)}, and no exact rescaling makes it smaller"
+        f"reaches {magnitude(row.abs_max)}"
         for row in sorted(choice.overflowing, key=lambda row: row.after_bits)[:3]
     )
 

@@ -7,46 +7,83 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 from precheck.checkpoint.source import open_checkpoint
-from precheck.cure.held_out import held_out_prompts
+from precheck.cure.held_out import proof_probes
 from precheck.cure.job import scanned
 from precheck.cure.objections import objections
+from precheck.cure.readings import as_config_says, parted_copies
 from precheck.measure.lockstep.witness import LogitsWitness
-from precheck.records.fix import Exactness, MechanismHeadroom, Proof, ProofRun
+from precheck.records.outcomes.fix import Exactness, MechanismHeadroom, Proof, ProofRun
 from precheck.records.precision import Dtype
 from precheck.records.progress import Announcement
 from precheck.records.quantities import counted
 from precheck.records.traces import GREEDY
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from precheck.checkpoint.rewriting import Rounded
+    from precheck.checkpoint.source import Checkpoint
+    from precheck.cure.held_out import ProofProbes
     from precheck.cure.job import Job
     from precheck.cure.scales.solve import Choice
     from precheck.measure.lockstep.witness import Compared
-    from precheck.records.prompts import Prompt
     from precheck.records.report import Report, Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """The original as one of its readers loads it, on the probes of the proof."""
+
+    is_tied: bool
+    """As the config says, where the file holds another model."""
+    report: Report
+    logits: LogitsWitness
+    """Its float32 logits, with which everything else is compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OriginalRuns:
     """The original's runs on the probes of the proof."""
 
-    prompts: tuple[Prompt, ...]
-    report: Report
-    logits: LogitsWitness
-    """Its float32 logits, with which everything else is compared."""
+    probes: ProofProbes
+    readings: tuple[Reading, ...]
+    """As the file says; then as the config says, where that is another model."""
     runs: tuple[ProofRun, ...]
+
+    @property
+    def report(self) -> Report:
+        """On the model that the file holds."""
+        return self.readings[0].report
+
+    @property
+    def logits(self) -> LogitsWitness:
+        """Of the model that the file holds."""
+        return self.readings[0].logits
 
 
 def run_original(job: Job) -> OriginalRuns:
     """Runs the original in every dtype."""
-    prompts = held_out_prompts(job.checkpoint)
-    job.observe(Announcement(text=f"proof, on {counted(len(prompts), 'new probe')}: the original"))
+    probes = proof_probes(job.checkpoint, job.media)
+    job.observe(
+        Announcement(text=f"proof, on {counted(probes.num_probes, 'new probe')}: the original")
+    )
+    tied = as_config_says(job.checkpoint)
+    readings = [_reading(job, job.checkpoint, probes, is_tied=False)]
+    if tied is not None:
+        readings.append(_reading(job, tied, probes, is_tied=True))
+    runs = (
+        run
+        for reading in readings
+        for run in _proof_runs("original", reading.report, reading.logits, is_tied=reading.is_tied)
+    )
+    return OriginalRuns(probes=probes, readings=tuple(readings), runs=tuple(runs))
+
+
+def _reading(job: Job, checkpoint: Checkpoint, probes: ProofProbes, *, is_tied: bool) -> Reading:
     logits = LogitsWitness(keeps=True)
-    report = scanned(job, job.checkpoint, dtypes=tuple(Dtype), witness=logits, prompts=prompts)
-    runs = _proof_runs("original", report, logits)
-    return OriginalRuns(prompts=prompts, report=report, logits=logits, runs=runs)
+    report = scanned(job, checkpoint, dtypes=tuple(Dtype), witness=logits, probes=probes)
+    return Reading(is_tied=is_tied, report=report, logits=logits)
 
 
 def prove(
@@ -63,40 +100,49 @@ def prove(
     """
     dtype = job.request.dtype
     job.observe(Announcement(text="proof: the fixed checkpoint"))
-    logits = LogitsWitness(kept=original.logits.kept)
-    report = scanned(
-        job,
-        open_checkpoint(
-            str(folder), trust_remote_code=job.request.trust_remote_code, observe=job.observe
-        ),
-        dtypes=(dtype, Dtype.FLOAT32),
-        witness=logits,
-        prompts=original.prompts,
+    fixed = open_checkpoint(
+        str(folder), trust_remote_code=job.request.trust_remote_code, observe=job.observe
     )
-    runs = (*original.runs, *_proof_runs("fixed", report, logits))
-    against = objections(runs, dtype=dtype, is_exact=choice.is_exact)
+    runs = list(original.runs)
+    reports = []
+    for reading in original.readings:
+        checkpoint = as_config_says(fixed) or fixed if reading.is_tied else fixed
+        logits = LogitsWitness(kept=reading.logits.kept)
+        report = scanned(
+            job,
+            checkpoint,
+            dtypes=tuple(Dtype),
+            witness=logits,
+            probes=original.probes,
+        )
+        reports.append(report)
+        runs += _proof_runs("fixed", report, logits, is_tied=reading.is_tied)
+    against = (
+        *parted_copies(job.checkpoint, fixed),
+        *objections(runs, dtype=dtype, is_exact=choice.is_exact),
+    )
     return Proof(
         holds=not against,
         exactness=_exactness(runs, choice),
         objections=against,
-        num_tokens=sum(probe.num_tokens for probe in report.probes),
-        runs=runs,
-        headroom=_mechanism_headroom(original.report, report, dtype=dtype),
+        num_tokens=sum(probe.num_tokens for probe in reports[0].probes),
+        runs=tuple(runs),
+        headroom=_mechanism_headroom(original.report, reports[0], dtype=dtype),
         num_changed=rounded.num_elements,
         num_became_zero=rounded.num_zero,
         num_became_subnormal=rounded.num_subnormal,
     )
 
 
-def _exactness(runs: tuple[ProofRun, ...], choice: Choice) -> Exactness:
-    is_identical = any(
-        run.checkpoint == "fixed" and run.dtype.is_reference and run.is_identical for run in runs
-    )
-    if is_identical:
+def _exactness(runs: Sequence[ProofRun], choice: Choice) -> Exactness:
+    exact = [
+        run.is_identical for run in runs if run.checkpoint == "fixed" and run.dtype.is_reference
+    ]
+    if exact and all(exact):
         return Exactness.EXACT
     if choice.broken:
         return Exactness.APPROXIMATE
-    return Exactness.EPSILONS if choice.loose else Exactness.ROUNDED
+    return Exactness.EPSILONS if choice.changes_norms else Exactness.ROUNDED
 
 
 def _mechanism_headroom(
@@ -123,24 +169,35 @@ def _least_bits(report: Report, dtype: Dtype) -> dict[str, float]:
     return least
 
 
-def _proof_runs(checkpoint: str, report: Report, logits: LogitsWitness) -> tuple[ProofRun, ...]:
-    return tuple(
-        _proof_run(checkpoint, run, logits.compared.get((run.dtype, run.attn_implementation)))
-        for run in report.runs
-    )
+def _proof_runs(
+    checkpoint: str, report: Report, logits: LogitsWitness, *, is_tied: bool
+) -> tuple[ProofRun, ...]:
+    """A record for each run and each medium: images are no part of the mean over texts."""
+    records: list[ProofRun] = []
+    for run in report.runs:
+        compared = {
+            medium: each
+            for (dtype, attn, medium), each in logits.compared.items()
+            if (dtype, attn) == (run.dtype, run.attn_implementation)
+        }
+        record = _proof_run(checkpoint, run, is_tied=is_tied)
+        records += [
+            with_figures(replace(record, medium=medium), each) for medium, each in compared.items()
+        ] or [record]
+    return tuple(records)
 
 
-def _proof_run(checkpoint: str, run: Run, compared: Compared | None) -> ProofRun:
+def _proof_run(checkpoint: str, run: Run, *, is_tied: bool) -> ProofRun:
     texts = (generation.text for generation in run.generations if generation.way == GREEDY)
-    proof_run = ProofRun(
+    return ProofRun(
         checkpoint=checkpoint,
         dtype=run.dtype,
         attn_implementation=run.attn_implementation,
+        is_tied=is_tied,
         verdict=run.verdict,
         reason=run.reason,
         greedy=next(texts, None),
     )
-    return proof_run if compared is None else with_figures(proof_run, compared)
 
 
 def with_figures(run: ProofRun, compared: Compared) -> ProofRun:

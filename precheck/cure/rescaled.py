@@ -9,15 +9,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from precheck.checkpoint.rewriting import unfinished, write_checkpoint, write_json
+from precheck.checkpoint.output.unfinished import unfinished
+from precheck.checkpoint.rewriting import write_checkpoint, write_json
+from precheck.cure.notes import embedding_notes
 from precheck.cure.obstacles import blocking_equations, overflow_sentences, tight_results
 from precheck.cure.proof import prove
+from precheck.cure.scales.blocks import parameter_changes
 from precheck.cure.scales.config_numbers import config_numbers
 from precheck.cure.scales.forms import Kind
 from precheck.cure.scales.solve import choose
 from precheck.cure.scales.traced_checkpoint import trace_checkpoint
+from precheck.cure.scales.weight_ranges import weight_ranges
 from precheck.errors import UntraceableError
-from precheck.records.fix import Factor, Remedy, SettingChange
+from precheck.records.outcomes.fix import Factor, Remedy, SettingChange
 from precheck.records.progress import Announcement
 from precheck.records.quantities import counted
 from precheck.render.screens.fix import render_fix_card
@@ -26,13 +30,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from precheck.checkpoint.rewriting import Rounded, Unfinished
+    from precheck.checkpoint.output.unfinished import Unfinished
+    from precheck.checkpoint.rewriting import Rounded
     from precheck.checkpoint.weights import Weights
     from precheck.cure.job import Job
     from precheck.cure.proof import OriginalRuns
+    from precheck.cure.scales.forms import Scales, Unknown
     from precheck.cure.scales.solve import Choice
     from precheck.cure.scales.traced_checkpoint import TracedCheckpoint
-    from precheck.records.fix import Fix, Proof, TensorChange
+    from precheck.cure.scales.weight_ranges import WeightRange
+    from precheck.records.outcomes.fix import Fix, Proof, TensorChange
 
 FIX_FILE, MODEL_CARD = "precheck-fix.json", "README.md"
 
@@ -53,24 +60,47 @@ def rescale(plan: Fix, job: Job, *, original: Callable[[], OriginalRuns]) -> Fix
     """
     with job.checkpoint.open_weights() as stored:
         try:
-            traced, choice = _trace_and_choose(plan, stored, job)
-            changes = traced.stored_changes(choice.exponents, stored)
+            traced = _traced(plan, stored, job)
         except UntraceableError as error:
             return replace(plan, sentence="it cannot be rescaled", reasons=(error.message,))
-        if choice.overflowing or not choice.exponents:
-            return _with_obstacles(plan, choice, traced, job)
-        settings = _setting_changes(choice, job)
-        plan = _with_factors(plan, choice, tuple(settings.values()))
-        if job.request.is_dry_run:
-            return replace(plan, sentence="nothing was written (--dry-run)")
-        with unfinished(job.output, overwrite=job.request.overwrite) as draft:
-            rounded = _write(draft.folder, stored, changes, settings, job)
-            proof = prove(draft.folder, original(), choice, rounded, job)
-            return _keep_if_proved(plan, draft, job, proof=proof)
+        job.observe(Announcement(text="reading how large the weights are"))
+        weights = weight_ranges(traced, stored)
+        fixed = plan
+        for keeps_settings in (False, True):
+            choice = _choice(traced, job, weights, keeps_settings=keeps_settings)
+            if choice.overflowing or not choice.exponents:
+                # the second one is tried where the first could not be proved
+                return fixed if keeps_settings else _with_obstacles(plan, choice, traced, job)
+            fixed = _written_and_proved(plan, traced, choice, stored, job, original=original)
+            if fixed.holds or not fixed.settings:
+                break
+        return fixed
 
 
-def _trace_and_choose(plan: Fix, stored: Weights, job: Job) -> tuple[TracedCheckpoint, Choice]:
-    """The scales and the exponents; integers of the config change only where they must."""
+def _written_and_proved(
+    plan: Fix,
+    traced: TracedCheckpoint,
+    choice: Choice,
+    stored: Weights,
+    job: Job,
+    *,
+    original: Callable[[], OriginalRuns],
+) -> Fix:
+    settings = _setting_changes(choice, job)
+    plan = _with_factors(plan, choice, traced.scales, tuple(settings.values()))
+    notes = (*plan.notes, *embedding_notes(traced.model, plan.factors))
+    if job.request.is_dry_run:
+        sentence = f"would run in {plan.dtype} once rescaled; that is not proved yet"
+        return replace(plan, sentence=sentence, notes=notes)
+    changes = traced.stored_changes(choice.exponents, stored)
+    with unfinished(job.target, overwrite=job.request.overwrite) as draft:
+        rounded = _write(draft.folder, stored, changes, settings, job)
+        proof = prove(draft.folder, original(), choice, rounded, job)
+        return _keep_if_proved(replace(plan, proof=proof), draft, proof=proof, notes=notes)
+
+
+def _traced(plan: Fix, stored: Weights, job: Job) -> TracedCheckpoint:
+    """The scales; integers of the config are among them only where they have to change."""
     job.observe(Announcement(text="tracing what is scaled by what"))
     for with_whole_numbers in (False, True):
         traced = trace_checkpoint(
@@ -79,17 +109,29 @@ def _trace_and_choose(plan: Fix, stored: Weights, job: Job) -> tuple[TracedCheck
             dtype=plan.dtype,
             attn_implementation=job.attn_implementation,
             with_whole_numbers=with_whole_numbers,
+            media=job.media.tracing,
         )
-        choice = choose(
-            traced.scales,
-            peaks=job.peaks,
-            limit=plan.dtype.limits.max,
-            headroom_bits=plan.headroom_bits,
-            may_break=job.request.may_break,
-        )
-        if not choice.overflowing:
+        if not _choice(traced, job, {}).overflowing:
             break
-    return traced, choice
+    return traced
+
+
+def _choice(
+    traced: TracedCheckpoint,
+    job: Job,
+    weights: Mapping[Unknown, WeightRange],
+    *,
+    keeps_settings: bool = False,
+) -> Choice:
+    return choose(
+        traced.scales,
+        peaks=job.peaks,
+        limits=job.request.dtype.limits,
+        headroom_bits=job.request.headroom_bits,
+        weights=weights,
+        keeps_settings=keeps_settings,
+        may_break=job.request.may_break,
+    )
 
 
 def _with_obstacles(plan: Fix, choice: Choice, traced: TracedCheckpoint, job: Job) -> Fix:
@@ -100,7 +142,7 @@ def _with_obstacles(plan: Fix, choice: Choice, traced: TracedCheckpoint, job: Jo
     relaxed = choose(
         traced.scales,
         peaks=job.peaks,
-        limit=job.request.dtype.limits.max,
+        limits=job.request.dtype.limits,
         headroom_bits=0.0,
         may_break=True,
     )
@@ -112,18 +154,14 @@ def _with_obstacles(plan: Fix, choice: Choice, traced: TracedCheckpoint, job: Jo
     )
 
 
-def _with_factors(plan: Fix, choice: Choice, settings: tuple[SettingChange, ...]) -> Fix:
+def _with_factors(
+    plan: Fix, choice: Choice, scales: Scales, settings: tuple[SettingChange, ...]
+) -> Fix:
+    changes = parameter_changes(choice.exponents, scales.partitions)
     factors = tuple(
-        Factor(
-            parameter=unknown.name,
-            power=power,
-            dim=None if unknown.stop is None else unknown.dim,
-            start=None if unknown.stop is None else unknown.start,
-            stop=unknown.stop,
-            shift=unknown.shift if unknown.kind is Kind.SHIFTED_WEIGHT else None,
-        )
-        for unknown, power in choice.exponents.items()
-        if unknown.kind is not Kind.SETTING
+        Factor(parameter=name, power=change.power, block=change.block, shift=change.shift)
+        for name, several in changes.items()
+        for change in several
     )
     return replace(
         plan,
@@ -168,17 +206,15 @@ def _write(
     )
 
 
-def _keep_if_proved(plan: Fix, draft: Unfinished, job: Job, *, proof: Proof) -> Fix:
+def _keep_if_proved(plan: Fix, draft: Unfinished, *, proof: Proof, notes: tuple[str, ...]) -> Fix:
     """Moves the checkpoint to its place if the proof holds."""
     if not proof.holds:
         return replace(
             plan,
             remedy=Remedy.NONE,
-            proof=proof,
             sentence="the rescaled checkpoint was not proved, and is not kept",
-            reasons=proof.objections,
         )
-    fixed = replace(plan, proof=proof, sentence=f"runs in {plan.dtype}: {job.output}")
+    fixed = replace(plan, sentence=f"rescaled, and runs in {plan.dtype}", notes=notes)
     _describe(draft.folder, fixed)
     draft.take_place()
     return fixed

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING
 
-from precheck.errors import UsageError
+from precheck.errors import UsageError, did_you_mean
 from precheck.facts.device_names import (
     capability_in,
     capability_numbers,
@@ -266,7 +266,7 @@ def _hint(name: str) -> str:
         for product in row.products
     }
     close = [names[key] for key in get_close_matches(product_key(name), names, n=3)]
-    suggestion = f"did you mean {' or '.join(close)}? " if close else ""
+    suggestion = did_you_mean(close)
     return (
         f"{suggestion}precheck gpus lists what is known; any NVIDIA GPU goes by its capability: "
         "--gpu sm_75 (nvidia-smi --query-gpu=compute_cap --format=csv)"

@@ -26,6 +26,7 @@ class Engine:
     name: str
     version: str
     command: str
+    flag: str
     kinds: tuple[str, ...]
     below_bfloat16: Below
     float32_becomes: str

@@ -23,6 +23,7 @@ class FamilyFact:
     checkpoints: str
     sources: tuple[str, ...]
     attention: str | None = None
+    inputs: str | None = None
 
     @property
     def links(self) -> tuple[str, ...]:

@@ -8,9 +8,11 @@ from functools import cache
 from importlib.resources import files
 from operator import attrgetter
 
-from precheck.errors import UsageError
+from precheck.errors import UsageError, unknown
 
 _HEADING = re.compile(r"^## (PC\d{3}): (.+)$", re.MULTILINE)
+
+_CODE = re.compile(r"PC\d*")
 
 _PAGE_LINK = re.compile(r"\[([^\]]+)\]\((?!https?://)[^)]*\)")
 
@@ -40,17 +42,28 @@ def explanations() -> dict[str, Explanation]:
     return {section.code: section for section in sorted(sections, key=attrgetter("code"))}
 
 
-def explanation(code: str) -> Explanation:
-    """What a code means; case does not matter.
+def find_explanations(text: str) -> tuple[Explanation, ...]:
+    """The finding with this code (``PC301``, ``301``), or those that mention a word.
+
+    >>> [found.code for found in find_explanations("301")]
+    ['PC301']
 
     Raises:
-        UsageError: there is no such code.
+        UsageError: there is none.
     """
-    section = explanations().get(code.upper())
-    if section is None:
-        family = [other for other in explanations() if other[:3] == code.upper()[:3]]
+    code = f"PC{text.upper().removeprefix('PC')}"
+    if code in explanations():
+        return (explanations()[code],)
+    if _CODE.fullmatch(code):
+        family = [other for other in explanations() if other[:3] == code[:3]]
+        codes = family or ["PC101", "PC201 ..."]
+        raise unknown("finding code", text, codes, hint="precheck explain lists them")
+    word, known = text.casefold(), explanations().values()
+    found = [each for each in known if word in each.title.casefold()]
+    found = found or [each for each in known if word in each.text.casefold()]
+    if not found:
         raise UsageError(
-            f"unknown finding code: {code!r} (expected {', '.join(family) or 'PC101, PC201 ...'})",
+            f"no finding mentions {text!r} (expected a code or a word)",
             hint="precheck explain lists them",
         )
-    return section
+    return tuple(found)

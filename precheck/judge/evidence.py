@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from precheck.records.finding import Verdict
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from precheck.facts.hardware import Hardware
+    from precheck.records.finding import Verdict
     from precheck.records.report import Measurements, Run
 
 
@@ -33,14 +32,4 @@ class Evidence:
             (index, run)
             for index, run in enumerate(self.runs)
             if run.verdict in verdicts and not run.reference_nonfinite
-        )
-
-    def safe_names(self) -> tuple[str, ...]:
-        """The 16-bit configurations that were measured and are safe."""
-        return tuple(
-            dict.fromkeys(
-                run.name
-                for run in self.runs
-                if run.verdict is Verdict.SAFE and not run.dtype.is_reference
-            )
         )

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from precheck.records.configuration import Configuration
+    from precheck.records.finding import Finding
     from precheck.records.report import Report, Run
 
 
@@ -74,29 +75,52 @@ def gate(report: Report, *, require: tuple[Configuration, ...] = (), fail_on: Fa
     deployed = () if report.model.deployed is None else (report.model.deployed,)
     for configuration in require or deployed:
         runs = _matching(report, configuration)
-        rejected = [
-            run
-            for run in runs
-            if run.verdict in _REJECTED[fail_on] and not _is_accepted(report, run)
-        ]
+        rejected = [sentence for run in runs for sentence in _against(report, run, fail_on=fail_on)]
         if not runs:
             against.append(f"{configuration} was not measured.")
         elif rejected:
-            against.extend(_sentence(run) for run in rejected)
+            against.extend(rejected)
         else:
             in_favour.extend(_sentence(run) for run in runs)
     return Gate(holds=not against, reasons=tuple(against or in_favour))
 
 
-def _is_accepted(report: Report, run: Run) -> bool:
+def _against(report: Report, run: Run, *, fail_on: FailOn) -> Iterator[str]:
+    """What rejects a run: its verdict, or accuracy that is lost on odd inputs alone."""
+    explaining = _findings_of(report, run, codes=_EXPLAINS.get(run.verdict, frozenset()))
+    is_accepted = bool(explaining) and all(finding.accepted for finding in explaining)
+    contradiction = _contradiction(run)
+    if contradiction is not None:
+        yield f"{run.name}: {run.verdict.replace('_', ' ')}, but {contradiction}: scan again."
+    elif run.verdict in _REJECTED[fail_on]:
+        if not is_accepted:
+            yield _sentence(run)
+    elif fail_on is FailOn.WARNING:
+        for finding in _findings_of(report, run, codes=frozenset({"PC204"})):
+            if finding.accepted is None:
+                yield finding.message
+
+
+def _contradiction(run: Run) -> str | None:
+    """What a scan cannot have written, where a run is said to give answers; saved reports may."""
+    if run.verdict in {Verdict.FAILED, Verdict.OVERFLOW}:
+        return None
+    if run.failure is not None:
+        return "it failed"
+    if not run.layers:
+        return "no layer was measured"
+    if run.reaches_output or run.reference_nonfinite:
+        return "its output is not finite"
+    if run.first_overflow is not None and not run.first_overflow.absorbed:
+        return "an overflow was not absorbed"
+    return None
+
+
+def _findings_of(report: Report, run: Run, *, codes: frozenset[str]) -> list[Finding]:
     index = next(index for index, other in enumerate(report.runs) if other is run)
-    codes = _EXPLAINS.get(run.verdict, frozenset())
-    reasons = [
-        finding.accepted
-        for finding in report.findings
-        if index in finding.runs and finding.code in codes
+    return [
+        finding for finding in report.findings if index in finding.runs and finding.code in codes
     ]
-    return bool(reasons) and None not in reasons
 
 
 def _static_gate(report: Report, *, fail_on: FailOn) -> Gate:

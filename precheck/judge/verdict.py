@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from precheck.judge import thresholds
+from precheck.records.answers import AnswerKind
 from precheck.records.finding import Verdict
 from precheck.records.loss import loss
 from precheck.records.quantities import bits, first_sentence, magnitude
@@ -19,11 +20,16 @@ if TYPE_CHECKING:
 
 
 def is_degraded(figures: Loss) -> bool:
-    """Whether either figure of a run's precision is beyond its threshold."""
-    divergence, error = figures
-    return (divergence is not None and divergence > thresholds.DEGRADED_KL_DIVERGENCE.value) or (
-        error is not None and error > thresholds.DEGRADED_RELATIVE_ERROR.value
+    """Whether a figure of a run's precision is beyond its threshold."""
+    answers = figures.answers
+    of_scores = answers is not None and answers.kind is AnswerKind.SCORES
+    limit = thresholds.DEGRADED_SCORES if of_scores else thresholds.DEGRADED_RELATIVE_ERROR
+    pairs = (
+        (figures.kl_divergence, thresholds.DEGRADED_KL_DIVERGENCE),
+        (figures.relative_error, thresholds.DEGRADED_RELATIVE_ERROR),
+        (None if answers is None else answers.error, limit),
     )
+    return any(figure is not None and figure > limit.value for figure, limit in pairs)
 
 
 def reference_of(run: RunTrace, *, runs: Sequence[RunTrace]) -> RunTrace | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from precheck.measure.probes.context import CONTEXT_PROBES
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -28,8 +30,16 @@ def in_waves(batches: Sequence[Batch], indices: Iterable[int]) -> list[list[int]
     for index in indices:
         num_positions = batches[index].num_positions
         num_tokens += num_positions
-        if not waves or num_tokens > WAVE_TOKENS or len(waves[-1]) == WAVE_BATCHES:
+        before = waves[-1] if waves else []
+        is_full = num_tokens > WAVE_TOKENS or len(before) == WAVE_BATCHES
+        is_alone = any(is_near_context(batches[each]) for each in (*before[-1:], index))
+        if not before or is_full or is_alone:
             waves.append([])
             num_tokens = num_positions
         waves[-1].append(index)
     return waves
+
+
+def is_near_context(batch: Batch) -> bool:
+    """Whether it is the long text that a scan can do without; it runs alone."""
+    return any(probe.name in CONTEXT_PROBES for probe in batch.probes)

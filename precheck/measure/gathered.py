@@ -8,7 +8,7 @@ from functools import reduce
 from typing import TYPE_CHECKING
 
 from precheck.measure.blame.peaks import Peaks, headroom_rows
-from precheck.measure.lockstep.run_totals import RunTotals
+from precheck.measure.lockstep.figures.run_totals import RunTotals
 from precheck.measure.machine.environment import read_environment
 from precheck.measure.models.from_pretrained import SEED
 from precheck.measure.models.model_dtypes import kept_modules
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from precheck.measure.inputs import Inputs
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.prepared import Prepared
+    from precheck.measure.probes.batch import Batch
     from precheck.records.report import CheckpointAudit
     from precheck.records.traces import Generation, RunTrace
 
+_REFUSED = "the model refuses it"
 INSTRUMENTATION = (
     "a TorchDispatchMode and forward hooks were active: fusions that need neither are switched off"
 )
@@ -41,6 +43,10 @@ class Gathered:
     """Batches that every run has come to an end of."""
     generations: list[tuple[Generation, ...]] = field(default_factory=list)
     """What each run wrote; empty where nothing was to be written, or the scan ended before."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Why a probe counts for nothing, by its name: the model refuses it, or memory ran out."""
+    row_by_row: str | None = None
+    """Why batches were run one row at a time; None where none was."""
     incomplete_reason: str | None = None
     stopped_by: PrecheckError | None = None
     """The error that stopped all runs of this process."""
@@ -55,6 +61,35 @@ class Gathered:
         nothing = [RunTotals.of(skeleton) for skeleton in skeletons]
         batches = [self.totals[index] for index in sorted(self.totals)] or [nothing]
         return [reduce(RunTotals.merge, of_run) for of_run in zip(*batches, strict=True)]
+
+    def replace_batch(
+        self, index: int, rows: list[list[RunTotals]], *, failed: Sequence[str]
+    ) -> None:
+        """Puts what the rows of a batch gave, each run by itself, in the place of its totals.
+
+        Those that the model refuses alone too (a text cut before its end token) are left out.
+        """
+        self.left_out |= dict.fromkeys(failed, _REFUSED)
+        self.row_by_row = self.totals[index][0].failure
+        self.totals[index] = [reduce(RunTotals.merge, of_run) for of_run in zip(*rows, strict=True)]
+
+    def leave_out_refused(self, batches: Sequence[Batch]) -> None:
+        """Leaves out texts that the model refuses in every row, where it takes others.
+
+        An image that it cannot take stays a failure: nobody but the user's processor made it.
+        """
+        failed = [index for index, runs in self.totals.items() if runs[0].failure is not None]
+        if len(failed) == len(self.totals):
+            return
+        for index in failed:
+            if not batches[index].media:
+                self.leave_out(index, batches[index], why=_REFUSED)
+
+    def leave_out(self, index: int, batch: Batch, *, why: str) -> None:
+        """Takes back what a batch gave: the scan says so, and is complete without it."""
+        self.left_out |= {probe.name: why for probe in batch.probes}
+        self.finished.add(index)
+        self.totals.pop(index, None)
 
     def stop(self, error: PrecheckError) -> None:
         """Records the error that stopped all runs."""
@@ -89,15 +124,12 @@ def measurements(prepared: Prepared, inputs: Inputs, gathered: Gathered) -> Meas
 
 
 def _checkpoint_audit(prepared: Prepared, *, is_complete: bool) -> CheckpointAudit:
-    loading = prepared.models.loading
     halves = (run.model for run in prepared.skeletons if run.dtype is Dtype.FLOAT16)
     half = next(halves, None)
     kept = {} if half is None else kept_modules(half)
+    audit = prepared.models.audit(is_complete=is_complete)
     return replace(
-        prepared.models.audit(is_complete=is_complete),
-        missing=loading.missing,
-        unexpected=loading.unexpected,
-        mismatched=loading.mismatched,
+        prepared.models.loading.added_to(audit, prepared.reference.model),
         kept_in_float32=tuple(kept),
         num_kept_in_float32=sum(kept.values()),
     )
@@ -108,7 +140,12 @@ def _coverage(inputs: Inputs, gathered: Gathered, totals: Sequence[RunTotals]) -
     unfinished = [
         batch for index, batch in enumerate(inputs.plan.batches) if index not in gathered.finished
     ]
-    lengths = [probe.num_tokens for batch in finished for probe in batch.probes]
+    lengths = [
+        probe.num_tokens
+        for batch in finished
+        for probe in batch.probes
+        if probe.name not in gathered.left_out
+    ]
     unwatched = sum((run.unwatched for run in totals), Counter[str]())
     return Coverage(
         num_ops_watched=sum(run.num_watched for run in totals),
@@ -116,10 +153,12 @@ def _coverage(inputs: Inputs, gathered: Gathered, totals: Sequence[RunTotals]) -
         probes_not_run=(
             *inputs.plan.not_run,
             *(f"{probe.name} (not finished)" for batch in unfinished for probe in batch.probes),
+            *(f"{name} ({why})" for name, why in gathered.left_out.items()),
         ),
         longest_probe_tokens=max(lengths, default=0),
         num_tokens=sum(lengths),
         instrumentation=INSTRUMENTATION,
+        row_by_row=gathered.row_by_row,
     )
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from precheck.measure.probes.context import context_tokens
+from precheck.measure.probes.first_tokens import odd_first_tokens
 from precheck.measure.probes.media_batches import Processor
 from precheck.measure.probes.tokens import (
     Plan,
+    Reach,
     generation_batches,
     plan_probes,
     with_decoder_input,
 )
 from precheck.measure.probes.vocabulary import read_vocabulary
-from precheck.measure.subject.token_inputs import decoder_start, vocab_size
+from precheck.measure.subject.token_inputs import decoder_start, input_embedding, vocab_size
 
 if TYPE_CHECKING:
     from precheck.measure.models.skeleton import Skeleton
@@ -43,17 +46,23 @@ def plan_inputs(prepared: Prepared) -> Inputs:
     request, reference = prepared.request, prepared.reference
     max_context = prepared.facts.max_context
     size = vocab_size(reference.model)
-    vocabulary = read_vocabulary(prepared.subject.checkpoint, size=size)
+    vocabulary = read_vocabulary(
+        prepared.subject.checkpoint, size=size, tokenizer=prepared.subject.tokenizer
+    )
     processor = Processor(prepared.subject.checkpoint, accepts=reference.accepts, vocab_size=size)
     plan = plan_probes(
         vocabulary,
         processor,
         prompts=request.prompts,
-        builtin_probes=request.builtin_probes,
+        given=request.batches,
+        builtin_probes=request.runs_builtin_probes,
         quick=request.quick,
         max_context=max_context,
+        reach=_reach(prepared, vocabulary),
     )
-    if reference.is_encoder_decoder:
+    # a classifier makes the target itself, and looks for the input's end token in it
+    is_classifier = prepared.facts.architecture.endswith("ForSequenceClassification")
+    if reference.is_encoder_decoder and not is_classifier:
         plan = _with_decoder_inputs(plan, reference)
     if not request.num_generated:
         return Inputs(vocabulary=vocabulary, plan=plan)
@@ -64,6 +73,18 @@ def plan_inputs(prepared: Prepared) -> Inputs:
         max_context=max_context,
     )
     return Inputs(vocabulary=vocabulary, plan=plan, to_continue=to_continue)
+
+
+def _reach(prepared: Prepared, vocabulary: Vocabulary) -> Reach:
+    """How far the built-in probes go for this model; the embedding is read for them alone."""
+    if prepared.request.quick or not prepared.request.runs_builtin_probes:
+        return Reach()
+    embedding = input_embedding(prepared.subject.checkpoint, prepared.reference.model)
+    has_rounded_positions = bool(prepared.models.rounded_buffers)
+    return Reach(
+        context_tokens=context_tokens(prepared.facts, is_needed=has_rounded_positions),
+        first_tokens=tuple(odd_first_tokens(vocabulary, embedding)),
+    )
 
 
 def _with_decoder_inputs(plan: Plan, reference: Skeleton) -> Plan:

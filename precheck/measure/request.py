@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from precheck.measure.lockstep.witness import Witness
+    from precheck.measure.probes.batch import Batch
     from precheck.records.configuration import Configuration
     from precheck.records.precision import Accumulation, Dtype
     from precheck.records.prompts import Prompt
@@ -29,6 +30,8 @@ class Request:
     """Configurations to measure too; without any, the one that the config deploys."""
     prompts: Sequence[Prompt] | None = None
     """None takes the built-in probes."""
+    batches: tuple[Batch, ...] = ()
+    """Inputs that are made already, to run besides the others."""
     builtin_probes: bool = False
     """Keep the built-in probes besides ``prompts``."""
     quick: bool = False
@@ -49,6 +52,11 @@ class Request:
     """Folder to write the layer that overflows to."""
     witness: Witness | None = None
     """Is shown what the report does not keep."""
+
+    @property
+    def runs_builtin_probes(self) -> bool:
+        """Whether the built-in probes are run, alone or besides ``prompts``."""
+        return self.prompts is None or self.builtin_probes
 
 
 def check_request(request: Request, *, trust_remote_code: bool) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from precheck.errors import CheckpointError, MemoryExhaustedError
-from precheck.measure.batch_waves import in_waves
+from precheck.measure.batch_waves import in_waves, is_near_context
 from precheck.measure.blame.mechanisms import Classifier
 from precheck.measure.lockstep.clock import LOGIT_WORK, Clock
 from precheck.measure.lockstep.wave_run import WaveRun
@@ -15,12 +16,16 @@ from precheck.measure.models.streamed import StreamedModels
 from precheck.records.traces import TOWERS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from precheck.measure.gathered import Gathered
     from precheck.measure.inputs import Inputs
     from precheck.measure.prepared import Prepared
+    from precheck.measure.probes.batch import Batch
     from precheck.records.progress import Observer
+
+MOST_ADDED_OPS = 1 << 13
+"""For the text near the context: seconds for a run of which every operation is watched."""
 
 
 def run_batches(
@@ -42,29 +47,94 @@ def run_batches(
         memory_limit: bytes that the scan may take.
         observe: is called before every step.
     """
-    classifier = Classifier()
-    clock = _clock(prepared, inputs, indices, observe=observe)
+    new_run = partial(
+        WaveRun,
+        groups=prepared.groups,
+        weights=prepared.models,
+        layout=prepared.layout,
+        classifier=Classifier(),
+        decode=inputs.vocabulary.decode,
+        clock=_clock(prepared, inputs, indices, observe=observe),
+        memory_limit=memory_limit,
+        keeps_entries=prepared.request.capsule is not None,
+        facts=prepared.facts,
+        witness=prepared.request.witness,
+    )
     try:
         for wave in in_waves(inputs.plan.batches, indices):
-            run = WaveRun(
-                [inputs.plan.batches[index].to(prepared.device) for index in wave],
-                prepared.groups,
-                weights=prepared.models,
-                layout=prepared.layout,
-                classifier=classifier,
-                decode=inputs.vocabulary.decode,
-                clock=clock,
-                memory_limit=memory_limit,
-                keeps_entries=prepared.request.capsule is not None,
-                witness=prepared.request.witness,
-            )
+            batches = [inputs.plan.batches[index].to(prepared.device) for index in wave]
+            can_be_spared = bool(gathered.totals) and is_near_context(batches[0])
+            if can_be_spared and _added_ops(batches[0], inputs, gathered) > MOST_ADDED_OPS:
+                gathered.leave_out(wave[0], batches[0], why="too many steps, one for each token")
+                continue
             try:
-                run.go()
-            finally:
-                gathered.totals |= dict(zip(wave, run.totals, strict=True))
-                gathered.finished |= set(wave[: run.num_done])
+                _run_wave(new_run, wave, batches, gathered)
+            except MemoryExhaustedError:
+                if not can_be_spared:
+                    raise
+                gathered.leave_out(wave[0], batches[0], why="out of memory")
+        gathered.leave_out_refused(inputs.plan.batches)
     except (CheckpointError, MemoryExhaustedError) as error:
         gathered.stop(error)
+
+
+def _added_ops(batch: Batch, inputs: Inputs, gathered: Gathered) -> float:
+    """How many operations more a run of a long batch has than one of the longest so far, about.
+
+    Attention has as many for every length, a recurrence that is written in Python one more step for
+    each token.
+    """
+    others = inputs.plan.batches
+    known = [
+        (others[index].input_ids.shape[1], runs[0].num_watched)
+        for index, runs in gathered.totals.items()
+        if not others[index].media
+    ]
+    if not known:
+        return 0.0
+    (short, few), (long, many) = min(known), max(known)
+    per_token = (many - few) / (long - short) if long > short else 0.0
+    return per_token * (batch.input_ids.shape[1] - long)
+
+
+def _run_wave(
+    new_run: Callable[[list[Batch]], WaveRun],
+    wave: list[int],
+    batches: list[Batch],
+    gathered: Gathered,
+) -> None:
+    """Runs the batches of one wave; after an error, ``gathered`` has what was measured."""
+    run = new_run(batches)
+    try:
+        run.go()
+    finally:
+        gathered.totals |= dict(zip(wave, run.totals, strict=True))
+        gathered.finished |= set(wave[: run.num_done])
+    for index, batch in zip(wave, batches, strict=True):
+        _run_alone(new_run, batch, index, gathered)
+
+
+def _run_alone(
+    new_run: Callable[[list[Batch]], WaveRun], batch: Batch, index: int, gathered: Gathered
+) -> None:
+    """Runs each row of a batch that the model refuses as a batch, in float32 already.
+
+    Classifiers on a decoder refuse several rows without a padding token, some encoder-decoders rows
+    with unequal numbers of end tokens.
+    """
+    first, *_ = gathered.totals[index]
+    if first.failure is None or len(batch.probes) == 1:
+        return
+    alone = new_run(list(batch.rows()))
+    alone.go()
+    failed = [
+        probe.name
+        for probe, runs in zip(batch.probes, alone.totals, strict=True)
+        if runs[0].failure is not None
+    ]
+    if len(failed) < len(batch.probes):
+        rows = [runs for runs in alone.totals if runs[0].failure is None]
+        gathered.replace_batch(index, rows, failed=failed)
 
 
 def _clock(

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from precheck.errors import PrecheckError, ScanInterrupted, WeightsElsewhereError
+from precheck.errors import (
+    PrecheckError,
+    ScanInterrupted,
+    WeightsElsewhereError,
+    first_line,
+)
 from precheck.measure.capsule.write import candidate, write_capsule
 from precheck.measure.gathered import Gathered, measurements
 from precheck.measure.lockstep.generation import generate
@@ -62,11 +67,14 @@ def _run_shared(
     with processes(prepared.device) as group:
         own = group.share([batch.num_real_tokens for batch in inputs.plan.batches])
         run_batches(prepared, inputs, own, gathered, memory_limit=memory_limit, observe=observe)
-        share = (gathered.totals, gathered.finished, gathered.incomplete_reason)
-        for totals, finished, reason in group.exchange(share):
+        reasons = (gathered.incomplete_reason, gathered.row_by_row)
+        share = (gathered.totals, gathered.finished, gathered.left_out, *reasons)
+        for totals, finished, left_out, reason, row_by_row in group.exchange(share):
             gathered.totals |= totals
             gathered.finished |= finished
+            gathered.left_out |= left_out
             gathered.incomplete_reason = gathered.incomplete_reason or reason
+            gathered.row_by_row = gathered.row_by_row or row_by_row
 
 
 def _write_text(
@@ -104,7 +112,10 @@ def _write_capsule(prepared: Prepared, gathered: Gathered, *, observe: Observer)
     totals = gathered.merged(prepared.skeletons)
     overflow = candidate(zip(prepared.skeletons, (run.producers for run in totals), strict=True))
     if overflow is None:
-        outcome = "no capsule: no decoder layer overflowed"
-    else:
-        outcome = write_capsule(folder, overflow, weights=prepared.models)
-    observe(Announcement(text=outcome))
+        observe(Announcement(text="no capsule: no decoder layer overflowed"))
+        return
+    try:
+        observe(Announcement(text=write_capsule(folder, overflow, weights=prepared.models)))
+    except Exception as error:  # noqa: BLE001  the scan is done, whatever happens beside it
+        reason = first_line(error)
+        observe(Announcement(text=f"no capsule: {reason}", is_problem=True))

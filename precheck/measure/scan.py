@@ -44,11 +44,12 @@ def scan(subject: Subject, request: Request, *, observe: Observer) -> Measuremen
 def _plan_memory(prepared: Prepared, inputs: Inputs, *, observe: Observer) -> int:
     """Decides what is in memory at once, and announces the scan; bytes that it may take."""
     batches = inputs.plan.batches
-    first_wave = in_waves(batches, range(len(batches)))[0]
+    waves = in_waves(batches, range(len(batches)))
+    largest = max(waves, key=lambda wave: sum(batches[index].num_positions for index in wave))
     budget = memory_budget(
         prepared.device,
         max_memory=prepared.request.max_memory,
-        batches=[batches[index] for index in first_wave],
+        batches=[batches[index] for index in largest],
         skeletons=prepared.skeletons,
     )
     residency = prepared.models.plan_memory(prepared.layout, limit=budget.limit, used=budget.used)

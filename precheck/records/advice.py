@@ -87,7 +87,7 @@ class EngineAdvice:
     default: str
     """What it does when it is told nothing."""
     is_default_safe: bool | None
-    """None where nothing measured says anything about it."""
+    """None where nothing measured says anything about it, and where it is only emulated."""
     command: str | None
     """What to run; None where no flag helps."""
     why: str

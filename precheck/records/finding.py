@@ -62,6 +62,8 @@ class Finding:
     probes: tuple[str, ...] = ()
     in_vain: str = ""
     """What people try that does not help."""
+    snippet: str = ""
+    """Python to copy that does what the advice says, line by line."""
     accepted: str | None = None
     """Why a baseline lets it pass; None where none does."""
 

@@ -38,7 +38,7 @@ class Mechanism(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MechanismFacts:
-    """What overflowed, its finding, why it happens, what to do and what not to expect."""
+    """What overflowed, its finding, why it happens, what helps and what does not."""
 
     phrase: str
     """What overflowed, in words that follow ``overflow of``."""
@@ -46,8 +46,13 @@ class MechanismFacts:
     """Of the finding, where it reaches the output."""
     title: str
     cause: str
-    advice: str
     in_vain: str
+    hint: str = ""
+    """What helps too: no dtype and no attention implementation, which ``findings.cures`` knows."""
+    is_of_the_dtype: bool = True
+    """Another dtype helps."""
+    is_rescalable: bool = False
+    """Weights times powers of two may bring it into range, which is what ``precheck fix`` tries."""
     is_in_scores: bool = False
     """Only attention that writes out its scores has it."""
     is_product: bool = False
@@ -62,10 +67,6 @@ MECHANISMS = {
         code="PC301",
         title="raw attention scores overflow in eager attention",
         cause="Eager attention writes QK^T in 16 bits and scales it afterwards.",
-        advice=(
-            'Load with attn_implementation="sdpa" or "flash_attention_2", which scale inside the '
-            "kernel; do not pass output_attentions=True, it forces eager."
-        ),
         in_vain="Other tools blame o_proj; nothing is wrong with it.",
         is_in_scores=True,
     ),
@@ -77,10 +78,7 @@ MECHANISMS = {
             "The mask's most negative number plus a negative score is -inf; a row that holds "
             "nothing else comes out of the softmax as NaN."
         ),
-        advice=(
-            'Load with attn_implementation="sdpa", or keep the masks in float32; bfloat16 helps '
-            "too."
-        ),
+        hint="Masks kept in float32 help too.",
         in_vain=(
             "Replacing inf by 0 after the mask makes future tokens visible (transformers#35151)."
         ),
@@ -91,38 +89,37 @@ MECHANISMS = {
         code="PC101",
         title="the gated product overflows",
         cause="Two factors that fit are multiplied into one that does not.",
-        advice="Use bfloat16 or float32.",
         in_vain=(
             "Other tools blame down_proj; its input is already infinite. No attention "
             "implementation helps."
         ),
         is_product=True,
+        is_rescalable=True,
     ),
     Mechanism.MLP_OUTPUT: MechanismFacts(
         phrase="the output of the feed-forward block",
         code="PC102",
         title="the feed-forward output overflows",
         cause="The last linear of the block sums to more than the dtype holds.",
-        advice="Use bfloat16, or keep that module in float32.",
         in_vain="Other tools blame the next norm. No attention implementation helps.",
         is_product=True,
         enters_residual=True,
+        is_rescalable=True,
     ),
     Mechanism.RESIDUAL: MechanismFacts(
         phrase="the residual stream",
         code="PC103",
         title="the residual stream overflows",
         cause="Every layer adds to the stream, and the sum leaves the range.",
-        advice="Use bfloat16; where it is not native, precheck fix may rescale it for float16.",
         in_vain="Other tools blame the next norm. No attention implementation helps.",
         enters_residual=True,
+        is_rescalable=True,
     ),
     Mechanism.PROJECTION: MechanismFacts(
         phrase="a linear projection",
         code="PC104",
         title="a linear projection overflows",
         cause="The product with the weights is larger than the dtype holds.",
-        advice="Use bfloat16, or keep that module in float32.",
         in_vain="",
         is_product=True,
     ),
@@ -131,7 +128,7 @@ MECHANISMS = {
         code="PC105",
         title="a normalisation overflows",
         cause="It computes in 16 bits, or its result is cast to 16 bits too early.",
-        advice="Use bfloat16, or a normalisation that computes in float32 and casts last.",
+        hint="A normalisation that computes in float32 and casts last helps too.",
         in_vain="A larger epsilon does not help: the square overflows, not the division.",
     ),
     Mechanism.EMBEDDING: MechanismFacts(
@@ -139,7 +136,6 @@ MECHANISMS = {
         code="PC106",
         title="the scaled embedding overflows",
         cause="The embedding times its scale is larger than the dtype holds.",
-        advice="Use bfloat16 or float32.",
         in_vain="",
         enters_residual=True,
     ),
@@ -148,7 +144,7 @@ MECHANISMS = {
         code="PC107",
         title="the logits overflow",
         cause="The final projection is larger than the dtype holds.",
-        advice="Use bfloat16, or keep the head in float32.",
+        hint="A head kept in float32 helps too.",
         in_vain="A softcap after the projection comes too late.",
         is_product=True,
     ),
@@ -157,7 +153,7 @@ MECHANISMS = {
         code="PC108",
         title="a stored weight is outside the dtype",
         cause="The weight is infinite as soon as it is cast.",
-        advice="Use bfloat16 or float32, or keep that module in float32.",
+        hint="Keeping that module in float32 helps too.",
         in_vain="",
     ),
     Mechanism.ACCUMULATION: MechanismFacts(
@@ -165,10 +161,11 @@ MECHANISMS = {
         code="PC109",
         title="a kernel's partial sums overflow",
         cause="A kernel that adds up in float16 is infinite half-way; inputs and result fit.",
-        advice=(
+        hint=(
             "Use a kernel that adds up in float32 (Marlin or Triton in gptqmodel and vLLM, not "
             "exllama v2 of auto_gptq; not torch.backends.cuda.matmul.allow_fp16_accumulation)."
         ),
+        is_of_the_dtype=False,
         in_vain="Hooks on modules see a sound input and an infinite output; the weights are fine.",
     ),
     Mechanism.OTHER: MechanismFacts(
@@ -176,7 +173,6 @@ MECHANISMS = {
         code="PC110",
         title="another operation overflows",
         cause="Its result is larger than the dtype holds.",
-        advice="Use bfloat16 or float32.",
         in_vain="",
     ),
 }

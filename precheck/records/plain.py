@@ -6,6 +6,11 @@ from typing import Any
 
 import msgspec
 
+LARGEST = 2**53
+"""Beyond it other readers of JSON round integers; no count or size of a model comes near."""
+DEEPEST = 64
+"""Levels; a quantisation's settings, which are the checkpoint's own, have the most."""
+
 
 def plain(record: object) -> dict[str, Any]:
     """Plain dicts, lists, strings and numbers, ready for ``json.dumps``.
@@ -16,3 +21,22 @@ def plain(record: object) -> dict[str, Any]:
     fields = msgspec.to_builtins(record)
     assert isinstance(fields, dict)  # noqa: S101  a dataclass always becomes a dict
     return fields
+
+
+def check_bounds(tree: object) -> None:
+    """Checks that data is such as a scan can have written: its integers, and how deep it is.
+
+    Raises:
+        ValueError: it is not; says where.
+    """
+    left: list[tuple[object, str, int]] = [(tree, "$", 0)]
+    while left:
+        part, path, depth = left.pop()
+        if depth > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} levels - at `{path[:80]}`")
+        if isinstance(part, dict):
+            left.extend((value, f"{path}.{key}", depth + 1) for key, value in part.items())
+        elif isinstance(part, list):
+            left.extend((value, f"{path}[{i}]", depth + 1) for i, value in enumerate(part))
+        elif isinstance(part, int) and abs(part) > LARGEST:
+            raise ValueError(f"an integer of more than {LARGEST:,} - at `{path}`")

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from precheck.errors import UsageError
+from precheck.errors import unknown
 
 
 class Dtype(StrEnum):
@@ -18,21 +18,18 @@ class Dtype(StrEnum):
 
     @classmethod
     def named(cls, name: str) -> Dtype:
-        """The dtype with this torch name or short name.
+        """The dtype with this name: torch's, the short one, or vLLM's.
 
-        >>> Dtype.named("fp16")
-        <Dtype.FLOAT16: 'float16'>
+        >>> Dtype.named("fp16"), Dtype.named("half")
+        (<Dtype.FLOAT16: 'float16'>, <Dtype.FLOAT16: 'float16'>)
 
         Raises:
             UsageError: there is no such dtype, or precheck does not measure it.
         """
         for dtype in cls:
-            if name in {dtype, dtype.short}:
+            if name in {dtype, dtype.short, _ALIASES.get(dtype)}:
                 return dtype
-        raise UsageError(
-            f"unknown dtype: {name!r} (expected {', '.join(cls)})",
-            hint="fp16, bf16 and fp32 are understood too",
-        )
+        raise unknown("dtype", name, cls, hint="fp16, bf16, fp32, half and float are dtypes too")
 
     @property
     def is_reference(self) -> bool:
@@ -83,10 +80,7 @@ class Accumulation(StrEnum):
         for accumulation in cls:
             if name in {accumulation, Dtype(accumulation).short}:
                 return accumulation
-        raise UsageError(
-            f"unknown accumulation: {name!r} (expected {' or '.join(cls)})",
-            hint="--accumulation float16",
-        )
+        raise unknown("accumulation", name, cls, hint="--accumulation float16")
 
 
 class Arithmetic(StrEnum):
@@ -111,6 +105,13 @@ class Limits:
     eps: float
     num_bytes: int
 
+
+_ALIASES = {Dtype.FLOAT16: "half", Dtype.FLOAT32: "float"}
+"""As vLLM spells them.
+
+**Source**: ``STR_DTYPE_TO_TORCH_DTYPE`` in
+https://github.com/vllm-project/vllm/blob/main/vllm/utils/torch_utils.py
+"""
 
 _LIMITS = {
     Dtype.FLOAT16: Limits(

@@ -11,6 +11,8 @@ class Announcement:
     """A sentence on what comes next: a download, the size of the scan."""
 
     text: str
+    is_problem: bool = False
+    """Something that was asked for cannot be done: said even where progress is not shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

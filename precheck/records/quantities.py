@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 _LONGEST_PLAIN = 1e7
 _SMALLEST_PLAIN = 1e-3
 
@@ -108,3 +110,17 @@ def listed(names: tuple[str, ...], *, most: int = 3) -> str:
     """
     shown = ", ".join(names[:most])
     return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
+
+
+def python_string(text: str) -> str:
+    r"""A string of Python with this value, in double quotes.
+
+    JSON spells letters the same; its escapes of what lies beyond 16 bits are two characters here.
+
+    >>> print(python_string('C:\\"é"🎉\u202e'))
+    "C:\\\"é\"🎉\u202e"
+    """
+    return "".join(
+        each if each.isprintable() else ascii(each)[1:-1]
+        for each in json.dumps(text, ensure_ascii=False)
+    )

@@ -9,11 +9,14 @@ import msgspec
 
 from precheck.errors import ReportError
 from precheck.records.advice import Recommendation
+from precheck.records.answers import Embedding
 from precheck.records.configuration import Configuration
 from precheck.records.finding import Finding, Verdict
+from precheck.records.plain import check_bounds
 from precheck.records.plain import plain as plain_data
 from precheck.records.precision import Dtype
 from precheck.records.sizes import AttentionFacts, CacheSize, Widths
+from precheck.records.stored import Renaming, ShapeFault, TensorFault, Tie
 from precheck.records.traces import Coverage, Headroom, Overflow, Probe, RunTrace
 
 SCHEMA = "precheck/1"
@@ -62,6 +65,10 @@ class ModelFacts:
     cache: CacheSize | None = None
     """None where the config does not tell, and for models that keep none."""
     widths: Widths | None = None
+    generates: bool = True
+    """Whether it writes text; else its answers are scores or embeddings."""
+    embedding: Embedding | None = None
+    """What is done with the hidden states of a model that has no head and generates nothing."""
     clamps: tuple[str, ...] = ()
     """Lines of modeling code that clamp values into a dtype's range: ``modeling_t5.py:151``."""
 
@@ -94,16 +101,6 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TensorFault:
-    """One stored tensor that is not what it should be, and by how much."""
-
-    name: str
-    num_elements: int
-    """How many of its elements are affected."""
-    abs_max: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointAudit:
     """What the stored weights are, without running them."""
 
@@ -112,6 +109,22 @@ class CheckpointAudit:
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
     """Parameters whose stored shape is another: newly initialised too."""
+    shapes: tuple[ShapeFault, ...] = ()
+    """Both shapes of each of these; empty in reports of earlier versions."""
+    renamings: tuple[Renaming, ...] = ()
+    """Missing parameters that are stored, under names that are among the unexpected ones."""
+    untied: tuple[Tie, ...] = ()
+    """Tied by the config, but stored with different values."""
+    tieable: tuple[Tie, ...] = ()
+    """Missing, not tied by the config, and of the shape of what it could be tied to."""
+    unscaled: tuple[str, ...] = ()
+    """Stored weights in float8, or packed, that are used without the scale they need."""
+    unread_scales: tuple[str, ...] = ()
+    """Stored scales that nothing reads, although their weights are used."""
+    all_zero: tuple[str, ...] = ()
+    """Weights without an element that is not zero, unlike those of other layers."""
+    zero_scales: tuple[str, ...] = ()
+    """Those of them that are zero because all of their scales are."""
     nonfinite: tuple[TensorFault, ...] = ()
     out_of_float16_range: tuple[TensorFault, ...] = ()
     """Finite weights that become inf when cast to float16."""
@@ -125,11 +138,26 @@ class CheckpointAudit:
     """Modules the architecture keeps in float32 when loaded with ``dtype=float16``."""
     num_kept_in_float32: int = 0
     """Their elements."""
+    rounded_buffers: tuple[str, ...] = ()
+    """Of a live module: buffers that a cast of the whole module rounded to 16 bits."""
+    rounded_parameters: tuple[str, ...] = ()
+    """Of a live module: parameters in 16 bits that a load would have left in float32."""
     size_bytes: int = 0
+    checksum: str = "crc32"
+    """The checksum of each tensor in the digests; ``xxh3_64/8MiB`` in new reports."""
     digest: str | None = None
-    """SHA-256 over name, dtype, shape and CRC-32 of every tensor; None if not all were read."""
+    """SHA-256 over name, dtype, shape and checksum of every tensor; None if not all were read."""
     digests: dict[str, str] = field(default_factory=dict)
     """The same, 8 digits each, for the tensors of each layer: tells which one differs."""
+
+    def has_weights_of(self, other: CheckpointAudit) -> bool | None:
+        """Whether the weights are the same.
+
+        None where the digests do not tell: one is missing, or they are of other checksums.
+        """
+        if self.digest is None or other.digest is None or self.checksum != other.checksum:
+            return None
+        return self.digest == other.digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +242,7 @@ class Run(RunTrace):
         return cls(**measured, verdict=verdict, reason=reason, first_overflow=first_overflow)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Report:
     """The whole scan; field names are the JSON contract."""
 
@@ -237,6 +265,11 @@ class Report:
     incomplete_reason: str | None = None
     is_static: bool = False
     """Nothing was run: config, headers and weights were read, and every advice is predicted."""
+
+    def __repr__(self) -> str:
+        """In a line: a report has a thousand fields."""
+        runs = ", ".join(f"{run.name}: {run.verdict}" for run in self.runs)
+        return f"<precheck report on {self.model.id}: {runs or 'nothing was run'}>"
 
     @property
     def recommendations(self) -> tuple[Recommendation, ...]:
@@ -261,8 +294,10 @@ class Report:
         """
         _check_schema(plain)
         try:
+            check_bounds(plain)
             report = msgspec.convert(plain, cls)
-        except msgspec.ValidationError as error:
+        # UnicodeEncodeError is a ValueError: half a surrogate pair where a word is expected
+        except (msgspec.ValidationError, ValueError) as error:
             raise ReportError(
                 f"report not readable: {error}", hint=_written_by(plain) or "scan again"
             ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from precheck.records.answers import AnswersTrace
 from precheck.records.configuration import Configuration
 from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Accumulation, Arithmetic, Dtype
@@ -114,6 +115,13 @@ class LogitsTrace:
     kl_divergence_mean: float | None
     kl_divergence_max: float | None
     kl_divergence_mean_same_routing: float | None
+    kl_by_probe: dict[str, float | None] = field(default_factory=dict)
+    """The mean over each probe's tokens; empty in reports of earlier versions.
+
+    In a mixture of experts, of the tokens that went to the reference's experts.
+    """
+    kl_divergence_verdict: float | None = None
+    """What the run is judged by: a robust figure of ordinary inputs, and of the user's prompts."""
     top1_agreement: float | None
     perplexity: float | None
     reference_perplexity: float | None
@@ -122,10 +130,14 @@ class LogitsTrace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Symptom:
-    """What a user of the broken run would see."""
+    """What a user of the broken run would see.
 
-    greedy: str
-    sampling: str
+    A model that generates has the first two, any other one the last.
+    """
+
+    greedy: str | None = None
+    sampling: str | None = None
+    answer: str | None = None
 
 
 GREEDY, SAMPLED = "greedy", "sampled"
@@ -191,6 +203,8 @@ class RunTrace:
     """Float32 runs: a real token's output is not finite."""
     layers: tuple[LayerTrace, ...] = ()
     logits: LogitsTrace | None = None
+    answers: AnswersTrace | None = None
+    """Of a model that generates nothing."""
     symptom: Symptom | None = None
     generations: tuple[Generation, ...] = ()
     """With ``--generate``: greedy and sampled."""
@@ -236,16 +250,38 @@ class Headroom:
     headroom_bits: dict[str, float]
 
 
+LONG_TEXT_TOKENS = 256
+ODD_START = "odd_start"
+"""A kind: an odd token and another, tried for range. So few tokens say nothing of accuracy."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
     """One input and how many real tokens it had."""
 
     name: str
     kind: str
-    """``text``, ``chat``, ``padded``, ``token_ids``, ``image`` or ``sound``."""
+    """``text``, ``chat``, ``padded``, ``token_ids``, ``odd_start``, ``image`` or ``sound``."""
     num_tokens: int
     is_own: bool = False
     """Given by the user: what is written behind it may be private."""
+    is_ordinary: bool = False
+    """As users write: the precision of a run is judged by these, and by the user's own."""
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the precision of a run is judged by it."""
+        return self.is_ordinary or self.is_own
+
+    @property
+    def is_judged_alone(self) -> bool:
+        """Whether no other text outvotes it: the user's, and one long enough to have pieces."""
+        return self.is_own or (self.is_ordinary and self.num_tokens >= LONG_TEXT_TOKENS)
+
+    @property
+    def is_for_range(self) -> bool:
+        """Whether it says nothing of accuracy, right or wrong."""
+        return self.kind == ODD_START
 
 
 ALL_MEDIA = ("image probes", "sound probes")
@@ -263,3 +299,5 @@ class Coverage:
     longest_probe_tokens: int = 0
     num_tokens: int = 0
     instrumentation: str = ""
+    row_by_row: str | None = None
+    """The error that batches of several prompts end with, so that each prompt was run alone."""

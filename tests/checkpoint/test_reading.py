@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 DTYPES = (
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
     *(torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool),
-    *(torch.float8_e4m3fn, torch.float8_e5m2),
+    *(torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz),
+    torch.float8_e8m0fnu,
 )
 
 
@@ -51,7 +52,7 @@ def weights(
         else:
             save_file(content, file)
         files.append(file)
-    with Weights(files) as opened:
+    with Weights(files, allow_pickle=True) as opened:
         yield opened
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,11 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from precheck.checkpoint.rewriting import multiplied
-from precheck.records.fix import TensorChange
+from precheck.checkpoint.rewriting import multiplied, write_checkpoint
+from precheck.checkpoint.source import open_checkpoint
+from precheck.errors import CheckpointCorruptError
+from precheck.records.outcomes.fix import Extent, TensorChange
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -42,12 +46,22 @@ def test_only_the_part_is_multiplied_and_the_tensor_is_left_alone() -> None:
     found = multiplied(
         tensor,
         [
-            TensorChange(power=1, dim=-2, start=0, stop=2),
-            TensorChange(power=-1, dim=-2, start=2, stop=3),
+            TensorChange(power=1, block=(Extent(dim=-2, start=0, stop=2),)),
+            TensorChange(power=-1, block=(Extent(dim=-2, start=2, stop=3),)),
         ],
     )
     assert found[:, 0].tolist() == [2.0, 2.0, 0.5, 1.0]
     assert torch.equal(tensor, torch.ones(4, 3))
+
+
+def test_weights_that_change_while_they_are_written(healthy: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(healthy, tmp_path / "model")
+    checkpoint = open_checkpoint(str(model), observe=lambda _: None)
+    with checkpoint.open_weights() as stored:
+        with (model / "model.safetensors").open("ab") as file:
+            file.write(b"0")
+        with pytest.raises(CheckpointCorruptError, match="weights file changed"):
+            write_checkpoint(tmp_path, checkpoint, stored, changes={}, settings={}, dtype="float16")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

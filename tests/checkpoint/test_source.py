@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,13 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._paths import filter_repo_objects
 from safetensors.torch import save_file
 
+from precheck.checkpoint import hub
+from precheck.checkpoint.decoded import DecodedWeights
 from precheck.checkpoint.formats import FOREIGN_FORMATS, ForeignFormat
 from precheck.checkpoint.hub import Snapshot, fetch_files
+from precheck.checkpoint.quantization import Quantization
 from precheck.checkpoint.source import Checkpoint, open_checkpoint
+from precheck.checkpoint.weights import Weights
 from precheck.errors import (
     CheckpointAccessError,
     CheckpointCorruptError,
@@ -280,13 +285,43 @@ def test_refuses_another_format_by_name(tmp_path: Path, foreign: ForeignFormat) 
         file.write_bytes(b"")
         write_config(where)
         error = refused(where, kind=UnsupportedModelError, says=[foreign.name])
-        assert error.hint == foreign.hint
+        assert error.hint == foreign.hint.format(detail="")
 
 
 def test_an_adapter_is_refused_also_beside_weights(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
     error = refused(folder, kind=UnsupportedModelError, says=["PEFT adapter"])
     assert "merge_and_unload" in str(error.hint)
+
+
+def test_an_adapter_names_its_base_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
+    error = refused(tmp_path, kind=UnsupportedModelError, says=["PEFT adapter"])
+    assert "scan its base model 'owner/base', or merge it first" in str(error.hint)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"base_model_name_or_path": 5}'])
+def test_an_adapter_that_names_no_base_is_refused_too(tmp_path: Path, content: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(content)
+    error = refused(tmp_path, kind=UnsupportedModelError, says=["PEFT adapter"])
+    assert "scan its base model, or merge it first" in str(error.hint)
+
+
+def test_a_pipeline_names_its_folders_with_transformers_models(tmp_path: Path) -> None:
+    parts = {
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "safety_checker": [None, None],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+    }
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "P", **parts}))
+    for part in ("text_encoder", "text_encoder_2", "unet"):
+        (tmp_path / part).mkdir()
+        write_config(tmp_path / part)
+    error = refused(tmp_path, kind=UnsupportedModelError, says=["diffusers pipeline"])
+    assert "the folder 'text_encoder' or 'text_encoder_2' in it" in str(error.hint)
+    assert "unet" not in str(error.hint)
 
 
 def test_other_formats_beside_safetensors_do_not_matter(folder: Path) -> None:
@@ -365,6 +400,69 @@ def test_a_pickle_needs_permission(folder: Path) -> None:
     torch.save({"weight": torch.ones(4)}, folder / "pytorch_model.bin")
     error = refused(folder, kind=UnsupportedModelError, says=["pickle", "'pytorch_model.bin'"])
     assert "--allow-pickle" in str(error.hint)
+
+
+ROUTES = {
+    "the adapter that transformers reads": ("adapter_model.bin", None),
+    "no suffix": ("weights", None),
+    "another suffix": ("weights.pt", None),
+    "a suffix in capitals": ("w.SAFETENSORS", None),
+    "an index of pickles": (None, "pytorch_model.bin.index.json"),
+    "an index of any name": ("any.index.json", "any.index.json"),
+    "an index that is called safetensors": (
+        "safetensors.bin.index.json",
+        "safetensors.bin.index.json",
+    ),
+}
+"""``transformers_weights`` of the config, and the name of an index."""
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("config", ["config.json", "config.5.0.0.json"])
+def test_no_pickle_is_opened_without_permission(
+    folder: Path, route: str, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named, index = ROUTES[route]
+    (folder / "model.safetensors").unlink()
+    for name in ("adapter_model.bin", "weights", "weights.pt", "w.SAFETENSORS"):
+        torch.save({"weight": torch.ones(4)}, folder / name)
+    if index is not None:
+        weight_map = {"weight": "adapter_model.bin"}
+        (folder / index).write_text(json.dumps({"weight_map": weight_map}))
+    write_config(folder, **({} if named is None else {"transformers_weights": named}))
+    if config != "config.json":  # the one that this version of transformers reads
+        (folder / "config.json").rename(folder / config)
+        write_config(folder, configuration_files=[config])
+    monkeypatch.setattr(torch, "load", None)
+    error = refused(folder, kind=UnsupportedModelError, says=["pickle"])
+    assert "--allow-pickle" in str(error.hint)
+
+
+def test_weights_are_not_opened_around_the_gate(folder: Path) -> None:
+    """Also where somebody else has chosen the files."""
+    torch.save({"weight": torch.ones(4)}, folder / "a.bin")
+    for open_shards in (Weights, partial(DecodedWeights, quantization=Quantization(method="fp8"))):
+        with pytest.raises(UnsupportedModelError, match="pickle"):
+            open_shards([folder / "model.safetensors", folder / "a.bin"])
+
+
+def test_what_the_config_names_is_read_or_nothing(folder: Path) -> None:
+    torch.save({"weight": torch.ones(4)}, folder / "pytorch_model.bin")
+    write_config(folder, transformers_weights="other.safetensors")
+    refused(folder, kind=CheckpointAccessError, says=["other.safetensors"], allow_pickle=True)
+
+
+@pytest.mark.parametrize("files", [3, ["config.evil.json"], [3]])
+def test_configs_of_versions_that_are_none(folder: Path, files: object) -> None:
+    write_config(folder, configuration_files=files)
+    refused(folder, kind=CheckpointCorruptError, says=["configuration_files"])
+
+
+def test_the_config_of_this_version_is_checked_like_the_other(folder: Path) -> None:
+    write_config(folder, num_hidden_layers=10**9, layer_types=None)
+    (folder / "config.json").rename(folder / "config.5.0.0.json")
+    write_config(folder, configuration_files=["config.5.0.0.json", "config.999.0.0.json"])
+    refused(folder, kind=CheckpointCorruptError, says=["num_hidden_layers is 1000000000"])
 
 
 def test_a_pickle_is_read_with_permission(folder: Path) -> None:
@@ -449,10 +547,68 @@ def test_fetches_only_what_is_needed(fake_hub: FakeHub) -> None:
     assert checkpoint.folder == fake_hub.snapshot
 
 
+@pytest.mark.parametrize(
+    ("address", "revision"),
+    [
+        ("https://huggingface.co/owner/name", None),
+        ("https://hf.co/owner/name/", None),
+        ("http://www.huggingface.co/owner/name/tree/v9", "v9"),
+        ("https://huggingface.co/owner/name/blob/v9/config.json?download=true", "v9"),
+        ("https://huggingface.co/owner/name/resolve/v9/a/b.json#L1", "v9"),
+    ],
+)
+def test_an_address_on_the_hub_is_a_model(address: str, revision: str | None) -> None:
+    assert hub.from_url(address, None) == ("owner/name", revision)
+    assert hub.from_url(address, "mine") == ("owner/name", "mine")
+
+
+@pytest.mark.parametrize(
+    "model", ["owner/name", "https://example.org/owner/name", "https://huggingface.co/owner", ""]
+)
+def test_anything_else_is_not_an_address(model: str) -> None:
+    assert hub.from_url(model, "v9") == (model, "v9")
+
+
+def test_an_adapter_on_the_hub_names_its_base_model(fake_hub: FakeHub) -> None:
+    adapter = fake_hub.remote / "adapter_config.json"
+    adapter.write_text('{"base_model_name_or_path": "owner/base"}')
+    error = refused("owner/name", kind=UnsupportedModelError, says=["PEFT adapter"])
+    assert "scan its base model 'owner/base'" in str(error.hint)
+    assert fake_hub.fetched == [adapter.name]
+
+
 def test_fetches_code_only_with_permission(fake_hub: FakeHub) -> None:
     (fake_hub.remote / "odd.py").write_text("")
     opened("owner/name", trust_remote_code=True)
     assert "odd.py" in fake_hub.fetched
+
+
+@pytest.mark.parametrize(
+    "sibling",
+    [
+        {"rfilename": None, "size": 3},
+        {"rfilename": 3, "size": 3},
+        {"size": 3},
+    ],
+)
+def test_a_hub_that_lists_no_names(
+    fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch, sibling: dict[str, object]
+) -> None:
+    info = SimpleNamespace(siblings=[SimpleNamespace(**sibling)])
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda *_, **__: info)
+    refused("owner/name", kind=CheckpointAccessError, says=["makes no sense"])
+    assert fake_hub.fetched == []
+
+
+@pytest.mark.parametrize("size", ["3 GB", None, [1]])
+def test_a_hub_that_tells_no_sizes(
+    fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch, size: object
+) -> None:
+    info = fake_hub.model_info("")
+    for file in info.siblings:
+        file.size = size
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda *_, **__: info)
+    assert opened("owner/name").revision == COMMIT
 
 
 def test_announces_the_size_before_the_download(fake_hub: FakeHub) -> None:
@@ -519,6 +675,10 @@ def hub_error(kind: Callable[..., Exception], *, status: int) -> Exception:
         (hub_error(RevisionNotFoundError, status=404), "no revision 'v9'", "/commits/main"),
         (hub_error(HfHubHTTPError, status=503), "said the Hub", "status.huggingface.co"),
         (OSError(28, "No space left on device"), "No space left", "HF_HOME"),
+        (json.JSONDecodeError("Expecting value", "<html>", 0), "makes no sense", "HF_ENDPOINT"),
+        (KeyError("rfilename"), "makes no sense", "HF_ENDPOINT"),
+        (TypeError("argument of type 'NoneType'"), "makes no sense", "HF_ENDPOINT"),
+        (AttributeError("'list' object has no attribute 'get'"), "makes no sense", "HF_ENDPOINT"),
     ],
     ids=lambda each: type(each).__name__ if isinstance(each, Exception) else "",
 )

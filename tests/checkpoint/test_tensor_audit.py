@@ -1,20 +1,25 @@
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from precheck.checkpoint.checkpoint_audit import audit_weights
+from precheck.checkpoint import checkpoint_audit, checksum
+from precheck.checkpoint.checkpoint_audit import CheckpointAuditor, audit_weights
+from precheck.checkpoint.checksum import METHOD, Checksum
 from precheck.checkpoint.tensor_audit import TensorAudit, audit_tensor
 from precheck.checkpoint.weights import Weights
-from precheck.records.report import CheckpointAudit, TensorFault
+from precheck.records.report import CheckpointAudit
 from precheck.records.stats import TensorStats
+from precheck.records.stored import TensorFault
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -144,6 +149,7 @@ def test_names_the_tensors_at_fault(checkpoint: Path) -> None:
     with Weights([checkpoint]) as weights:
         audit = audit_weights(weights)
     assert replace(audit, digest=None, digests={}) == CheckpointAudit(
+        checksum=METHOD,
         nonfinite=(
             TensorFault(name="broken", num_elements=3, abs_max=2.0),
             TensorFault(name="nothing", num_elements=1, abs_max=None),
@@ -173,3 +179,81 @@ def test_reads_each_tensor_once(checkpoint: Path, monkeypatch: pytest.MonkeyPatc
 def test_counts_elements_by_dtype(checkpoint: Path) -> None:
     with Weights([checkpoint]) as weights:
         assert weights.headers().elements_by_dtype == {"bfloat16": 10, "float32": 11, "int64": 7}
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Blocks of so many bytes, with several chunks in each."""
+    monkeypatch.setattr(checksum, "BLOCK_BYTES", 24)
+    monkeypatch.setattr(checkpoint_audit, "BLOCK_BYTES", 24)
+    monkeypatch.setattr(checkpoint_audit, "CHUNK_ELEMENTS", 4)
+    return 24
+
+
+def test_the_digest_is_that_of_every_byte(checkpoint: Path, small_blocks: int) -> None:
+    lines = []
+    with Weights([checkpoint]) as weights:
+        for name in sorted(weights):
+            tensor = weights[name]
+            content = bytes(tensor.view(torch.uint8).numpy().tobytes())
+            blocks = [
+                content[at : at + small_blocks] for at in range(0, len(content), small_blocks)
+            ]
+            each = b"".join(xxhash.xxh3_64(block).digest() for block in blocks)
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            lines.append(f"{name} {dtype} {tuple(tensor.shape)} {xxhash.xxh3_64_hexdigest(each)}\n")
+        found = audit_weights(weights)
+    assert found.digest == hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("rows", [(1,) * 10, (3, 3, 4), (7, 3), (10,)])
+@pytest.mark.parametrize("num_threads", [1, 5])
+def test_parts_and_threads_do_not_matter(
+    rows: tuple[int, ...],
+    num_threads: int,
+    tmp_path: Path,
+    small_blocks: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = torch.linspace(-1e5, 1e5, 50).reshape(10, 5)
+    assert values.nbytes > 5 * small_blocks
+    save_file({"weight": values}, tmp_path / "model.safetensors")
+    with Weights([tmp_path / "model.safetensors"]) as weights:
+        whole, parts = CheckpointAuditor(weights), CheckpointAuditor(weights)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
+        whole.add({"weight": weights["weight"]})
+        for part in weights["weight"].split(list(rows)):
+            parts.add_part("weight", part)
+        assert whole.result() == parts.result()
+        assert whole.result().digest is not None
+        assert whole.result().out_of_float16_range
+
+
+def test_one_bit_changes_the_digest(tmp_path: Path, small_blocks: int) -> None:
+    def digest(values: torch.Tensor) -> str | None:
+        save_file({"weight": values}, tmp_path / "model.safetensors")
+        with Weights([tmp_path / "model.safetensors"]) as weights:
+            return audit_weights(weights).digest
+
+    values = torch.ones(3 * small_blocks, dtype=torch.int16)
+    digests = {digest(values)}
+    for at in (0, small_blocks // 2, -1):
+        changed = values.clone()
+        changed[at] ^= 1
+        digests.add(digest(changed))
+    assert len(digests) == 4
+
+
+def test_a_checksum_of_whole_blocks_has_no_empty_one(small_blocks: int) -> None:
+    sums = [Checksum() for _ in range(2)]
+    sums[0].update(memoryview(b"a" * 2 * small_blocks))
+    sums[1].extend([xxhash.xxh3_64(b"a" * small_blocks).digest()] * 2)
+    assert sums[0].hexdigest() == sums[1].hexdigest()
+
+
+def test_only_digests_of_one_kind_are_compared() -> None:
+    old, new = CheckpointAudit(digest="a"), CheckpointAudit(digest="a", checksum=METHOD)
+    assert new.has_weights_of(old) is None
+    assert new.has_weights_of(replace(new, digest=None)) is None
+    assert new.has_weights_of(replace(new, digest="b")) is False
+    assert new.has_weights_of(new) is True

@@ -1,4 +1,5 @@
-"""Plants three kinds of faults in tiny models of many architectures, and fixes them.
+"""Plants faults in tiny models of many architectures, and fixes them: three kinds in whole blocks,
+and plants in one part of a fused matrix or of merged experts (``fused.py``).
 
 ``make fixes`` writes the table of docs/fix.md: a row for each.
 """
@@ -17,10 +18,11 @@ import torch
 import transformers
 
 from precheck.cure.fix import FixRequest, fix
-from precheck.records.fix import Fix, Remedy
+from precheck.records.outcomes.fix import Fix, ProofRun, Remedy
 from precheck.records.precision import Dtype
 from precheck.records.quantities import bits, nats
 from precheck.render.parts.words import DASH
+from tests.cure.fused import FUSED, planted_model
 from tests.tiny_models import save_checkpoint, tiny_config, tiny_inputs, tiny_of
 
 if TYPE_CHECKING:
@@ -200,9 +202,12 @@ def _given(model: PreTrainedModel, module: str) -> torch.Tensor:
 @torch.no_grad()
 def planted(architecture: str, fault: str, folder: Path) -> Path:
     """The folder, now a float32 checkpoint of the architecture with the fault in it."""
-    config, blocks = ARCHITECTURES[architecture]
-    model = tiny_of(config())
-    FAULTS[fault](model, blocks)
+    if (architecture, fault) in FUSED:
+        model = planted_model(FUSED[architecture, fault])
+    else:
+        config, blocks = ARCHITECTURES[architecture]
+        model = tiny_of(config())
+        FAULTS[fault](model, blocks)
     return save_checkpoint(model, folder, tokenizer=True)
 
 
@@ -220,8 +225,11 @@ def row(architecture: str, fault: str, outcome: Fix) -> str:
     """A row of the table."""
     proof = outcome.proof
     runs = {} if proof is None else {(run.checkpoint, run.dtype): run for run in proof.runs}
-    fixed_run = runs.get(("fixed", outcome.dtype))
-    original_run = runs.get(("original", Dtype.BFLOAT16))
+    shown = (
+        runs.get(("fixed", outcome.dtype)),
+        runs.get(("fixed", Dtype.BFLOAT16)),
+        runs.get(("original", Dtype.BFLOAT16)),
+    )
     worst = min(outcome.rooms, key=lambda row: row.before_bits, default=None)
     remedy = str(outcome.remedy).replace("_", " ")
     if outcome.remedy is Remedy.RESCALING and proof is not None:
@@ -230,14 +238,20 @@ def row(architecture: str, fault: str, outcome: Fix) -> str:
         architecture,
         fault,
         remedy if outcome.holds else f"none: {outcome.sentence}",
-        DASH if fixed_run is None or (kl := fixed_run.kl_divergence_mean) is None else nats(kl),
-        DASH
-        if original_run is None or (kl := original_run.kl_divergence_mean) is None
-        else nats(kl),
+        *(
+            DASH if run is None or (kl := run.kl_divergence_mean) is None else nats(kl)
+            for run in shown
+        ),
         DASH if worst is None else bits(worst.before_bits),
         DASH if worst is None or outcome.remedy is not Remedy.RESCALING else bits(worst.after_bits),
     )
     return f"| {' | '.join(cells)} |"
+
+
+def nats_of(run: ProofRun | None) -> str:
+    """The mean KL divergence of a run, if there is one."""
+    kl = None if run is None else run.kl_divergence_mean
+    return DASH if kl is None else nats(kl)
 
 
 def cases() -> Iterator[tuple[str, str]]:
@@ -246,6 +260,7 @@ def cases() -> Iterator[tuple[str, str]]:
         for fault in FAULTS:
             if blocks.is_gated or fault != "product":
                 yield architecture, fault
+    yield from FUSED
 
 
 def main() -> None:
@@ -257,8 +272,8 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     rows = [
-        "| model | planted | remedy | KL, fixed | KL, bfloat16 | bits before | after |",
-        "|---|---|---|---:|---:|---:|---:|",
+        "| model | planted | remedy | fixed | fixed, bfloat16 | bfloat16 | bits before | after |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
     ]
     for architecture, fault in cases():
         with tempfile.TemporaryDirectory() as folder:

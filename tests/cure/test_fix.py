@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 import precheck
 from precheck.cure.fix import FixRequest, fix
 from precheck.errors import ReportError, UsageError
-from precheck.records.fix import Exactness, Remedy
+from precheck.records.outcomes.fix import Exactness, Remedy
 from precheck.records.precision import Dtype
 from tests.cure.survey import fixed
 from tests.custom_models import Custom, save_custom
 from tests.tiny_models import save_checkpoint, tiny, tiny_config, tiny_inputs, tiny_of
 
 if TYPE_CHECKING:
-    from precheck.records.fix import Fix, ProofRun
+    from precheck.records.outcomes.fix import Fix, ProofRun
 
 
 def run_of(outcome: Fix, checkpoint: str, dtype: Dtype) -> ProofRun:
@@ -50,6 +50,7 @@ EXACT = (
     ("Qwen3-MoE", "product"),
     ("Phi-3", "product"),
     ("GPT-2", "residual"),
+    ("Gemma 3", "MLP output"),
 )
 """One of each kind; ``make fixes`` does all."""
 

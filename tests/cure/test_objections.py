@@ -11,9 +11,8 @@ from precheck.cure.decision import cheaper_remedy
 from precheck.cure.objections import objections
 from precheck.judge import judge
 from precheck.records.finding import Verdict
-from precheck.records.fix import ProofRun, Remedy
+from precheck.records.outcomes.fix import ProofRun, Remedy
 from precheck.records.precision import Dtype
-from precheck.records.traces import Section
 from tests import hand_made
 
 if TYPE_CHECKING:
@@ -53,18 +52,6 @@ def test_one_attention_implementation_that_runs_is_enough() -> None:
     assert decision is not None
     assert decision.remedy is Remedy.ATTENTION
     assert 'attn_implementation="sdpa"' in decision.sentence
-
-
-def test_what_takes_images_is_not_proved_on_text_alone() -> None:
-    report = with_verdict(judged(), Verdict.OVERFLOW)
-    runs = tuple(
-        replace(run, layers=(replace(run.layers[0], section=Section.VISION), *run.layers))
-        for run in report.runs
-    )
-    decision = cheaper_remedy(replace(report, runs=runs), Dtype.FLOAT16, "sdpa")
-    assert decision is not None
-    assert decision.remedy is Remedy.NONE
-    assert "images or sounds" in decision.sentence
 
 
 def test_what_is_broken_in_float32_or_was_not_measured_is_left() -> None:

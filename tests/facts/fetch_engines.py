@@ -21,7 +21,11 @@ from packaging.version import Version
 
 from precheck.facts.engines import engine
 
-WANTED = (("vllm", "vllm", ".tar.gz"), ("sglang", "sglang", ".whl"))
+WANTED = (
+    ("vllm", "vllm", ".tar.gz"),
+    ("sglang", "sglang", ".whl"),
+    ("llama-cpp-python", "llama_cpp", ".tar.gz"),
+)
 """Distribution, engine, and the kind of file that holds the Python source."""
 
 FILES = (
@@ -35,7 +39,11 @@ FILES = (
     "sglang/srt/configs/model_config.py",
     "sglang/srt/model_executor/model_runner_components/load_model_utils.py",
     "sglang/srt/arg_groups/model_override_base.py",
+    "vllm/model_executor/models/registry.py",
+    "vendor/llama.cpp/conversion/__init__.py",
 )
+FOLDER = "sglang/srt/models/"
+"""Every module directly in it is wanted too."""
 
 
 def index_url() -> str:
@@ -77,20 +85,25 @@ def fetch(distribution: str, wanted: str | None, suffix: str, folder: Path) -> V
     return version
 
 
+def is_wanted(name: str) -> bool:
+    module = name.removeprefix(FOLDER)
+    return name in FILES or (module != name and "/" not in module and module.endswith(".py"))
+
+
 def unpack(archive: Path, folder: Path) -> None:
     """Writes the wanted files, whatever folder they lie in inside the archive."""
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as whole:
-            contents = {each: whole.read(each) for each in FILES if each in whole.namelist()}
+            contents = {each: whole.read(each) for each in whole.namelist() if is_wanted(each)}
     else:
         contents = {}
         with tarfile.open(archive) as whole_tar:
             for member in whole_tar:
                 inner = member.name.partition("/")[2]
-                if inner in FILES and (data := whole_tar.extractfile(member)) is not None:
+                if is_wanted(inner) and (data := whole_tar.extractfile(member)) is not None:
                     contents[inner] = data.read()
     for name, content in contents.items():
-        target = folder / name
+        target = folder / name.removeprefix("vendor/llama.cpp/")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
 
@@ -99,9 +112,9 @@ def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     for distribution, identity, suffix in WANTED:
-        known = None if "--newest" in sys.argv else engine(identity).version
-        version = fetch(distribution, known, suffix, folder)
-        print(f"{distribution} {version}; engines.toml was read from {engine(identity).version}")  # noqa: T201
+        read = engine(identity).version.split()[-1]
+        version = fetch(distribution, None if "--newest" in sys.argv else read, suffix, folder)
+        print(f"{distribution} {version}; engines.toml was read from {read}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from precheck.facts import architectures
 from precheck.facts.devices import find
 from precheck.facts.engines import engine
 from precheck.judge.devices.engines import default_of
@@ -31,6 +32,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 DEVICES = ("T4", "L4", "A100", "H100", "RTX 5090")
+NOT_SERVED_BY_VLLM = {
+    "_SPECULATIVE_DECODING_MODELS",  # drafts
+    "_TRANSFORMERS_BACKEND_MODELS",  # the wrappers themselves
+    "_PREVIOUSLY_SUPPORTED_MODELS",
+    "_OOT_SUPPORTED_MODELS",
+    "_VLLM_MODELS",  # all of them
+}
 MODEL_TYPES = ("qwen2", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "glm4", "gpt_oss")
 
 
@@ -77,7 +85,7 @@ def model(model_type: str, declared: str) -> ModelFacts:
     return ModelFacts(
         id="m",
         revision=None,
-        architecture="SomethingForCausalLM",
+        architecture="LlamaForCausalLM",
         model_type=model_type,
         decoder_layers="model.layers",
         num_decoder_layers=1,
@@ -179,6 +187,41 @@ def test_sglang_forces_float16_below_sm_80_and_refuses_below_sm_75(
     ours = default_of(engine("sglang"), model("gemma3", "bfloat16"), hardware)
     assert (ours.dtype is None) == is_refused
     assert is_refused or str(ours.dtype) == config.dtype
+
+
+def listed(engine: str) -> frozenset[str]:
+    return next(each for each in architectures.table().served if each.id == engine).architectures
+
+
+def test_vllm_has_the_architectures_and_the_endings_that_are_listed() -> None:
+    theirs: set[str] = set()
+    for node in tree("vllm/model_executor/models/registry.py").body:
+        if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Dict):
+            continue
+        name = ast.unparse(node.targets[0])
+        if name.endswith("_MODELS") and name not in NOT_SERVED_BY_VLLM:
+            keys = [each for each in node.value.keys if isinstance(each, ast.Constant)]
+            theirs |= {str(each.value) for each in keys}
+    assert listed("vllm") == theirs - {"Terratorch"}
+    endings = constant("vllm/config/model.py", "_SUFFIX_TO_DEFAULTS")
+    row = next(each for each in architectures.table().served if each.id == "vllm")
+    assert row.endings == tuple(ending for ending, _ in endings)
+
+
+def test_sglang_has_the_architectures_that_are_listed() -> None:
+    theirs: set[str] = set()
+    for path in sorted((SOURCES / "sglang/srt/models").glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EntryClass":
+                each = node.value
+                classes = each.elts if isinstance(each, ast.List | ast.Tuple) else [each]
+                theirs |= {ast.unparse(entry) for entry in classes}
+    theirs = {name for name in theirs if not name.startswith("Transformers")}
+    assert listed("sglang") == theirs
+
+
+def test_llama_cpp_has_the_architectures_that_are_listed() -> None:
+    assert listed("llama_cpp") == set(constant("conversion/__init__.py", "TEXT_MODEL_MAP"))
 
 
 def test_sglang_forces_the_architectures_that_are_listed() -> None:

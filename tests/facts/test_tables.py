@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from precheck.facts import attention, devices, engines, families
+from precheck.facts import architectures, attention, devices, engines, families
 from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
@@ -29,6 +29,11 @@ TABLES: Mapping[str, tuple[str, Mapping[str, str], Sequence[tuple[str, ...]]]] =
         engines.table().read,
         engines.table().sources,
         [each.sources for each in engines.table().engine],
+    ),
+    "architectures": (
+        architectures.table().read,
+        architectures.table().sources,
+        [each.sources for each in architectures.table().served],
     ),
     "families": (
         families.table().read,
@@ -86,10 +91,36 @@ def test_engines_name_dtypes_that_are_measured() -> None:
     for engine in engines.table().engine:
         assert engine.default_dtype in {"declared", *Dtype}
         assert engine.float32_becomes in {"keeps", "first", *Dtype}
-        assert "{dtype}" in engine.command or "{gguf}" in engine.command
+        assert "{dtype}" in engine.flag or "{gguf}" in engine.flag
+        assert "{flag}" in engine.command
+
+
+def test_families_are_about_probes_that_there_are() -> None:
+    kinds = {each.inputs for each in families.table().family}
+    assert kinds <= {None, "image", "sound"}
 
 
 def test_families_that_engines_refuse_are_documented() -> None:
     documented = {name for each in families.table().family for name in each.model_types}
     for engine in engines.table().engine:
         assert set(engine.refuses_float16) <= documented
+
+
+def test_every_engine_but_transformers_lists_the_architectures_it_has() -> None:
+    listed = {each.id for each in architectures.table().served}
+    assert listed == {each.id for each in engines.table().engine} - {"transformers"}
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "tgi", "llama_cpp"])
+def test_an_architecture_that_no_engine_lists_is_not_known_to_run(engine: str) -> None:
+    assert architectures.is_served(engine, "LlamaForCausalLM")
+    assert not architectures.is_served(engine, "DebertaV2ForSequenceClassification")
+    assert not architectures.is_served(engine, "Model")
+    assert architectures.is_served("transformers", "DebertaV2ForSequenceClassification")
+
+
+def test_vllm_adapts_what_it_has_to_other_tasks() -> None:
+    assert architectures.is_served("vllm", "Qwen2ForTokenClassification")
+    assert architectures.is_served("vllm", "Gemma2ForSequenceClassification")
+    assert not architectures.is_served("vllm", "Qwen2ForQuestionAnswering")
+    assert not architectures.is_served("llama_cpp", "Qwen2ForTokenClassification")

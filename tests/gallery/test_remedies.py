@@ -54,9 +54,11 @@ def test_one_module_in_float32_helps_where_that_is_predicted(name: str, tmp_path
         assert float(divergence.mean()) < 0.01
 
 
-def test_nothing_smaller_helps_a_residual_stream(tmp_path: Path) -> None:
+def test_exact_rescaling_helps_a_residual_stream_and_no_module_does(tmp_path: Path) -> None:
     GALLERY["gemma3-residual"].build(tmp_path)
     report = precheck.scan(tmp_path, quick=True, gpus=("T4", "L4"))
     assert report.recommendation is not None
-    assert [remedy.helps for remedy in report.recommendation.remedies] == [False, False]
+    module, rescaling, clamping = report.recommendation.remedies
+    assert (module.helps, rescaling.helps, clamping.helps) == (False, True, False)
+    assert rescaling.snippet == f"precheck fix {tmp_path} -o ./fixed"
     assert report.other_recommendations[0].remedies == ()

@@ -35,8 +35,8 @@ class Row:
     vllm_safe: bool | None = None
     sglang: str | None = None
     sglang_safe: bool | None = None
-    command: str | None = None
-    """Part of what vLLM is to be told."""
+    flag: str | None = None
+    """What vLLM is to be told; empty where it needs no flag."""
     flash: bool | None = None
     """Whether flash_attention_2 can be had."""
 
@@ -74,7 +74,7 @@ ROWS = (
         vllm_safe=True,
         sglang="float16",
         sglang_safe=True,
-        command="--dtype float16",
+        flag="",
         fits=False,
         because=("does not fit", "predicted for sm_75"),
     ),
@@ -96,7 +96,7 @@ ROWS = (
         flash=True,
         vllm="bfloat16",
         vllm_safe=True,
-        command="--dtype float16",
+        flag=" --dtype float16",
         because=("bits of headroom",),
     ),
     Row(story=Q, device="H100", use="float16 + sdpa", sdpa="cudnn", flash=True, vllm="bfloat16"),
@@ -140,7 +140,7 @@ ROWS = (
         vllm_safe=True,
         sglang="float16",
         sglang_safe=False,
-        command="--dtype float32",
+        flag="",
         because=("has no bfloat16", "8 times slower"),
     ),
     Row(
@@ -168,7 +168,7 @@ ROWS = (
         vllm_safe=True,
         sglang="bfloat16",
         sglang_safe=True,
-        command="--dtype bfloat16",
+        flag="",
     ),
     Row(story=G, device="H100", use="bfloat16 + sdpa", sdpa="cudnn", vllm_safe=True),
     Row(story=G, device="L4", use="bfloat16 + sdpa", because=("room for",)),
@@ -199,7 +199,7 @@ ROWS = (
         vllm="float16",
         vllm_safe=False,
         sglang_safe=False,
-        command="--dtype float32",
+        flag=" --dtype float32",
     ),
     Row(story=P, device="A100", use="bfloat16 + sdpa", vllm="bfloat16", vllm_safe=True),
     Row(story=P, device="RTX 2080 Ti", use="float32 + sdpa", fits=False),
@@ -235,7 +235,7 @@ ROWS = (
         because=("9.5 GiB of weights",),
         vllm="float16",
         vllm_safe=True,
-        command="--dtype float16",
+        flag="",
     ),
     Row(story=stories.gptq, device="RTX 4080", use="float16 + sdpa", because=("room for",)),
     Row(story=stories.gptq, device="RTX 2060", use="float16 + sdpa", fits=False),
@@ -249,7 +249,7 @@ ROWS = (
         flash=False,
         vllm="bfloat16",
         vllm_safe=True,
-        command="--dtype bfloat16",
+        flag="",
     ),
     Row(
         story=stories.gpt_oss,
@@ -294,7 +294,7 @@ ROWS = (
         flash=True,
         vllm="bfloat16",
         vllm_safe=True,
-        command="--dtype bfloat16",
+        flag="",
     ),
     Row(
         story=stories.softcap,
@@ -386,8 +386,9 @@ def test_what_engines_do(row: Row) -> None:
             assert (found.default_dtype or "refuses") == dtype, found.default
         if safe is not None:
             assert found.is_default_safe is safe, found
-    if row.command is not None:
-        assert row.command in (engine(advice, "vLLM").command or "")
+    if row.flag is not None:
+        command = engine(advice, "vLLM").command
+        assert command == f"vllm serve {row.story().model.id}{row.flag}"
 
 
 @pytest.mark.parametrize("row", ROWS, ids=name)
@@ -425,5 +426,36 @@ def test_where_nothing_was_run_engines_get_what_is_recommended() -> None:
     assert (advice.dtype, advice.confidence) == ("float16", "predicted")
     for each in ("vLLM", "SGLang", "TGI"):
         found = engine(advice, each)
-        assert "--dtype float16" in (found.command or "")
+        assert found.default_dtype == "float16"
+        assert (found.command or "").endswith("some/llama")
         assert found.is_default_safe is None
+
+
+@pytest.mark.parametrize("device", ["T4", "A100"])
+def test_an_architecture_that_an_engine_does_not_list_gets_no_command_there(device: str) -> None:
+    scan = stories.encoder()
+    scan = replace(
+        scan, model=replace(scan.model, architecture="DebertaV2ForSequenceClassification")
+    )
+    advice = judge(scan, gpus=(device,), version="0.1.0").recommendation
+    assert advice is not None
+    ours, *others = advice.engines
+    assert ours.engine == "transformers"
+    assert ours.command is not None
+    for each in others:
+        assert (each.command, each.default_dtype, each.is_default_safe) == (None, None, None)
+        assert each.default == "not known to run DebertaV2ForSequenceClassification"
+
+
+def test_no_promise_for_an_engine_where_all_that_ran_in_its_dtype_broke() -> None:
+    base = stories.qwen2(1.5)
+    eager = tuple(run for run in base.runs if run.attn_implementation == "eager")
+    broken = judge(replace(base, runs=eager), gpus=("T4",), version="0.1.0").recommendation
+    assert broken is not None
+    for each in ("vLLM", "SGLang", "TGI"):
+        found = engine(broken, each)
+        assert found.is_default_safe is None
+        assert "float16" not in (found.command or "")
+    whole = judge(base, gpus=("T4",), version="0.1.0").recommendation
+    assert whole is not None
+    assert engine(whole, "SGLang").is_default_safe is True

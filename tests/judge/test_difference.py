@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from precheck.records.difference import Difference
+    from precheck.records.outcomes.difference import Difference
     from precheck.records.report import Report
 
 

@@ -8,8 +8,10 @@ import pytest
 from precheck.judge import judge
 from precheck.judge.gate import FailOn, gate
 from precheck.records.configuration import Configuration
+from precheck.records.finding import Verdict
 from precheck.records.precision import Dtype
-from precheck.records.report import CheckpointAudit, TensorFault
+from precheck.records.report import CheckpointAudit
+from precheck.records.stored import TensorFault
 from tests import hand_made
 
 if TYPE_CHECKING:
@@ -145,3 +147,55 @@ def test_without_a_known_default_every_run_of_the_dtype_is_gated() -> None:
 def test_never_rejects_nothing() -> None:
     required = (configuration("float16", "eager"),)
     assert gate(QWEN2, require=required, fail_on=FailOn.NEVER).holds
+
+
+def test_accuracy_that_odd_inputs_lose_is_rejected_with_warnings_alone() -> None:
+    measured = hand_made.measurements()
+    logits = hand_made.logits(kl_by_probe={"plain": 1e-4, "repeated": 0.3}, verdict=1e-4)
+    lossy = judged(
+        replace(
+            measured,
+            runs=tuple(
+                run if run.dtype.is_reference else replace(run, logits=logits)
+                for run in measured.runs
+            ),
+        )
+    )
+    assert gate(lossy, fail_on=FailOn.ERROR).holds
+    strict = gate(lossy, fail_on=FailOn.WARNING)
+    assert not strict.holds
+    assert "repeated" in strict.reasons[0]
+    accepted = replace(
+        lossy,
+        findings=tuple(
+            replace(finding, accepted="we never send such texts") for finding in lossy.findings
+        ),
+    )
+    assert gate(accepted, fail_on=FailOn.WARNING).holds
+
+
+IMPOSSIBLE = {
+    "it failed": {"failure": "CUDA error"},
+    "no layer was measured": {"layers": ()},
+    "its output is not finite": {"reaches_output": True},
+    "an overflow was not absorbed": {
+        "first_overflow": hand_made.scores_overflow(),
+        "overflows": (hand_made.scores_overflow(),),
+    },
+}
+
+
+@pytest.mark.parametrize("why", IMPOSSIBLE)
+@pytest.mark.parametrize("verdict", [Verdict.SAFE, Verdict.LOW_HEADROOM, Verdict.ABSORBED])
+def test_a_saved_run_that_contradicts_itself_is_not_trusted(why: str, verdict: Verdict) -> None:
+    runs = tuple(
+        replace(run, verdict=verdict, **IMPOSSIBLE[why])  # type: ignore[arg-type]
+        if run.name == "bfloat16 + sdpa"
+        else run
+        for run in QWEN2.runs
+    )
+    outcome = gate(replace(QWEN2, runs=runs), fail_on=FailOn.ERROR)
+    assert not outcome.holds
+    assert outcome.reasons == (
+        f"bfloat16 + sdpa: {verdict.replace('_', ' ')}, but {why}: scan again.",
+    )

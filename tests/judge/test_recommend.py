@@ -8,7 +8,8 @@ import pytest
 from precheck.judge import judge
 from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Arithmetic, Dtype
-from precheck.records.report import CheckpointAudit, Device, TensorFault
+from precheck.records.report import CheckpointAudit, Device
+from precheck.records.stored import TensorFault
 from tests import hand_made
 
 if TYPE_CHECKING:
@@ -57,18 +58,61 @@ def test_native_bfloat16_is_chosen_when_float16_has_little_to_spare() -> None:
         Mechanism.RESIDUAL, layer=3, abs_max=20_000.0, op="aten.add", line=289, module=""
     )
     scan = hand_made.measurements(headroom=(tight,))
-    assert choice(recommended(scan, "A100")) == ("bfloat16", "sdpa")
+    ampere = recommended(scan, "A100")
+    assert choice(ampere) == ("bfloat16", "sdpa")
+    assert why_not(ampere, "float16", "sdpa") == "usable; 1.7 bits of headroom, bfloat16 has 114"
     assert choice(recommended(scan, "T4")) == ("float16", "sdpa")
 
 
-def test_native_bfloat16_is_chosen_when_neither_is_closer() -> None:
-    close = tuple(
-        replace(run, logits=hand_made.logits(kl=1e-5)) if run.dtype is Dtype.BFLOAT16 else run
+def with_figures(
+    *, float16: tuple[float | None, float | None], bfloat16: tuple[float | None, float | None]
+) -> Measurements:
+    """A healthy scan whose 16-bit runs have this mean KL and this error after the last layer."""
+    figures = {Dtype.FLOAT16: float16, Dtype.BFLOAT16: bfloat16}
+    runs = tuple(
+        replace(
+            run,
+            logits=None
+            if (pair := figures[run.dtype])[0] is None
+            else hand_made.logits(kl=pair[0]),
+            layers=hand_made.layers(errors=(0.0, 0.0, 0.0, 0.0, 0.0, pair[1])),
+        )
+        if run.dtype in figures
+        else run
         for run in hand_made.healthy_runs()
     )
-    recommendation = recommended(hand_made.measurements(runs=close), "A100")
+    return hand_made.measurements(runs=runs)
+
+
+@pytest.mark.parametrize(
+    ("float16", "bfloat16", "why"),
+    [
+        ((9e-5, 0.0), (1e-5, 0.0), "both round alike (mean KL 9.0e-05 nat against 1.0e-05)"),
+        ((1e-6, 0.0), (9e-5, 0.0), "both round alike (mean KL 1.0e-06 nat against 9.0e-05)"),
+        ((8e-4, 0.0), (2e-4, 0.0), "float16 is no closer to float32 (mean KL 8.0e-04 nat against"),
+        ((None, 0.03), (None, 0.02), "no closer to float32 (relative error 3.0% against 2.0%)"),
+        ((None, 0.0005), (None, 0.003), "both round alike (relative error <0.1% against 0.3%)"),
+        ((None, None), (None, None), "which is closer to float32 is not known"),
+    ],
+)
+def test_native_bfloat16_is_chosen_for_its_range_where_float16_is_no_closer(
+    float16: tuple[float | None, float | None],
+    bfloat16: tuple[float | None, float | None],
+    why: str,
+) -> None:
+    recommendation = recommended(with_figures(float16=float16, bfloat16=bfloat16), "A100")
     assert choice(recommendation) == ("bfloat16", "sdpa")
-    assert "more range" in why_not(recommendation, "float16", "sdpa")
+    assert why in why_not(recommendation, "float16", "sdpa")
+    assert "bfloat16 has more range" in why_not(recommendation, "float16", "sdpa")
+
+
+def test_an_encoder_without_logits_gets_the_dtype_whose_last_layer_is_closer() -> None:
+    scan = with_figures(float16=(None, 0.002), bfloat16=(None, 0.012))
+    recommendation = recommended(scan, "A100")
+    assert choice(recommendation) == ("float16", "sdpa")
+    assert why_not(recommendation, "bfloat16", "sdpa") == (
+        "usable, but further from float32 (relative error 1.2% against 0.2%)"
+    )
 
 
 def test_a_residual_overflow_leaves_bfloat16_or_float32() -> None:
@@ -94,7 +138,7 @@ def test_little_headroom_is_accepted_when_nothing_of_the_size_is_safe_and_said()
     assert any("0.4 bits left" in reason for reason in turing.reasons)
     ampere = recommended(scan, "A100")
     assert choice(ampere) == ("bfloat16", "sdpa")
-    assert "headroom" in why_not(ampere, "float16", "sdpa")
+    assert why_not(ampere, "float16", "sdpa") == "usable; 0.4 bits of headroom, bfloat16 has 112"
 
 
 def test_eager_is_chosen_only_where_nothing_else_was_measured() -> None:

@@ -7,6 +7,7 @@ import torch
 
 from precheck.measure.batch_waves import WAVE_BATCHES, WAVE_TOKENS, in_waves
 from precheck.measure.probes.batch import Batch
+from precheck.records.traces import Probe
 
 
 def batches(*sizes: int) -> list[Batch]:
@@ -33,3 +34,11 @@ def test_a_wave_is_as_large_as_its_limits_allow(
 
 def test_only_the_batches_asked_for_run() -> None:
     assert in_waves(batches(2000, 40, 2000, 8), [1, 3]) == [[1, 3]]
+
+
+def test_the_text_near_the_context_runs_alone() -> None:
+    far = Batch(
+        probes=(Probe(name="context", kind="text", num_tokens=9),),
+        input_ids=torch.zeros(1, 9, dtype=torch.long),
+    )
+    assert in_waves([*batches(8, 8), far, *batches(8, 8)], range(5)) == [[0, 1], [2], [3, 4]]

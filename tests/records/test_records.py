@@ -13,6 +13,7 @@ from precheck.errors import ReportError
 from precheck.judge import judge
 from precheck.records.configuration import Configuration
 from precheck.records.mechanism import Mechanism
+from precheck.records.outcomes.fix import Float32Recipe
 from precheck.records.precision import Dtype, headroom_bits
 from precheck.records.report import Measurements, Report
 from precheck.records.stats import TensorStats
@@ -115,3 +116,13 @@ def test_another_schema_is_refused() -> None:
 
 def test_every_mechanism_has_words() -> None:
     assert all(mechanism.phrase for mechanism in Mechanism)
+
+
+@pytest.mark.parametrize("change", [{"num_bytes": 10**400}, {"dtype": "\udc80"}, {"modules": [3]}])
+def test_a_recipe_that_nothing_wrote_is_refused(change: dict[str, object]) -> None:
+    recipe = Float32Recipe(
+        model="m", dtype=Dtype.FLOAT16, attn_implementation="sdpa", modules=("a",), num_bytes=2
+    )
+    assert Float32Recipe.from_dict(recipe.to_dict()).num_bytes == 2
+    with pytest.raises(ReportError, match="recipe not readable"):
+        Float32Recipe.from_dict(recipe.to_dict() | change)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from precheck.judge import judge
 from precheck.records.precision import Dtype
-from precheck.records.report import Report, TensorFault
+from precheck.records.stored import TensorFault
 from precheck.records.traces import GREEDY, Generation, Probe, Symptom
 from tests import hand_made
+
+if TYPE_CHECKING:
+    from precheck.records.report import Report
 
 EVIL = (
     "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp; [bold]x[/bold] "

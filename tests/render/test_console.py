@@ -105,7 +105,7 @@ def test_the_first_line_is_the_verdict() -> None:
     assert first["qwen2-eager"] == (
         "✗ float16 + eager overflows in layer 3; bfloat16 + eager loses accuracy"
     )
-    assert first["all-safe"] == "✓ SAFE in all 6 configurations measured"
+    assert first["all-safe"] == "✓ SAFE in all 6 configurations measured, up to 512 of 2,048 tokens"
     assert first["broken-checkpoint"].startswith("✗ BROKEN: Missing from the checkpoint")
 
 

@@ -10,8 +10,9 @@ import pytest
 from rich.cells import cell_len
 
 from precheck.records.finding import Verdict
-from precheck.records.fix import (
+from precheck.records.outcomes.fix import (
     Exactness,
+    Extent,
     Factor,
     Fix,
     Float32Recipe,
@@ -59,11 +60,15 @@ FIX = Fix(
     dtype=Dtype.FLOAT16,
     attn_implementation="sdpa",
     remedy=Remedy.RESCALING,
-    sentence="runs in float16: fixed",
+    sentence="rescaled, and runs in float16",
     headroom_bits=2.0,
     factors=(
         Factor(parameter="model.embed_tokens.weight", power=-4),
-        Factor(parameter="model.layers.0.mlp.gate_up_proj", power=-4, dim=-2, start=8, stop=16),
+        Factor(
+            parameter="model.layers.0.mlp.gate_up_proj",
+            power=-4,
+            block=(Extent(dim=-2, start=8, stop=16),),
+        ),
         Factor(parameter="model.layers.0.post_feedforward_layernorm.weight", power=-4, shift=1.0),
         Factor(parameter="model.norm.weight", power=4, shift=1.0),
     ),
@@ -103,8 +108,10 @@ def with_proof(exactness: Exactness, *objections: str) -> Fix:
     return replace(FIX, proof=proof, remedy=Remedy.NONE if objections else FIX.remedy)
 
 
+assert FIX.proof is not None
 RECIPE = replace(
-    with_proof(Exactness.ROUNDED),
+    FIX,
+    proof=replace(FIX.proof, exactness=None, headroom=()),
     remedy=Remedy.FLOAT32_MODULES,
     factors=(),
     settings=(),
@@ -121,7 +128,7 @@ RECIPE = replace(
 
 @pytest.mark.parametrize("width", [80, 200])
 def test_a_fix_is_shown_as_it_was_last_approved(width: int) -> None:
-    assert_golden(render_fix(FIX, width=width, colour=False), f"fix-{width}.txt")
+    assert_golden(render_fix(FIX, output="fixed", width=width, colour=False), f"fix-{width}.txt")
 
 
 def test_its_section_of_the_model_card_is_as_it_was_last_approved() -> None:
@@ -142,13 +149,64 @@ STORIES = {
 @pytest.mark.parametrize("width", [40, 60, 80, 100])
 @pytest.mark.parametrize("story", STORIES)
 def test_no_line_is_wider_than_the_terminal(story: str, width: int) -> None:
-    text = render_fix(STORIES[story], width=width, colour=False)
+    text = render_fix(STORIES[story], output="fixed", width=width, colour=False)
     assert max(cell_len(line) for line in text.split("\n")) <= width
 
 
 def test_the_first_line_says_whether_it_runs() -> None:
-    first = {name: render_fix(each, width=80, colour=False)[0] for name, each in STORIES.items()}
+    first = {
+        name: render_fix(each, output="fixed", width=80, colour=False)[0]
+        for name, each in STORIES.items()
+    }
     assert {name for name, mark in first.items() if mark == "✗"} == {"not proved"}
+
+
+def lines_of(fix: Fix, *, output: str | None = "fixed") -> list[str]:
+    return render_fix(fix, output=output, width=200, colour=False).splitlines()
+
+
+def test_it_ends_with_what_was_written_and_the_next_command() -> None:
+    ends = {name: lines_of(each)[-2:] for name, each in STORIES.items()}
+    assert ends["fixed"] == [
+        "written: fixed, to be loaded like the original",
+        "next: precheck scan fixed --require float16+sdpa",
+    ]
+    assert ends["recipe"] == [
+        "written: fixed/precheck-recipe.json",
+        "next: precheck.apply(model, 'fixed/precheck-recipe.json'), in Python",
+    ]
+    assert ends["not proved"][-1] == ends["nothing to do"][-1] == "nothing was written"
+    prediction = replace(FIX, proof=None, dtype=Dtype.BFLOAT16, model="my model")
+    assert lines_of(prediction, output=None)[-2:] == [
+        "nothing was written (--dry-run)",
+        "next: precheck fix 'my model' --for bfloat16 -o DIR",
+    ]
+    assert lines_of(prediction)[0][0] == "?"
+
+
+def test_float32_is_spoken_of_only_where_it_was_run() -> None:
+    assert "in float32 it gives" not in "\n".join(lines_of(RECIPE))
+    refused = "\n".join(lines_of(with_proof(Exactness.ROUNDED, "float32 differs by 0.6 nat")))
+    assert "in float32 it gives" not in refused
+    assert refused.count("float32 differs by 0.6 nat") == 1
+
+
+def test_settings_alone_are_changes_too() -> None:
+    lines = lines_of(replace(FIX, factors=(), proof=None))
+    assert "  rms_norm_eps 1e-06 -> 3.90625e-09" in lines
+    assert any("model.layers.4" in line for line in lines)
+
+
+def test_media_and_readings_have_rows_of_their_own() -> None:
+    assert FIX.proof is not None
+    more = (replace(RUNS[-1], medium="image"), replace(RUNS[-1], is_tied=True))
+    fix = replace(FIX, proof=replace(FIX.proof, runs=(*RUNS, *more)), notes=("one thing",))
+    text = "\n".join(lines_of(fix))
+    assert "fixed float16 + sdpa with images" in text
+    assert "fixed float16 + sdpa, tied" in text
+    assert "  note: one thing" in text
+    assert "| fixed, float16 with images |" in render_fix_card(fix)
+    assert "- one thing" in render_fix_card(fix)
 
 
 def evil() -> Iterable[Fix]:
@@ -164,7 +222,7 @@ def evil() -> Iterable[Fix]:
 def test_text_from_a_checkpoint_stays_text() -> None:
     for each in evil():
         for width in (80, 200):
-            text = render_fix(each, width=width, colour=False)
+            text = render_fix(each, output="fixed", width=width, colour=False)
             assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\udc80]", text)
         card = render_fix_card(each)
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\udc80]", card)

@@ -33,6 +33,18 @@ def test_half_a_surrogate_pair_can_be_written_and_read_back() -> None:
     assert Report.from_dict(json.loads(text)) == report
 
 
+@pytest.mark.parametrize(
+    "text", ["\x9b31m", "\u202eabc", "\u2066", "\u200f", "\x85", "\u2028", "\U000e0001", "a\udc80"]
+)
+def test_what_acts_on_a_terminal_is_escaped_and_read_back(text: str) -> None:
+    scan = hand_made.qwen2_eager()
+    broken = replace(scan.runs[3], symptom=Symptom(greedy=text, sampling=""))
+    report = judge(replace(scan, runs=(*scan.runs[:3], broken)), version="0.1.0")
+    written = JSON.render(report)
+    assert all(character.isprintable() or character == "\n" for character in written)
+    assert Report.from_dict(json.loads(written)) == report
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_figure_that_is_not_finite_is_refused(value: float) -> None:
     scan = hand_made.measurements()

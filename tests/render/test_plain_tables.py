@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
-from precheck.facts.findings import explanation, explanations
+from precheck.facts.findings import explanations
 from precheck.judge import judge
 from precheck.judge.comparison.difference import difference
 from precheck.records.report import Device
@@ -40,7 +40,7 @@ def test_a_difference_is_told_without_colour_too() -> None:
 
 
 def test_an_explanation_is_shown_as_it_was_last_approved() -> None:
-    assert_golden(render_explanation(explanation("PC301"), width=80, colour=False), "PC301.txt")
+    assert_golden(render_explanation(explanations()["PC301"], width=80, colour=False), "PC301.txt")
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

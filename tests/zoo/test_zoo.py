@@ -29,22 +29,13 @@ ODD = {
 }
 
 
-SLOW = {"Gemma3nForCausalLM", "Gemma4ForCausalLM", "Phi4MultimodalForCausalLM"}
-"""Three quarters of a minute together, of the ten that all tests may take."""
-
 PINNED = {
     "Llama4ForConditionalGeneration": "broken in transformers 5.24",
     "ZayaForCausalLM": "what is found in it is what the tested transformers computes",
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(e, marks=[*marks(e, PINNED), *([pytest.mark.slow] if e in SLOW else [])])
-        for e in ODD
-    ],
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name, PINNED)) for name in ODD])
 def test_it_is_scanned_silent_when_healthy_and_named_when_planted(name: str) -> None:
     row = survey(KINDS[name])
     assert row.built is None

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from precheck.errors import UsageError
+from precheck.errors import unknown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -185,10 +185,7 @@ def saved(name: str) -> Path:
     """
     model = GALLERY.get(name)
     if model is None:
-        raise UsageError(
-            f"no built-in model {name!r} (expected {' or '.join(GALLERY)})",
-            hint="precheck demo",
-        )
+        raise unknown("built-in model", name, GALLERY, hint="precheck demo lists them")
     folder = _cache_folder() / f"{name}-{model.version}"
     if folder.is_dir():
         return folder

@@ -20,25 +20,34 @@ its modules are called. Two of them have names: a factor on everything that writ
 stream, which norms take out again, and a factor on ``up`` with its inverse on ``down``.
 
 The choice. What a scan measured in float32 turns "every result fits" into inequalities over the
-same forms, so choosing is an integer linear program: exponents as small and as few as possible, and
-a high price for each bit of headroom that is missing. If a result cannot be made to fit, the same
+same forms, so choosing is an integer linear program: exponents as small and as few as possible, a
+price for digits that stored weights lose and for epsilons that are not scaled with their variance,
+by what these were measured to be, and a high price for each bit of headroom that is missing. If a
+result cannot be made to fit, the same
 program with breakable equations tells which of them stand in the way, with their lines of code.
 
-Parts of a parameter. Gate and up are often one matrix whose product is split afterwards, so its
-halves need an unknown each. Where to divide is not known in advance: the flow is interpreted
-again with the boundaries that its splits asked for, until no new one is asked for.
+Parts of a parameter. Gate and up are often one matrix whose product is split afterwards, and
+queries, keys and values of each head may lie beside one another, so such parts need an unknown
+each: lanes. Which elements belong to which lane is kept as numbers, and views and copies are run
+on them. Where to divide is not known in advance: the flow is interpreted again with the divisions
+that its views asked for, until no new one is asked for. Merged experts have an unknown each too;
+which rows an expert gets is not known before the model runs, but a grouped product says that its
+rows are sorted by expert. Peaks are measured by lane and by expert, so that none is charged with
+another's.
 
 Assumptions.
 
-- The forward does the same for every text: the trace sees one batch of zeros.
+- The forward does the same for every text, and for every image of a size: the trace sees one batch
+  of zeros, and one batch of each medium that the model takes.
 - An operation without a rule is not homogeneous. That is safe: it may cost a solution, and never
   makes an inexact one.
 - Peaks measured on some texts speak for others; the headroom asked for is the margin.
 
 What it cannot see.
 
-- Code that depends on numbers (``if hidden.max() > ...``): the model is refused.
-- What a text does not pass: towers for images and sounds.
+- Code that depends on numbers (``if hidden.max() > ...``): the model is refused. Token ids, sizes
+  and positions are known (``known_numbers``).
+- What none of these batches passes; a fix is refused where parameters are left over.
 - Rounding. Values may become subnormal in float16, ``w`` of a scaled ``1 + w`` is rounded when it
   is stored, and an epsilon that is not in the config cannot be scaled. That is why every fix is
   measured before it is kept (``precheck.cure.proof``).
@@ -46,6 +55,7 @@ What it cannot see.
 To read in this order: ``forms`` (unknowns, linear forms, equations), ``flow`` (the trace),
 ``equations`` (one pass over it after another), ``tensor_scale`` and ``constraints`` (what a pass
 keeps), ``rules`` with ``products``, ``sums`` and ``views`` (a rule for each operation),
-``settings`` (numbers of the config), ``solve`` (the integer program), ``traced_checkpoint`` (from
-parameters to the tensors that are stored).
+``config_numbers`` (numbers of the config), ``solve`` and ``prices`` (the integer program),
+``traced_checkpoint``, ``blocks``, ``stored_changes`` and ``weight_ranges`` (from unknowns to the
+tensors that are stored).
 """

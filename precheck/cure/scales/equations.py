@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from precheck.cure.scales.constraints import Constraints
 from precheck.cure.scales.forms import UNSCALED, Form, Kind, Reason, ScaledResult, Scales
 from precheck.cure.scales.op_context import OpContext
 from precheck.cure.scales.rules import compare, result_scales
-from precheck.cure.scales.tensor_scale import CONSTANT, ZEROS, Partition, parameter_scale
+from precheck.cure.scales.tensor_scale import CONSTANT, ZEROS, of_rank, parameter_scale
 from precheck.measure.watch.op_kinds import MOVES
 
 if TYPE_CHECKING:
@@ -47,19 +48,13 @@ def find_scales(
         interpreter.interpret()
         if not interpreter.constraints.requested:
             break
-        partitions = _refined(partitions, interpreter.constraints.requested)
+        partitions = partitions | interpreter.constraints.requested
     interpreter.pin_weights_with_two_uses()
     return Scales(
-        equations=tuple(interpreter.constraints.equations), results=tuple(interpreter.results)
+        equations=tuple(interpreter.constraints.equations.values()),
+        results=tuple(interpreter.results),
+        partitions=interpreter.constraints.partitions,
     )
-
-
-def _refined(partitions: Partitions, requested: Partitions) -> Partitions:
-    refined = dict(partitions)
-    for name, (dim, boundaries) in requested.items():
-        before = partitions[name].boundaries if name in partitions else frozenset()
-        refined[name] = Partition(dim, before | boundaries)
-    return refined
 
 
 class _Interpreter:
@@ -79,8 +74,9 @@ class _Interpreter:
         self._dtype = dtype
         self._scales: dict[Value, TensorScale] = {}
         self._storages: dict[int, list[Value]] = {}
-        self._keys: dict[Value, tuple[str, str, int]] = {}
-        """The operation whose measured peak is a tensor's: the last one before casts and moves."""
+        self._measured: dict[Value, tuple[tuple[str, str, int], TensorScale]] = {}
+        """The operation whose measured peaks are a tensor's, the last one before casts and views;
+        and what it gave."""
         self._read_by_roots = {
             value for op in flow.ops if op.name in _AFTER_EPSILON for value in op.inputs[-1:]
         }
@@ -104,8 +100,9 @@ class _Interpreter:
             output_scales = result_scales(context, scales, inputs, outputs)
             for output, scale in zip(outputs, output_scales, strict=True):
                 self._set_scale(op, output, scale, inputs)
-        logits = self.constraints.common_form(self._scale(self._flow.result))
-        self.constraints.require_zero(logits, Reason.RESULT)
+        for result in self._flow.results:
+            logits = self.constraints.common_form(self._scale(result))
+            self.constraints.require_zero(logits, Reason.RESULT)
 
     def pin_weights_with_two_uses(self) -> None:
         """A weight that is read both as ``w`` and as ``c + w`` cannot be scaled for both."""
@@ -121,7 +118,7 @@ class _Interpreter:
                 self.constraints.require_zero(Form.of(unknown), Reason.CONSTANT)
 
     def _unknowns(self) -> Iterator[Unknown]:
-        forms = [equation.form for equation in self.constraints.equations]
+        forms = [equation.form for equation in self.constraints.equations.values()]
         forms += [result.form for result in self.results]
         return (unknown for form in forms for unknown, _ in form.terms)
 
@@ -142,17 +139,32 @@ class _Interpreter:
             scale = self._written_in_place(output, scale)
         self._scales[output] = scale
         self._storages.setdefault(output.storage, []).append(output)
-        is_move = op.is_view or op.name in MOVES or op.name == "aten._to_copy"
-        source = next((self._keys[value] for value in inputs if value in self._keys), None)
-        if not is_move:
-            self._keys[output] = op.key
-        elif source is not None:
-            self._keys[output] = source
-        if output.dtype == self._dtype and not op.is_view and output in self._keys:
-            self.results += [
-                ScaledResult(form=form, key=self._keys[output], source=self.constraints.source)
-                for form in {part.form for part in scale.ranges}
-            ]
+        is_cast = op.name == "aten._to_copy"
+        if op.is_view or is_cast:
+            source = inputs[0] if inputs else None
+            if source in self._measured:
+                self._measured[output] = self._measured[source]
+        elif op.name not in MOVES:
+            rank = len(output.shape) + (scale.groups is not None)
+            lanes = of_rank(scale.lanes, rank)
+            self._measured[output] = (op.key, replace(scale, lanes=lanes))
+        if output.dtype == self._dtype and not op.is_view and output in self._measured:
+            self._add_results(scale, *self._measured[output])
+
+    def _add_results(
+        self, scale: TensorScale, key: tuple[str, str, int], measured: TensorScale
+    ) -> None:
+        """The result of an operation, for each of its lanes that has ended up in a tensor."""
+        for lane, form in enumerate(measured.forms):
+            if form in scale.forms:
+                self.results.append(
+                    ScaledResult(
+                        form=form,
+                        key=key,
+                        source=self.constraints.source,
+                        elements=None if measured.is_uniform else measured.lanes == lane,
+                    )
+                )
 
     def _written_in_place(self, output: Value, scale: TensorScale) -> TensorScale:
         """The scale of memory that is partly overwritten: of what is new and of what stays.
@@ -160,6 +172,8 @@ class _Interpreter:
         Every view of that memory has it from then on.
         """
         before = self._scales.get(output, ZEROS)
+        if all(value is output for value in self._storages.get(output.storage, ())):
+            return scale  # nothing else shows that memory
         if not (before.is_zero or scale.is_zero):
             new, old = map(self.constraints.common_form, (scale, before))
             self.constraints.require_equal(new, old)

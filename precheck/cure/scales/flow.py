@@ -10,7 +10,8 @@ import logging
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -21,24 +22,29 @@ from torch._subclasses.fake_tensor import (  # its only spelling
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from precheck.cure.scales.known_numbers import KnownNumbers, NumbersInLists
 from precheck.errors import UntraceableError, first_line
 from precheck.measure.blame.unit_call import logits_in
+from precheck.measure.models.attention import attention_of
+from precheck.measure.models.skeleton import Skeleton
 from precheck.measure.probes.batch import Batch
 from precheck.measure.probes.tokens import with_decoder_input
+from precheck.measure.subject.token_inputs import decoder_start
 from precheck.measure.watch.module_stack import ModuleStack
 from precheck.measure.watch.op_kinds import op_kind
+from precheck.measure.watch.parameters import Parameters
 from precheck.measure.watch.segment import match_key, next_ordinal
 from precheck.measure.watch.source_line import source_line
 from precheck.measure.watch.trees import mapped, tensors_in
+from precheck.records.configuration import Configuration
+from precheck.records.precision import Dtype
 from precheck.records.traces import Probe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
     from torch._ops import OpOverload
-
-    from precheck.measure.models.skeleton import Skeleton
 
 _ROWS, _LENGTH = 2, 8
 """Shape of the traced batch; a model scales a token the same however many there are."""
@@ -54,6 +60,8 @@ class Value:
     """The same for views of one another."""
     parameter: str | None = None
     """Its name in the model, if it is a parameter."""
+    constant: Tensor | None = None
+    """Its numbers, where code writes them out: the ``[-1]`` of ``qkv[:, :, [-1]]``."""
 
     @property
     def is_number(self) -> bool:
@@ -67,6 +75,7 @@ class FlowOp:
 
     name: str
     """ATen name without overload."""
+    func: OpOverload
     is_view: bool
     module: str
     ordinal: int
@@ -96,42 +105,86 @@ class FlowOp:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Flow:
-    """A whole forward."""
+    """One forward after another, over the same parameters."""
 
     ops: tuple[FlowOp, ...]
-    result: Value
-    """The logits, or the first tensor of a model that has none."""
+    results: tuple[Value, ...]
+    """Of each forward the logits, or the first tensor of a model that has none."""
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        """Names of the parameters that an operation reads."""
+        return frozenset(
+            value.parameter for op in self.ops for value in op.inputs if value.parameter is not None
+        )
 
 
-def trace_flow(skeleton: Skeleton, *, decoder_start: int) -> Flow:
+def trace_flow(skeleton: Skeleton, batches: Sequence[Batch]) -> Flow:
     """The data flow of a model; its parameters are replaced, so it cannot be used afterwards.
 
     Args:
-        skeleton: a model of token ids; in bfloat16, which every fake kernel knows. Its parameters
-            may be on ``meta``.
-        decoder_start: first token of an encoder-decoder model's target.
+        skeleton: a model in bfloat16, which every fake kernel knows. Its parameters may be on
+            ``meta``.
+        batches: what to call it with, one after the other.
 
     Raises:
-        UntraceableError: the forward branches on numbers, or torch has no fake kernel for one of
-            its operations.
+        UntraceableError: the forward branches on numbers that are not known, or torch has no fake
+            kernel for one of its operations.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    recorder = _Recorder(ModuleStack(skeleton.model))
-    try:
-        with mode, torch.no_grad(), _no_fake_kernel_log():
-            _make_parameters_fake(skeleton.model, recorder)
-            batch = _batch(skeleton, decoder_start)
-            with recorder:
-                output = skeleton.forward(batch)
-    except Exception as error:
-        raise UntraceableError(
-            f"the data flow of {type(skeleton.model).__name__} cannot be traced: {_reason(error)}"
-        ) from error
-    finally:
-        recorder.stack.detach()
-    logits = logits_in(output, skeleton.vocab_size)
-    result = next(iter(tensors_in(output))) if logits is None else logits
-    return Flow(ops=tuple(recorder.ops), result=recorder.value(result))
+    with FakeModel(skeleton.model) as model:
+        results = []
+        for batch in batches:
+            output = model.call(partial(skeleton.forward, batch))
+            logits = logits_in(output, skeleton.vocab_size)
+            results.append(next(iter(tensors_in(output))) if logits is None else logits)
+        return model.flow(results)
+
+
+class FakeModel:
+    """A model whose tensors have shapes and no numbers; it cannot be used afterwards.
+
+    Used as a context manager. Operations of all calls are recorded in one flow.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._recorder = _Recorder(ModuleStack(model), KnownNumbers(self._mode))
+
+    def __enter__(self) -> Self:
+        with self._mode, torch.no_grad():
+            _make_parameters_fake(self._model, self._recorder)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._recorder.stack.detach()
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """What the function returns, with fake tensors in it.
+
+        Raises:
+            UntraceableError: it asks for a number that is not known, or fails.
+        """
+        self._recorder.begin()
+        try:
+            with (
+                self._mode,
+                torch.no_grad(),
+                _no_fake_kernel_log(),
+                self._recorder,
+                NumbersInLists(),
+            ):
+                return function()
+        except Exception as error:
+            raise UntraceableError(
+                f"the data flow of {type(self._model).__name__} cannot be traced: {_reason(error)}"
+            ) from error
+
+    def flow(self, results: Sequence[Tensor]) -> Flow:
+        """What was recorded, and what it came to."""
+        return Flow(
+            ops=tuple(self._recorder.ops), results=tuple(map(self._recorder.value, results))
+        )
 
 
 def _leaves(tree: Any) -> Iterator[Any]:
@@ -146,14 +199,19 @@ def _leaves(tree: Any) -> Iterator[Any]:
 class _Recorder(TorchDispatchMode):
     """Records every operation."""
 
-    def __init__(self, stack: ModuleStack) -> None:
+    def __init__(self, stack: ModuleStack, known: KnownNumbers) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.stack = stack
+        self._known = known
         self.ops: list[FlowOp] = []
         self._values: dict[int, tuple[Value, Tensor]] = {}
         """By the identity of a tensor; the tensor is kept so that no other one gets it."""
         self._ordinals: dict[tuple[str, str], int] = {}
         """Counts how often an operation ran in a module, as runs do."""
+
+    def begin(self) -> None:
+        """Begins another forward."""
+        self._ordinals = {}
 
     def value(self, tensor: Tensor) -> Value:
         """The ``Value`` of a tensor."""
@@ -162,6 +220,7 @@ class _Recorder(TorchDispatchMode):
                 shape=tuple(tensor.shape),
                 dtype=tensor.dtype,
                 storage=tensor.untyped_storage()._cdata,  # noqa: SLF001  its only spelling
+                constant=getattr(tensor, "constant", None),
             )
             self._values[id(tensor)] = (value, tensor)
         return self._values[id(tensor)][0]
@@ -176,7 +235,7 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         value_args, value_kwargs = mapped(args, self.value), mapped(kwargs, self.value)
-        output = func(*args, **kwargs)
+        output = self._known.run(func, args, kwargs)
         outputs = list(tensors_in(output))
         if outputs:
             self._record(func, value_args, value_kwargs, outputs)
@@ -188,6 +247,7 @@ class _Recorder(TorchDispatchMode):
         self.ops.append(
             FlowOp(
                 name=kind.name,
+                func=func,
                 is_view=kind.is_view,
                 module=module,
                 ordinal=next_ordinal(self._ordinals, module, kind.name),
@@ -217,14 +277,32 @@ def _make_parameters_fake(model: nn.Module, recorder: _Recorder) -> None:
                 module._buffers[key] = torch.empty(buffer.shape, dtype=buffer.dtype)  # noqa: SLF001
 
 
-def _batch(skeleton: Skeleton, decoder_start: int) -> Batch:
+def traceable(model: nn.Module) -> Skeleton:
+    """A model in bfloat16 as it is traced, with the attention implementation that it has."""
+    attn = attention_of(model)
+    return Skeleton(
+        configuration=Configuration(dtype=Dtype.BFLOAT16, attn_implementation=attn),
+        model=model,
+        requested_attn_implementation=attn,
+        parameters=Parameters.of(model),
+    )
+
+
+def traced_batches(skeleton: Skeleton, media: Sequence[Batch] = ()) -> list[Batch]:
+    """What a model is traced with: a text, if it takes text alone, and the media."""
+    takes_text = "input_ids" in skeleton.accepts or not media
+    return [*([_text_batch(skeleton)] if takes_text else []), *media]
+
+
+def _text_batch(skeleton: Skeleton) -> Batch:
+    """A text of one token, over and over."""
     probes = tuple(
         Probe(name=f"row {row}", kind="token_ids", num_tokens=_LENGTH) for row in range(_ROWS)
     )
     batch = Batch(probes=probes, input_ids=torch.zeros((_ROWS, _LENGTH), dtype=torch.int64))
-    return (
-        with_decoder_input(batch, start_id=decoder_start) if skeleton.is_encoder_decoder else batch
-    )
+    if not skeleton.is_encoder_decoder:
+        return batch
+    return with_decoder_input(batch, start_id=decoder_start(skeleton.model))
 
 
 @contextmanager

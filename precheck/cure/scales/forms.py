@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
 
 
 class Kind(StrEnum):
@@ -24,11 +30,9 @@ class Unknown:
     kind: Kind
     name: str
     """Of the parameter, or of the setting: ``text_config.rms_norm_eps``."""
-    dim: int = 0
-    """Dimension that ``start`` and ``stop`` count along, from the end: -1 for the last."""
-    start: int = 0
-    stop: int | None = None
-    """None: the whole parameter."""
+    part: tuple[tuple[int, int], ...] = ()
+    """Of a parameter that is divided: dimension (from the end) and class, for each dimension along
+    which it is."""
     shift: float = 0.0
     """The constant that the model adds to a shifted weight."""
     step: int = 1
@@ -73,6 +77,23 @@ class Form:
     def __bool__(self) -> bool:
         return bool(self.terms)
 
+    @property
+    def only_weight(self) -> Unknown | None:
+        """The unknown of a weight, if the form is just that."""
+        if len(self.terms) != 1:
+            return None
+        unknown, coefficient = self.terms[0]
+        return unknown if coefficient == 1.0 and unknown.kind is Kind.WEIGHT else None
+
+    def shifted(self, shift: float) -> Form:
+        """The form of a weight, ``only_weight``, after a constant was added to it."""
+        return Form(
+            tuple(
+                (replace(unknown, kind=Kind.SHIFTED_WEIGHT, shift=shift), coefficient)
+                for unknown, coefficient in self.terms
+            )
+        )
+
     def value(self, exponents: dict[Unknown, int]) -> float:
         """The form's value; unknowns without an exponent count as 0."""
         return sum(factor * exponents.get(unknown, 0) for unknown, factor in self.terms)
@@ -100,6 +121,15 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Epsilon:
+    """A constant that is added to a variance."""
+
+    key: tuple[str, str, int]
+    """What matches the operation in a run."""
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Equation:
     """A form that has to be 0, and the operation that requires it."""
 
@@ -109,6 +139,8 @@ class Equation:
     op: str
     source: str
     """Base name of the file and line."""
+    epsilon: Epsilon | None = None
+    """Where the form is the exponent of a variance minus that of its epsilon."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +151,8 @@ class ScaledResult:
     key: tuple[str, str, int]
     """What matches the operation in a run: module, operation, how often it ran there before."""
     source: str
+    elements: Tensor | None = field(default=None, compare=False)
+    """Which elements have this scale; bool, broadcast to the result. None: all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,3 +161,14 @@ class Scales:
 
     equations: tuple[Equation, ...]
     results: tuple[ScaledResult, ...]
+    partitions: Mapping[tuple[str, int], Tensor] = field(default_factory=dict)
+    """By parameter and dimension: the class of each position, as ``Unknown.part`` counts them."""
+
+    @property
+    def unknowns(self) -> frozenset[Unknown]:
+        """All of them."""
+        forms = [
+            *(equation.form for equation in self.equations),
+            *(result.form for result in self.results),
+        ]
+        return frozenset(unknown for form in forms for unknown, _ in form.terms)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from precheck.cure.scales.forms import Reason
 from precheck.cure.scales.op_context import OpContext, is_scaled_constant
-from precheck.cure.scales.products import divide, matrix_product, multiply
+from precheck.cure.scales.products import contraction, divide, matrix_product, multiply
 from precheck.cure.scales.sums import add, clamp, join, select, sum_of
-from precheck.cure.scales.tensor_scale import CONSTANT, ZEROS, TensorScale, uniform_scale
-from precheck.cure.scales.views import SPLITS, view_scales
+from precheck.cure.scales.tensor_scale import CONSTANT, ZEROS, TensorScale, of_rank
+from precheck.cure.scales.views import COPIES, SPLITS, joined, looked_up, view_scales
 from precheck.measure.watch.op_kinds import (
     ALLOCATIONS,
     FUSED_ATTENTION,
@@ -26,12 +26,19 @@ from precheck.measure.watch.op_kinds import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from precheck.cure.scales.flow import Value
 
 Rule = Callable[[OpContext, "list[TensorScale]"], TensorScale]
 """From the scales of an operation's inputs to that of its result."""
 
 _FILLS = frozenset({"aten.full", "aten.new_full", "aten.full_like", "aten.scalar_tensor"})
+_JOINS = frozenset({"aten.cat", "aten.stack"})
+_LOOK_UPS = frozenset(
+    f"aten.{name}"
+    for name in ("embedding", "index", "index_select", "gather", "_unsafe_index", "masked_select")
+)
 _COMPARISONS = frozenset(f"aten.{name}" for name in ("gt", "ge", "lt", "le", "eq", "ne"))
 
 
@@ -48,10 +55,10 @@ def result_scales(
     """
     name = context.op.name
     if FUSED_ATTENTION in name:
-        return _attention(context, scales, len(outputs))
-    if scales and (context.op.is_view or name in SPLITS):
+        return _attention(context, scales, inputs, len(outputs))
+    if scales and (context.op.is_view or name in SPLITS or name in COPIES):
         return view_scales(scales[0], inputs[0], outputs, context.constraints)
-    return [_result(context, scales)] * len(outputs)
+    return [_result(context, scales, inputs)] * len(outputs)
 
 
 def compare(context: OpContext, scales: list[TensorScale], outputs: list[Value]) -> None:
@@ -66,17 +73,26 @@ def compare(context: OpContext, scales: list[TensorScale], outputs: list[Value])
         constraints.require_zero(forms[0], Reason.NOT_LINEAR if is_cast else Reason.CLAMP)
 
 
-def _result(context: OpContext, scales: list[TensorScale]) -> TensorScale:
-    name = context.op.name
-    rule = RULES.get(context.name)
+def _result(context: OpContext, scales: list[TensorScale], inputs: list[Value]) -> TensorScale:
+    name, constraints = context.op.name, context.constraints
+    scale: TensorScale | None = None
     if not scales:
-        return _created(context)
-    if name in PRODUCTS or GROUPED_PRODUCT in name:
-        return matrix_product(context, scales)
-    if rule is not None:
-        return rule(context, scales)
-    if name in MOVES:
-        return gather(context, scales) if len(scales) == 1 else join(context, scales)
+        scale = _created(context)
+    elif name in PRODUCTS or GROUPED_PRODUCT in name:
+        scale = matrix_product(context, scales, inputs)
+    elif name in _REDUCTIONS:
+        scale = _reduced(context, scales[0], inputs[0]).raised(_REDUCTIONS[name])
+    elif name in _LOOK_UPS:
+        scale = looked_up(scales[0], inputs[0], constraints)
+    elif name in _JOINS:
+        scale = joined(scales, inputs, constraints)
+    if scale is None:
+        default = join if name in MOVES else _not_homogeneous
+        scale = RULES.get(context.name, default)(context, scales)
+    return scale
+
+
+def _not_homogeneous(context: OpContext, scales: list[TensorScale]) -> TensorScale:
     return context.constraints.require_unscaled(scales)
 
 
@@ -88,7 +104,7 @@ def _created(context: OpContext) -> TensorScale:
 
 
 def _attention(
-    context: OpContext, scales: list[TensorScale], num_outputs: int
+    context: OpContext, scales: list[TensorScale], inputs: list[Value], num_outputs: int
 ) -> list[TensorScale]:
     """Scores go through a softmax; the result is a mean of values."""
     constraints = context.constraints
@@ -96,7 +112,8 @@ def _attention(
     scores = constraints.common_form(query) + constraints.common_form(key) + context.number_form
     constraints.require_zero(scores, Reason.NOT_LINEAR)
     constraints.require_unscaled(others)
-    return [uniform_scale(constraints.common_form(value)), *[CONSTANT] * (num_outputs - 1)]
+    mean = contraction(CONSTANT, value, inputs[1:3], constraints)
+    return [mean, *[CONSTANT] * (num_outputs - 1)]
 
 
 def cast(_: OpContext, scales: list[TensorScale]) -> TensorScale:
@@ -106,17 +123,37 @@ def cast(_: OpContext, scales: list[TensorScale]) -> TensorScale:
 
 def homogeneous(_: OpContext, scales: list[TensorScale]) -> TensorScale:
     """``f(c * x) = c * f(x)`` for every positive ``c``, element by element."""
-    return replace(scales[0], axes=())
+    return replace(scales[0], is_weight=False)
 
 
-def reduce(context: OpContext, scales: list[TensorScale]) -> TensorScale:
-    """``f(c * x) = c * f(x)``, over several elements."""
+def ordered(context: OpContext, scales: list[TensorScale]) -> TensorScale:
+    """``f(c * x) = c * f(x)``, where elements take each other's places or are added up."""
     return context.constraints.merged(scales[0])
 
 
-def gather(context: OpContext, scales: list[TensorScale]) -> TensorScale:
-    """Elements picked from the first tensor by those that follow."""
-    return replace(context.constraints.along_last(scales[0]), axes=())
+def _reduced(context: OpContext, scale: TensorScale, tensor: Value) -> TensorScale:
+    """``f(c * x) = c * f(x)``, over the dimensions that an argument names, or over all."""
+    rank, constraints = len(tensor.shape), context.constraints
+    args = (*context.op.args[1:], context.op.kwargs.get("dim"))
+    dims = next((arg for arg in args if isinstance(arg, list | tuple)), None)
+    if not dims or not scale.has_places:
+        return constraints.merged(scale)
+    reduced = [dim % rank - rank for dim in dims]
+    scale = constraints.ungrouped(scale, rank=rank)
+    merged = constraints.merged_along(scale, reduced, rank=rank)
+    if len(context.op.outputs[0].shape) == rank:
+        return merged
+
+    def squeezed(numbers: Tensor) -> Tensor:
+        numbers = of_rank(numbers, rank)
+        for dim in sorted(reduced):
+            numbers = numbers.squeeze(dim + (rank - numbers.dim()))
+        return numbers
+
+    origins = tuple(
+        replace(origin, positions=squeezed(origin.positions)) for origin in merged.origins
+    )
+    return replace(merged, lanes=squeezed(merged.lanes), origins=origins)
 
 
 def power(context: OpContext, scales: list[TensorScale]) -> TensorScale:
@@ -125,11 +162,6 @@ def power(context: OpContext, scales: list[TensorScale]) -> TensorScale:
     if len(scales) > 1 or not isinstance(exponent, int | float):
         return context.constraints.require_unscaled(scales)
     return scales[0].raised(exponent)
-
-
-def variance(context: OpContext, scales: list[TensorScale]) -> TensorScale:
-    """A mean of squares."""
-    return context.constraints.merged(scales[0]).raised(2.0)
 
 
 def square_root(_: OpContext, scales: list[TensorScale]) -> TensorScale:
@@ -152,7 +184,8 @@ def normalise(context: OpContext, scales: list[TensorScale]) -> TensorScale:
     hidden, *parameters = scales
     constraints = context.constraints
     variance_form = constraints.common_form(hidden).times(2.0)
-    constraints.require_zero(variance_form - context.number_form, Reason.EPSILON)
+    epsilon = next((number for number in reversed(context.op.scalars) if number), 0.0)
+    constraints.require_epsilon(variance_form - context.number_form, epsilon)
     return sum_of(parameters, constraints) if parameters else CONSTANT
 
 
@@ -165,7 +198,6 @@ RULES = _rules(
     (multiply, "mul"),
     (divide, "div"),
     (power, "pow"),
-    (variance, "var"),
     (square_root, "sqrt"),
     (inverse_root, "rsqrt"),
     (reciprocal, "reciprocal"),
@@ -173,10 +205,18 @@ RULES = _rules(
     (clamp, "clamp clamp_min clamp_max hardtanh"),
     (select, "where masked_fill"),
     (join, "maximum minimum copy index_put index_add scatter scatter_add index_fill"),
-    (join, "masked_scatter cat stack"),
+    (join, "masked_scatter"),
     (cast, "_to_copy"),
-    (homogeneous, "relu neg abs leaky_relu cumsum tril triu sort topk"),
-    (reduce, "mean sum amax amin max min std norm linalg_vector_norm"),
-    (gather, "embedding index index_select gather _unsafe_index masked_select"),
+    (homogeneous, "relu neg abs leaky_relu tril triu"),
+    (ordered, "cumsum sort topk max min"),
+    (ordered, "avg_pool1d avg_pool2d adaptive_avg_pool1d _adaptive_avg_pool2d"),
+    (ordered, "upsample_nearest2d upsample_bilinear2d _upsample_bilinear2d_aa upsample_bicubic2d"),
 )
 """By operation; those that write into a tensor are named without the ``_``."""
+
+_REDUCTIONS = {
+    "aten.var": 2.0,
+    **{f"aten.{n}": 1.0 for n in ("mean", "sum", "amax", "amin", "std", "norm")},
+    "aten.linalg_vector_norm": 1.0,
+}
+"""Operations over several elements, and the power of the factor that they hand on."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from precheck.cure.scales.forms import Form, Kind, Reason
+from precheck.cure.scales.forms import Reason
 from precheck.cure.scales.op_context import is_scaled_constant
-from precheck.cure.scales.tensor_scale import CONSTANT, ZEROS, TensorScale, uniform_scale
+from precheck.cure.scales.tensor_scale import (
+    CONSTANT,
+    ZEROS,
+    TensorScale,
+    aligned,
+    uniform_scale,
+)
 
 if TYPE_CHECKING:
     from precheck.cure.scales.constraints import Constraints
@@ -30,29 +35,23 @@ def add(context: OpContext, scales: list[TensorScale]) -> TensorScale:
 
 
 def sum_of(scales: list[TensorScale], constraints: Constraints) -> TensorScale:
-    """The scale of a sum; requires the terms to have the same scale, range by range."""
-    terms = [constraints.along_last(scale) for scale in scales if not scale.is_zero]
+    """The scale of a sum; requires the terms to have the same scale, element by element."""
+    terms = [scale for scale in scales if not scale.is_zero]
     if not terms:
         return ZEROS
-    finest = max(terms, key=lambda scale: len(scale.ranges))
+    finest = max(terms, key=lambda scale: (scale.groups is not None, len(scale.forms)))
     for term in terms:
         if term is not finest:
-            _require_equal(finest, term, constraints)
-    return replace(finest, axes=())
+            constraints.divide_like(term, finest)
+            for first, second in aligned([finest, _as_grouped(term, finest, constraints)])[1]:
+                constraints.require_equal(first, second)
+    return replace(finest, is_weight=False)
 
 
-def _require_equal(fine: TensorScale, other: TensorScale, constraints: Constraints) -> None:
-    if len(other.ranges) == len(fine.ranges):
-        for part, other_part in zip(fine.ranges, other.ranges, strict=True):
-            constraints.require_equal(part.form, other_part.form)
-        return
-    origin = other.ranges[0].origin if len(other.ranges) == 1 else None
-    if origin is not None and other.is_weight:  # a bias is divided as what it is added to
-        for boundary in list(accumulate(part.size for part in fine.ranges))[:-1]:
-            constraints.request_boundary(origin, boundary)
-    form = constraints.common_form(other)
-    for part in fine.ranges:
-        constraints.require_equal(part.form, form)
+def _as_grouped(term: TensorScale, finest: TensorScale, constraints: Constraints) -> TensorScale:
+    """The term itself, unless its rows are sorted in another way."""
+    is_other = term.groups is not None and term.groups is not finest.groups
+    return constraints.merged(term) if is_other else term
 
 
 def _plus_number(context: OpContext, scale: TensorScale) -> TensorScale:
@@ -65,17 +64,17 @@ def _plus_number(context: OpContext, scale: TensorScale) -> TensorScale:
         return scale
     if scale.is_zero:
         return CONSTANT
-    weight = scale.only_weight
-    if weight is not None:
+    if scale.is_weight and all(form.only_weight for form in scale.forms):
         # c - w is w - c with the other sign, and a sign is no scale
         shift = number if context.name == "aten.add" else -number
-        shifted = replace(weight, kind=Kind.SHIFTED_WEIGHT, shift=shift)
-        return replace(scale, ranges=(replace(scale.ranges[0], form=Form.of(shifted)),))
+        return scale.mapped([form.shifted(shift) for form in scale.forms])
     is_epsilon = 0 < number <= LARGEST_EPSILON and context.is_before_root
-    reason = Reason.EPSILON if is_epsilon else Reason.CONSTANT
-    form = context.constraints.common_form(scale)
-    context.constraints.require_zero(form - context.number_form, reason)
-    return scale
+    for form in scale.forms:
+        if is_epsilon:
+            context.constraints.require_epsilon(form - context.number_form, number)
+        else:
+            context.constraints.require_zero(form - context.number_form, Reason.CONSTANT)
+    return replace(scale, is_weight=False)
 
 
 def join(context: OpContext, scales: list[TensorScale]) -> TensorScale:
@@ -84,11 +83,11 @@ def join(context: OpContext, scales: list[TensorScale]) -> TensorScale:
     writes_number = context.name in _WRITES_NUMBERS
     if writes_number and isinstance(written, int | float) and is_scaled_constant(written):
         scales = [*scales, CONSTANT]
-    joined = [scale for scale in scales if not scale.is_zero]
-    if not joined:
+    terms = [scale for scale in scales if not scale.is_zero]
+    if not terms:
         return ZEROS
-    first = context.constraints.common_form(joined[0])
-    for scale in joined[1:]:
+    first = context.constraints.common_form(terms[0])
+    for scale in terms[1:]:
         context.constraints.require_equal(context.constraints.common_form(scale), first)
     return uniform_scale(first)
 
@@ -96,8 +95,8 @@ def join(context: OpContext, scales: list[TensorScale]) -> TensorScale:
 def select(context: OpContext, scales: list[TensorScale]) -> TensorScale:
     """``where`` and ``masked_fill``: of two tensors, or of a tensor and a number."""
     if context.has_scaled_constant:
-        return join(context, [*scales, CONSTANT])
-    return join(context, scales) if len(scales) > 1 else scales[0]
+        scales = [*scales, CONSTANT]
+    return sum_of(scales, context.constraints)
 
 
 def clamp(context: OpContext, scales: list[TensorScale]) -> TensorScale:
@@ -105,6 +104,6 @@ def clamp(context: OpContext, scales: list[TensorScale]) -> TensorScale:
     if len(scales) > 1:
         return join(context, scales)
     if context.has_scaled_constant:
-        form = context.constraints.common_form(scales[0])
-        context.constraints.require_zero(form - context.number_form, Reason.CLAMP)
-    return scales[0]
+        for form in scales[0].forms:
+            context.constraints.require_zero(form - context.number_form, Reason.CLAMP)
+    return replace(scales[0], is_weight=False)

@@ -9,32 +9,32 @@ from typing import TYPE_CHECKING
 import torch
 
 from precheck.checkpoint.quiet import quiet_transformers
+from precheck.cure.scales.blocks import parameter_changes
 from precheck.cure.scales.config_numbers import ConfigNumber, config_numbers, find_settings
 from precheck.cure.scales.equations import find_scales
-from precheck.cure.scales.flow import trace_flow
-from precheck.cure.scales.forms import Kind
+from precheck.cure.scales.flow import trace_flow, traceable, traced_batches
+from precheck.cure.scales.stored_changes import first_names, source_changes
 from precheck.errors import UntraceableError
-from precheck.measure.models.attention import attention_of
 from precheck.measure.models.conversion import find_conversions
 from precheck.measure.models.empty import empty_model
 from precheck.measure.models.model_dtypes import kept_in_float32
 from precheck.measure.models.skeleton import Skeleton, twin
-from precheck.measure.subject.token_inputs import decoder_start
-from precheck.measure.watch.parameters import Parameters
-from precheck.records.configuration import Configuration
-from precheck.records.fix import TensorChange
+from precheck.measure.models.ties import declared_ties, tie
+from precheck.measure.watch.peaks import Wanted
 from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from torch import Tensor, nn
+    from torch import nn
 
     from precheck.checkpoint.source import Checkpoint
     from precheck.checkpoint.weights import Weights
     from precheck.cure.scales.flow import Flow
     from precheck.cure.scales.forms import Scales, Unknown
     from precheck.measure.models.conversion import Conversion
+    from precheck.measure.probes.batch import Batch
+    from precheck.records.outcomes.fix import TensorChange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,25 +46,31 @@ class TracedCheckpoint:
     """By parameter, every conversion that gives it; a tied one may be stored twice."""
     model: nn.Module
     """Its parameters have no values."""
+    unread: tuple[str, ...] = ()
+    """Parameters that no operation of the trace reads."""
 
     def stored_changes(
         self, exponents: Mapping[Unknown, int], stored: Weights
     ) -> dict[str, tuple[TensorChange, ...]]:
-        """What to multiply in each stored tensor, so that the parameters have these exponents.
-
-        Raises:
-            UntraceableError: a stored tensor ends up in parts of parameters that have different
-                exponents.
-        """
-        by_parameter: defaultdict[str, list[TensorChange]] = defaultdict(list)
-        for unknown, power in exponents.items():
-            if unknown.kind is not Kind.SETTING:
-                by_parameter[unknown.name].append(_change(unknown, power))
+        """What to multiply in each stored tensor, so that the parameters have these exponents."""
         stored_changes: dict[str, tuple[TensorChange, ...]] = {}
-        for name, changes in by_parameter.items():
-            for conversion in self.conversions[name]:
-                stored_changes |= _source_changes(conversion, name, changes, stored, self.model)
+        changes_by_name = parameter_changes(exponents, self.scales.partitions)
+        for name, changes in changes_by_name.items():
+            stored_changes |= self.source_changes(name, changes, stored)
         return stored_changes
+
+    def source_changes(
+        self, name: str, changes: Sequence[TensorChange], stored: Weights
+    ) -> dict[str, tuple[TensorChange, ...]]:
+        """The changes of a parameter as changes of the stored tensors that it is made of."""
+        found: dict[str, tuple[TensorChange, ...]] = {}
+        for conversion in self.conversions.get(name, ()):
+            found |= (
+                {conversion.sources[0]: tuple(changes)}
+                if conversion.converter is None
+                else source_changes(conversion, name, changes, stored, self.model)
+            )
+        return found
 
 
 def trace_checkpoint(
@@ -74,6 +80,7 @@ def trace_checkpoint(
     dtype: Dtype,
     attn_implementation: str,
     with_whole_numbers: bool,
+    media: Sequence[Batch] = (),
 ) -> TracedCheckpoint:
     """The equations of a checkpoint's model, as it runs in a 16-bit dtype.
 
@@ -84,6 +91,7 @@ def trace_checkpoint(
         attn_implementation: the attention implementation that it runs with.
         with_whole_numbers: let integers of the config change too. Most are sizes and counts, and
             each takes one more trace: seconds in all for a model of 28 layers.
+        media: what it takes besides text.
 
     Raises:
         UntraceableError: its forward branches on numbers.
@@ -91,7 +99,7 @@ def trace_checkpoint(
     model = _model(checkpoint, stored, dtype, attn_implementation)
     conversions = _conversions_by_parameter(model, stored)
     shapes = _shapes(model)
-    flow = _flow(twin(model))
+    flow = trace_flow(*_inputs(twin(model), media))
     changed: dict[ConfigNumber, Flow] = {}
     for number in config_numbers(checkpoint.config):
         if number.is_whole and not with_whole_numbers:
@@ -100,12 +108,43 @@ def trace_checkpoint(
             other = replace(checkpoint, config=number.perturbed(checkpoint.config))
             other_model = _model(other, stored, dtype, attn_implementation)
             if _shapes(other_model) == shapes:
-                changed[number] = _flow(other_model)
+                changed[number] = trace_flow(*_inputs(other_model, media))
         except Exception:  # noqa: BLE001, S112  a class may refuse such a number: then it stays
             continue
     settings = find_settings(flow, changed)
     scales = find_scales(flow, settings=settings, dtype=torch.bfloat16)
-    return TracedCheckpoint(scales=scales, conversions=conversions, model=model)
+    return TracedCheckpoint(
+        scales=scales,
+        conversions=conversions,
+        model=model,
+        unread=tuple(name for name, _ in model.named_parameters() if name not in flow.parameters),
+    )
+
+
+def wanted_of(
+    checkpoint: Checkpoint, stored: Weights, *, dtype: Dtype, media: Sequence[Batch]
+) -> Wanted:
+    """What has to be measured to choose exponents: results by lane, and epsilons.
+
+    Nothing for a model that cannot be traced.
+    """
+    try:
+        flow = trace_flow(*_inputs(_model(checkpoint, stored, dtype, None), media))
+    except UntraceableError:
+        return Wanted()
+    scales = find_scales(flow, settings={}, dtype=torch.bfloat16)
+    return Wanted(
+        shapes={
+            result.key: tuple(result.elements.shape)
+            for result in scales.results
+            if result.elements is not None
+        },
+        epsilons={
+            equation.epsilon.key: equation.epsilon.value
+            for equation in scales.equations
+            if equation.epsilon is not None
+        },
+    )
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -114,7 +153,7 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _model(
-    checkpoint: Checkpoint, stored: Weights, dtype: Dtype, attn_implementation: str
+    checkpoint: Checkpoint, stored: Weights, dtype: Dtype, attn_implementation: str | None
 ) -> nn.Module:
     """The model in bfloat16, which every fake kernel knows.
 
@@ -124,6 +163,8 @@ def _model(
         model, _ = empty_model(
             checkpoint, stored, Dtype.BFLOAT16, attn_implementation=attn_implementation
         )
+    # a copy that the config ties is read by some engines and not by others: one unknown for both
+    tie(model, declared_ties(model))
     kept = kept_in_float32(model, dtype)
     for name, parameter in model.named_parameters():
         if name in kept:
@@ -131,95 +172,19 @@ def _model(
     return model
 
 
-def _flow(model: nn.Module) -> Flow:
-    attn = attention_of(model)
-    skeleton = Skeleton(
-        configuration=Configuration(dtype=Dtype.BFLOAT16, attn_implementation=attn),
-        model=model,
-        requested_attn_implementation=attn,
-        parameters=Parameters.of(model),
-    )
-    return trace_flow(skeleton, decoder_start=decoder_start(model))
+def _inputs(model: nn.Module, media: Sequence[Batch]) -> tuple[Skeleton, list[Batch]]:
+    """The model, and what it is traced with."""
+    skeleton = traceable(model)
+    return skeleton, traced_batches(skeleton, media)
 
 
 def _conversions_by_parameter(
     model: nn.Module, stored: Weights
 ) -> dict[str, tuple[Conversion, ...]]:
-    first_names = _first_names(model)
+    first = first_names(model)
     conversions: defaultdict[str, list[Conversion]] = defaultdict(list)
     for conversion in find_conversions(model, stored):
         for target in conversion.parameter_names(model, stored):
-            if target in first_names:
-                conversions[first_names[target]].append(conversion)
+            if target in first:
+                conversions[first[target]].append(conversion)
     return {name: tuple(several) for name, several in conversions.items()}
-
-
-def _first_names(model: nn.Module) -> dict[str, str]:
-    """For each name of a parameter the first that the model has for it; tied ones have two."""
-    first = {id(parameter): name for name, parameter in model.named_parameters()}
-    everything = model.named_parameters(remove_duplicate=False)
-    return {name: first[id(parameter)] for name, parameter in everything}
-
-
-def _change(unknown: Unknown, power: int) -> TensorChange:
-    return TensorChange(
-        power=power,
-        dim=unknown.dim,
-        start=unknown.start,
-        stop=unknown.stop,
-        shift=unknown.shift if unknown.kind is Kind.SHIFTED_WEIGHT else None,
-    )
-
-
-def _source_changes(
-    conversion: Conversion,
-    name: str,
-    changes: list[TensorChange],
-    stored: Weights,
-    model: nn.Module,
-) -> dict[str, tuple[TensorChange, ...]]:
-    """The changes of a parameter as changes of the tensors that it is made of."""
-    if conversion.converter is None:
-        return {conversion.sources[0]: tuple(changes)}
-    divides_last = any(change.stop is not None and change.dim == -1 for change in changes)
-    source_numbers = _source_numbers(conversion, name, stored, model, is_thin=not divides_last)
-    source_changes: dict[str, tuple[TensorChange, ...]] = {}
-    for number, source in enumerate(conversion.sources):
-        is_from_source = source_numbers == number
-        parts = [(change, _part(is_from_source, change)) for change in changes]
-        powers = {(change.power, change.shift) for change, part in parts if bool(part.any())}
-        num_covered = sum(int(part.sum()) for _, part in parts)
-        if not powers:
-            continue
-        if len(powers) > 1 or num_covered != int(is_from_source.sum()):
-            raise UntraceableError(
-                f"{source!r} is stored as one tensor, and parts of it would be multiplied by "
-                "different powers of two"
-            )
-        ((power, shift),) = powers
-        source_changes[source] = (TensorChange(power=power, shift=shift),)
-    return source_changes
-
-
-def _source_numbers(
-    conversion: Conversion, name: str, stored: Weights, model: nn.Module, *, is_thin: bool
-) -> Tensor:
-    """For each element of a parameter the number of the stored tensor that it comes from.
-
-    The converter is run on tensors that are filled with their own number. A thin matrix is one
-    column wide, for parameters that are divided along other dimensions.
-    """
-    numbered = []
-    for number, source in enumerate(conversion.sources):
-        shape = stored.shape(source)
-        thin = (*shape[:-1], 1) if is_thin and len(shape) > 1 else shape
-        numbered.append(torch.full(thin, number, dtype=torch.int32))
-    parameters = conversion.convert(numbered, model)
-    first = _first_names(model)
-    return next(tensor for target, tensor in parameters.items() if first[target] == name)
-
-
-def _part(tensor: Tensor, change: TensorChange) -> Tensor:
-    if change.stop is None:
-        return tensor
-    return tensor.narrow(change.dim, change.start, change.stop - change.start)

@@ -1,122 +1,188 @@
-"""The scales of views and slices: which ranges of a tensor they show."""
+"""The scales of views and copies: the operation is run on the numbers of the lanes."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from precheck.cure.scales.constraints import MOST_CLASSES, MOST_EXPERTS
+from precheck.cure.scales.flow import Value
+from precheck.cure.scales.tensor_scale import (
+    ZEROS,
+    TensorScale,
+    compressed,
+    laned,
+    of_rank,
+)
 
 if TYPE_CHECKING:
-    from precheck.cure.scales.constraints import Constraints
-    from precheck.cure.scales.flow import FlowOp, Value
-    from precheck.cure.scales.tensor_scale import ScaledRange, TensorScale
+    from collections.abc import Callable
 
-SPLITS = frozenset({"aten.split", "aten.split_with_sizes"})
-"""They return several tensors, one after the other."""
+    from torch import Tensor
+
+    from precheck.cure.scales.constraints import Constraints
+    from precheck.cure.scales.flow import FlowOp
+    from precheck.cure.scales.tensor_scale import Origin
+
+SPLITS = frozenset({"aten.split", "aten.split_with_sizes", "aten.unbind", "aten.chunk"})
+"""They return several tensors, each a part of the first."""
+
+COPIES = frozenset(
+    {
+        "aten.clone",
+        "aten.constant_pad_nd",
+        "aten.contiguous",
+        "aten.expand_copy",
+        "aten.flip",
+        "aten.repeat",
+        "aten.repeat_interleave",
+        "aten._reshape_copy",
+        "aten.roll",
+        "aten.unfold_copy",
+    }
+)
+"""Their elements are the first tensor's, elsewhere, and zeros."""
+
+_EXPERTS = -3
+"""Dimension of a merged parameter along which experts lie."""
+
+_INDEXED = {"aten.embedding": 0, "aten.index_select": None, "aten.gather": None}
+"""Along which dimension elements are looked up; None: an argument says it."""
 
 
 def view_scales(
     scale: TensorScale, base: Value, outputs: list[Value], constraints: Constraints
 ) -> list[TensorScale]:
-    """The scale of each view of a tensor."""
-    if scale.is_weight:
-        return [_weight_view(scale, base, outputs[0], constraints)] * len(outputs)
-    if len(scale.ranges) == 1 and scale.ranges[0].origin is None:
+    """The scale of each tensor that shows or copies elements of another one."""
+    if not scale.has_places:
         return [scale] * len(outputs)
-    if constraints.op.name in {"aten.slice", *SPLITS}:
-        return _slices(scale, base, outputs, constraints)
-    # a reshape keeps the ranges if it keeps the dimension they lie along, and those after it
-    if outputs[0].shape[scale.dim :] == base.shape[scale.dim :]:
-        return [scale] * len(outputs)
-    return [constraints.merged(scale)] * len(outputs)
-
-
-def _weight_view(
-    scale: TensorScale, base: Value, view: Value, constraints: Constraints
-) -> TensorScale:
-    """A view of a parameter that keeps, permutes or drops its dimensions."""
-    order = _dimension_order(constraints.op, len(base.shape))
-    if order is None:
-        return scale if view.shape == base.shape else constraints.merged(scale)
-    axes = tuple(scale.axes[dim] for dim in order)
-    if len(scale.ranges) == 1:
-        return replace(scale, axes=axes)
-    if scale.axes[scale.dim] not in axes:
-        return constraints.merged(scale)
-    return replace(scale, axes=axes, dim=axes.index(scale.axes[scale.dim]) - len(axes))
-
-
-def _dimension_order(op: FlowOp, rank: int) -> list[int] | None:
-    """For each dimension of the view the tensor's dimension that it is; None for a reshape."""
-    order = list(range(rank))
-    numbers = [int(number) for number in op.scalars]
-    match op.name:
-        case "aten.t":
-            order.reverse()
-        case "aten.transpose":
-            first, second = (dim % rank for dim in numbers[:2])
-            order[first], order[second] = second, first
-        case "aten.permute":
-            order = [dim % rank for dim in numbers[:rank]]
-        case "aten.select":
-            del order[numbers[0] % rank]
-        case _:
-            return None
-    return order
-
-
-def _slices(
-    scale: TensorScale, base: Value, outputs: list[Value], constraints: Constraints
-) -> list[TensorScale]:
-    """The ranges in each slice; where one is divided, its parameter needs a boundary."""
-    rank = len(base.shape)
-    along = next((dim for dim in range(rank) if outputs[0].shape[dim] != base.shape[dim]), None)
-    if along is None or along - rank != scale.dim:
-        return [scale] * len(outputs)
-    size = base.shape[along]
-    start = _first_position(constraints.op, size)
-    if start is None:
+    if scale.groups is not None and not _keeps_rows(base, outputs):
+        scale = constraints.ungrouped(scale, rank=len(base.shape))
+    try:
+        lanes = _run(constraints.op, base, scale.lanes)
+        positions = [_run(constraints.op, base, origin.positions) for origin in scale.origins]
+    except RuntimeError:  # the operation does not take integers: ``view_as_complex``
         return [constraints.merged(scale)] * len(outputs)
-    slices: list[TensorScale] = []
-    for output in outputs:
-        stop = start + output.shape[along]
-        slices.append(_slice(scale, (start, stop), size, constraints))
-        start = stop
-    return slices
+    views = []
+    for number, output in enumerate(outputs):
+        shown = laned(lanes[number], scale.forms)
+        origins = tuple(
+            replace(origin, positions=of_view[number])
+            for origin, of_view in zip(scale.origins, positions, strict=True)
+        )
+        if math.prod(output.shape) < math.prod(base.shape):
+            for origin, whole in zip(origins, scale.origins, strict=True):
+                _divide_where_parted(whole, origin, constraints)
+        view = replace(shown, origins=origins, groups=scale.groups, is_zero=scale.is_zero)
+        view = view.without_idle_groups(len(output.shape))
+        views.append(replace(view, is_weight=scale.is_weight))
+    return views
 
 
-def _first_position(op: FlowOp, size: int) -> int | None:
-    """Where the first slice begins; None if it skips positions."""
-    if op.name != "aten.slice":
-        return 0
-    _, _, start, _, step = (*op.args, None, None, None, None)[:5]
-    if step not in {None, 1}:
+def looked_up(scale: TensorScale, base: Value, constraints: Constraints) -> TensorScale:
+    """Elements picked by indices; those that may be picked for one another need one scale."""
+    op, rank = constraints.op, len(base.shape)
+    dims = _indexed_dims(op, rank)
+    constants = [value.constant for value in op.inputs if not value.is_number]
+    if op.name == "aten.index" and all(constant is not None for constant in constants):
+        return view_scales(scale, base, list(op.outputs), constraints)[0]
+    if dims is None:
+        return constraints.merged(scale)
+    if scale.groups is not None and -rank in dims:
+        scale = constraints.ungrouped(scale, rank=rank)
+    merged = constraints.merged_along(scale, dims, rank=rank)
+    if not merged.has_places or merged.groups is not None:
+        return replace(merged, origins=())
+    (lanes,) = _run(op, base, merged.lanes)
+    origins = tuple(
+        replace(origin, positions=_run(op, base, origin.positions)[0]) for origin in merged.origins
+    )
+    return replace(laned(lanes, merged.forms), origins=origins, is_zero=merged.is_zero)
+
+
+def joined(
+    scales: list[TensorScale], values: list[Value], constraints: Constraints
+) -> TensorScale | None:
+    """The scale of tensors that are put beside one another; None if that cannot be followed."""
+    op = constraints.op
+    parts = op.args[0] if op.args and isinstance(op.args[0], list | tuple) else ()
+    if len(parts) != len(scales) or any(scale.groups is not None for scale in scales):
         return None
-    return range(size)[start:].start
+    scales = [
+        scale if math.prod(value.shape) else ZEROS  # an empty cache
+        for scale, value in zip(scales, values, strict=True)
+    ]
+    first = next((scale for scale in scales if not scale.is_zero), None)
+    if first is None:
+        return ZEROS
+    forms, lanes = [first.forms[0]], []
+    for scale, value in zip(scales, values, strict=True):
+        offset = 0 if scale.is_zero else len(forms)  # zeros have any scale: that of the first
+        forms += [] if scale.is_zero else list(scale.forms)
+        numbers = torch.zeros_like(scale.lanes) if scale.is_zero else scale.lanes + offset
+        lanes.append(of_rank(numbers, len(value.shape)).expand(value.shape))
+    return laned(op.func(lanes, *op.args[1:], **op.kwargs), forms)
 
 
-def _slice(
-    scale: TensorScale, bounds: tuple[int, int], size: int, constraints: Constraints
-) -> TensorScale:
-    ranges: list[ScaledRange] = []
-    position = 0
-    for part in scale.ranges:
-        end = position + (part.size or size)
-        low, high = max(bounds[0], position), min(bounds[1], end)
-        if low < high:
-            inside = (low - position, high - position)
-            ranges.append(_range_slice(part, inside, end - position, constraints))
-        position = end
-    return replace(scale, ranges=tuple(ranges) or scale.ranges)
+def _keeps_rows(base: Value, outputs: list[Value]) -> bool:
+    return all(output.shape[:1] == base.shape[:1] for output in outputs)
 
 
-def _range_slice(
-    part: ScaledRange, bounds: tuple[int, int], size: int, constraints: Constraints
-) -> ScaledRange:
-    origin = part.origin
-    low, high = bounds
-    if origin is not None:
-        for boundary in bounds:
-            if 0 < boundary < size:
-                constraints.request_boundary(origin, boundary)
-        origin = replace(origin, start=origin.start + low)
-    return replace(part, size=high - low, origin=origin)
+def _run(op: FlowOp, base: Value, numbers: Tensor) -> list[Tensor]:
+    """What the operation makes of numbers in place of the first tensor's elements.
+
+    Indices that are not known are zero.
+    """
+    rank = len(base.shape)
+    if numbers.dim() > rank and numbers.shape[0] > 1:
+        each = [_run(op, base, one) for one in numbers]
+        return [
+            torch.stack(torch.broadcast_tensors(*several)) for several in zip(*each, strict=True)
+        ]
+    full = of_rank(numbers, rank).expand(base.shape)
+
+    def stand_in(leaf: Any) -> Any:
+        if not isinstance(leaf, Value):
+            return leaf
+        if leaf is base:
+            return full
+        if leaf.constant is not None:
+            return leaf.constant
+        return torch.zeros(leaf.shape, dtype=leaf.dtype)
+
+    result = op.func(*_filled(op.args, stand_in), **_filled(op.kwargs, stand_in))
+    return [compressed(part) for part in ([result] if torch.is_tensor(result) else result)]
+
+
+def _filled(tree: Any, stand_in: Callable[[Any], Any]) -> Any:
+    """An operation's arguments with something else in the place of each tensor."""
+    if isinstance(tree, dict):
+        return {key: _filled(member, stand_in) for key, member in tree.items()}
+    if isinstance(tree, tuple | list):
+        return type(tree)(_filled(member, stand_in) for member in tree)
+    return stand_in(tree)
+
+
+def _divide_where_parted(whole: Origin, part: Origin, constraints: Constraints) -> None:
+    """A parameter is divided where a view shows only some of what comes from it."""
+    before, after = torch.unique(whole.positions), torch.unique(part.positions)
+    if 0 < len(after) < len(before):
+        kinds = torch.isin(before, after).long()
+        most = MOST_EXPERTS if whole.dim == _EXPERTS else MOST_CLASSES
+        constraints.divide(replace(whole, positions=before), kinds, most=most)
+
+
+def _indexed_dims(op: FlowOp, rank: int) -> list[int] | None:
+    """Dimensions, from the end, along which indices pick; None if they pick in another way."""
+    if op.name == "aten.index":
+        indices = op.args[1]
+        if any(isinstance(index, Value) and index.dtype is torch.bool for index in indices):
+            return None
+        return [dim - rank for dim, index in enumerate(indices) if index is not None]
+    if op.name not in _INDEXED:
+        return None
+    dim = _INDEXED[op.name]
+    return [(int(op.args[1]) if dim is None else dim) % rank - rank]

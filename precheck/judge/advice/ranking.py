@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from precheck.facts.attention import implementation, preference
-from precheck.facts.hardware import Support, is_slow
+from precheck.facts.attention import preference
+from precheck.facts.hardware import is_slow
+from precheck.judge.advice.closeness import distances
 from precheck.judge.devices.fit import does_not_fit, fit
-from precheck.judge.devices.sdpa import MATH_KERNEL, falls_to_math
-from precheck.judge.thresholds import PREFER_FLOAT16, SAME_KL_DIVERGENCE
+from precheck.judge.devices.standing import lacks_attention, lacks_dtype
+from precheck.judge.thresholds import PREFER_FLOAT16
 from precheck.records.finding import USABLE, Verdict
-from precheck.records.loss import loss
 from precheck.records.precision import Dtype
+from precheck.records.quantities import bits
 from precheck.records.tightest import tightest
 
 if TYPE_CHECKING:
@@ -42,11 +43,14 @@ class Rank(NamedTuple):
     num_bytes: int
     gravity: int
     dtype_order: int
+    """0 for float16 that is better than bfloat16 here, 1 for bfloat16, 2 for other float16."""
     attention_order: int
     name: str
     """So that a tie has an order as well."""
     why_it_does_not_fit: str
     """Empty where it fits, or where that is not known."""
+    why_bfloat16: str
+    """Why bfloat16 is preferred to this float16; empty where it is not."""
 
 
 def gravest_runs(evidence: Evidence) -> dict[Configuration, Run]:
@@ -63,18 +67,9 @@ def why_not(evidence: Evidence, run: Run, device: Hardware) -> str | None:
     """Why this run's configuration cannot be used on the device at all."""
     if run.verdict not in USABLE:
         return f"{VERDICT_WORDS[run.verdict]}; {run.reason}"
-    where = device.compute_capability or device.name
-    if device.support(run.dtype) is Support.NONE:
-        return f"{device.name} has no {run.dtype}"
-    if run.dtype is Dtype.BFLOAT16 and device.emulates_bfloat16:
-        attention = evidence.measurements.model.attention
-        is_math = run.attn_implementation == "sdpa" and falls_to_math(device, run.dtype, attention)
-        math = f", and sdpa uses {MATH_KERNEL}" if is_math else ""
-        return f"bfloat16 is only emulated on {where}{math}"
-    attention_row = implementation(run.attn_implementation)
-    if attention_row is not None and not attention_row.runs_on(device):
-        return f"{run.attn_implementation} is not known to run on {where}"
-    return None
+    dtype = lacks_dtype(evidence, run.configuration, device=device)
+    attention = lacks_attention(evidence, run.configuration, device=device)
+    return dtype or (f"{run.attn_implementation} {attention}" if attention else None)
 
 
 def rank_of(
@@ -83,41 +78,49 @@ def rank_of(
     """The rank of a usable run on this device, among all runs by configuration."""
     memory = fit(evidence.measurements, device=device, dtype=run.dtype)
     why_it_does_not_fit = does_not_fit(memory) or ""
+    why_bfloat16 = _why_bfloat16(evidence, run, device=device, runs=runs) or ""
+    float16_order = 2 if why_bfloat16 else 0
     return Rank(
         does_not_fit=bool(why_it_does_not_fit),
         is_slow=is_slow(run.dtype, device),
         num_bytes=run.dtype.limits.num_bytes,
         gravity=_GRAVITY[run.verdict],
-        dtype_order=_dtype_order(evidence, run, device=device, runs=runs),
+        dtype_order=float16_order if run.dtype is Dtype.FLOAT16 else 1,
         attention_order=preference(run.attn_implementation),
         name=run.name,
         why_it_does_not_fit=why_it_does_not_fit,
+        why_bfloat16=why_bfloat16,
     )
 
 
-def _dtype_order(
+def _why_bfloat16(
     evidence: Evidence, run: Run, *, device: Hardware, runs: dict[Configuration, Run]
-) -> int:
-    """0 for float16 that is better than bfloat16 here, 1 for bfloat16, 2 for other float16."""
-    if run.dtype is not Dtype.FLOAT16:
-        return 1
+) -> str | None:
+    """Why bfloat16 with the same attention is preferred to this run, in the two numbers of it."""
     other = runs.get(replace(run.configuration, dtype=Dtype.BFLOAT16))
-    if other is None or why_not(evidence, other, device):
-        return 0
-    tight = tightest(evidence.measurements.headroom, run.configuration)
-    has_range = tight is None or tight[1] >= PREFER_FLOAT16.value
-    return 0 if has_range and _is_closer(run, other) else 2
+    if run.dtype is not Dtype.FLOAT16 or other is None or why_not(evidence, other, device):
+        return None
+    headroom = evidence.measurements.headroom
+    tight, wide = (tightest(headroom, each.configuration) for each in (run, other))
+    if tight is not None and tight[1] < PREFER_FLOAT16.value:
+        has = "has more" if wide is None else f"has {bits(wide[1])}"
+        return f"{bits(tight[1])} bits of headroom, {other.dtype} {has}"
+    figures = distances(run, other)
+    if figures is None:
+        return f"{other.dtype} has more range, and which is closer to float32 is not known"
+    if figures.is_closer:
+        return None
+    which = "both round alike" if figures.are_alike else f"{run.dtype} is no closer to float32"
+    return f"{other.dtype} has more range, and {which} ({figures.words})"
 
 
-def _is_closer(run: Run, other: Run) -> bool:
-    """Whether a run is measurably closer to float32 than the other."""
-    divergence, other_divergence = loss(run).kl_divergence, loss(other).kl_divergence
-    if divergence is None or other_divergence is None:
-        return False
-    return divergence < other_divergence and other_divergence > SAME_KL_DIVERGENCE.value
-
-
-def worse(other: Configuration, chosen: Configuration, *, ranks: dict[Configuration, Rank]) -> str:
+def worse(
+    other: Configuration,
+    chosen: Configuration,
+    *,
+    ranks: dict[Configuration, Rank],
+    runs: dict[Configuration, Run],
+) -> str:
     """The first entry of its rank that is worse than the chosen one's, in words."""
     rank, best = ranks[other], ranks[chosen]
     if rank.does_not_fit and not best.does_not_fit:
@@ -127,11 +130,16 @@ def worse(other: Configuration, chosen: Configuration, *, ranks: dict[Configurat
     if rank.num_bytes > best.num_bytes:
         return f"twice the memory of {chosen.dtype}, and not needed"
     if rank.gravity > best.gravity:
-        verdict = next(v for v, gravity in _GRAVITY.items() if gravity == rank.gravity)
-        return f"{VERDICT_WORDS[verdict]}; {chosen} does not"
+        return _worse_verdict(runs[other], chosen, why_bfloat16=rank.why_bfloat16)
     if rank.dtype_order > best.dtype_order:
-        return _worse_dtype(other.dtype, chosen.dtype)
+        return _worse_dtype(runs[other], runs[chosen], why_bfloat16=rank.why_bfloat16)
     return _worse_attention(other.attn_implementation, chosen.attn_implementation)
+
+
+def _worse_verdict(other: Run, chosen: Configuration, *, why_bfloat16: str) -> str:
+    if other.verdict is Verdict.LOW_HEADROOM and why_bfloat16:
+        return f"usable; {why_bfloat16}"
+    return f"{VERDICT_WORDS[other.verdict]}; {chosen} does not"
 
 
 def _worse_attention(other: str, chosen: str) -> str:
@@ -140,7 +148,10 @@ def _worse_attention(other: str, chosen: str) -> str:
     return f"usable, and no better than {chosen}"
 
 
-def _worse_dtype(other: Dtype, chosen: Dtype) -> str:
-    if other is Dtype.FLOAT16:
-        return f"usable; {chosen} has more range and is not measurably further from float32"
-    return f"usable, but further from float32 than {chosen}"
+def _worse_dtype(other: Run, chosen: Run, *, why_bfloat16: str) -> str:
+    if why_bfloat16:
+        return f"usable; {why_bfloat16}"
+    figures = distances(other, chosen)
+    if figures is None or figures.run <= figures.other:
+        return f"usable; {chosen.dtype} keeps three more bits of every value"
+    return f"usable, but further from float32 ({figures.words})"

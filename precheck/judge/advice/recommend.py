@@ -40,11 +40,12 @@ from precheck.judge.devices.engines import engine_advice
 from precheck.judge.devices.fit import does_not_fit, fit, fits_words
 from precheck.judge.findings import checkpoint
 from precheck.records.advice import Recommendation, Rejected
+from precheck.records.attention import as_argument
 from precheck.records.configuration import Configuration
 from precheck.records.finding import Confidence, Verdict
 from precheck.records.loss import loss
 from precheck.records.precision import Arithmetic, Dtype
-from precheck.records.quantities import bits, listed, magnitude
+from precheck.records.quantities import bits, listed, magnitude, python_string
 from precheck.records.tightest import tightest
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ def recommend(evidence: Evidence, *, device: Hardware) -> Recommendation:
         )
     else:
         others = {
-            configuration: excluded.get(configuration) or worse(configuration, chosen, ranks=ranks)
+            configuration: excluded.get(configuration)
+            or worse(configuration, chosen, ranks=ranks, runs=runs)
             for configuration in runs
             if configuration != chosen
         }
@@ -158,6 +160,11 @@ def why_nothing(evidence: Evidence) -> str | None:
     if checkpoint.has_random_parameters(audit):
         names = audit.missing + audit.mismatched
         return f"newly initialised parameters make the outputs random: {listed(names)}"
+    if audit.unscaled or audit.unread_scales:
+        names = audit.unscaled or audit.unread_scales
+        return f"weights are used without their scale: {listed(names)}"
+    if audit.zero_scales:
+        return f"weights are zero because their scales are: {listed(audit.zero_scales)}"
     if audit.nonfinite:
         names = tuple(fault.name for fault in audit.nonfinite)
         return f"stored weights are not finite: {listed(names)}"
@@ -250,11 +257,11 @@ def _confidence(evidence: Evidence, device: Hardware) -> Confidence:
 def snippets(evidence: Evidence, configuration: Configuration) -> dict[str, str]:
     """Code to paste, by the library it is for."""
     model = evidence.measurements.model
-    name = json.dumps(model.local_id, ensure_ascii=False)
+    name = python_string(model.local_id)
     return {
         "transformers": (
             f"model = {model.auto_class}.from_pretrained(\n"
             f"    {name}, dtype=torch.{configuration.dtype}, "
-            f"attn_implementation={json.dumps(configuration.attn_implementation)}\n)"
+            f"attn_implementation={json.dumps(as_argument(configuration.attn_implementation))}\n)"
         )
     }

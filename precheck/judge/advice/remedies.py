@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from precheck.facts.hardware import is_slow
+from precheck.judge.findings.cures import may_be_rescaled
 from precheck.records.advice import Remedy
 from precheck.records.finding import Confidence, Verdict
-from precheck.records.mechanism import MECHANISMS
+from precheck.records.mechanism import MECHANISMS, Mechanism
 from precheck.records.precision import Dtype
 from precheck.records.quantities import counted, magnitude
 
@@ -27,7 +29,8 @@ def remedies(
     """What might help besides float32 on a device without bfloat16; nothing elsewhere.
 
     One module kept in float32 helps where everything that leaves float16 lies inside it and its
-    output fits. The residual stream belongs to no module.
+    output fits. The residual stream belongs to no module, and what a linear layer gives is what it
+    hands on.
     """
     if chosen is None or not chosen.dtype.is_reference or not is_slow(Dtype.BFLOAT16, device):
         return ()
@@ -40,13 +43,13 @@ def remedies(
     ]
     if not broken:
         return ()
-    return (_one_module(evidence, broken), *_clamp(broken))
+    return (_one_module(evidence, broken), *_rescaled(evidence, broken), *_clamp(broken))
 
 
 def _float32_module(evidence: Evidence) -> str | None:
     """The one module inside which everything leaves float16, and whose output fits; or None."""
     outside = _beyond_float16(evidence)
-    if not outside or any(MECHANISMS[row.mechanism].enters_residual for row in outside):
+    if not outside or any(_is_handed_on(row) for row in outside):
         return None
     module = _common(tuple(row.module for row in outside))
     return module if module is not None and _is_inside_a_layer(module) else None
@@ -54,10 +57,10 @@ def _float32_module(evidence: Evidence) -> str | None:
 
 def _one_module(evidence: Evidence, broken: list[Run]) -> Remedy:
     outside = _beyond_float16(evidence)
-    residual = [row for row in outside if MECHANISMS[row.mechanism].enters_residual]
-    if residual:
-        layers = sorted({row.layer for row in residual if row.layer is not None})
-        largest = max(residual, key=lambda row: row.abs_max)
+    handed_on = [row for row in outside if _is_handed_on(row)]
+    if handed_on:
+        layers = sorted({row.layer for row in handed_on if row.layer is not None})
+        largest = max(handed_on, key=lambda row: row.abs_max)
         where = f"layer {layers[0]}" if len(layers) == 1 else f"{counted(len(layers), 'layer')}"
         return Remedy(
             what="one module in float32, the rest in float16",
@@ -93,6 +96,27 @@ def _one_module(evidence: Evidence, broken: list[Run]) -> Remedy:
     )
 
 
+def _rescaled(evidence: Evidence, broken: list[Run]) -> tuple[Remedy, ...]:
+    """``precheck fix``, where all that leaves float16 is of the kind that it rescales."""
+    escaped = [row.mechanism for run in broken for row in run.overflows if not row.absorbed]
+    mechanisms = dict.fromkeys((*escaped, *(row.mechanism for row in _beyond_float16(evidence))))
+    if not escaped or not may_be_rescaled(evidence, mechanisms):
+        return ()
+    model = shlex.quote(evidence.measurements.model.id)
+    return (
+        Remedy(
+            what="precheck fix, which multiplies weights by powers of two",
+            helps=True,
+            confidence=Confidence.PREDICTED,
+            why=(
+                f"{' and '.join(each.phrase for each in mechanisms)} can be made smaller without "
+                "changing a digit of the answer; what it cannot prove it does not write"
+            ),
+            snippet=f"precheck fix {model} -o ./fixed",
+        ),
+    )
+
+
 def _clamp(broken: list[Run]) -> tuple[Remedy, ...]:
     return (
         Remedy(
@@ -114,6 +138,11 @@ def _beyond_float16(evidence: Evidence) -> list[Headroom]:
         for row in evidence.measurements.headroom
         if row.abs_max > _LIMIT and not MECHANISMS[row.mechanism].is_in_scores and row.headroom_bits
     ]
+
+
+def _is_handed_on(row: Headroom) -> bool:
+    """Whether what leaves float16 leaves the module too, and so is cast to float16 behind it."""
+    return MECHANISMS[row.mechanism].enters_residual or row.mechanism is Mechanism.PROJECTION
 
 
 def _common(modules: tuple[str, ...]) -> str | None:

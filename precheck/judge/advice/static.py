@@ -1,17 +1,20 @@
 """What to use on a device where nothing was run: declared dtype, documented faults, hardware, fit.
 
 The same order as for measured configurations (``ranking``), with what is documented of the family
-in the place of a verdict and the dtype the checkpoint declares in the place of precision.
+in the place of a verdict and the dtype the checkpoint declares in the place of precision. Nobody
+has seen float16 hold a checkpoint that does not declare it: bfloat16, which has float32's range, is
+preferred where the device has it.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from precheck.facts.hardware import Hardware, Support, is_slow
+from precheck.facts.hardware import Hardware, is_slow
 from precheck.judge.advice.recommend import completed, rejected, snippets, why_nothing
 from precheck.judge.devices.fit import does_not_fit, fit, fits_words
-from precheck.judge.prediction import Prediction, predict
+from precheck.judge.devices.standing import standing
+from precheck.judge.prediction import predict
 from precheck.records.advice import Recommendation
 from precheck.records.configuration import Configuration
 from precheck.records.finding import Confidence
@@ -27,7 +30,8 @@ class UnmeasuredRank(NamedTuple):
     does_not_fit: bool
     is_slow: bool
     num_bytes: int
-    is_unknown: bool
+    may_overflow: bool
+    """The checkpoint's own dtype has more range."""
     is_not_declared: bool
     name: str
 
@@ -41,8 +45,7 @@ def recommend_unmeasured(evidence: Evidence, *, device: Hardware) -> Recommendat
     ranks: dict[Configuration, UnmeasuredRank] = {}
     for dtype in Dtype:
         configuration = Configuration(dtype=dtype, attn_implementation=attn)
-        prediction = predict(evidence, configuration)
-        why = broken or _why_not(evidence, dtype, prediction, device=device)
+        why = broken or _why_not(evidence, configuration, device=device)
         if why is not None:
             excluded[configuration] = why
             continue
@@ -50,7 +53,7 @@ def recommend_unmeasured(evidence: Evidence, *, device: Hardware) -> Recommendat
             does_not_fit=fit(evidence.measurements, device=device, dtype=dtype).fits is False,
             is_slow=is_slow(dtype, device),
             num_bytes=dtype.limits.num_bytes,
-            is_unknown=prediction.verdict is None and dtype != model.deploy_dtype,
+            may_overflow=_may_overflow(evidence, dtype),
             is_not_declared=dtype != model.deploy_dtype,
             name=str(configuration),
         )
@@ -67,7 +70,7 @@ def recommend_unmeasured(evidence: Evidence, *, device: Hardware) -> Recommendat
         )
     else:
         others = {
-            other: _worse(rank, ranks[chosen], dtype=chosen.dtype)
+            other: _worse(evidence, rank, ranks[chosen], dtype=chosen.dtype)
             for other, rank in ranks.items()
             if other != chosen
         }
@@ -82,32 +85,33 @@ def recommend_unmeasured(evidence: Evidence, *, device: Hardware) -> Recommendat
     return completed(evidence, choice, chosen=chosen, device=device)
 
 
-def _why_not(
-    evidence: Evidence, dtype: Dtype, prediction: Prediction, *, device: Hardware
-) -> str | None:
+def _why_not(evidence: Evidence, configuration: Configuration, *, device: Hardware) -> str | None:
+    lacks, prediction = standing(evidence, configuration, device=device)
     if prediction.is_usable is False:
         return f"documented: {prediction.why}"
-    where = device.compute_capability or device.name
-    if device.support(dtype) is Support.NONE:
-        return f"{device.name} has no {dtype}"
-    if dtype is Dtype.BFLOAT16 and device.emulates_bfloat16:
-        return f"bfloat16 is only emulated on {where}"
     beyond = evidence.measurements.checkpoint.out_of_float16_range
-    if dtype is Dtype.FLOAT16 and beyond:
+    if lacks is None and configuration.dtype is Dtype.FLOAT16 and beyond:
         return f"stored weights leave float16: {beyond[0].name}"
-    return None
+    return lacks
 
 
-def _worse(rank: UnmeasuredRank, best: UnmeasuredRank, *, dtype: Dtype) -> str:
+def _may_overflow(evidence: Evidence, dtype: Dtype) -> bool:
+    """Whether the dtype has less range than the one that the checkpoint is made for."""
+    declared = evidence.measurements.model.deploy_dtype
+    return dtype is Dtype.FLOAT16 and declared != Dtype.FLOAT16
+
+
+def _worse(evidence: Evidence, rank: UnmeasuredRank, best: UnmeasuredRank, *, dtype: Dtype) -> str:
+    declared = evidence.measurements.model.deploy_dtype
     if rank.does_not_fit and not best.does_not_fit:
         return "does not fit"
     if rank.is_slow and not best.is_slow:
         return "slower there"
     if rank.num_bytes > best.num_bytes:
         return f"twice the memory of {dtype}"
-    if rank.is_unknown:
-        return f"nothing is known of it; the checkpoint declares {dtype}"
-    return f"not what the checkpoint declares ({dtype})"
+    if rank.may_overflow:
+        return f"whether it holds what {declared} does is not known; {dtype} has the range"
+    return f"not what the checkpoint declares ({declared})"
 
 
 def _reasons(evidence: Evidence, chosen: Configuration, *, device: Hardware) -> tuple[str, ...]:
@@ -117,10 +121,15 @@ def _reasons(evidence: Evidence, chosen: Configuration, *, device: Hardware) -> 
     reasons = []
     if chosen.dtype == model.deploy_dtype:
         reasons.append(f"the checkpoint declares {chosen.dtype}")
-    elif not chosen.dtype.is_reference:
+    elif _may_overflow(evidence, chosen.dtype):
         reasons.append(
             f"the checkpoint declares {model.deploy_dtype}; whether {chosen.dtype} holds it is not "
             "known"
+        )
+    elif not chosen.dtype.is_reference:
+        reasons.append(
+            f"the checkpoint declares {model.deploy_dtype}; {chosen.dtype} has its range, and what "
+            "it costs in precision is not known"
         )
     if prediction.verdict is not None and not chosen.dtype.is_reference:
         reasons.append(prediction.why)

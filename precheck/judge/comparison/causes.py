@@ -111,7 +111,7 @@ def _weights_that_differ(first: Report, second: Report, *, at: str | None) -> It
     if weights:
         reach = f", and float32 values part from {at} on" if at else ""
         yield f"The weights differ in {listed(weights)}{reach}.{_moved_most(first, second)}"
-    elif not (first.checkpoint.digest and second.checkpoint.digest) and (
+    elif first.checkpoint.has_weights_of(second.checkpoint) is None and (
         first.model.revision != second.model.revision
     ):
         yield "The revisions differ, and one report does not tell what its weights are."
@@ -165,8 +165,7 @@ def _why_float32_parts(
 
 
 def _weights_known(first: Report, second: Report) -> str:
-    digest = first.checkpoint.digest
-    is_same = digest is not None and digest == second.checkpoint.digest
+    is_same = first.checkpoint.has_weights_of(second.checkpoint)
     return "the weights are the same, so" if is_same else "if the weights are the same,"
 
 

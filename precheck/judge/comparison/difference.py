@@ -21,7 +21,7 @@ from precheck.judge.comparison.side_by_side import (
     only_in,
     pairs_of,
 )
-from precheck.records.difference import Change, Difference
+from precheck.records.outcomes.difference import Change, Difference
 from precheck.records.quantities import counted, listed, magnitude
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ def difference(first: Report, second: Report) -> Difference:
 
 def _model_changes(first: Report, second: Report) -> Iterator[Change]:
     before, after = first.model, second.model
-    digests = (first.checkpoint.digest, second.checkpoint.digest)
-    is_same = digests[0] is not None and digests[0] == digests[1]
+    is_same = first.checkpoint.has_weights_of(second.checkpoint)
     names = (
         ("model", before.id, after.id),
         ("revision", before.revision, after.revision),

@@ -10,8 +10,8 @@ from precheck.judge.thresholds import (
     DIFFERENT_SIZE,
     DIFFERENT_SIZE_FLOAT32,
 )
-from precheck.records.difference import Change
 from precheck.records.loss import loss
+from precheck.records.outcomes.difference import Change
 from precheck.records.quantities import nats
 
 if TYPE_CHECKING:
@@ -168,10 +168,10 @@ def _is_apart(first: float, second: float, tolerance: Threshold) -> bool:
 
 
 def different_weights(first: Report, second: Report) -> tuple[str, ...]:
-    """Layers whose stored tensors differ; none where one of the reports has no digests."""
-    before, after = first.checkpoint.digests, second.checkpoint.digests
-    if not before or not after or first.checkpoint.digest == second.checkpoint.digest:
+    """Layers whose stored tensors differ; none where the digests do not tell."""
+    if first.checkpoint.has_weights_of(second.checkpoint) is not False:
         return ()
+    before, after = first.checkpoint.digests, second.checkpoint.digests
     names = dict.fromkeys((*before, *after))
     return tuple(name for name in names if before.get(name) != after.get(name))
 

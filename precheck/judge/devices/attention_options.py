@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from precheck.facts.attention import Implementation, fastest_first, implementation
 from precheck.judge.devices.sdpa import sdpa_kernel
-from precheck.judge.prediction import predict
+from precheck.judge.devices.standing import lacks_attention, standing
 from precheck.records.advice import AttentionOption
 from precheck.records.finding import Confidence
 
@@ -56,10 +56,8 @@ def _option(
 ) -> AttentionOption:
     name, dtype = configuration.attn_implementation, configuration.dtype
     row = implementation(name)
-    why_not = _not_in_model(name, attention) or (
-        None if row is None else _not_on_device(row, attention, device=device, dtype=dtype)
-    )
-    prediction = predict(evidence, configuration)
+    why_not = lacks_attention(evidence, configuration, device=device)
+    prediction = standing(evidence, configuration, device=device).prediction
     is_installed = _is_installed(row, evidence)
     kernel, verdict, reasons = None, None, [why_not]
     if why_not is None:
@@ -78,36 +76,6 @@ def _option(
         confidence=confidence,
         why="; ".join(filter(None, reasons)),
     )
-
-
-def _not_in_model(name: str, attention: AttentionFacts) -> str | None:
-    """Why the model does not have it."""
-    if name in (attention.flash_kernels or ()):
-        return None
-    if name.startswith("flash") and attention.flash_kernels is not None:
-        return f"the model works with {', '.join(attention.flash_kernels)} alone"
-    if name not in attention.supported:
-        return "its class does not have it"
-    return None
-
-
-def _not_on_device(
-    row: Implementation, attention: AttentionFacts, *, device: Hardware, dtype: Dtype
-) -> str | None:
-    """Why the device, or the kernel, does not take it."""
-    where = device.compute_capability or device.name
-    runs = row.runs_on(device)
-    if not runs:
-        return f"not known to run on {where}" if runs is None else f"has no kernels for {where}"
-    if dtype not in row.dtypes:
-        return f"takes {' and '.join(row.dtypes)}, not {dtype}"
-    if not row.takes_head_dim(attention.head_dim, device):
-        return f"heads of {attention.head_dim} elements are too large for it"
-    if attention.softcap is not None and not row.softcap:
-        return "has no softcap, and the model caps its scores"
-    if attention.has_sinks and not row.sinks:
-        return "has no attention sinks, and the model needs them"
-    return None
 
 
 def _kernels(device: Hardware, dtype: Dtype, attention: AttentionFacts) -> tuple[str | None, str]:

@@ -6,12 +6,14 @@ import shlex
 from typing import TYPE_CHECKING, NamedTuple
 
 from precheck.facts import engines
+from precheck.facts.architectures import is_served
 from precheck.facts.engines import Below, Engine
 from precheck.facts.hardware import Support, is_slow
-from precheck.judge.prediction import FUSED, PRODUCTS, Prediction, predict
+from precheck.judge.devices.standing import Standing, standing
+from precheck.judge.prediction import FUSED, PRODUCTS
 from precheck.records.advice import EngineAdvice
 from precheck.records.configuration import Configuration
-from precheck.records.finding import Verdict
+from precheck.records.finding import Confidence, Verdict
 from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
@@ -58,19 +60,20 @@ def _advice(
     default = default_of(engine, model, device)
     outcome = None
     if default.dtype is not None:
-        outcome = _outcome(evidence, engine, _with_default_attention(model, default.dtype))
+        as_loaded = _with_default_attention(model, default.dtype)
+        outcome = _outcome(evidence, engine, as_loaded, device=device)
     chosen = None
     if can_run(engine, model, device) is None:
-        chosen = _choice(evidence, engine, device=device, recommended=recommended)
+        chosen = _choice(evidence, engine, device=device, default=default, recommended=recommended)
     links = engines.table().sources
     return EngineAdvice(
         engine=engine.name,
         version=engine.version,
         read=engines.table().read,
         default_dtype=default.dtype,
-        default=f"{default.words}{_effect(outcome)}{_emulated(default.dtype, device)}",
-        is_default_safe=None if outcome is None else outcome.is_usable,
-        command=None if chosen is None else _command(engine, evidence, chosen),
+        default=f"{default.words}{_effect(evidence, outcome)}{_emulated(default.dtype, device)}",
+        is_default_safe=None if outcome is None else _is_safe(outcome),
+        command=None if chosen is None else _command(engine, evidence, chosen, default=default),
         why=_why(evidence, engine, device=device, chosen=chosen, default=default),
         sources=tuple(links[name] for name in engine.sources),
     )
@@ -112,7 +115,9 @@ def default_of(engine: Engine, model: ModelFacts, device: Hardware) -> Default:
 
 
 def can_run(engine: Engine, model: ModelFacts, device: Hardware) -> str | None:
-    """Why the engine does not run there at all; None if it does."""
+    """Why the engine does not run the model there at all; None if it does."""
+    if not is_served(engine.id, model.architecture):
+        return f"not known to run {model.architecture}"
     where = device.compute_capability or device.name
     if device.kind not in engine.kinds:
         return f"does not run on {device.name}"
@@ -197,62 +202,93 @@ def _with_default_attention(model: ModelFacts, dtype: Dtype) -> Configuration:
     return Configuration(dtype=dtype, attn_implementation=attn_implementation)
 
 
-def _outcome(evidence: Evidence, engine: Engine, configuration: Configuration) -> Prediction:
+def _outcome(
+    evidence: Evidence, engine: Engine, configuration: Configuration, *, device: Hardware
+) -> Standing:
     """What a configuration amounts to in the engine, which may have attention of its own."""
     if not engine.scores_in_float32:
-        return predict(evidence, configuration)
-    return predict(
+        return standing(evidence, configuration, device=device)
+    return standing(
         evidence,
         configuration.with_attention(FUSED),
+        device=device,
         mechanisms=PRODUCTS if engine.residual_in_float32 else None,
     )
 
 
+def _is_safe(outcome: Standing) -> bool | None:
+    """Whether an engine's default may be left as it is; None where that cannot be said.
+
+    What is documented of other checkpoints of the family can speak against it, not for it.
+    """
+    is_usable = outcome.prediction.is_usable
+    is_hearsay = outcome.prediction.confidence is Confidence.DOCUMENTED
+    return None if is_usable and (is_hearsay or outcome.lacks is not None) else is_usable
+
+
 def _choice(
-    evidence: Evidence, engine: Engine, *, device: Hardware, recommended: Configuration | None
+    evidence: Evidence,
+    engine: Engine,
+    *,
+    device: Hardware,
+    default: Default,
+    recommended: Configuration | None,
 ) -> Configuration | None:
-    """What to ask the engine for: what is recommended, else the first dtype that is safe there."""
+    """What to ask the engine for: what is recommended, else its default or another that is safe."""
     model = evidence.measurements.model
     if recommended is not None and not engine.scores_in_float32:
         return recommended
-    forced = engine.forced.get(model.architecture)
-    candidates: tuple[Dtype, ...]
-    if _lacks_bfloat16(engine, device) and engine.below_bfloat16 is Below.FORCES:
-        candidates = (Dtype.FLOAT16,)
-    elif forced is not None:
-        candidates = (forced,)
-    else:
-        for_weights = _quantized_dtypes(engine, model)
-        available = _available(engine, model, device)
-        candidates = tuple(dtype for dtype in available if dtype in for_weights)
     preferred = None if recommended is None else recommended.dtype
-    fast = [dtype for dtype in candidates if not is_slow(dtype, device)]
-    for dtype in sorted(fast, key=lambda dtype: dtype is not preferred):
+    candidates = [
+        dtype for dtype in _candidates(engine, model, device) if not is_slow(dtype, device)
+    ]
+    candidates.sort(key=lambda dtype: (dtype is not preferred, dtype is not default.dtype))
+    if default.dtype is not None and default.dtype not in candidates:
+        candidates.append(default.dtype)
+    for dtype in candidates:
         configuration = _with_default_attention(model, dtype)
-        is_usable = _outcome(evidence, engine, configuration).is_usable
+        is_safe = _is_safe(_outcome(evidence, engine, configuration, device=device))
         # where nothing is known, the engine gets what is recommended all the same
-        if is_usable or (is_usable is None and dtype is preferred):
+        if is_safe or (is_safe is None and dtype is preferred):
             return configuration
     return None
 
 
-def _command(engine: Engine, evidence: Evidence, chosen: Configuration) -> str:
-    path = evidence.measurements.model.local_id
-    return engine.command.format(
-        model=shlex.quote(path),
-        folder=shlex.quote(path),
+def _candidates(engine: Engine, model: ModelFacts, device: Hardware) -> tuple[Dtype, ...]:
+    """The dtypes that the engine can be asked for on the device."""
+    if _lacks_bfloat16(engine, device) and engine.below_bfloat16 is Below.FORCES:
+        return (Dtype.FLOAT16,)
+    forced = engine.forced.get(model.architecture)
+    if forced is not None:
+        return (forced,)
+    for_weights = _quantized_dtypes(engine, model)
+    return tuple(dtype for dtype in _available(engine, model, device) if dtype in for_weights)
+
+
+def _command(engine: Engine, evidence: Evidence, chosen: Configuration, *, default: Default) -> str:
+    """The line to type; it names what is chosen only where the engine would not choose it."""
+    model = evidence.measurements.model
+    path = shlex.quote(model.local_id)
+    is_default = chosen.dtype is default.dtype and (
+        engine.scores_in_float32 or chosen.attn_implementation == model.default_attn_implementation
+    )
+    flag = engine.flag.format(
         dtype=chosen.dtype,
         attn=f'"{chosen.attn_implementation}"',
         gguf=_LLAMA_CPP_TYPES[chosen.dtype],
     )
+    return engine.command.format(model=path, folder=path, flag="" if is_default else flag)
 
 
-def _effect(outcome: Prediction | None) -> str:
+def _effect(evidence: Evidence, outcome: Standing | None) -> str:
     if outcome is None:
         return ""
-    if outcome.verdict is None:
+    verdict = outcome.prediction.verdict
+    if _is_safe(outcome) is None and not evidence.runs:
         return ": not measured"
-    return f": {_EFFECTS[outcome.verdict]}" if outcome.verdict in _EFFECTS else ""
+    if verdict is None:
+        return f": {outcome.prediction.why}"
+    return f": {_EFFECTS[verdict]}" if verdict in _EFFECTS else ""
 
 
 def _emulated(dtype: Dtype | None, device: Hardware) -> str:
@@ -272,7 +308,7 @@ def _why(
     if can_run(engine, evidence.measurements.model, device) is not None:
         return default.words
     if chosen is not None:
-        outcome = _outcome(evidence, engine, chosen)
+        outcome = _outcome(evidence, engine, chosen, device=device).prediction
         return f"{chosen.dtype}: {outcome.why or str(outcome.verdict).replace('_', ' ')}"
     if _lacks_bfloat16(engine, device) and engine.below_bfloat16 is Below.FORCES:
         return (

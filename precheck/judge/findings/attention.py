@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from precheck.judge.findings.cures import cure
 from precheck.judge.thresholds import LOW_HEADROOM, REFERENCE_DISAGREEMENT
 from precheck.records.configuration import Configuration
 from precheck.records.finding import Confidence, Finding, Severity
 from precheck.records.loss import loss
-from precheck.records.mechanism import MECHANISMS, Mechanism
+from precheck.records.mechanism import Mechanism
 from precheck.records.quantities import bits, magnitude, percent
 from precheck.records.tightest import tightest
 
@@ -47,7 +48,7 @@ def eager_would_overflow(evidence: Evidence) -> Iterator[Finding]:
                 f"{magnitude(row.abs_max)} in {row.module}, {dtype} ends at "
                 f"{magnitude(dtype.limits.max)}. Fused kernels do not write them out."
             ),
-            advice=MECHANISMS[Mechanism.ATTENTION_SCORES].advice,
+            advice=cure(evidence, Mechanism.ATTENTION_SCORES, broken=eager),
         ).at(row)
 
 

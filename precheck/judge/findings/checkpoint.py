@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from precheck.judge.findings.cures import cure
+from precheck.records.configuration import Configuration
 from precheck.records.finding import USABLE, Confidence, Finding, Severity
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype
 from precheck.records.quantities import counted, listed, magnitude
 
@@ -16,9 +19,19 @@ if TYPE_CHECKING:
     from precheck.records.traces import Headroom
 
 
+_FLOAT16 = Configuration(dtype=Dtype.FLOAT16, attn_implementation="")
 _OLD_OPTIMUM = (
     " Biases that a GPTQ checkpoint does not have are what optimum up to 1.20.0 creates, whatever "
     "the config says (https://github.com/huggingface/optimum/pull/1827)."
+)
+_SHARDS = (
+    "An empty or a flat tensor is the shard of a training run (ZeRO-3, FSDP) that did not gather "
+    "its weights before it saved them. "
+)
+_GATHER = (
+    "Gather them from the training checkpoint: python zero_to_fp32.py DIR DIR (DeepSpeed wrote it "
+    "there). While training, save with stage3_gather_16bit_weights_on_model_save (DeepSpeed) or "
+    "with a full state dict (FSDP)."
 )
 
 
@@ -29,11 +42,13 @@ def has_random_parameters(audit: CheckpointAudit) -> bool:
 
 def missing(evidence: Evidence) -> Iterator[Finding]:
     """Parameters that the model has and the checkpoint lacks."""
-    names = evidence.measurements.checkpoint.missing
+    audit = evidence.measurements.checkpoint
+    elsewhere = _told_elsewhere(audit)
+    names = tuple(name for name in audit.missing if name not in elsewhere)
     if names:
         are_biases = all(name.endswith(".bias") for name in names)
         is_gptq = (evidence.measurements.model.quantization or {}).get("quant_method") == "gptq"
-        yield _checkpoint_error(
+        yield checkpoint_error(
             "PC501",
             names=names,
             message=(
@@ -42,29 +57,62 @@ def missing(evidence: Evidence) -> Iterator[Finding]:
                 "every configuration, whatever the runs look like."
                 + (_OLD_OPTIMUM if are_biases and is_gptq else "")
             ),
-            advice=(
-                "Download the checkpoint again, or load it with the class and the library version "
-                "it was saved for."
-                if not (are_biases and is_gptq)
-                else "Load with optimum 1.20.1 or newer, or with a config that has no biases."
-            ),
+            advice=_cure_of_missing(audit, is_old_optimum=are_biases and is_gptq),
         )
+
+
+def _cure_of_missing(audit: CheckpointAudit, *, is_old_optimum: bool) -> str:
+    if is_old_optimum:
+        return "Load with optimum 1.20.1 or newer, or with a config that has no biases."
+    again = (
+        "Download the checkpoint again, or load it with the class and the library version it was "
+        "saved for."
+    )
+    if not audit.tieable:
+        return again
+    tie = audit.tieable[0]
+    return (
+        f'Set "tie_word_embeddings": true in config.json: {tie.source} is stored and has the shape '
+        f"of {tie.name}, and a head that shares it is not saved twice. If the head was trained by "
+        f"itself: {again[0].lower()}{again[1:]}"
+    )
 
 
 def mismatched(evidence: Evidence) -> Iterator[Finding]:
     """Parameters whose stored shape is not the model's."""
-    names = evidence.measurements.checkpoint.mismatched
+    audit = evidence.measurements.checkpoint
+    names = audit.mismatched
     if names:
-        yield _checkpoint_error(
+        are_shards = any(fault.is_shard for fault in audit.shapes)
+        yield checkpoint_error(
             "PC502",
             names=names,
             message=(
                 f"Stored in another shape than the model's, so newly initialised: "
-                f"{counted(len(names), 'parameter')} ({listed(names)}). The outputs are random, in "
-                "every configuration, whatever the runs look like."
+                f"{counted(len(names), 'parameter')} ({listed(_with_shapes(audit))}). "
+                + (_SHARDS if are_shards else "")
+                + "The outputs are random, in every configuration, whatever the runs look like."
             ),
-            advice="Use the config.json that belongs to these weights.",
+            advice=_GATHER if are_shards else "Use the config.json that belongs to these weights.",
         )
+
+
+def _with_shapes(audit: CheckpointAudit) -> tuple[str, ...]:
+    """Names with the shapes of the first few; shards first, because they say what happened."""
+    shapes = sorted(audit.shapes, key=lambda fault: not fault.is_shard)
+    told = tuple(
+        f"{fault.name} {list(fault.stored)} in place of {list(fault.expected)}" for fault in shapes
+    )
+    return told or audit.mismatched
+
+
+def _told_elsewhere(audit: CheckpointAudit) -> frozenset[str]:
+    """Missing and unexpected names that another finding accounts for."""
+    packed = {name.rpartition(".")[0] for name in audit.unscaled}
+    parts = (name for name in audit.unexpected if name.rpartition(".")[0] in packed)
+    unpacked = (f"{module}.weight" for module in packed)
+    renamed = (name for each in audit.renamings for name in (*each.parameters, *each.stored))
+    return frozenset({*parts, *unpacked, *renamed, *audit.unread_scales})
 
 
 def nonfinite(evidence: Evidence) -> Iterator[Finding]:
@@ -73,7 +121,7 @@ def nonfinite(evidence: Evidence) -> Iterator[Finding]:
     if faults:
         names = tuple(fault.name for fault in faults)
         num_elements = sum(fault.num_elements for fault in faults)
-        yield _checkpoint_error(
+        yield checkpoint_error(
             "PC504",
             names=names,
             message=(
@@ -109,13 +157,15 @@ def out_of_float16_range(evidence: Evidence) -> Iterator[Finding]:
             f"{counted(sum(fault.num_elements for fault in faults), 'stored weight')}{reach} "
             f"({listed(tuple(fault.name for fault in faults))}). In float16 that is infinite."
         ),
-        advice="Use bfloat16 or float32, or keep these modules in float32.",
+        advice=cure(evidence, Mechanism.WEIGHTS, broken=_FLOAT16),
     )
 
 
 def unexpected(evidence: Evidence) -> Iterator[Finding]:
     """Tensors in the checkpoint that the model has no place for."""
-    names = evidence.measurements.checkpoint.unexpected
+    audit = evidence.measurements.checkpoint
+    elsewhere = _told_elsewhere(audit)
+    names = tuple(name for name in audit.unexpected if name not in elsewhere)
     if names:
         yield Finding(
             code="PC505",
@@ -212,7 +262,10 @@ def _needs_float32(evidence: Evidence) -> Headroom | None:
     return max(too_large, key=lambda row: row.abs_max, default=None)
 
 
-def _checkpoint_error(code: str, *, names: tuple[str, ...], message: str, advice: str) -> Finding:
+def checkpoint_error(
+    code: str, *, names: tuple[str, ...], message: str, advice: str, snippet: str = ""
+) -> Finding:
+    """What is wrong with the weights themselves, so with every run."""
     return Finding(
         code=code,
         severity=Severity.ERROR,
@@ -221,5 +274,6 @@ def _checkpoint_error(code: str, *, names: tuple[str, ...], message: str, advice
         modules=names,
         message=message,
         advice=advice,
+        snippet=snippet,
         in_vain="Another dtype, attention implementation or sampling setting does not help.",
     )

@@ -49,3 +49,27 @@ def probes_not_run(evidence: Evidence) -> Iterator[Finding]:
             else "Give prompts of your own (--prompts) if these matter to you."
         ),
     )
+
+
+def run_one_by_one(evidence: Evidence) -> Iterator[Finding]:
+    """A model that fails with several prompts at once, and not with each of them."""
+    reason = evidence.measurements.coverage.row_by_row
+    if reason is None:
+        return
+    lacks_padding = "padding token" in reason or "pad_token" in reason
+    yield Finding(
+        code="PC904",
+        severity=Severity.WARNING,
+        confidence=Confidence.MEASURED,
+        message=(
+            f"Batches of several prompts fail in every dtype: {reason.rstrip('.')}. Every prompt "
+            "was run by itself; nothing is known of padding."
+            + (" What is missing is pad_token_id." if lacks_padding else "")
+        ),
+        advice=(
+            "Set pad_token_id in config.json to the id that the tokenizer pads with, and scan "
+            "again, before batches are served."
+            if lacks_padding
+            else "Mend what the message names before batches are served."
+        ),
+    )

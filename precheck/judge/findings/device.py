@@ -8,6 +8,8 @@ from precheck.facts.engines import engine
 from precheck.judge.devices.engines import engine_advice
 from precheck.judge.devices.fit import does_not_fit, fit
 from precheck.judge.devices.sdpa import MATH_KERNEL, falls_to_math
+from precheck.judge.devices.standing import standing
+from precheck.records.configuration import Configuration
 from precheck.records.finding import Confidence, Finding, Severity
 from precheck.records.precision import Dtype
 from precheck.records.quantities import first_sentence
@@ -15,6 +17,7 @@ from precheck.records.quantities import first_sentence
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from precheck.facts.hardware import Hardware
     from precheck.judge.evidence import Evidence
 
 
@@ -72,19 +75,33 @@ def too_large(evidence: Evidence) -> Iterator[Finding]:
         why = does_not_fit(memory)
         if why is None:
             continue
-        half = fit(evidence.measurements, device=device, dtype=Dtype.FLOAT16)
+        halves = _halves_that_fit(evidence, device) if Dtype(dtype).is_reference else ()
         yield Finding(
             code="PC404",
             severity=Severity.WARNING,
             confidence=Confidence.PREDICTED,
             message=f"In {dtype} it {why} of {device.name}.",
             advice=(
-                "Load it in 16 bits, if that is safe."
-                if Dtype(dtype).is_reference and half.fits
+                f"Load it in {' or '.join(halves)}."
+                if halves
                 else "Use a quantised checkpoint, a larger device, or split it over several "
                 '(device_map="auto", --tensor-parallel-size).'
             ),
         )
+
+
+def _halves_that_fit(evidence: Evidence, device: Hardware) -> tuple[Dtype, ...]:
+    """The 16-bit dtypes that the device has, that nothing speaks against, and that fit."""
+    attn = evidence.measurements.model.default_attn_implementation or ""
+    return tuple(
+        dtype
+        for dtype in Dtype
+        if dtype.is_half
+        and fit(evidence.measurements, device=device, dtype=dtype).fits
+        and standing(
+            evidence, Configuration(dtype=dtype, attn_implementation=attn), device=device
+        ).may_be_advised
+    )
 
 
 def assumed(evidence: Evidence) -> Iterator[Finding]:

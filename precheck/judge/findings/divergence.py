@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from precheck.judge.findings.cures import another_dtype, measured_safe, on_every_device
 from precheck.judge.thresholds import (
+    COARSE_STEP,
     DEGRADED_KL_DIVERGENCE,
     DEGRADED_RELATIVE_ERROR,
+    DEGRADED_SCORES,
     FLUSHED_SHARE,
     SUBNORMAL_SHARE,
 )
+from precheck.records.answers import AnswerKind
 from precheck.records.finding import USABLE, Confidence, Finding, Severity, Verdict
 from precheck.records.loss import loss, relative_error
 from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype
-from precheck.records.quantities import listed, magnitude, percent
+from precheck.records.quantities import counted, listed, magnitude, nats, percent
 from precheck.records.tightest import tightest
 
 if TYPE_CHECKING:
@@ -27,13 +30,17 @@ if TYPE_CHECKING:
     from precheck.records.traces import LayerTrace
 
 
+_ADDS_BIASES = frozenset({"aten.baddbmm", "aten.add"})
+
+
 def degraded(evidence: Evidence) -> Iterator[Finding]:
     """Runs that answer in numbers, but not in the reference's."""
     for index, run in evidence.with_verdict(Verdict.DEGRADED):
-        layer = _where_it_starts(run)
-        start = (
-            f" It starts in {layer.section} layer {layer.index} ({layer.module})." if layer else ""
-        )
+        is_in_the_score = _is_in_the_score(run)
+        layer = None if is_in_the_score else _where_it_starts(run)
+        start = _coarse_answer(run) if is_in_the_score else ""
+        if layer is not None:
+            start = f" It starts in {layer.section} layer {layer.index} ({layer.module})."
         yield Finding(
             code="PC201",
             severity=Severity.ERROR,
@@ -46,15 +53,32 @@ def degraded(evidence: Evidence) -> Iterator[Finding]:
                 f"{run.name} loses accuracy although every value is finite: {_figures(run)}."
                 f"{start}{_coarse_scores(evidence, run)}"
             ),
-            advice=_better(evidence, run),
-            in_vain="Looking for NaN does not find this, and no sampling setting mends it.",
+            advice=f"{_better(evidence, run)}{_after_the_scores(run)}",
+            in_vain=_in_vain(evidence),
         )
+
+
+def _in_vain(evidence: Evidence) -> str:
+    if evidence.measurements.model.generates:
+        return "Looking for NaN does not find this, and no sampling setting mends it."
+    return "Looking for NaN does not find this."
 
 
 def _figures(run: Run) -> str:
     """The measured loss next to what is tolerated."""
-    tolerated = f"{DEGRADED_KL_DIVERGENCE.value} nat, {percent(DEGRADED_RELATIVE_ERROR.value)}"
-    figures = [f"{loss(run).sentence} (tolerated: {tolerated})"]
+    figures = loss(run)
+    tolerated = []
+    if run.answers is not None and run.answers.kind is AnswerKind.SCORES:
+        tolerated.append(percent(DEGRADED_SCORES.value))
+    if figures.kl_divergence is not None:
+        tolerated.append(f"{DEGRADED_KL_DIVERGENCE.value} nat")
+    tolerated.append(percent(DEGRADED_RELATIVE_ERROR.value))
+    return ", ".join([f"{figures.sentence} (tolerated: {', '.join(tolerated)})", *_choices(run)])
+
+
+def _choices(run: Run) -> list[str]:
+    """What becomes of the model's choices."""
+    figures = []
     logits = run.logits
     if logits is not None and logits.top1_agreement is not None:
         figures.append(f"the same first choice for {percent(logits.top1_agreement)} of the tokens")
@@ -63,35 +87,66 @@ def _figures(run: Run) -> str:
             f"perplexity {magnitude(logits.perplexity)} against "
             f"{magnitude(logits.reference_perplexity)}"
         )
-    return ", ".join(figures)
+    return figures
+
+
+def _is_in_the_score(run: Run) -> bool:
+    """Whether the layers are as close as they should be, and the scores are too alike."""
+    figures = loss(run)
+    is_of_layers = (figures.relative_error or 0.0) > DEGRADED_RELATIVE_ERROR.value
+    return bool(figures.answers) and figures.kl_divergence is None and not is_of_layers
+
+
+def _coarse_answer(run: Run) -> str:
+    abs_max = run.logits.abs_max if run.logits else None
+    if not abs_max:
+        return ""
+    return (
+        f" The layers are not at fault: scores reach {magnitude(abs_max)}, where neighbouring "
+        f"values of {run.dtype} are {magnitude(_step(abs_max, run.dtype))} apart."
+    )
+
+
+def _step(value: float, dtype: Dtype) -> float:
+    """The distance of neighbouring values of a dtype where a value is."""
+    return float(2.0 ** math.floor(math.log2(value)) * dtype.limits.eps)
 
 
 def _where_it_starts(run: Run) -> LayerTrace | None:
-    """The layer whose relative error grew most over the layer before it, in its own section."""
-    growth = [
-        (error_after - error_before, after)
-        for before, after in pairwise(run.layers)
-        if before.section is after.section
-        and (error_before := relative_error(before)) is not None
-        and (error_after := relative_error(after)) is not None
-    ]
+    """The layer that adds most to the relative error, up to the first that is past tolerance.
+
+    The first layer of each section adds all of its own.
+    """
+    known = [(layer, error) for layer in run.layers if (error := relative_error(layer)) is not None]
+    growth: list[tuple[float, LayerTrace]] = []
+    before: LayerTrace | None = None
+    error_before = 0.0
+    for layer, error in known:
+        is_next = before is not None and before.section is layer.section
+        growth.append((error - error_before if is_next else error, layer))
+        before, error_before = layer, error
+        if error > DEGRADED_RELATIVE_ERROR.value:
+            break
     largest = max(growth, key=lambda pair: pair[0], default=None)
     return largest[1] if largest and largest[0] > 0 else None
 
 
 def _coarse_scores(evidence: Evidence, run: Run) -> str:
-    """Why eager attention loses digits where a fused kernel does not, if that is the case."""
+    """Why eager attention loses digits: scores, and biases added to them, are written out."""
     rows = [
         row for row in evidence.measurements.headroom if row.mechanism is Mechanism.ATTENTION_SCORES
     ]
     tight = tightest(rows, run.configuration)
-    if tight is None or run.attn_implementation != "eager" or not _usable_siblings(evidence, run):
+    if tight is None or run.attn_implementation != "eager":
         return ""
-    abs_max = tight[0].abs_max
-    step = 2.0 ** math.floor(math.log2(abs_max)) * run.dtype.limits.eps
+    row, abs_max = tight[0], tight[0].abs_max
+    step = _step(abs_max, run.dtype)
+    if step < COARSE_STEP.value and not _usable_siblings(evidence, run):
+        return ""
+    biases = ", with the biases added to them" if row.op in _ADDS_BIASES else ""
     return (
-        f" Eager attention writes {Mechanism.ATTENTION_SCORES.phrase} in {run.dtype}: they reach "
-        f"{magnitude(abs_max)}, where neighbouring values are {magnitude(step)} apart."
+        f" Eager attention writes {Mechanism.ATTENTION_SCORES.phrase} in {run.dtype}{biases}: they "
+        f"reach {magnitude(abs_max)}, where neighbouring values are {magnitude(step)} apart."
     )
 
 
@@ -105,11 +160,63 @@ def _usable_siblings(evidence: Evidence, run: Run) -> tuple[str, ...]:
 
 
 def _better(evidence: Evidence, run: Run) -> str:
-    siblings = _usable_siblings(evidence, run)
+    siblings = [
+        attn
+        for attn in _usable_siblings(evidence, run)
+        if on_every_device(evidence, run.configuration.with_attention(attn))
+    ]
     if siblings:
         return f'Load with attn_implementation="{siblings[0]}", which is fine in {run.dtype}.'
-    safe = evidence.safe_names()
+    safe = measured_safe(evidence)
     return f"Use {listed(safe)}, measured safe here." if safe else "Use float32."
+
+
+def lost_on_odd_inputs(evidence: Evidence) -> Iterator[Finding]:
+    """Runs that keep their accuracy on ordinary inputs, and not on every probe."""
+    elsewhere = {
+        probe.name
+        for probe in evidence.measurements.probes
+        if probe.is_judged_alone or probe.is_for_range
+    }
+    lost = [
+        (divergence, index, probe)
+        for index, run in evidence.with_verdict(*USABLE)
+        if run.logits is not None and not run.configuration.is_reference
+        for probe, divergence in run.logits.kl_by_probe.items()
+        if divergence is not None
+        and divergence > DEGRADED_KL_DIVERGENCE.value
+        and probe not in elsewhere
+    ]
+    if not lost:
+        return
+    lost.sort(key=lambda entry: -entry[0])
+    runs = tuple(sorted({index for _, index, _ in lost}))
+    probes = tuple(dict.fromkeys(probe for _, _, probe in lost))
+    largest, worst, probe = lost[0]
+    ordinary = max(loss(evidence.runs[index]).kl_divergence or 0.0 for index in runs)
+    names = tuple(evidence.runs[index].name for index in runs)
+    others = f"; also lost: {listed(probes[1:])}" if probes[1:] else ""
+    yield Finding(
+        code="PC204",
+        severity=Severity.WARNING,
+        confidence=Confidence.MEASURED,
+        runs=runs,
+        probes=probes,
+        message=(
+            f"{listed(names)}: accuracy is kept on ordinary inputs as a whole (typical KL at most "
+            f"{nats(ordinary)} nat) and lost on {counted(len(probes), 'probe')}. Worst is {probe}, "
+            f"with {nats(largest)} nat in {evidence.runs[worst].name} (tolerated: "
+            f"{DEGRADED_KL_DIVERGENCE.value}){others}."
+        ),
+        advice="If yours look like these, scan with them (--prompts): they decide then.",
+    )
+
+
+def _after_the_scores(run: Run) -> str:
+    """What follows the model's head makes ties too: at 9, a sigmoid in 16 bits is 1."""
+    if run.answers is None or run.answers.kind is not AnswerKind.SCORES:
+        return ""
+    return " Take the sigmoid or the softmax of the scores in float32, or sort by the raw scores."
 
 
 def unjudged(evidence: Evidence) -> Iterator[Finding]:
@@ -119,7 +226,7 @@ def unjudged(evidence: Evidence) -> Iterator[Finding]:
         for index, run in evidence.with_verdict(*USABLE)
         if not run.configuration.is_reference
         and any(layer.routing_agreement is not None for layer in run.layers)
-        and loss(run) == (None, None)
+        and loss(run).is_unknown
     )
     if not runs:
         return
@@ -165,7 +272,8 @@ def flushed_weights(evidence: Evidence) -> Iterator[Finding]:
             f"{percent(subnormal)} become subnormal, with fewer digits than float16 promises."
         ),
         advice=(
-            "Use bfloat16 or float32: a float16 run here is degraded."
+            f"Use {another_dtype(evidence, evidence.runs[runs[0]].configuration)}: a float16 run "
+            "here is degraded."
             if is_degraded
             else "Nothing to do: the float16 runs show what it costs, and none is degraded."
         ),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from precheck.judge.findings.cures import cure
 from precheck.judge.thresholds import LOW_HEADROOM
 from precheck.records.finding import Confidence, Finding, Severity, Verdict
-from precheck.records.mechanism import MECHANISMS
 from precheck.records.quantities import bits, listed, magnitude
 from precheck.records.tightest import bits_left
 
@@ -48,6 +48,6 @@ def low_headroom(evidence: Evidence) -> Iterator[Finding]:
             ),
             advice=(
                 "Scan with prompts of yours, the longest too (--prompts), before this is deployed. "
-                + MECHANISMS[mechanism].advice
+                + cure(evidence, mechanism, broken=evidence.runs[runs[0]].configuration)
             ),
         ).at(*(row for _, row in rows))

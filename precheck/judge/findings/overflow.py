@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from precheck.judge.findings.cures import cure, measured_safe
 from precheck.records.finding import Confidence, Finding, Severity, Verdict
 from precheck.records.mechanism import MECHANISMS, Mechanism
 from precheck.records.precision import Accumulation, Dtype
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from precheck.judge.evidence import Evidence
+    from precheck.records.configuration import Configuration
     from precheck.records.traces import Overflow
 
 NO_SAMPLING_CURE = (
@@ -62,7 +64,7 @@ def _overflow_finding(
     others = (
         f" The same happens in {counted(len(rows) - 1, 'further module')}." if len(rows) > 1 else ""
     )
-    safe = evidence.safe_names()
+    safe = measured_safe(evidence)
     measured = f" Measured safe here: {listed(safe)}." if safe else ""
     return Finding(
         code=mechanism.code,
@@ -75,9 +77,21 @@ def _overflow_finding(
             f"{needs(first)} {mechanism.cause}{others} The fault spreads from there, "
             f"and the output is not finite.{_while_writing(evidence, runs)}"
         ),
-        advice=f"{mechanism.advice}{measured}",
-        in_vain=_joined(mechanism.in_vain, NO_SAMPLING_CURE, NOT_EQUIVALENT),
+        advice=f"{cure(evidence, first.mechanism, broken=_worst(evidence, runs))}{measured}",
+        in_vain=_joined(mechanism.in_vain, *_no_cure(evidence)),
     ).at(*rows)
+
+
+def _no_cure(evidence: Evidence) -> tuple[str, ...]:
+    """What people try in vain, whatever overflowed."""
+    if evidence.measurements.model.generates:
+        return NO_SAMPLING_CURE, NOT_EQUIVALENT
+    return ("Clamping hides the NaN and changes the answer.",)
+
+
+def _worst(evidence: Evidence, runs: tuple[int, ...]) -> Configuration:
+    """The first configuration that breaks; what helps there is what is advised."""
+    return evidence.runs[runs[0]].configuration
 
 
 def _while_writing(evidence: Evidence, runs: tuple[int, ...]) -> str:
@@ -165,7 +179,7 @@ def not_located(evidence: Evidence) -> Iterator[Finding]:
                 "The fault is inside an operation that precheck does not watch."
             ),
             advice="Use a configuration that was measured safe.",
-            in_vain=_joined(NO_SAMPLING_CURE, NOT_EQUIVALENT),
+            in_vain=_joined(*_no_cure(evidence)),
         )
 
 
@@ -210,7 +224,7 @@ def _absorbed_finding(
             f"operations make it finite again. {consequence}"
         ),
         advice=(
-            MECHANISMS[first.mechanism].advice
+            cure(evidence, first.mechanism, broken=_worst(evidence, runs))
             if is_harmful
             else "Nothing to do here; other prompts may differ, so scan with yours (--prompts)."
         ),

@@ -12,7 +12,9 @@ from precheck.judge.findings import (
     divergence,
     headroom,
     libraries,
+    live,
     overflow,
+    stored,
     unmeasured,
 )
 from precheck.records.finding import Finding, Severity
@@ -33,10 +35,14 @@ class Rule(NamedTuple):
 
 
 RULES = (
+    Rule("PC514", "parameters are stored under other names", stored.renamed),
     Rule("PC501", "parameters are missing", checkpoint.missing),
     Rule("PC502", "parameters have another shape", checkpoint.mismatched),
+    Rule("PC511", "weights are used without their scale", stored.unscaled),
+    Rule("PC513", "tied weights are stored apart", stored.untied),
     Rule("PC508", "a library is known to break this", libraries.known_faults),
     Rule("PC504", "weights are not finite", checkpoint.nonfinite),
+    Rule("PC512", "weights are zero throughout", stored.all_zero),
     Rule("PC113", "the model is broken in float32", overflow.broken_in_float32),
     *(
         Rule(row.code, row.title, overflow.reaches_output(mechanism))
@@ -52,13 +58,16 @@ RULES = (
     Rule("PC503", "weights outside float16", checkpoint.out_of_float16_range),
     Rule("PC202", "weights too small for float16", divergence.flushed_weights),
     Rule("PC203", "precision not judged, experts differ", divergence.unjudged),
+    Rule("PC204", "accuracy is lost on odd inputs", divergence.lost_on_odd_inputs),
     Rule("PC402", "a configuration could not be run", device.could_not_run),
     Rule("PC116", "documented of the family", unmeasured.documented),
     Rule("PC403", "an engine's default is unsafe here", device.unsafe_defaults),
     Rule("PC404", "does not fit into the memory", device.too_large),
     Rule("PC901", "the scan is incomplete", coverage.incomplete),
+    Rule("PC904", "prompts were run one by one", coverage.run_one_by_one),
     Rule("PC401", "bfloat16 is only emulated here", device.emulates_bfloat16),
     Rule("PC304", "another attention implementation was used", attention.replaced),
+    Rule("PC520", "a live module was cast as a whole", live.cast_as_a_whole),
     Rule("PC505", "stored tensors are not used", checkpoint.unexpected),
     Rule("PC506", "config and tensors name different dtypes", checkpoint.declares_another_dtype),
     Rule("PC507", "modules are kept in float32", checkpoint.kept_in_float32),

@@ -14,12 +14,17 @@ if TYPE_CHECKING:
 
 
 def documented(evidence: Evidence) -> Iterator[Finding]:
-    """What is documented of the family in dtypes that were not run; a measurement supersedes it."""
+    """What is documented of the family and was not run; a measurement supersedes it.
+
+    What is documented of images was not run where no image was.
+    """
     model = evidence.measurements.model
     ran = {run.dtype for run in evidence.runs if run.failure is None}
+    kinds = {probe.kind for probe in evidence.measurements.probes}
     for fact in facts_on(model.model_type):
-        if fact.dtype in ran:
+        if fact.dtype in ran and fact.inputs in {None, *kinds}:
             continue
+        with_inputs = f" with an {fact.inputs}" if fact.inputs else ""
         with_attention = f" + {fact.attention}" if fact.attention else ""
         yield Finding(
             code="PC116",
@@ -27,9 +32,9 @@ def documented(evidence: Evidence) -> Iterator[Finding]:
             confidence=Confidence.DOCUMENTED,
             message=(
                 f"{fact.dtype}{with_attention}: {fact.fact}. Seen on {fact.checkpoints}; this "
-                f"checkpoint was not run in {fact.dtype} ({', '.join(fact.links)})."
+                f"checkpoint was not run in {fact.dtype}{with_inputs} ({', '.join(fact.links)})."
             ),
-            advice=f"Measure it: precheck scan {model.id} --dtype {fact.dtype}",
+            advice=f"Measure it{with_inputs}: precheck scan {model.id} --dtype {fact.dtype}",
         )
 
 

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
+from precheck.measure.blame.masks import cast_reference, mask_threshold
 from precheck.measure.watch.op_kinds import (
     ALLOCATIONS,
+    MASK_NUMBER,
     MASK_SENTINEL,
     MASK_WRITERS,
     PRODUCTS,
@@ -33,11 +35,12 @@ if TYPE_CHECKING:
     from precheck.measure.watch.segment import OpNode
 
 CLEAN: frozenset[int] = frozenset()
+_FLOAT16_MAX = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Snapshot:
-    """An output of the reference: its bounds, and its values unless all are ordinary numbers."""
+    """An output of the reference: its bounds, and its values unless all fit into every dtype."""
 
     shape: tuple[int, ...]
     low: float
@@ -48,16 +51,15 @@ class Snapshot:
     def of(cls, output: Tensor) -> Snapshot:
         """The snapshot of a floating-point tensor."""
         low, high = bounds(output)
-        is_plain = math.isfinite(low) and math.isfinite(high) and low > MASK_SENTINEL
+        is_plain = low > -_FLOAT16_MAX and high < _FLOAT16_MAX
         values = None if is_plain else output.detach().clone()
         return cls(shape=tuple(output.shape), low=low, high=high, values=values)
 
-    @property
-    def abs_max(self) -> float | None:
-        """Largest finite magnitude, without masks."""
+    def abs_max(self, *, mask: float = MASK_SENTINEL) -> float | None:
+        """Largest finite magnitude, without masks: values at or below ``mask``."""
         if self.values is None:
             return max(abs(self.low), abs(self.high))
-        numbers = self.values[self.values.isfinite() & (self.values > MASK_SENTINEL)]
+        numbers = self.values[self.values.isfinite() & (self.values > mask)]
         return float(numbers.abs().max()) if numbers.numel() else None
 
 
@@ -69,16 +71,19 @@ def bounds(tensor: Tensor) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def unexpected(output: Tensor, reference: Tensor | None) -> Tensor | None:
+def unexpected(
+    output: Tensor, reference: Tensor | None, *, mask: float = MASK_SENTINEL
+) -> Tensor | None:
     """Which elements of ``output`` are unexpected (bool, its shape); None if none is.
 
-    Without a ``reference`` every element is expected to be an ordinary number.
+    Without a ``reference`` every element is expected to be an ordinary number. At or below
+    ``mask`` the reference masks.
     """
     elements = output.isfinite().logical_not_()
     if not bool(elements.any()):
         return None
     if reference is not None:
-        is_mask = reference <= MASK_SENTINEL
+        is_mask = reference <= mask
         ordinary = reference.isfinite() & ~is_mask
         elements = (elements & ordinary) | (output.isnan() & is_mask)
     return elements if bool(elements.any()) else None
@@ -245,11 +250,16 @@ class Examiner:
             return None, None
         if node.is_cast:
             source = tensors[0]
-            reference = None if self._input_taint else _cast_reference(source, output.dtype)
-            return unexpected(output, reference), Snapshot.of(source).abs_max
+            reference = None if self._input_taint else cast_reference(source, output.dtype)
+            return unexpected(output, reference), Snapshot.of(source).abs_max()
         snapshot = self._snapshot(node)
         if snapshot is not None:
-            return unexpected(output, snapshot.values), snapshot.abs_max
+            mask, values = MASK_SENTINEL, snapshot.values
+            if not self._input_taint:
+                mask = mask_threshold(node, self._input_bounds or map(_float_bounds, tensors))
+            if mask == MASK_NUMBER and values is not None:
+                values = -values.abs()  # it may be subtracted later
+            return unexpected(output, values, mask=mask), snapshot.abs_max(mask=mask)
         if self._input_taint or is_weight or self._breaks_finite(node, tensors, low, high):
             return unexpected(output, None), None
         return None, None
@@ -312,16 +322,3 @@ def _is_whole(tensor: Tensor) -> bool:
 def _storage(tensor: Tensor) -> int:
     """Identifies the memory of a tensor, which its views share."""
     return int(tensor.untyped_storage()._cdata)  # noqa: SLF001  its only spelling
-
-
-def _cast_reference(source: Tensor, dtype: torch.dtype) -> Tensor:
-    """The input of a cast to ``dtype`` with its masks as -inf, as the reference has them.
-
-    Masks of a 16-bit model that are added in float32 (ProphetNet) are exactly twice the dtype's
-    smallest number; no activation is.
-    """
-    mask = source <= torch.finfo(source.dtype).min / 2
-    smallest = torch.finfo(dtype).min
-    values = source.float()
-    mask |= (source < smallest) & (values.fmod(smallest) == 0)
-    return values.masked_fill(mask, -math.inf)

@@ -131,11 +131,26 @@ class Graph:
     def _activations(self) -> set[int]:
         activations: set[int] = set()
         for node in self.nodes:
-            if node.op == "aten.embedding" or any(
-                origin.node == HIDDEN or origin.node in activations for origin in node.inputs
+            if (
+                node.op == "aten.embedding"
+                or self._projects_data(node)
+                or any(
+                    origin.node == HIDDEN or origin.node in activations for origin in node.inputs
+                )
             ):
                 activations.add(node.index)
         return activations
+
+    def _projects_data(self, node: OpNode) -> bool:
+        """Whether ``node`` takes pixels or sounds into the model, of whatever shape they are.
+
+        Inside a layer what comes from outside are constants: rotations, relative positions.
+        """
+        return (
+            self.role is not SegmentRole.BLOCK
+            and self.is_weight_product(node)
+            and not all(self._is_weight(origin) for origin in node.inputs)
+        )
 
     @cached_property
     def _computed_from_weights(self) -> set[int]:

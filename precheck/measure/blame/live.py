@@ -31,7 +31,7 @@ from precheck.measure.blame.live_examination import BrokenStretch, RecordedOp, T
 from precheck.measure.blame.mechanisms import Classifier
 from precheck.measure.blame.unit_call import hidden_states_in, logits_in, main_output
 from precheck.measure.machine.torch_settings import uncompiled
-from precheck.measure.watch.module_stack import ModuleStack
+from precheck.measure.watch.module_stack import Hook, ModuleStack
 from precheck.measure.watch.op_kinds import op_kind
 from precheck.measure.watch.parameters import Parameters
 from precheck.measure.watch.source_line import source_line
@@ -224,6 +224,7 @@ class _Attached:
         products: RoundedProducts | Float16Sums | None,
     ) -> None:
         self._model = model
+        self._layout = layout
         self._should_watch = should_watch
         self._report = report
         self._positions = TokenPositions(mask=None, num_before=0)
@@ -237,7 +238,7 @@ class _Attached:
         self._recorder = _Recorder(self._stack, products)
         self._handles = [
             model.get_submodule(unit.name).register_forward_hook(
-                partial(self._end_block, unit, index),
+                Hook(partial(self._end_block, unit, index)),
                 with_kwargs=True,
                 prepend=True,  # while weights that come and go are still there
             )
@@ -246,8 +247,8 @@ class _Attached:
         # generate() calls an encoder by itself, before the first forward of the model
         for root in {id(module): module for module in (model, _encoder_of(model))}.values():
             self._handles += [
-                root.register_forward_pre_hook(self._begin_forward, with_kwargs=True),
-                root.register_forward_hook(self._end_forward, always_call=True),
+                root.register_forward_pre_hook(Hook(self._begin_forward), with_kwargs=True),
+                root.register_forward_hook(Hook(self._end_forward), always_call=True),
             ]
 
     def detach(self) -> None:
@@ -314,6 +315,7 @@ class _Attached:
                 hidden=hidden_states_in(list(tensors_in(arguments))),
                 unit=unit,
                 index=index,
+                layout=self._layout,
                 real_tokens=real_tokens,
                 positions=self._positions,
             )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch._ops import OpOverload
 
-    from precheck.checkpoint.architecture import Unit
+    from precheck.checkpoint.architecture import Architecture, Unit
     from precheck.measure.blame.mechanisms import Classifier
     from precheck.measure.watch.segment import OpNode, Segment
     from precheck.records.traces import Overflow
@@ -87,6 +87,7 @@ class BrokenStretch:
     unit: Unit | None
     """The decoder layer; None for what comes after the last."""
     index: int | None
+    layout: Architecture
     real_tokens: RealTokens
     positions: TokenPositions
 
@@ -105,9 +106,13 @@ class BrokenStretch:
             next_identity=count(1).__next__,
         )
         segment = self._examined(examiner, parameters)
-        role = SegmentRole.HEAD if self.unit is None else SegmentRole.BLOCK
         rows = tuple(
-            self._row(producer, classifier.producer_mechanism(producer, segment, None, role))
+            self._row(
+                producer,
+                classifier.producer_mechanism(
+                    producer, segment, None, self._role(producer.node.module)
+                ),
+            )
             for producer in examiner.take_producers()
         )
         if rows:
@@ -143,11 +148,7 @@ class BrokenStretch:
         located = LocatedProducer(
             # for a cast it is the magnitude of its input, but no float32 run has computed that
             producer=replace(producer, reference_abs_max=None),
-            location=Location(
-                order=0,
-                layer=self._layer(),
-                section=Section.HEAD if self.unit is None else self.unit.section,
-            ),
+            location=self._location(producer.node.module),
             mechanism=mechanism,
             probes=tuple(f"row {row}" for row in producer.rows),
             first_positions={
@@ -157,11 +158,26 @@ class BrokenStretch:
         )
         return overflow_row([(located, False)])
 
-    def _layer(self) -> int | None:
+    def _is_inside(self, module: str) -> bool:
+        """Whether a module is part of the decoder layer, and did not run before it."""
+        name = None if self.unit is None else self.unit.name
+        return name is not None and (module == name or module.startswith(f"{name}."))
+
+    def _role(self, module: str) -> SegmentRole:
         if self.unit is None:
-            return None
+            return SegmentRole.HEAD
+        if self._is_inside(module):
+            return SegmentRole.BLOCK
+        return SegmentRole.BETWEEN if self.index else SegmentRole.EMBEDDING
+
+    def _location(self, module: str) -> Location:
+        if self.unit is None:
+            return Location(order=0, layer=None, section=Section.HEAD)
+        if not self._is_inside(module):
+            return Location(order=0, layer=None, section=self.layout.section_of(module))
         number = self.unit.name.rpartition(".")[2]
-        return int(number) if number.isdigit() else self.index
+        layer = int(number) if number.isdigit() else self.index
+        return Location(order=0, layer=layer, section=self.unit.section)
 
 
 def _inherited_fault(node: OpNode) -> Producer:

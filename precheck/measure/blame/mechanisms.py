@@ -15,13 +15,15 @@ from precheck.measure.blame.graph import Graph, SegmentRole
 from precheck.measure.watch.op_kinds import (
     ADDS,
     FUSED_ATTENTION,
+    MASK_NUMBER,
     MASK_SENTINEL,
     MASKINGS,
     MULTIPLIES,
+    PRODUCTS,
     SOFTMAXES,
 )
 from precheck.measure.watch.segment import OTHER
-from precheck.records.mechanism import Mechanism
+from precheck.records.mechanism import MECHANISMS, Mechanism
 from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
@@ -75,34 +77,26 @@ class Classifier:
         input.
         """
         reference_nodes = {node.key: node for node in reference.nodes if not node.is_cast}
+        # once for all: a recurrence written in Python has thousands of operations
+        mechanisms = self._mechanisms(segment, role)
+        reference_mechanisms = self._mechanisms(reference, role)
         for node in segment.nodes:
             if node.dtype not in _HALVES or node.minimum is None:
                 continue
+            source = _cast_source(node, segment) if node.is_cast else node
+            match = None if source is None else reference_nodes.get(source.key)
+            if match is None or match.abs_max is None:
+                continue
             if node.is_cast:
-                yield from self._cast_peak(node, segment, reference_nodes, role)
+                mechanism = mechanisms[node.index]
+                peak = node, match.abs_max
+            elif match.shape == node.shape:
+                mechanism = reference_mechanisms[match.index]
+                peak = match, _abs_max_to_hold(node, match.abs_max)
+            else:
                 continue
-            match = reference_nodes.get(node.key)
-            if match is None or match.shape != node.shape or match.abs_max is None:
-                continue
-            mechanism = self._mechanisms(reference, role)[match.index]
-            if mechanism is not None:
-                yield match, _abs_max_to_hold(node, match.abs_max), mechanism
-
-    def _cast_peak(
-        self,
-        node: OpNode,
-        segment: Segment,
-        reference_nodes: dict[tuple[str, str, int], OpNode],
-        role: SegmentRole,
-    ) -> Iterator[tuple[OpNode, float, Mechanism]]:
-        origin = node.inputs[0].node
-        source = segment.nodes[origin] if origin >= 0 else None
-        if source is None or source.dtype is not torch.float32:
-            return
-        match = reference_nodes.get(source.key)
-        mechanism = self._mechanisms(segment, role)[node.index]
-        if match is not None and match.abs_max is not None and mechanism is not None:
-            yield node, match.abs_max, mechanism
+            if mechanism is not None and not _is_masked(match, mechanism):
+                yield *peak, mechanism
 
     def _mechanisms(self, segment: Segment, role: SegmentRole) -> list[Mechanism | None]:
         """The mechanism of every operation; None for constants."""
@@ -114,6 +108,26 @@ class Classifier:
                 for node in segment.nodes
             ]
         return self._by_structure[structure]
+
+
+def _cast_source(cast: OpNode, segment: Segment) -> OpNode | None:
+    """What a narrowing cast was given, if an operation of the segment made it in float32."""
+    origin = cast.inputs[0].node
+    source = segment.nodes[origin] if origin >= 0 else None
+    return source if source is not None and source.dtype is torch.float32 else None
+
+
+def _is_masked(node: OpNode, mechanism: Mechanism) -> bool:
+    """Whether an operation of the reference holds a mask that float16 cannot.
+
+    Products are measured as they are. What is added to scores and is below a sum of two numbers of
+    float16 is a mask.
+    """
+    if node.minimum is None or node.op in PRODUCTS:
+        return False
+    if MECHANISMS[mechanism].is_in_scores:
+        return node.minimum < 2 * torch.finfo(torch.float16).min
+    return mechanism is Mechanism.OTHER and node.minimum <= MASK_NUMBER
 
 
 def _abs_max_to_hold(node: OpNode, reference_abs_max: float) -> float:

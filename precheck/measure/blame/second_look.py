@@ -6,6 +6,7 @@ weights are still there, so the few units that break are run again instead.
 
 from __future__ import annotations
 
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -134,11 +135,13 @@ class SecondLook:
         watcher = self._new_watcher()
         watcher.examination = examination
         watcher.begin(hidden_states_in(inputs))
+        # in a context of its own: the hidden states that a forward collects are kept in its context
         with self._replaying(), watcher:
-            output = call.module(*args, **kwargs)
+            output = Context().run(call.module, *args, **kwargs)
         return results(output, inputs, versions), watcher.end()
 
 
 def _routes_differ(call: UnitCall, partner: UnitCall) -> bool:
-    routes, partner_routes = call.segment.routes, partner.segment.routes
+    routes = [chosen for _, chosen in call.segment.routes]
+    partner_routes = [chosen for _, chosen in partner.segment.routes]
     return len(routes) != len(partner_routes) or not all(map(torch.equal, routes, partner_routes))

@@ -154,8 +154,8 @@ def _is_mask(
 
 def routed_nodes(segment: Segment) -> frozenset[int]:
     """Indices of the operations that depend on which experts a router chose."""
-    routed: set[int] = set()
+    routed = {node.index for node, _ in segment.routes}
     for node in segment.nodes:
-        if node.op == "aten.topk" or any(origin.node in routed for origin in node.inputs):
+        if any(origin.node in routed for origin in node.inputs):
             routed.add(node.index)
     return frozenset(routed)

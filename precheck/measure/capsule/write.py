@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,11 +24,13 @@ import transformers
 from safetensors.torch import save_file
 from transformers.cache_utils import Cache
 
+from precheck.checkpoint.output.unfinished import unfinished
 from precheck.measure.watch.trees import tensors_in
 from precheck.records.quantities import magnitude, num_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from torch import Tensor, nn
 
@@ -72,26 +71,25 @@ def candidate(
 
 
 def write_capsule(folder: Path, overflow: Candidate, *, weights: SharedModels) -> str:
-    """Writes the capsule and tries it; returns the outcome as a sentence."""
+    """Writes the capsule and tries it; returns the outcome as a sentence.
+
+    Raises:
+        Exception: it cannot be written, or the weights cannot be loaded once more.
+    """
     model: Any = overflow.skeleton.model
     architecture = type(model).__name__
     if getattr(transformers, architecture, None) is not type(model):
         return f"no capsule: {architecture} is not a class of transformers"
-    with tempfile.TemporaryDirectory(prefix=".precheck-", dir=folder.resolve().parent) as parent:
-        draft = Path(parent) / "capsule"
+    with unfinished(folder, overwrite=False, what="capsule") as draft:
+        try:
+            _write_inputs(draft.folder, overflow)
+        except TypeError as error:
+            return f"no capsule: {overflow.entry.unit} was called with {error}"
         for is_whole in (False, True):
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir()
-            try:
-                _write_inputs(draft, overflow)
-            except TypeError as error:
-                return f"no capsule: {overflow.entry.unit} was called with {error}"
-            _write_model(draft, overflow, weights=weights, is_whole=is_whole)
-            if _breaks(draft, node=overflow.located.producer.node):
-                size = sum(path.stat().st_size for path in draft.iterdir())
-                if folder.exists():
-                    folder.rmdir()
-                draft.rename(folder)
+            _write_model(draft.folder, overflow, weights=weights, is_whole=is_whole)
+            if _breaks(draft.folder, node=overflow.located.producer.node):
+                size = sum(path.stat().st_size for path in draft.folder.iterdir())
+                draft.take_place()
                 return f"capsule ({num_bytes(size)}): python {folder}/reproduce.py"
     return f"no capsule: {overflow.entry.unit} alone does not overflow outside the scan"
 

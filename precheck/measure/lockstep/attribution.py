@@ -11,8 +11,9 @@ from precheck.measure.blame.graph import SegmentRole
 from precheck.measure.blame.located_producer import MOST_ENTRIES, Entry, LocatedProducer
 from precheck.measure.blame.second_look import SecondLook
 from precheck.measure.blame.unit_call import routed_nodes
-from precheck.measure.lockstep.symptom import symptom_of
+from precheck.measure.lockstep.symptom import answer_of, symptom_of
 from precheck.measure.watch.fused_scores import raw_score_abs_max
+from precheck.measure.watch.op_kinds import SOFTMAXES
 from precheck.records.mechanism import Mechanism
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from precheck.measure.blame.examine import Producer, ReferenceOps
     from precheck.measure.blame.unit_call import UnitCall
     from precheck.measure.lockstep.context import PassageContext
-    from precheck.measure.lockstep.run_totals import RunTotals
+    from precheck.measure.lockstep.figures.run_totals import RunTotals
     from precheck.measure.lockstep.segments import LocatedSegment
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.probes.batch import Batch
@@ -95,7 +96,11 @@ class Attribution:
             examined = self.second_look.inspect_reference(call)
         else:
             examined = self.second_look.inspect(call, partner, self._reference.second_look)
-        self._add_producers(examined.producers, replace(located, segment=examined.segment))
+        self._add_producers(
+            examined.producers,
+            replace(located, segment=examined.segment),
+            leaving=CLEAN.union(*examined.sources),
+        )
         for tensor, sources in zip(call.results, examined.sources, strict=True):
             self.examiner.taint(tensor, call.given.get(id(tensor), CLEAN) | sources)
         return CLEAN.union(*examined.sources)
@@ -105,12 +110,26 @@ class Attribution:
         self._add_producers(self.examiner.take_producers(), located)
         self.add_peaks(located)
 
-    def _add_producers(self, producers: Iterable[Producer], located: LocatedSegment) -> None:
+    def _add_producers(
+        self,
+        producers: Iterable[Producer],
+        located: LocatedSegment,
+        *,
+        leaving: frozenset[int] | None = None,
+    ) -> None:
+        """Adds producers; ``leaving`` are those whose faults leave the unit, None without one.
+
+        A row in which everything is masked is what a layer pads its blocks with (LongT5), and cuts
+        off again: its NaN is nobody's fault unless it leaves the layer.
+        """
         names = [probe.name for probe in self._batch.probes]
         for producer in producers:
             mechanism = self._context.classifier.producer_mechanism(
                 producer, located.segment, located.reference, located.role
             )
+            is_masked_row = mechanism is Mechanism.MASK and producer.node.op in SOFTMAXES
+            if is_masked_row and leaving is not None and producer.identity not in leaving:
+                continue
             rows, positions = self._rows(producer, located)
             self.producers.append(
                 LocatedProducer(
@@ -177,12 +196,13 @@ class Attribution:
                     location=located.location,
                 )
 
-    def judge_output(self, output: Tensor, reference: Tensor | None) -> None:
+    def judge_output(self, output: Tensor, reference: Tensor | None, *, has_logits: bool) -> None:
         """Says whether the model's output is broken at a real token, and which producers reach it.
 
         Args:
             output: logits, or what a model without a head returns.
             reference: the same of the reference; None if there is none.
+            has_logits: the model has a head.
         """
         reached = CLEAN
         if self._reference is None:
@@ -193,8 +213,10 @@ class Attribution:
             if unexpected is not None and bool(self._real_tokens.tokens(unexpected).any()):
                 self._totals.reaches_output = True
                 reached = self.examiner.sources(output)
-                self._totals.symptom = self._totals.symptom or symptom_of(
-                    output, unexpected, decode=self._context.decode
+                self._totals.symptom = self._totals.symptom or (
+                    symptom_of(output, unexpected, decode=self._context.decode)
+                    if self._context.generates
+                    else answer_of(output, has_logits=has_logits)
                 )
         self._finish(reached)
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from precheck.measure.blame.mechanisms import Classifier
     from precheck.measure.lockstep.symptom import Decode
     from precheck.measure.lockstep.witness import Witness
+    from precheck.records.answers import Embedding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -24,5 +25,9 @@ class PassageContext:
     """Token ids to text."""
     keeps_entries: bool
     """Keep the arguments of units in which something overflows, for a capsule."""
+    generates: bool
+    """The model writes text."""
+    embedding: Embedding
+    """What is done with the hidden states of one that has no head."""
     witness: Witness | None
     """Records what the runs compute."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from precheck.measure.blame.examine import ReferenceOps
 from precheck.measure.blame.unit_call import UnitCall, hidden_states_in, logits_in, main_output
 from precheck.measure.lockstep.attribution import Attribution
-from precheck.measure.lockstep.comparison import Comparison
-from precheck.measure.lockstep.run_totals import RunTotals
+from precheck.measure.lockstep.figures.comparison import Comparison
+from precheck.measure.lockstep.figures.run_totals import RunTotals
 from precheck.measure.lockstep.segments import LocatedSegment, SegmentCounter
 from precheck.measure.lockstep.skipping import SkippedBlocks
 from precheck.measure.lockstep.turns import Worker
@@ -19,7 +19,7 @@ from precheck.measure.watch.segment import Segment
 from precheck.measure.watch.trees import tensors_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from precheck.measure.probes.batch import Batch
     from precheck.measure.watch.float16_sums import Float16Sums
     from precheck.measure.watch.rounded_products import RoundedProducts
+    from precheck.measure.watch.segment import OpNode
 
 
 class Passage:
@@ -76,7 +77,11 @@ class Passage:
         self._counter = SegmentCounter()
         self._skipped = SkippedBlocks(skeleton.model, context.layout)
         self._comparison = Comparison(
-            totals=self.totals, skeleton=skeleton, batch=batch, layout=context.layout
+            totals=self.totals,
+            skeleton=skeleton,
+            batch=batch,
+            layout=context.layout,
+            embedding=context.embedding,
         )
         self.attribution: Attribution = Attribution(
             totals=self.totals,
@@ -105,6 +110,15 @@ class Passage:
             check=self.worker.turns.check,
             products=self._products,
             device=self.batch.input_ids.device,
+            on_op=self._op_witness(),
+        )
+
+    def _op_witness(self) -> Callable[[OpNode, list[Tensor], list[Tensor]], None] | None:
+        witness = self._context.witness
+        if witness is None or not self.skeleton.dtype.is_reference:
+            return None
+        return lambda node, tensors, outputs: witness.record_op(
+            self.skeleton, node, tensors, outputs, self._real_tokens
         )
 
     @contextmanager
@@ -227,12 +241,14 @@ class Passage:
         if self.final is None:
             return
         reference = None if self._reference is None else self._reference.final
-        self.attribution.judge_output(self.final, reference)
+        self.attribution.judge_output(self.final, reference, has_logits=has_logits)
         if self._context.witness is not None:
             self._context.witness.record_output(self.skeleton, self.batch, self.final)
+        baseline = None if self._baseline is None else self._baseline.final
         if has_logits:
-            baseline = None if self._baseline is None else self._baseline.final
             self._comparison.add_logits(self.final, baseline)
+        if baseline is not None and not self._context.generates:
+            self._comparison.add_answers(self.final, baseline, has_logits=has_logits)
 
 
 def _call_of(passage: Passage | None, unit: Unit) -> UnitCall | None:

@@ -39,6 +39,22 @@ def symptom_of(logits: Tensor, unexpected: Tensor, *, decode: Decode) -> Symptom
     )
 
 
+def answer_of(output: Tensor, *, has_logits: bool) -> Symptom:
+    """What becomes of the broken answer of a model that generates nothing.
+
+    Args:
+        output: logits of any shape, or hidden states.
+        has_logits: the model has a head.
+    """
+    if not has_logits:
+        answer = "an embedding of NaN: every similarity with it is NaN, and no search finds it"
+    elif output.shape[-1] == 1:
+        answer = "a NaN score: null in JSON, and sorted anywhere among the others"
+    else:
+        answer = "NaN for every label, of which argmax takes the first"
+    return Symptom(answer=answer)
+
+
 def _greedy(token: int, decode: Decode, *, is_all_nan: bool) -> str:
     text = decode([token] * NUM_REPEATS)
     shown = "" if text is None else f": {text}"

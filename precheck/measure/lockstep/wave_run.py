@@ -16,6 +16,7 @@ from precheck.measure.machine.memory import (
     memory_error,
     used_bytes,
 )
+from precheck.records.answers import Embedding
 from precheck.records.precision import Dtype
 from precheck.records.traces import TOWERS
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from precheck.checkpoint.architecture import Architecture
     from precheck.measure.blame.mechanisms import Classifier
     from precheck.measure.lockstep.clock import Clock
-    from precheck.measure.lockstep.run_totals import RunTotals
+    from precheck.measure.lockstep.figures.run_totals import RunTotals
     from precheck.measure.lockstep.symptom import Decode
     from precheck.measure.lockstep.turns import Worker
     from precheck.measure.lockstep.witness import Witness
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from precheck.measure.models.shared import SharedModels
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.probes.batch import Batch
+    from precheck.records.report import ModelFacts
 
 
 class WaveRun:
@@ -48,6 +50,7 @@ class WaveRun:
         clock: counts each run's entry into each unit.
         memory_limit: bytes that the scan may use.
         keeps_entries: keep the arguments of units in which something overflows.
+        facts: what the model's answers are.
         witness: records what the runs compute.
     """
 
@@ -63,6 +66,7 @@ class WaveRun:
         clock: Clock,
         memory_limit: int,
         keeps_entries: bool,
+        facts: ModelFacts,
         witness: Witness | None,
     ) -> None:
         self._context = PassageContext(
@@ -70,6 +74,8 @@ class WaveRun:
             classifier=classifier,
             decode=decode,
             keeps_entries=keeps_entries,
+            generates=facts.generates,
+            embedding=facts.embedding or Embedding(),
             witness=witness,
         )
         self._weights = weights

@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
-from precheck.measure.lockstep.logits import LogitsTotals
+from precheck.measure.lockstep.figures.logits import LogitsTotals
+from precheck.measure.watch.op_kinds import FUSED_NORMS, GROUPED_PRODUCT
+from precheck.measure.watch.peaks import OpKey, Peaks, Share, Wanted, reduced_by_group, reduced_to
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.probes.batch import Batch
-    from precheck.measure.watch.segment import Segment
+    from precheck.measure.watch.real_tokens import RealTokens
+    from precheck.measure.watch.segment import OpNode, Segment
     from precheck.records.precision import Dtype
 
 
-class Witness(Protocol):
-    """Records what runs compute, and changes nothing."""
+class Witness:
+    """Records what runs compute, and changes nothing; this one records nothing."""
+
+    __slots__ = ()
+
+    def record_op(
+        self,
+        skeleton: Skeleton,
+        node: OpNode,
+        tensors: list[Tensor],
+        outputs: list[Tensor],
+        real: RealTokens,
+    ) -> None:
+        """Called when an operation of a float32 run gave floating-point results.
+
+        Args:
+            skeleton: the run's model.
+            node: the operation.
+            tensors: those among its arguments.
+            outputs: its results.
+            real: which of their positions are tokens.
+        """
 
     def record_segment(self, skeleton: Skeleton, segment: Segment) -> None:
         """Called when a run has passed a segment of the model, whose numbers are fetched."""
@@ -35,23 +58,66 @@ class Witness(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class PeakWitness:
-    """Records the largest magnitude of each operation's output in float32, at real tokens."""
+class PeakWitness(Witness):
+    """Records the largest magnitude of each operation's output in float32, at real tokens.
 
-    peaks: dict[tuple[str, str, int], float] = field(default_factory=dict)
-    """By module, operation, and how often it ran in that module before."""
+    Args:
+        wanted: what else is measured.
+    """
+
+    wanted: Wanted = field(default_factory=Wanted)
+    peaks: Peaks = field(default_factory=Peaks)
+    _ends: dict[int, Tensor] = field(default_factory=dict)
+    """Where each expert's rows end, of the last grouped product, by the identity of a run."""
+    _misfits: set[OpKey] = field(default_factory=set)
+    """Operations whose peaks by element would be those of some batches only."""
+
+    def record_op(
+        self,
+        skeleton: Skeleton,
+        node: OpNode,
+        tensors: list[Tensor],
+        outputs: list[Tensor],
+        real: RealTokens,
+    ) -> None:
+        """Records the peaks of an operation by element, if they are asked for."""
+        if node.key in self.wanted.epsilons:
+            self._record_share(node, outputs, real)
+        output = outputs[0]
+        if GROUPED_PRODUCT in node.op:
+            self._ends[id(skeleton)] = next(t for t in tensors if not t.is_floating_point())
+        shape = self.wanted.shapes.get(node.key)
+        if shape is None:
+            return
+        if len(shape) > output.dim():
+            ends = self._ends.get(id(skeleton))
+            peaks = None if ends is None else reduced_by_group(shape, output, ends)
+        else:
+            peaks = reduced_to(shape, output, real.mask_for(output))
+        if peaks is None:  # of another shape in this batch: its largest is all that is known
+            self._misfits.add(node.key)
+            self.peaks.by_element.pop(node.key, None)
+        elif node.key not in self._misfits:
+            before = self.peaks.by_element.get(node.key)
+            after = peaks.detach().float().cpu()
+            self.peaks.by_element[node.key] = after if before is None else before.maximum(after)
+
+    def _record_share(self, node: OpNode, outputs: list[Tensor], real: RealTokens) -> None:
+        is_norm = node.op in FUSED_NORMS
+        sums = outputs[-1].double() ** -2 if is_norm else outputs[0]
+        selected = real.select(sums)
+        share = self.peaks.shares.setdefault(node.key, Share())
+        share.add(sums if selected is None else selected, self.wanted.epsilons[node.key])
 
     def record_segment(self, skeleton: Skeleton, segment: Segment) -> None:
         """Records the operations of a float32 run."""
         if not skeleton.dtype.is_reference:
             return
+        largest = self.peaks.largest
         for node in segment.nodes:
             abs_max = node.abs_max
-            if abs_max and abs_max > self.peaks.get(node.key, 0.0):
-                self.peaks[node.key] = abs_max
-
-    def record_output(self, skeleton: Skeleton, batch: Batch, logits: Tensor) -> None:
-        """Nothing to do: the logits are the output of an operation."""
+            if abs_max and abs_max > largest.get(node.key, 0.0):
+                largest[node.key] = abs_max
 
 
 @dataclass(slots=True, eq=False)
@@ -81,8 +147,13 @@ class Compared:
         return None if self.totals.stats.num_nonfinite else self.totals.kl.value
 
 
+def medium_in(batch: Batch) -> str:
+    """What a batch holds: ``text``, ``image``, ``sound`` or ``video``."""
+    return batch.probes[0].kind if batch.media else "text"
+
+
 @dataclass(slots=True, eq=False)
-class LogitsWitness:
+class LogitsWitness(Witness):
     """Compares the logits of every run with those of the original model in float32.
 
     Args:
@@ -92,11 +163,9 @@ class LogitsWitness:
 
     kept: dict[tuple[str, ...], tuple[Batch, Tensor]] = field(default_factory=dict)
     keeps: bool = False
-    compared: dict[tuple[Dtype, str], Compared] = field(default_factory=dict)
-    """By dtype and attention implementation."""
-
-    def record_segment(self, skeleton: Skeleton, segment: Segment) -> None:
-        """Nothing to do: only the logits are compared."""
+    compared: dict[tuple[Dtype, str, str], Compared] = field(default_factory=dict)
+    """By dtype, attention implementation, and what the probes are: ``text``, ``image``, ``sound``.
+    """
 
     def record_output(self, skeleton: Skeleton, batch: Batch, logits: Tensor) -> None:
         """Keeps the logits of the original, and compares those of every run with them."""
@@ -105,6 +174,10 @@ class LogitsWitness:
             self.kept[names] = (batch, logits.detach().float().cpu().clone())
         if names not in self.kept:
             return
-        configuration = (skeleton.dtype, skeleton.attn_implementation)
-        compared = self.compared.setdefault(configuration, Compared())
+        run = (skeleton.dtype, skeleton.attn_implementation, medium_in(batch))
+        compared = self.compared.setdefault(run, Compared())
         compared.add(batch, logits, self.kept[names][1])
+
+    def kept_of(self, medium: str) -> list[tuple[Batch, Tensor]]:
+        """What is kept of one medium."""
+        return [pair for pair in self.kept.values() if medium_in(pair[0]) == medium]

@@ -15,8 +15,8 @@ from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.facts import devices
 from precheck.measure.machine.device_check import float16_sums
 from precheck.measure.machine.devices import find_devices
+from precheck.records.outcomes.selftest import Check
 from precheck.records.precision import Dtype
-from precheck.records.selftest import Check
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

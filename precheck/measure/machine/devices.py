@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
-from precheck.errors import UsageError
+from precheck.errors import UsageError, unknown
 from precheck.facts.devices import table
 from precheck.measure.machine import arithmetic
 from precheck.records.report import Device
@@ -158,9 +158,8 @@ def resolve_device(name: str) -> str:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(
-            f"unknown device: {name!r} (expected auto, cpu, cuda, cuda:0 or mps)"
-        ) from error
+        known = ("auto", "cpu", "cuda", "cuda:0", "mps")
+        raise unknown("device", name, known, hint="--device auto") from error
     present = {
         "cpu": 1,
         "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,

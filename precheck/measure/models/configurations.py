@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from precheck.errors import UnsupportedConfigurationError, UsageError
+from precheck.errors import UnsupportedConfigurationError, UsageError, unknown
 from precheck.facts import attention
+from precheck.records.attention import as_argument, is_split, parts_of
 from precheck.records.precision import Accumulation, Dtype
 from precheck.records.traces import RunTrace
 
@@ -35,17 +36,18 @@ def check_attention_name(name: str, *, trust_remote_code: bool) -> None:
     Raises:
         UsageError: an unknown name, or a kernel of the Hub (which is code) without permission.
     """
-    if "/" in name:
+    if is_split(name):
+        for _, part in parts_of(as_argument(name)):
+            check_attention_name(part, trust_remote_code=trust_remote_code)
+    elif "/" in name:
         if not trust_remote_code:
             raise UsageError(
                 f"attention kernel from the Hub: {name!r} (it is code that would run here)",
                 hint="allow it with --trust-remote-code",
             )
     elif name not in attention.names():
-        raise UsageError(
-            f"unknown attention implementation: {name!r} (expected {', '.join(attention.names())})",
-            hint="kernels of the Hub are named owner/name",
-        )
+        hint = "kernels of the Hub are named owner/name"
+        raise unknown("attention implementation", name, attention.names(), hint=hint)
 
 
 def build_groups(
@@ -62,8 +64,8 @@ def build_groups(
     Names that stand for the same implementation are run once. Sums in float16 are measured for
     float16 with the default attention.
     """
-    default = models.default_attention()
-    names = attn_implementations or tuple(dict.fromkeys((default, "eager")))
+    default, of_class = models.default_attention(), models.class_attention()
+    names = attn_implementations or tuple(dict.fromkeys((default, of_class, "eager")))
     requested: dict[str, list[Dtype]] = {name: list(dtypes) for name in names}
     for configuration in required:
         of_name = requested.setdefault(configuration.attn_implementation, [])

@@ -11,12 +11,13 @@ from precheck.checkpoint.quiet import quiet_transformers
 from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.measure.models.bounds import bounded_by_its_files
 from precheck.measure.models.from_pretrained import (
-    Loading,
     load_error,
     model_class,
     read_generation_config,
     seeded_loading,
 )
+from precheck.measure.models.matching import Loading
+from precheck.records.attention import as_argument
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,9 +52,12 @@ def empty_model(
             model, info = loader.from_pretrained(
                 None,
                 config=checkpoint.config,
-                state_dict={name: _StandIn(stored, name) for name in stored},
+                state_dict={
+                    name: StandIn(stored.shape(name), torch_dtype(stored.dtype(name)))
+                    for name in stored
+                },
                 dtype=torch_dtype(dtype),
-                attn_implementation=attn_implementation,
+                attn_implementation=attn_implementation and as_argument(attn_implementation),
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
@@ -63,14 +67,14 @@ def empty_model(
     return model, Loading.of(info)
 
 
-class _StandIn:
+class StandIn:
     """A stored tensor as transformers' loader takes it: indexed to be read, then moved and cast."""
 
-    def __init__(self, stored: Weights, name: str) -> None:
-        self.shape = stored.shape(name)
-        self.dtype: torch.dtype = torch_dtype(stored.dtype(name))
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.shape = shape
+        self.dtype = dtype
 
-    def __getitem__(self, _: object) -> _StandIn:
+    def __getitem__(self, _: object) -> StandIn:
         return self
 
     def to(self, device: object = None, dtype: torch.dtype | None = None) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,25 +36,6 @@ _AUTO_CLASSES = (
     "AutoModelForMaskedLM",
     "AutoModel",
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loading:
-    """Where checkpoint and model do not match, by the names the model uses."""
-
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
-    mismatched: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, info: dict[str, Any]) -> Loading:
-        """From transformers' ``output_loading_info``."""
-        mismatched = sorted(str(key) for key, *_ in info.get("mismatched_keys", ()))
-        return cls(
-            missing=tuple(sorted(set(info.get("missing_keys", ())) - set(mismatched))),
-            unexpected=tuple(sorted(info.get("unexpected_keys", ()))),
-            mismatched=tuple(mismatched),
-        )
 
 
 @contextmanager

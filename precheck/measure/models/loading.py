@@ -10,13 +10,14 @@ from transformers.utils.quantization_config import Mxfp4Config
 
 from precheck.checkpoint.torch_dtypes import dtype_name, torch_dtype
 from precheck.measure.models.from_pretrained import (
-    Loading,
     load_error,
     model_class,
     read_generation_config,
     seeded_loading,
 )
+from precheck.measure.models.matching import Loading
 from precheck.measure.models.model_dtypes import kept_in_float32
+from precheck.records.attention import as_argument
 from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 def load_model(
     checkpoint: Checkpoint, dtype: Dtype, *, attn_implementation: str | None = None
 ) -> tuple[nn.Module, Loading]:
-    """The model in one dtype, and what was missing; None takes the default attention.
+    """The model in one dtype, and what was missing; None takes the class's attention.
 
     Raises:
         CheckpointError: it does not load.
@@ -43,7 +44,7 @@ def load_model(
                 loader,
                 checkpoint,
                 dtype=torch_dtype(dtype),
-                attn_implementation=attn_implementation,
+                attn_implementation=attn_implementation and as_argument(attn_implementation),
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
@@ -55,11 +56,12 @@ def load_model(
 def _load(loader: Any, checkpoint: Checkpoint, **settings: Any) -> tuple[nn.Module, dict[str, Any]]:
     """The model with plain weights, and transformers' ``output_loading_info``."""
     quantization = checkpoint.quantization
-    if quantization is not None and quantization.is_decoded_here:
+    is_decoded_here = quantization is not None and quantization.is_decoded_here
+    if is_decoded_here or checkpoint.unread:
         with checkpoint.open_weights() as stored:
-            decoded = {name: stored[name] for name in stored}
+            plain = {name: stored[name] for name in stored}
             model, info = loader.from_pretrained(
-                None, config=checkpoint.config, state_dict=decoded, **settings
+                None, config=checkpoint.config, state_dict=plain, **settings
             )
         read_generation_config(model, checkpoint)
     else:

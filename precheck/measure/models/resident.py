@@ -16,26 +16,27 @@ from precheck.errors import (
     UnsupportedModelError,
     first_line,
 )
+from precheck.measure.models.cast_tensors import rounded_buffers, rounded_parameters
 from precheck.measure.models.empty import count_parameters
 from precheck.measure.models.loading import load_model
 from precheck.measure.models.model_dtypes import kept_in_float32, main_dtype
 from precheck.measure.models.shared import SharedModels, share_parameters, split_heads
 from precheck.measure.models.skeleton import twin
 from precheck.records.quantities import num_bytes
+from precheck.records.report import CheckpointAudit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from precheck.checkpoint.source import Checkpoint
     from precheck.records.precision import Dtype
-    from precheck.records.report import CheckpointAudit
 
 
 class ResidentModels(SharedModels):
     """Models of a checkpoint, loaded by ``from_pretrained(dtype=...)``."""
 
     def __init__(self, checkpoint: Checkpoint, *, device: str) -> None:
-        super().__init__(device=device)
+        super().__init__(device=device, attention=checkpoint.attention)
         self._checkpoint = checkpoint
         self._num_parameters = count_parameters(checkpoint)
 
@@ -49,7 +50,8 @@ class ResidentModels(SharedModels):
         self._require_memory(dtype)
         model, loading = load_model(self._checkpoint, dtype)
         if dtype.is_reference:
-            self.loading = loading
+            with self._checkpoint.open_weights() as stored:
+                self.loading = loading.explained(model, stored, self._checkpoint.quantization)
         placed: nn.Module = model.to(self._device)
         return placed
 
@@ -75,15 +77,29 @@ class ResidentModels(SharedModels):
 class LiveModels(SharedModels):
     """Models made from a live module, which is not changed.
 
-    In the module's own dtype every parameter is used as it is. For another dtype, parameters in
-    the module's main dtype are cast; of a float32 module, those that its class keeps in float32
-    stay.
+    In the module's own dtype everything is used as it is. For another dtype, parameters in the
+    module's main dtype are cast, those that its class keeps in float32 widened, and buffers that a
+    cast of the whole module rounded are computed again.
     """
 
     def __init__(self, module: nn.Module, *, device: str) -> None:
-        super().__init__(device=device)
+        super().__init__(device=device, attention=None)
         self._module = module
         self._main = main_dtype(module)
+        self._buffers = rounded_buffers(module)
+
+    @property
+    def rounded_buffers(self) -> tuple[str, ...]:
+        """Buffers that a cast of the whole module rounded to 16 bits."""
+        return tuple(self._buffers)
+
+    def audit(self, *, is_complete: bool) -> CheckpointAudit:
+        """What a cast of the whole module rounded; nothing of it is stored."""
+        del is_complete
+        return CheckpointAudit(
+            rounded_buffers=self.rounded_buffers,
+            rounded_parameters=rounded_parameters(self._module),
+        )
 
     def _rebuild(self, _dtype: Dtype, _attn_implementation: str) -> nn.Module:
         raise UnsupportedConfigurationError(
@@ -91,12 +107,15 @@ class LiveModels(SharedModels):
         )
 
     def _make(self, dtype: Dtype) -> nn.Module:
-        kept = kept_in_float32(self._module, dtype) if self._main is torch.float32 else frozenset()
+        is_own = torch_dtype(dtype) is self._main and not dtype.is_reference
+        kept = frozenset() if is_own else kept_in_float32(self._module, dtype)
         replacements: dict[int, Tensor] = {}
         for name, parameter in self._module.named_parameters():
             is_main = parameter.dtype is self._main and name not in kept
             widens = dtype.is_reference and parameter.is_floating_point()
             target_dtype = torch_dtype(dtype) if is_main or widens else parameter.dtype
+            if name in kept:
+                target_dtype = torch.float32
             cast = parameter.detach().to(device=self._device, dtype=target_dtype)
             replacements[id(parameter)] = nn.Parameter(cast, requires_grad=parameter.requires_grad)
         try:
@@ -106,8 +125,15 @@ class LiveModels(SharedModels):
                 f"live module cannot be copied: {first_line(error)}",
                 hint="save it with save_pretrained and scan the folder",
             ) from error
-        for module in model.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                if buffer.is_floating_point() and dtype.is_reference:
-                    setattr(module, name, buffer.float())
+        if not is_own:
+            self._restore_buffers(model, widens=dtype.is_reference)
         return model.to(self._device)
+
+    def _restore_buffers(self, model: nn.Module, *, widens: bool) -> None:
+        for path, module in model.named_modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                computed = self._buffers.get(f"{path}.{name}" if path else name)
+                if computed is not None:
+                    setattr(module, name, computed.clone())
+                elif buffer.is_floating_point() and widens:
+                    setattr(module, name, buffer.float())

@@ -10,14 +10,20 @@ them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from precheck.checkpoint.architecture import Architecture, find_architecture
 from precheck.measure.machine.arithmetic import arithmetic_of
-from precheck.measure.models.attention import attention_of, can_switch_attention, switch_attention
-from precheck.measure.models.from_pretrained import Loading
+from precheck.measure.models.attention import (
+    attention_of,
+    can_switch_attention,
+    plain_attention,
+    switch_attention,
+)
+from precheck.measure.models.matching import Loading
 from precheck.measure.models.presence import Presence, ResidentPresence
 from precheck.measure.models.skeleton import Skeleton, nonfinite_parameters, twin
 from precheck.measure.models.split_head import split_head
@@ -26,19 +32,27 @@ from precheck.records.configuration import Configuration
 from precheck.records.precision import Dtype
 from precheck.records.report import CheckpointAudit
 
+if TYPE_CHECKING:
+    from precheck.records.attention import Attention
+
 
 class SharedModels(ABC):
     """One model for each dtype; those of other attention implementations share its parameters."""
 
-    def __init__(self, *, device: str) -> None:
+    def __init__(self, *, device: str, attention: Attention | None) -> None:
         self.loading = Loading()
+        self._attention = attention
         self._device = device
         self._models: dict[Dtype, nn.Module] = {}
         self._nonfinite: dict[Dtype, dict[str, int]] = {}
         """For each dtype, ids of parameters that are not finite, by name."""
 
     def default_attention(self) -> str:
-        """The attention implementation that the model uses unless another one is chosen."""
+        """The attention implementation that a plain load uses: the config's, else the class's."""
+        return plain_attention(self._model(Dtype.FLOAT32), self._attention)
+
+    def class_attention(self) -> str:
+        """The attention implementation that the class chooses where nothing names one."""
         return attention_of(self._model(Dtype.FLOAT32))
 
     def skeleton(self, dtype: Dtype, attn_implementation: str) -> Skeleton:
@@ -48,15 +62,17 @@ class SharedModels(ABC):
             UnsupportedConfigurationError: the model does not have this attention implementation.
         """
         model = self._model(dtype)
-        if attn_implementation != attention_of(model):
+        used = attention_of(model)
+        if attn_implementation != used:
             if can_switch_attention(model):
                 model = twin(model)
-                switch_attention(model, attn_implementation)
+                used = switch_attention(model, attn_implementation)
             else:
                 model = self._rebuild(dtype, attn_implementation)
+                used = attention_of(model)
         return Skeleton(
             model=model,
-            configuration=Configuration(dtype=dtype, attn_implementation=attention_of(model)),
+            configuration=Configuration(dtype=dtype, attn_implementation=used),
             requested_attn_implementation=attn_implementation,
             arithmetic=arithmetic_of(dtype, self._device),
             parameters=Parameters.of(model, faulty=self._faulty_parameters(dtype)),
@@ -65,6 +81,11 @@ class SharedModels(ABC):
     def presence(self, _skeleton: Skeleton) -> Presence:
         """Keeps the parameters of one skeleton in memory while they are used, from now on."""
         return ResidentPresence()
+
+    @property
+    def rounded_buffers(self) -> tuple[str, ...]:
+        """Buffers of a live module that a cast of the whole module rounded to 16 bits."""
+        return ()
 
     @property
     def bytes_read(self) -> int:
@@ -122,7 +143,7 @@ class SharedModels(ABC):
 
     @abstractmethod
     def _make(self, dtype: Dtype) -> nn.Module:
-        """The model in a dtype, with its default attention; the float32 one comes first."""
+        """The model in a dtype, with its class's attention; the float32 one comes first."""
 
     @abstractmethod
     def _rebuild(self, dtype: Dtype, attn_implementation: str) -> nn.Module:

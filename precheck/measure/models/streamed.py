@@ -44,7 +44,7 @@ class StreamedModels(SharedModels):
     """Models of a checkpoint whose weights are read when a run needs them."""
 
     def __init__(self, checkpoint: Checkpoint, *, device: str) -> None:
-        super().__init__(device=device)
+        super().__init__(device=device, attention=checkpoint.attention)
         self._checkpoint = checkpoint
         self._stored = checkpoint.open_weights()
         self._source: tuple[StoredParameters, BackgroundReader] | None = None
@@ -116,7 +116,7 @@ class StreamedModels(SharedModels):
             self._checkpoint, self._stored, dtype, attn_implementation=attn_implementation
         )
         if self._source is None:
-            self.loading = loading
+            self.loading = loading.explained(model, self._stored, self._checkpoint.quantization)
             self._source = self._open(model)
         parameters, _ = self._source
         parameters.dtypes[dtype] = {

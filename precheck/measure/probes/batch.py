@@ -10,6 +10,8 @@ import torch
 from precheck.measure.watch.real_tokens import RealTokens
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from precheck.records.traces import Probe
@@ -60,9 +62,18 @@ class Batch:
         """Real tokens of all probes."""
         return sum(probe.num_tokens for probe in self.probes)
 
-    def real_offset(self, row: int) -> int:
-        """Real tokens of the probes before ``row``."""
-        return sum(probe.num_tokens for probe in self.probes[:row])
+    def rows(self) -> Iterator[Batch]:
+        """Each probe as a batch of its own, without padding."""
+        for row, probe in enumerate(self.probes):
+            ids, target = self.input_ids[row : row + 1], self.decoder_input_ids
+            if self.attention_mask is not None:
+                ids = ids[:, self.attention_mask[row].bool()]
+            yield Batch(
+                probes=(probe,),
+                input_ids=ids,
+                decoder_input_ids=None if target is None else target[row : row + 1],
+                media=self.media,
+            )
 
     def to(self, device: str) -> Batch:
         """The same batch on another device."""

@@ -30,6 +30,8 @@ class TextPrompt:
     text: str
     kind: str = "text"
     """``text`` with the tokenizer's own special tokens, ``bare`` without, ``chat`` by template."""
+    is_odd: bool = False
+    """Nobody writes like this: it may show a fault, and says little of the precision of a model."""
 
 
 SEED_PROMPT = "上海有个非常出名的地方，"
@@ -44,11 +46,16 @@ BUILTIN = (
     ),
     # Gemma-3-12b peaks at 471k without BOS and at 778k with it (arXiv 2503.22329)
     TextPrompt(
-        name="without_bos", kind="bare", text="The weather in the mountains changed quickly."
+        name="without_bos",
+        is_odd=True,
+        kind="bare",
+        text="The weather in the mountains changed quickly.",
     ),
     TextPrompt(name="chat", kind="chat", text="Why does my model print only exclamation marks?"),
     TextPrompt(
-        name="digits", text="3.14159265358979323846264338327950288419716939937510582097494459"
+        name="digits",
+        is_odd=True,
+        text="3.14159265358979323846264338327950288419716939937510582097494459",
     ),
     TextPrompt(name="self_attention", text=GEMMA_PROMPT),
     TextPrompt(name="shanghai", text=SEED_PROMPT),
@@ -58,21 +65,34 @@ BUILTIN = (
     TextPrompt(
         name="cjk", text="東京は日本の首都です。 서울은 한국의 수도입니다. 北京是中国的首都。"
     ),
-    TextPrompt(name="emoji", text="🎉🚀🔥😀👩‍👩‍👧‍👦🏳️‍🌈 ✅❌ 🎉🚀🔥"),
+    TextPrompt(name="emoji", is_odd=True, text="🎉🚀🔥😀👩‍👩‍👧‍👦🏳️‍🌈 ✅❌ 🎉🚀🔥"),
     # attention sinks and massive activations sit on the first token and on repeated ones
     TextPrompt(
-        name="repeated", kind="bare", text="the the the the the the the the the the the the"
+        name="repeated",
+        is_odd=True,
+        kind="bare",
+        text="the the the the the the the the the the the the",
     ),
     # massive activations: first "." or newline (arXiv 2402.17762)
     TextPrompt(
-        name="newline_first", text="\n\n\nOnce upon a time.\n\nThere was a newline first.\n"
+        name="newline_first",
+        is_odd=True,
+        text="\n\n\nOnce upon a time.\n\nThere was a newline first.\n",
     ),
-    TextPrompt(name="punctuation", text="...!!!???,,,;;;:::((([[[{{{}}}]]])))---___***///\\\\\\"),
+    TextPrompt(
+        name="punctuation",
+        is_odd=True,
+        text="...!!!???,,,;;;:::((([[[{{{}}}]]])))---___***///\\\\\\",
+    ),
     TextPrompt(
         name="mathematics", text=r"$$\int_0^\infty e^{-x^2}\,dx = \frac{\sqrt{\pi}}{2}$$ so that"
     ),
     TextPrompt(name="scripts", text="Привет, мир! مرحبا بالعالم. नमस्ते दुनिया। שלום עולם. Γειά σου"),
-    TextPrompt(name="whitespace", text="a    b\t\tc      d          e\t\t\t\tf                g"),
+    TextPrompt(
+        name="whitespace",
+        is_odd=True,
+        text="a    b\t\tc      d          e\t\t\t\tf                g",
+    ),
 )
 
 PADDED = tuple(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,21 @@ from precheck.checkpoint.quiet import quiet_transformers
 from precheck.errors import UsageError
 from precheck.measure.probes.batch import Batch
 from precheck.measure.probes.builtin import SPOKEN
-from precheck.measure.probes.media import IMAGES, QUESTION, SAMPLING_RATE, draw, sounds
+from precheck.measure.probes.chat_template import ChatTemplate
+from precheck.measure.probes.media import (
+    HELD_OUT_IMAGES,
+    IMAGES,
+    ODD_MEDIA,
+    QUESTION,
+    SAMPLING_RATE,
+    draw,
+    held_out_sounds,
+    sounds,
+)
 from precheck.records.traces import Probe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from torch import Tensor
@@ -30,7 +40,7 @@ if TYPE_CHECKING:
 _LONGEST = 160
 """Characters of an error that are reported; transformers lists every model it knows."""
 
-PIXELS, SOUND = "pixel_values", "input_features"
+PIXELS, SOUND, VIDEOS = "pixel_values", "input_features", "pixel_values_videos"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +67,26 @@ class Processor:
         self._vocab_size = vocab_size
         self._loaded: Any = None
         self._problem = ""
+        self._template = ChatTemplate()
         if self.takes_media:
             self._load(checkpoint)
+
+    @property
+    def problem(self) -> str:
+        """Why there is none; empty if there is one, or none is needed."""
+        return self._problem
 
     @property
     def takes_media(self) -> bool:
         """Whether the model takes images or sounds."""
         return bool({PIXELS, SOUND} & self._accepts)
+
+    @property
+    def _other_kinds(self) -> tuple[str, ...]:
+        """What it takes besides, and is not given."""
+        has_both = {PIXELS, SOUND} <= self._accepts
+        has_videos = VIDEOS in self._accepts
+        return (*(["sounds"] if has_both else []), *(["videos"] if has_videos else []))
 
     @property
     def takes_text(self) -> bool:
@@ -75,15 +98,23 @@ class Processor:
 
         A probe that the processor fails on is named in ``not_run``.
         """
+        made = self._made(IMAGES, sounds())
+        return replace(made, batches=made.batches[: 1 if quick else None])
+
+    def held_out(self) -> Media:
+        """Images or sounds that no scan uses: those that a fix is proved by."""
+        return self._made(HELD_OUT_IMAGES, held_out_sounds())
+
+    def _made(self, images: Sequence[ImageProbe], sounds: Mapping[str, Any]) -> Media:
         if not self.takes_media:
             return Media()
         kind = "image" if PIXELS in self._accepts else "sound"
+        not_run = [f"{other} (precheck makes none here)" for other in self._other_kinds]
         if self._loaded is None:
-            return Media(not_run=(f"{kind} probes ({self._problem})",))
+            return Media(not_run=(f"{kind} probes ({self._problem})", *not_run))
         batches: list[Batch] = []
-        not_run: list[str] = []
         shapes: set[tuple[object, ...]] = set()
-        for name, inputs in self._builtin_inputs():
+        for name, inputs in self._inputs(images, sounds):
             batch = self._batch(name, kind, inputs, not_run)
             if batch is None:
                 continue
@@ -93,7 +124,9 @@ class Processor:
                 continue
             shapes.add(shape)
             batches.append(batch)
-        return Media(batches=tuple(batches[: 1 if quick else None]), not_run=tuple(not_run))
+        if self._template.problem is not None:  # they stand in front of the text instead
+            not_run.append(f"images in a chat ({self._template.problem})")
+        return Media(batches=tuple(batches), not_run=tuple(not_run))
 
     def of_user(self, prompt: ImagePrompt, name: str) -> Batch:
         """The batch of a prompt with images.
@@ -125,13 +158,15 @@ class Processor:
             except Exception as error:  # noqa: BLE001  a processor may raise anything
                 self._problem = f"the processor does not load: {_error_line(error)}"
 
-    def _builtin_inputs(self) -> Iterator[tuple[str, Callable[[], dict[str, Tensor]]]]:
+    def _inputs(
+        self, images: Sequence[ImageProbe], sounds: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Callable[[], dict[str, Tensor]]]]:
         """The name of each probe, and a function that makes its model inputs."""
         if PIXELS in self._accepts:
-            for probe in IMAGES:
+            for probe in images:
                 yield probe.name, partial(self._drawn_inputs, probe)
         else:
-            for name, sound in sounds().items():
+            for name, sound in sounds.items():
                 yield name, partial(self._sound_inputs, sound)
 
     def _batch(
@@ -152,7 +187,14 @@ class Processor:
             not_run.append(f"{name} (the processor makes no {kind} of it)")
             return None
         return Batch(
-            probes=(Probe(name=name, kind=kind, num_tokens=ids.numel()),),
+            probes=(
+                Probe(
+                    name=name,
+                    kind=kind,
+                    num_tokens=ids.numel(),
+                    is_ordinary=name not in ODD_MEDIA,
+                ),
+            ),
             input_ids=ids,
             decoder_input_ids=None if "input_ids" in self._accepts else ids,
             media=media,
@@ -177,13 +219,10 @@ class Processor:
         )
         image_token = _image_token(self._loaded)
         if template:
-            text: str = self._loaded.apply_chat_template(
-                [{"role": "user", "content": parts}],
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=True,
+            text = self._template.render(
+                self._loaded, [{"role": "user", "content": parts}], chat_template=template
             )
-            if image_token in text:
+            if text is not None and image_token in text:
                 return text
         return f"{image_token * num_images}\n{question}"
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer
 
 from precheck.checkpoint.quiet import quiet_transformers
+from precheck.measure.probes.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,7 @@ class Vocabulary:
     tokenizer: Any = None
     problem: str | None = None
     """Why there is no tokenizer, in words."""
+    template: ChatTemplate = field(default_factory=ChatTemplate)
 
     def encode(self, prompt: TextPrompt) -> list[int] | None:
         """Token ids as the tokenizer really makes them; None where it cannot."""
@@ -44,11 +46,9 @@ class Vocabulary:
             return list(self.tokenizer(prompt.text, add_special_tokens=with_special)["input_ids"])
         if not getattr(self.tokenizer, "chat_template", None):
             return None
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt.text}],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        text = self.template.render(self.tokenizer, [{"role": "user", "content": prompt.text}])
+        if text is None:
+            return None
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def has_all(self, ids: Sequence[int]) -> bool:
@@ -72,24 +72,31 @@ class Vocabulary:
         return pad_id if isinstance(pad_id, int) and 0 <= pad_id < self.size else 0
 
 
-def read_vocabulary(checkpoint: Checkpoint | None, *, size: int) -> Vocabulary:
-    """The checkpoint's tokenizer, or why there is none.
+def read_vocabulary(
+    checkpoint: Checkpoint | None, *, size: int, tokenizer: Any = None
+) -> Vocabulary:
+    """The checkpoint's tokenizer, or the one that came with a live module, or why there is none.
 
     A tokenizer that fails, or that has more tokens than the model's embedding has rows, is not
     used: probes are token ids that cover the vocabulary instead.
     """
-    if checkpoint is None:
-        return Vocabulary(size=size, problem="a live module has no tokenizer")
-    if not any(any(checkpoint.folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+    if checkpoint is None and tokenizer is None:
+        return Vocabulary(
+            size=size, problem="a live module has no tokenizer: scan(model, tokenizer=...)"
+        )
+    if checkpoint is not None and not any(
+        any(checkpoint.folder.glob(pattern)) for pattern in TOKENIZER_FILES
+    ):
         # transformers would make an empty tokenizer from the config alone
         return Vocabulary(size=size, problem="no tokenizer files")
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(
-                checkpoint.folder,
-                trust_remote_code=checkpoint.trust_remote_code,
-                local_files_only=True,
-            )
+            if checkpoint is not None:
+                tokenizer = AutoTokenizer.from_pretrained(
+                    checkpoint.folder,
+                    trust_remote_code=checkpoint.trust_remote_code,
+                    local_files_only=True,
+                )
             sample = tokenizer("Hello 1 上海")["input_ids"]
     except Exception as error:  # noqa: BLE001  a tokenizer may raise anything; the scan goes on
         return Vocabulary(size=size, problem=f"the tokenizer does not load: {type(error).__name__}")

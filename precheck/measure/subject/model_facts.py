@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from precheck.measure.subject.clamps import clamps
 from precheck.measure.subject.footprint import attention_facts, cache_size, widths
-from precheck.measure.subject.token_inputs import max_context
+from precheck.measure.subject.pooling import read_embedding
+from precheck.measure.subject.token_inputs import can_generate, max_context
+from precheck.records.answers import Embedding
 from precheck.records.report import ModelFacts
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ def model_facts(
         default_attention: what the model uses when nothing is asked for.
     """
     config = getattr(model, "config", None)
+    generates = can_generate(model)
     return ModelFacts(
         id=subject.name,
         revision=subject.revision,
@@ -44,5 +47,11 @@ def model_facts(
         attention=attention_facts(model, layout),
         cache=cache_size(model),
         widths=widths(model),
+        generates=generates,
+        embedding=None if generates else _embedding(subject),
         clamps=clamps(model),
     )
+
+
+def _embedding(subject: Subject) -> Embedding:
+    return Embedding() if subject.checkpoint is None else read_embedding(subject.checkpoint.folder)

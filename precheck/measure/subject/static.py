@@ -10,9 +10,10 @@ from precheck.checkpoint.checkpoint_audit import audit_weights
 from precheck.checkpoint.quiet import quiet_transformers
 from precheck.errors import UsageError
 from precheck.measure.machine.environment import read_environment
-from precheck.measure.models.attention import attention_of
+from precheck.measure.models.attention import plain_attention
 from precheck.measure.models.empty import bare_model, empty_model
 from precheck.measure.models.from_pretrained import SEED
+from precheck.measure.models.matching import Loading
 from precheck.measure.models.model_dtypes import kept_modules
 from precheck.measure.subject.model_facts import model_facts
 from precheck.records.precision import Dtype
@@ -50,14 +51,15 @@ def describe(subject: Subject, *, observe: Observer) -> Measurements:
     with quiet_transformers(), checkpoint.open_weights() as stored:
         if checkpoint.is_decoded_by_transformers:
             model = bare_model(checkpoint)
-            audit = CheckpointAudit(size_bytes=subject.stored_bytes)
+            found = Loading().explained(model, stored, checkpoint.quantization)
+            audit = found.added_to(CheckpointAudit(size_bytes=subject.stored_bytes), model)
         else:
             model, audit = _audited(checkpoint, stored)
         facts = model_facts(
             subject,
             model=model,
             layout=find_architecture(model),
-            default_attention=attention_of(model),
+            default_attention=plain_attention(model, checkpoint.attention),
         )
     return Measurements(
         model=facts,
@@ -76,11 +78,9 @@ def _audited(checkpoint: Checkpoint, stored: Weights) -> tuple[nn.Module, Checkp
     """The model without its weights, and what the weights are."""
     model, loading = empty_model(checkpoint, stored, Dtype.FLOAT16)
     kept = kept_modules(model)
+    explained = loading.explained(model, stored, checkpoint.quantization)
     audit = replace(
-        audit_weights(stored),
-        missing=loading.missing,
-        unexpected=loading.unexpected,
-        mismatched=loading.mismatched,
+        explained.added_to(audit_weights(stored), model),
         kept_in_float32=tuple(kept),
         num_kept_in_float32=sum(kept.values()),
     )

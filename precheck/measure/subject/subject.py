@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from precheck.checkpoint.quantization import DECODED_BY_TRANSFORMERS
 from precheck.checkpoint.torch_dtypes import dtype_name
+from precheck.errors import UnsupportedModelError
 from precheck.measure.models.model_dtypes import main_dtype
 from precheck.measure.models.resident import LiveModels, ResidentModels
 from precheck.measure.models.streamed import StreamedModels
@@ -27,6 +28,8 @@ class CheckpointSubject:
     """A checkpoint on disk, whose headers were read when it was opened."""
 
     checkpoint: Checkpoint
+    tokenizer: ClassVar[None] = None
+    """It is read from its files."""
 
     @property
     def name(self) -> str:
@@ -89,9 +92,11 @@ class CheckpointSubject:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LiveSubject:
-    """A module in memory: it has no files, no tokenizer and no processor."""
+    """A module in memory: it has no files and no processor."""
 
     module: nn.Module
+    tokenizer: object = None
+    """The caller's; None without one."""
     checkpoint: ClassVar[None] = None
     revision: ClassVar[None] = None
     stored_bytes: ClassVar[int] = 0
@@ -122,9 +127,24 @@ class LiveSubject:
         return dtype_name(main_dtype(self.module))
 
     def models(self, *, device: str, is_resident: bool) -> SharedModels:
-        """Its model in every dtype; the weights are in memory already."""
+        """Its model in every dtype; the weights are in memory already.
+
+        Raises:
+            UnsupportedModelError: they are not.
+        """
         del is_resident
+        self._check_values()
         return LiveModels(self.module, device=device)
+
+    def _check_values(self) -> None:
+        named = (*self.module.named_parameters(), *self.module.named_buffers())
+        absent = [name for name, tensor in named if tensor.is_meta]
+        if absent:
+            raise UnsupportedModelError(
+                f"{len(absent)} tensors of the module have no values, {absent[0]!r} among them "
+                "(expected none on the meta device)",
+                hint="load its weights into memory, without offloading, or scan its checkpoint",
+            )
 
 
 Subject = CheckpointSubject | LiveSubject

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
 
 from precheck.checkpoint.architecture import token_embedding
 from precheck.errors import UnsupportedModelError
 from precheck.measure.models.settings import setting, text_config
+
+if TYPE_CHECKING:
+    from precheck.checkpoint.source import Checkpoint
+
+MOST_EMBEDDING_BYTES = 1 << 30
+"""In float32: that of a model with 152,000 tokens and 1,700 numbers for each."""
 
 
 def vocab_size(model: nn.Module) -> int:
@@ -30,6 +38,30 @@ def vocab_size(model: nn.Module) -> int:
             hint="models of images or sound that write no text are not scanned",
         )
     return int(embedding.weight.shape[0])
+
+
+def input_embedding(checkpoint: Checkpoint | None, model: nn.Module) -> Tensor | None:
+    """The values of the input embedding, ``(vocab, hidden)``; None where they are not at hand.
+
+    A model without values has them in the checkpoint, under a name that ends alike. What is larger
+    than ``MOST_EMBEDDING_BYTES`` is not read for this alone.
+    """
+    embedding = token_embedding(model)
+    weight = getattr(embedding, "weight", None)
+    if not isinstance(weight, Tensor) or 4 * weight.numel() > MOST_EMBEDDING_BYTES:
+        return None
+    if not weight.is_meta:
+        return weight.detach()
+    names = [name for name, parameter in model.named_parameters() if parameter is weight]
+    if checkpoint is None or not names:
+        return None
+    ending = ".".join(names[0].split(".")[-2:])
+    with checkpoint.open_weights() as stored:
+        for name in stored:
+            is_it = name.endswith(ending) and stored.shape(name) == tuple(weight.shape)
+            if is_it and "float" in stored.dtype(name):
+                return stored[name]
+    return None
 
 
 def max_context(model: nn.Module) -> int | None:
@@ -58,3 +90,9 @@ def decoder_start(model: nn.Module) -> int:
             if isinstance(token_id, int):
                 return token_id
     return 0
+
+
+def can_generate(model: nn.Module) -> bool:
+    """Whether a model writes text; code that comes with a checkpoint may not say, and counts."""
+    method = getattr(model, "can_generate", None)
+    return True if method is None else bool(method())

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 FUSED_ATTENTION = "scaled_dot_product"
+TOPK, ARGMAX = "aten.topk", "aten.argmax"
+"""How routers choose experts."""
 GROUPED_PRODUCT = "grouped_mm"
 """Parts of the names of operations that have several kernels."""
 
@@ -115,6 +117,8 @@ NORMS = frozenset(
         "aten.rsqrt",
     }
 )
+FUSED_NORMS = frozenset({"aten._fused_rms_norm", "aten.native_layer_norm"})
+"""Their last result is the inverse root of the variance."""
 SOFTMAXES = frozenset({"aten._softmax", "aten._safe_softmax", "aten.softmax"})
 ADDS = frozenset({"aten.add", "aten.add_", "aten.index_add", "aten.index_add_", "aten.sum"})
 MULTIPLIES = frozenset({"aten.mul", "aten.mul_"})
@@ -184,3 +188,8 @@ def op_kind(func: OpOverload) -> OpKind:
 
 MASK_SENTINEL = torch.finfo(torch.float32).min / 2
 """At or below it a float32 value is a mask, not a number: no activation comes near 1.7e38."""
+
+MASK_NUMBER = -1e8
+"""At or below it a value that is cast, or multiplied by one number, is a mask: code writes -1e9,
+-1e10 (LongT5) or -1e30 (XLNet), and activations that float16 cannot hold are below 1e6
+(https://arxiv.org/abs/2503.22329 has 7.8e5)."""

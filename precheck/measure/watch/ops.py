@@ -24,7 +24,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from precheck.measure.watch.float16_sums import Float16Sums
-from precheck.measure.watch.op_kinds import CASTS, FUSED_ATTENTION, MASK_SENTINEL, OpKind, op_kind
+from precheck.measure.watch.op_kinds import (
+    ARGMAX,
+    CASTS,
+    FUSED_ATTENTION,
+    MASK_SENTINEL,
+    TOPK,
+    OpKind,
+    op_kind,
+)
 from precheck.measure.watch.segment import (
     HIDDEN,
     OTHER,
@@ -74,6 +82,7 @@ class OpWatcher(TorchDispatchMode):
 
     ``device`` is the run's, given where parameters come and go. An absent parameter is on meta: a
     tensor made on its device is made on this one instead, and an operation that reads it raises.
+    ``on_op`` is shown every operation, the tensors that it read and what it gave.
     """
 
     def __init__(
@@ -85,6 +94,7 @@ class OpWatcher(TorchDispatchMode):
         check: Callable[[], None],
         products: RoundedProducts | Float16Sums | None = None,
         device: torch.device | None = None,
+        on_op: Callable[[OpNode, list[Tensor], list[Tensor]], None] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.segment = Segment()
@@ -98,6 +108,7 @@ class OpWatcher(TorchDispatchMode):
         self._check = check
         self._products = products
         self._device = device
+        self._on_op = on_op
         self._origins: dict[int, Origin] = {}
         self._ran_at: tuple[str, tuple[str, int]] | None = None
         """Module and source line of an operation that is replayed; None while one runs."""
@@ -184,11 +195,13 @@ class OpWatcher(TorchDispatchMode):
         node = self._node(kind, args, tensors, outputs[0])
         for tensor in outputs:
             self._origins[id(tensor)] = Origin(node.index, 0)
-        if kind.name == "aten.topk":
-            self.segment.routes.append(outputs[1])
+        if kind.name == TOPK or (kind.name == ARGMAX and tensors[0].is_floating_point()):
+            self.segment.routes.append((node, outputs[-1]))
         if FUSED_ATTENTION in kind.name:
             self.segment.scores.append((node, tensors[0], tensors[1]))
         self._reduce(kind, node, outputs[0])
+        if self._on_op is not None and outputs[0].is_floating_point():
+            self._on_op(node, tensors, outputs)
         self._examine(node, tensors, outputs[0])
 
     def _examine(self, node: OpNode, tensors: list[Tensor], output: Tensor) -> None:

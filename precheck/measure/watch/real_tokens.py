@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +24,7 @@ class RealTokens:
     num_rows: int
     length: int
     mask: Tensor | None
+    _found: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def select(self, tensor: Tensor) -> Tensor | None:
         """The part of ``tensor`` at real tokens; None if its shape is not recognised.
@@ -34,15 +35,42 @@ class RealTokens:
             return tensor
         tensor = self._batch_first(tensor)
         rows, length, shape = self.num_rows, self.length, tensor.shape
-        mask = self.mask
         if tensor.dim() >= 2 and shape[:2] == (rows, length):  # noqa: PLR2004
-            return tensor[mask]
+            return tensor.flatten(0, 1).index_select(0, self._positions(1))
         if tensor.dim() >= 3 and shape[0] % rows == 0 and shape[1] == length:  # noqa: PLR2004
-            return tensor[mask.repeat_interleave(shape[0] // rows, dim=0)]
+            return tensor.flatten(0, 1).index_select(0, self._positions(shape[0] // rows))
         if tensor.dim() >= 4 and shape[0] == rows and shape[2] == length:  # noqa: PLR2004
-            return tensor.transpose(1, 2)[mask]
+            return tensor.transpose(1, 2).flatten(0, 1).index_select(0, self._positions(1))
         if tensor.dim() >= 2 and shape[0] == rows * length:  # noqa: PLR2004
-            return tensor[mask.flatten()]
+            return tensor.index_select(0, self._positions(1))
+        return None
+
+    def _positions(self, num_heads: int) -> Tensor:
+        """Of real tokens in ``(batch * heads * seq,)``, int64, kept: looking for them costs."""
+        assert self.mask is not None  # noqa: S101  asked for only with padding
+        if num_heads not in self._found:
+            mask = self.mask.repeat_interleave(num_heads, dim=0)
+            self._found[num_heads] = mask.flatten().nonzero().squeeze(-1)
+        return self._found[num_heads]
+
+    def mask_for(self, tensor: Tensor) -> Tensor | None:
+        """Whether an element is a real token's, broadcast to the tensor.
+
+        None without padding, or if the shape is not recognised.
+        """
+        if self.mask is None:
+            return None
+        rows, length, shape = self.num_rows, self.length, tuple(tensor.shape)
+        rest = len(shape)
+        if shape[:2] == (rows, length):
+            return self.mask.reshape(rows, length, *[1] * (rest - 2))
+        if rest >= 3 and shape[0] % rows == 0 and shape[1] == length:  # noqa: PLR2004
+            mask = self.mask.repeat_interleave(shape[0] // rows, dim=0)
+            return mask.reshape(shape[0], length, *[1] * (rest - 2))
+        if rest >= 4 and shape[0] == rows and shape[2] == length:  # noqa: PLR2004
+            return self.mask.reshape(rows, 1, length, *[1] * (rest - 3))
+        if rest >= 2 and shape[0] == rows * length:  # noqa: PLR2004
+            return self.mask.reshape(rows * length, *[1] * (rest - 1))
         return None
 
     def _batch_first(self, tensor: Tensor) -> Tensor:

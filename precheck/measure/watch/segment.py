@@ -115,8 +115,8 @@ class Segment:
     """The operations between two unit boundaries of one run, in order."""
 
     nodes: list[OpNode] = field(default_factory=list)
-    routes: list[Tensor] = field(default_factory=list)
-    """Indices that ``topk`` chose, ``(tokens, k)`` int64: the routing of a mixture of experts."""
+    routes: list[tuple[OpNode, Tensor]] = field(default_factory=list)
+    """Indices that every choice of the largest made, int64, ``(tokens, k)`` or ``(tokens,)``."""
     scores: list[tuple[OpNode, Tensor, Tensor]] = field(default_factory=list)
     """Query and key of every fused attention call, ``(batch, heads, seq, head_dim)``."""
     ordinals: dict[tuple[str, str], int] = field(default_factory=dict)

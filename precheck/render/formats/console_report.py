@@ -86,7 +86,7 @@ def _sections(
     for title, written in generation_tables(report, width=width):
         yield (Text(title, style="bold"), written)
     for finding in report.findings:
-        yield (narrow(_finding(finding, report=report)),)
+        yield (narrow(_finding(finding, report=report)), *_snippet(finding))
     if codes := [row.code for row in report.findings if row.severity is not Severity.NOTE]:
         yield (Text(f"More on a finding: precheck explain {shown(codes[0])}", style="dim"),)
     yield tuple(narrow(part) for part in advice(report))
@@ -132,6 +132,12 @@ def _finding(finding: Finding, *, report: Report) -> RenderableType:
     if finding.accepted is not None:
         grid.add_row("", Text(f"accepted: {shown(finding.accepted)}", style="green"))
     return grid
+
+
+def _snippet(finding: Finding) -> Iterator[RenderableType]:
+    """Code to copy, each line as it is: at the margin, and never wrapped."""
+    for line in finding.snippet.splitlines():
+        yield Text(shown(line), style="cyan", no_wrap=True, overflow="ignore")
 
 
 def _short(finding: Finding, *, report: Report) -> str:

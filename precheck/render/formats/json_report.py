@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from precheck.render.parts.json_text import json_text
 
 if TYPE_CHECKING:
     from precheck.records.report import Report
@@ -22,6 +23,4 @@ class JsonReport:
         Raises:
             ValueError: a figure is not finite, which JSON cannot say and a report never holds.
         """
-        text = json.dumps(report.to_dict(), allow_nan=False, indent=2, ensure_ascii=False)
-        # A model can print half a surrogate pair, which UTF-8 cannot hold but a JSON escape can.
-        return text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n"
+        return json_text(report.to_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from textwrap import indent
 from typing import TYPE_CHECKING, NamedTuple
 
 from precheck.render.parts import markdown
@@ -124,6 +125,8 @@ def _finding(finding: Finding) -> str:
     head = f"- {mark.symbol} **{markdown.prose(finding.code)}** {finding.severity}"
     parts = [f"{head}, {finding.confidence}: {markdown.prose(finding.message)}"]
     parts.append(f"  <br>→ {markdown.prose(finding.advice)}")
+    if finding.snippet:
+        parts.append(f"\n{indent(markdown.block(finding.snippet, language='python'), '  ')}\n")
     if finding.in_vain:
         parts.append(f"  <br>*In vain:* {markdown.prose(finding.in_vain)}")
     if finding.accepted is not None:

@@ -7,12 +7,12 @@ it: https://docs.github.com/en/code-security/code-scanning/integrating-with-code
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from precheck.facts.findings import explanations
+from precheck.render.parts.json_text import json_text
 from precheck.render.parts.source_link import source_link
 from precheck.render.parts.words import shown
 
@@ -31,8 +31,7 @@ class SarifReport:
 
     def render(self, report: Report) -> str:
         """A log with one run; findings that a baseline accepts are suppressed in it."""
-        text = json.dumps(_log(report), allow_nan=False, indent=2, ensure_ascii=False)
-        return f"{text}\n"
+        return json_text(_log(report))
 
 
 def _log(report: Report) -> dict[str, Any]:
@@ -89,6 +88,8 @@ def _result(report: Report, finding: Finding, *, codes: list[str]) -> dict[str, 
         "partialFingerprints": {"precheck/v1": _fingerprint(report, finding)},
         "properties": {"confidence": finding.confidence, "model": shown(report.model.id)},
     }
+    if finding.snippet:
+        result["properties"]["snippet"] = [shown(line) for line in finding.snippet.splitlines()]
     link = source_link(report, source=finding.source, source_file=finding.source_file)
     if link is not None:
         result["hostedViewerUri"] = link

@@ -19,7 +19,7 @@ from precheck.render.parts.words import DASH, VERDICT_MARKS, shown
 
 if TYPE_CHECKING:
     from precheck.records.report import Report, Run
-    from precheck.records.traces import LayerTrace, Overflow, Section
+    from precheck.records.traces import LayerTrace, Overflow, Section, Symptom
 
 _REACH = 2
 """Layers shown before and after the one that matters."""
@@ -95,10 +95,16 @@ def culprit_facts(report: Report, run: Run, overflow: Overflow) -> list[tuple[st
     if run.stopped_after is not None:
         facts.append(("stopped", Text(f"after {shown(run.stopped_after)}: NaN everywhere")))
     if run.symptom is not None:
-        greedy, sampling = run.symptom.greedy, run.symptom.sampling
-        facts.append(("user sees", Text(f"greedy: {shown(greedy[:_LONGEST_SYMPTOM])}")))
-        facts.append(("", Text(f"sampling: {shown(sampling[:_LONGEST_SYMPTOM])}")))
+        seen = _seen(run.symptom)
+        labels = ("user sees", *[""] * len(seen))
+        facts += [(label, Text(shown(text))) for label, text in zip(labels, seen, strict=False)]
     return [(label, value) for label, value in facts if value.plain]
+
+
+def _seen(symptom: Symptom) -> list[str]:
+    """What a user sees, a line each."""
+    texts = (("greedy: ", symptom.greedy), ("sampling: ", symptom.sampling), ("", symptom.answer))
+    return [f"{way}{text[:_LONGEST_SYMPTOM]}" for way, text in texts if text is not None]
 
 
 def _absorbed(run: Run) -> str:

@@ -134,8 +134,8 @@ def _engines(engines: tuple[EngineAdvice, ...]) -> Table:
 def _engine_mark(engine: EngineAdvice) -> Mark:
     if engine.default_dtype is None:
         return _REFUSED
-    if engine.is_default_safe is None:
-        return _UNKNOWN
+    if engine.is_default_safe is None or (engine.is_default_safe and engine.command is None):
+        return _UNKNOWN  # no tick beside "nothing is known to be safe"
     return VERDICT_MARKS[Verdict.SAFE if engine.is_default_safe else Verdict.OVERFLOW]
 
 

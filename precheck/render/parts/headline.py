@@ -29,6 +29,15 @@ _SAYS = {
 """What one run with the verdict does, and what several do; gravest for a reader first."""
 
 
+_MEDIA = {
+    "image probes": "images",
+    "sound probes": "sounds",
+    "sounds": "sounds",
+    "videos": "videos",
+}
+"""What ``probes_not_run`` begins with where nothing of a kind was run."""
+
+
 class Headline(NamedTuple):
     """A line, and the verdict it is marked with."""
 
@@ -51,7 +60,9 @@ def headline(report: Report) -> Headline:
         if (names := _names(report, verdict))
     ]
     if not said:
-        return Headline(Verdict.SAFE, f"SAFE in {_all(len(report.runs))} measured")
+        return Headline(
+            Verdict.SAFE, f"SAFE in {_all(len(report.runs))} measured, {_tried(report)}"
+        )
     gravest = next(verdict for verdict in _SAYS if _names(report, verdict))
     return Headline(gravest, "; ".join(said))
 
@@ -60,10 +71,10 @@ def scope(report: Report) -> str:
     """How far the verdict reaches."""
     if report.is_static:
         return "nothing was run: config, headers and weights were read, the rest is documented"
-    coverage = report.coverage
     probes = counted(len(report.probes), "probe")
-    longest = counted(coverage.longest_probe_tokens, "token")
-    parts = [f"not tested beyond {longest} ({probes})"]
+    longest = counted(report.coverage.longest_probe_tokens, "token")
+    is_in_headline = headline(report).verdict is Verdict.SAFE
+    parts = [probes if is_in_headline else f"not tested beyond {longest} ({probes})"]
     if _broken(report) is not None:
         parts = ["the runs only show how broken weights round"]
     elif _usable(report) < len(report.runs):
@@ -72,6 +83,19 @@ def scope(report: Report) -> str:
     if not report.complete:
         parts.append(f"INCOMPLETE: {report.incomplete_reason or 'the scan ended early'}")
     return shown("; ".join(parts))
+
+
+def _tried(report: Report) -> str:
+    """How far SAFE reaches: how long the longest probe was, and what was not fed at all."""
+    longest, context = report.coverage.longest_probe_tokens, report.model.max_context
+    of = f" of {context:,}" if context is not None and context > longest else ""
+    untried = tuple(
+        word
+        for kind, word in _MEDIA.items()
+        if any(name.startswith(kind) for name in report.coverage.probes_not_run)
+    )
+    without = f"; not tried: {listed(untried)}" if untried else ""
+    return f"up to {longest:,}{of} tokens{without}"
 
 
 def identity(report: Report) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from precheck.render.parts.columns import filled
@@ -19,13 +20,13 @@ _LONGEST_CELL = 300
 
 
 def prose(text: str, *, longest: int = 2000) -> str:
-    r"""Text that shows as it is: no markup, no HTML, no mention of a person, on one line.
+    r"""Text that shows as it is: no markup, no HTML, no link, no mention of a person, on one line.
 
     >>> prose("<script> *a* @someone\n")
     '\\<script\\> \\*a\\* @<!-- -->someone\\\\n'
     """
     escaped = _PUNCTUATION.sub(r"\\\1", shown(_cut(text, longest)))
-    return _unmentioned(escaped)
+    return _unlinked(escaped)
 
 
 def code(text: str, *, longest: int = _LONGEST_CELL) -> str:
@@ -62,13 +63,27 @@ def table(columns: Sequence[Column], *, step: int = 1) -> str:
 def details(summary: str, body: str) -> str:
     """Folded until a reader opens it."""
     # backslashes mean nothing inside a block of HTML
-    title = _unmentioned(html.escape(shown(_cut(summary, _LONGEST_CELL))))
+    title = _unlinked(html.escape(shown(_cut(summary, _LONGEST_CELL))))
     return f"<details>\n<summary>{title}</summary>\n\n{body}\n\n</details>"
 
 
-def _unmentioned(text: str) -> str:
-    """GitHub tells people whose name stands behind an @; a comment between them prevents it."""
-    return text.replace("@", "@<!-- -->")
+_LINKED = re.compile(
+    r"\w+(?=://)|www(?=\.)|(?:mailto|xmpp)(?=:)|(?:gh|cve)(?=-\d)|ghsa(?=-)|@|#(?=\d)",
+    re.IGNORECASE,
+)
+_COMMIT = re.compile(r"\b(?=[a-f]*\d)(?=\d*[a-f])[\da-f]{7,40}\b", re.IGNORECASE)
+_APART = "<!-- -->"
+
+
+def _unlinked(text: str) -> str:
+    """GitHub links addresses, issues, advisories and commits, and tells people behind an @.
+
+    A comment inside prevents it; a backslash does not, once the text has been rendered.
+
+    **Source**: https://github.github.com/gfm/#autolinks-extension-
+    """
+    text = _LINKED.sub(rf"\g<0>{_APART}", text)
+    return _COMMIT.sub(lambda commit: _APART.join(wrap(commit[0], 6)), text)
 
 
 def _cell(text: str) -> str:

@@ -35,5 +35,5 @@ def printed(*renderables: RenderableType, width: int, colour: bool) -> str:
         _environ={},
     )
     for renderable in renderables:
-        console.print(renderable)
+        console.print(renderable, crop=False)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().split("\n"))

@@ -6,6 +6,8 @@ import json
 import shlex
 from typing import TYPE_CHECKING
 
+from precheck.records.attention import as_argument
+from precheck.records.quantities import python_string
 from precheck.render.parts.culprit import focus
 
 if TYPE_CHECKING:
@@ -58,20 +60,16 @@ def plain_reproduction(report: Report) -> str | None:
 
 def _lines(report: Report, *, dtype: str, attn: str) -> Iterator[str]:
     model = report.model
-    revision = f", revision={_quoted(model.revision)}" if model.revision else ""
+    revision = f", revision={python_string(model.revision)}" if model.revision else ""
     yield "import torch"
     yield f"from transformers import AutoTokenizer, {model.auto_class}"
     yield ""
-    yield f"name = {_quoted(model.local_id)}"
+    yield f"name = {python_string(model.local_id)}"
     yield f"tokenizer = AutoTokenizer.from_pretrained(name{revision})"
     yield f"model = {model.auto_class}.from_pretrained("
-    yield f"    name{revision}, dtype=torch.{dtype}, attn_implementation={_quoted(attn)}"
+    attention = json.dumps(as_argument(attn))
+    yield f"    name{revision}, dtype=torch.{dtype}, attn_implementation={attention}"
     yield ")"
     yield 'inputs = tokenizer("The capital of France is", return_tensors="pt")'
     yield "with torch.no_grad():"
     yield "    print(model(**inputs).logits.isfinite().all())  # False"
-
-
-def _quoted(text: str) -> str:
-    """A string of Python as one would write it; JSON spells it the same."""
-    return json.dumps(text)

@@ -51,10 +51,11 @@ def run_columns(report: Report) -> tuple[Column, ...]:
             justify="left",
         ),
         words("where", lambda run: _where(report, run), rank=4),
-        column("max |x|", _largest, rank=6),
+        column("max |x|", lambda run: _largest(report, run), rank=6),
         column("bits left", lambda run: _bits_left(report, run), rank=2),
         column("KL", _divergence, rank=1),
         column("top-1", _agreement, rank=3),
+        column("answer error", _answer_error, rank=5),
         column("rel. error", _relative_error, rank=7),
         column("perplexity", _perplexity, rank=8),
         words("mechanism", _mechanism, rank=10),
@@ -72,10 +73,18 @@ def _style(run: Run) -> str:
     return "dim" if run.dtype.is_reference else ""
 
 
-def _largest(run: Run) -> str:
-    sizes = [layer.abs_max for layer in run.layers if layer.abs_max is not None]
+def _largest(report: Report, run: Run) -> str:
+    """The value that ``bits left`` is about: what comes closest to the end of the dtype."""
+    limiting = tightest(report.headroom, run.configuration)
     fault = not all(layer.is_finite for layer in run.layers)
-    return f"{magnitude(max(sizes)) if sizes else ''}{' NaN' if fault else ''}" or DASH
+    largest = limiting[0].abs_max if limiting else _largest_in_layers(run)
+    return f"{'' if largest is None else magnitude(largest)}{' NaN' if fault else ''}" or DASH
+
+
+def _largest_in_layers(run: Run) -> float | None:
+    """Of a float32 run, whose range nothing comes close to."""
+    sizes = [layer.abs_max for layer in run.layers if layer.abs_max is not None]
+    return max(sizes, default=None)
 
 
 def _bits_left(report: Report, run: Run) -> str:
@@ -101,26 +110,37 @@ def _mechanism(run: Run) -> str:
     return run.first_overflow.mechanism.replace("_", " ") if run.first_overflow else ""
 
 
+def _says_something(run: Run) -> bool:
+    """Whether a run has a loss: beside an overflow only the probes that survived have figures."""
+    return not run.dtype.is_reference and run.verdict is not Verdict.OVERFLOW
+
+
 def _divergence(run: Run) -> str:
     figure = loss(run).kl_divergence
-    return DASH if figure is None or run.dtype.is_reference else nats(figure)
+    return nats(figure) if figure is not None and _says_something(run) else DASH
 
 
 def _agreement(run: Run) -> str:
-    if run.logits is None or run.logits.top1_agreement is None or run.dtype.is_reference:
-        return DASH
-    return percent(run.logits.top1_agreement)
+    figure = run.logits.top1_agreement if run.logits else None
+    return percent(figure) if figure is not None and _says_something(run) else DASH
+
+
+def _answer_error(run: Run) -> str:
+    figure = run.answers.error if run.answers else None
+    return percent(figure) if figure is not None and _says_something(run) else DASH
 
 
 def _relative_error(run: Run) -> str:
     figure = loss(run).relative_error
-    return DASH if figure is None or run.dtype.is_reference else percent(figure)
+    return percent(figure) if figure is not None and _says_something(run) else DASH
 
 
 def _perplexity(run: Run) -> str:
     figure = run.logits.perplexity if run.logits else None
-    return DASH if figure is None else magnitude(figure)
+    return DASH if figure is None or run.verdict is Verdict.OVERFLOW else magnitude(figure)
 
 
 def _symptom(run: Run) -> str:
-    return run.symptom.greedy[:_LONGEST_SYMPTOM] if run.symptom else ""
+    if run.symptom is None:
+        return ""
+    return (run.symptom.greedy or run.symptom.answer or "")[:_LONGEST_SYMPTOM]

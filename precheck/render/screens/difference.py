@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from precheck.records.difference import Change, Difference
     from precheck.records.finding import Finding
+    from precheck.records.outcomes.difference import Change, Difference
 
 
 def render_difference(

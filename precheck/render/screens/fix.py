@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from rich.console import Group
+from rich.padding import Padding
 from rich.text import Text
 
-from precheck.records.fix import Exactness
+from precheck.records.outcomes.fix import Exactness, Remedy, run_label
+from precheck.records.precision import Dtype
 from precheck.records.quantities import bits, listed, magnitude, nats, percent
 from precheck.render.parts.columns import Column, table
 from precheck.render.parts.markdown import code, prose
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from precheck.records.fix import Fix, OpHeadroom, Proof, ProofRun
+    from precheck.records.outcomes.fix import Fix, OpHeadroom, Proof, ProofRun
 
 _LONGEST_TEXT = 40
 
@@ -34,24 +37,58 @@ _EXACTNESS = {
 }
 
 
-def render_fix(fix: Fix, *, width: int, colour: bool) -> str:
-    """The whole story on a terminal of this width."""
-    return printed(Group(*_blocks(fix, width=width)), width=width, colour=colour)
+def render_fix(fix: Fix, *, output: str | None, width: int, colour: bool) -> str:
+    """The whole story on a terminal of this width; it ends with what was written and what is next.
+
+    Args:
+        fix: what was done.
+        output: the folder that was asked for; None without one.
+        width: columns.
+        colour: whether the terminal shows colours.
+    """
+    blocks = (*_blocks(fix, width=width), Text(), *_ending(fix, output))
+    return printed(Group(*blocks), width=width, colour=colour)
+
+
+def _ending(fix: Fix, output: str | None) -> Iterator[RenderableType]:
+    """What was written, and the next command."""
+    folder, model = quote(shown(output or "DIR")), quote(shown(fix.model))
+    dtype = "" if fix.dtype is Dtype.FLOAT16 else f" --for {fix.dtype}"
+    if fix.is_prediction:
+        yield Text("nothing was written (--dry-run)")
+        yield Text(f"next: precheck fix {model}{dtype} -o {folder}")
+    elif not fix.holds or fix.remedy in {Remedy.NOTHING, Remedy.ATTENTION}:
+        yield Text("nothing was written")
+    elif fix.remedy is Remedy.RESCALING:
+        yield Text(f"written: {folder}, to be loaded like the original")
+        required = f"{fix.dtype}+{shown(fix.attn_implementation)}"
+        yield Text(f"next: precheck scan {folder} --require {required}")
+    else:
+        file = f"{shown(output or 'DIR')}/precheck-recipe.json"
+        yield Text(f"written: {file}")
+        yield Text(f"next: precheck.apply(model, {file!r}), in Python")
 
 
 def _blocks(fix: Fix, *, width: int) -> Iterator[RenderableType]:
     mark, style = ("✓", "green") if fix.holds else ("✗", "red")
+    if fix.is_prediction:
+        mark, style = "?", "yellow"
     yield Text(f"{mark} {shown(fix.model)}: {shown(fix.sentence)}", style=f"bold {style}")
-    for reason in fix.reasons:
-        yield Text(f"  {shown(reason)}")
-    if fix.factors:
+    yield from (_indented(reason) for reason in fix.reasons)
+    if fix.factors or fix.settings:
         yield Text()
-        yield from (Text(f"  {shown(change)}") for change in changes(fix))
-    if fix.rooms and fix.factors:
+        yield from (_indented(change) for change in changes(fix))
+    yield from (_indented(f"note: {note}") for note in fix.notes)
+    if fix.rooms and (fix.factors or fix.settings):
         yield Text()
         yield table(_room_columns(fix.rooms), width=width)
     if fix.proof is not None:
         yield from _proof_blocks(fix, fix.proof, width=width)
+
+
+def _indented(text: str, *, style: str = "") -> Padding:
+    """By two columns, in every line."""
+    return Padding(Text(shown(text), style=style), (0, 0, 0, 2), expand=False)
 
 
 def changes(fix: Fix) -> Iterator[str]:
@@ -92,14 +129,11 @@ def _bits(value: float | None) -> Text:
 
 
 def _proof_blocks(fix: Fix, proof: Proof, *, width: int) -> Iterator[RenderableType]:
-    held = "Proved" if proof.holds else "Not proved"
+    on = f"on {proof.num_tokens:,} tokens that were not used to choose"
+    claim = f"Proved {on}: {_claim(fix, proof)}" if proof.holds else f"Not proved {on}:"
     yield Text()
-    yield Text(
-        f"{held} on {proof.num_tokens:,} tokens that were not used to choose: "
-        f"{_EXACTNESS[proof.exactness]}",
-        style="bold",
-    )
-    yield from (Text(f"  {shown(objection)}", style="red") for objection in proof.objections)
+    yield Text(claim, style="bold")
+    yield from (_indented(objection, style="red") for objection in proof.objections)
     yield table(_run_columns(proof.runs), width=width)
     if not proof.headroom:
         return
@@ -116,7 +150,14 @@ def _proof_blocks(fix: Fix, proof: Proof, *, width: int) -> Iterator[RenderableT
         ),
         width=width,
     )
-    yield Text(f"  {_rounded(proof)}")
+    yield _indented(_rounded(proof))
+
+
+def _claim(fix: Fix, proof: Proof) -> str:
+    """What the figures say; nothing of float32 where that was not run."""
+    if proof.exactness is None:
+        return f"with these modules in float32, {fix.dtype} gives nearly the logits of float32"
+    return _EXACTNESS[proof.exactness]
 
 
 def _rounded(proof: Proof) -> str:
@@ -135,9 +176,7 @@ def _run_columns(runs: Sequence[ProofRun]) -> tuple[Column, ...]:
     return (
         Column(
             header="run",
-            cells=[
-                Text(f"{e.checkpoint} {e.dtype} + {shown(e.attn_implementation)}") for e in runs
-            ],
+            cells=[Text(f"{e.checkpoint} {_run_name(e)}") for e in runs],
             justify="left",
         ),
         Column(header="verdict", cells=[verdict_text(e.verdict) for e in runs], justify="left"),
@@ -155,6 +194,12 @@ def _run_columns(runs: Sequence[ProofRun]) -> tuple[Column, ...]:
             justify="left",
         ),
     )
+
+
+def _run_name(run: ProofRun) -> str:
+    """``float16 + sdpa``, and ``with images`` or ``tied`` where that sets it apart."""
+    label = run_label(run)
+    return f"{run.dtype} + {shown(run.attn_implementation)}{label.removeprefix(run.dtype)}"
 
 
 def _difference(run: ProofRun) -> str:
@@ -176,13 +221,13 @@ def render_fix_card(fix: Fix) -> str:
     proof = fix.proof
     if proof is not None:
         lines += [
-            f"On {proof.num_tokens:,} tokens {_EXACTNESS[proof.exactness]}.",
+            f"On {proof.num_tokens:,} tokens {_claim(fix, proof)}.",
             "",
             "| run | KL to the original in float32, nat | top-1 |",
             "|---|---:|---:|",
             *(_card_row(run) for run in proof.runs),
         ]
-    lines += ["", *(f"- {prose(change)}" for change in changes(fix)), ""]
+    lines += ["", *(f"- {prose(change)}" for change in (*changes(fix), *fix.notes)), ""]
     lines.append("Every factor and figure: `precheck-fix.json`.")
     return "\n".join(lines) + "\n"
 
@@ -190,4 +235,4 @@ def render_fix_card(fix: Fix) -> str:
 def _card_row(run: ProofRun) -> str:
     kl = "not finite" if run.kl_divergence_mean is None else nats(run.kl_divergence_mean)
     top = DASH if run.top1_agreement is None else percent(run.top1_agreement)
-    return f"| {run.checkpoint}, {run.dtype} | {kl} | {top} |"
+    return f"| {run.checkpoint}, {run_label(run)} | {kl} | {top} |"

@@ -14,7 +14,7 @@ from precheck.render.parts.words import VERDICT_MARKS, shown
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from precheck.records.selftest import Check
+    from precheck.records.outcomes.selftest import Check
 
 
 def render_selftest(checks: Sequence[Check], *, width: int, colour: bool) -> str:

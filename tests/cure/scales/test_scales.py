@@ -9,14 +9,18 @@ import pytest
 import torch
 from torch import nn
 
+from precheck.checkpoint.rewriting import block_of
+from precheck.cure.scales.blocks import blocks
 from precheck.cure.scales.config_numbers import config_numbers, find_settings
 from precheck.cure.scales.equations import find_scales
-from precheck.cure.scales.flow import trace_flow
+from precheck.cure.scales.flow import trace_flow, traced_batches
 from precheck.cure.scales.forms import Kind, Reason
 from precheck.cure.scales.solve import choose
 from precheck.measure.models.skeleton import Skeleton
 from precheck.measure.watch.parameters import Parameters
+from precheck.measure.watch.peaks import Peaks
 from precheck.records.configuration import Configuration
+from precheck.records.outcomes.fix import Extent
 from precheck.records.precision import Dtype
 from tests.tiny_models import (
     TINY,
@@ -28,12 +32,12 @@ from tests.tiny_models import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from precheck.cure.scales.flow import Flow
-    from precheck.cure.scales.forms import Scales
+    from precheck.cure.scales.forms import ScaledResult, Scales
     from precheck.cure.scales.solve import Choice
 
 
@@ -44,7 +48,7 @@ def flow_of(model: nn.Module, attn_implementation: str = "sdpa") -> Flow:
         requested_attn_implementation=attn_implementation,
         parameters=Parameters.of(model),
     )
-    return trace_flow(skeleton, decoder_start=0)
+    return trace_flow(skeleton, traced_batches(skeleton))
 
 
 def scales_of(name: str, attn_implementation: str) -> Scales:
@@ -66,7 +70,7 @@ def scales_of(name: str, attn_implementation: str) -> Scales:
     return find_scales(flow, settings=settings, dtype=torch.bfloat16)
 
 
-def rescaled(name: str, choice: Choice) -> PreTrainedModel:
+def rescaled(name: str, scales: Scales, choice: Choice) -> PreTrainedModel:
     model = tiny(name)
     config = model.config
     for number in config_numbers(config):
@@ -81,10 +85,9 @@ def rescaled(name: str, choice: Choice) -> PreTrainedModel:
         for unknown, power in choice.exponents.items():
             if unknown.kind is Kind.SETTING:
                 continue
-            part: torch.Tensor = parameters[unknown.name]
-            if unknown.stop is not None:
-                part = part.narrow(unknown.dim, unknown.start, unknown.stop - unknown.start)
-            part.copy_((part.double() + unknown.shift) * 2.0**power - unknown.shift)
+            for block in blocks(unknown, scales.partitions):
+                part = block_of(parameters[unknown.name], block)
+                part.copy_((part.double() + unknown.shift) * 2.0**power - unknown.shift)
     return twin
 
 
@@ -93,6 +96,14 @@ def logits(model: PreTrainedModel, name: str, attn_implementation: str) -> torch
     model.set_attn_implementation(attn_implementation)
     result: torch.Tensor = model(**tiny_inputs(name)).logits
     return result
+
+
+def too_large(result: ScaledResult, peak: float, peaks: Peaks) -> None:
+    """The lane of the result reaches the peak; the others are small."""
+    peaks.largest[result.key] = max(peak, peaks.largest.get(result.key, 0.0))
+    if result.elements is not None:
+        sizes = torch.where(result.elements, peak, 1.0)
+        peaks.by_element[result.key] = sizes.maximum(peaks.by_element.get(result.key, sizes))
 
 
 CASES = architectures(
@@ -105,14 +116,16 @@ def test_any_exact_rescaling_leaves_the_model_the_same(name: str, attn: str) -> 
     scales = scales_of(name, attn)
     before = logits(tiny(name), name, attn)
     chooser = random.Random(0)  # noqa: S311  no secret
-    rows = sorted({result.key for result in scales.results if result.form})
+    rows = [result for result in scales.results if result.form]
     num_changed = 0
     for _ in range(4):
         # some results are too large by some bits, and something has to be done about it
-        peaks = {key: 2.0 ** chooser.randint(14, 20) for key in chooser.sample(rows, 3)}
-        choice = choose(scales, peaks=peaks, limit=65504.0, headroom_bits=1.0)
+        peaks = Peaks()
+        for row in chooser.sample(rows, 3):
+            too_large(row, 2.0 ** chooser.randint(14, 20), peaks)
+        choice = choose(scales, peaks=peaks, limits=Dtype.FLOAT16.limits, headroom_bits=1.0)
         num_changed += bool(choice.exponents)
-        after = logits(rescaled(name, choice), name, attn)
+        after = logits(rescaled(name, scales, choice), name, attn)
         if choice.is_exact:
             assert torch.equal(after, before), choice.exponents
         elif not choice.loose:  # 1 + w is rounded
@@ -219,17 +232,74 @@ def test_halves_of_one_product_have_unknowns_of_their_own() -> None:
 
     scales = find_scales(flow_of(Small(gated)), settings={}, dtype=torch.bfloat16)
     parts = {
-        (unknown.dim, unknown.start, unknown.stop)
+        extent
         for result in scales.results
         for unknown, _ in result.form.terms
         if unknown.name == "inner.weight"
+        for (extent,) in blocks(unknown, scales.partitions)
     }
-    assert parts == {(-2, 0, 4), (-2, 4, 8)}
+    first, second = Extent(dim=-2, start=0, stop=4), Extent(dim=-2, start=4, stop=8)
+    assert parts == {first, second}
     (pinned,) = (one for one in scales.equations if one.reason is Reason.NOT_LINEAR)
-    assert {(u.name, u.start) for u, _ in pinned.form.terms} == {
-        ("embed.weight", 0),
-        ("inner.weight", 0),
+    embedding, gate = (blocks(unknown, scales.partitions) for unknown, _ in pinned.form.terms)
+    assert (embedding, gate) == (((),), ((first,),))
+
+
+FUSED: dict[str, tuple[Callable[[torch.Tensor], Sequence[torch.Tensor]], list[int]]] = {
+    "one after the other": (lambda x: x.chunk(2, dim=-1), [4, 5, 6, 7]),
+    "unequal": (lambda x: x.split([5, 3], dim=-1), [5, 6, 7]),
+    "cut out": (lambda x: (x[..., :5], x[..., 5:]), [5, 6, 7]),
+    "in pairs": (lambda x: (x[..., ::2], x[..., 1::2]), [1, 3, 5, 7]),
+    "a row each": (lambda x: x.unflatten(-1, (2, 4)).unbind(dim=-2), [4, 5, 6, 7]),
+    "in each head": (lambda x: x.unflatten(-1, (2, 4)).chunk(2, dim=-1), [2, 3, 6, 7]),
+    "picked in each head": (
+        lambda x: [x.unflatten(-1, (2, 2, 2))[..., i, :].flatten(-2) for i in range(2)],
+        [2, 3, 6, 7],
+    ),
+    "picked by a list": (
+        lambda x: (x.unflatten(-1, (4, 2))[..., :-1, :], x.unflatten(-1, (4, 2))[..., [-1], :]),
+        [6, 7],
+    ),
+    "transposed first": (
+        lambda x: [part.transpose(1, 2) for part in x.transpose(1, 2).chunk(2, dim=1)],
+        [4, 5, 6, 7],
+    ),
+    "joined and cut again": (
+        lambda x: torch.cat([x[..., 4:], x[..., :4]], dim=-1).split([4, 4], dim=-1)[::-1],
+        [4, 5, 6, 7],
+    ),
+}
+"""Ways to fuse, and the rows of the matrix that make the second part."""
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_the_second_part_of_a_fused_product_has_a_factor_of_its_own(name: str) -> None:
+    """The first is read by a sigmoid and may not be scaled; the second is normed away."""
+    apart, expected = FUSED[name]
+
+    def gated(model: Small, x: torch.Tensor) -> torch.Tensor:
+        gate, up = apart(model.inner(x))
+        up = up * torch.sigmoid(gate).mean()
+        return torch.cat([up.flatten(2)] * 8, dim=-1)[..., :8]
+
+    scales = find_scales(flow_of(Small(gated)), settings={}, dtype=torch.bfloat16)
+    (product,) = {result.key for result in scales.results if result.key[:2] == ("inner", "aten.mm")}
+    peaks = Peaks()
+    for result in scales.results:
+        if result.key == product:
+            assert result.elements is not None
+            columns = result.elements.expand(1, 8).flatten().nonzero().flatten().tolist()
+            too_large(result, 2e5 if columns[-1] in expected else 1.0, peaks)
+    choice = choose(scales, peaks=peaks, limits=Dtype.FLOAT16.limits, headroom_bits=2.0)
+    assert not choice.overflowing
+    rows = {
+        row
+        for unknown, power in choice.exponents.items()
+        if (unknown.name, power) == ("inner.weight", -4)
+        for (extent,) in blocks(unknown, scales.partitions)
+        for row in range(extent.start, extent.stop)
     }
+    assert sorted(rows) == expected
 
 
 def test_a_weight_used_with_and_without_a_constant_stays() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from precheck.cure.scales.forms import (
+    Epsilon,
     Equation,
     Form,
     Kind,
@@ -14,8 +18,11 @@ from precheck.cure.scales.forms import (
     Unknown,
 )
 from precheck.cure.scales.solve import Choice, choose
+from precheck.cure.scales.weight_ranges import WeightRange
+from precheck.measure.watch.peaks import Peaks, Share
+from precheck.records.precision import Dtype
 
-LIMIT = 65504.0
+LIMITS = Dtype.FLOAT16.limits
 UP, DOWN, STREAM, NORM = (
     Unknown(kind=Kind.WEIGHT, name=name) for name in ("up", "down", "stream", "norm")
 )
@@ -42,8 +49,8 @@ def chosen(
             equations=equations,
             results=tuple(result(name, form) for name, (form, _) in results.items()),
         ),
-        peaks={(name, "aten.mm", 0): peak for name, (_, peak) in results.items()},
-        limit=LIMIT,
+        peaks=Peaks({(name, "aten.mm", 0): peak for name, (_, peak) in results.items()}),
+        limits=LIMITS,
         headroom_bits=headroom_bits,
         may_break=may_break,
     )
@@ -90,6 +97,108 @@ def test_an_epsilon_that_cannot_be_is_left_and_reported() -> None:
     assert not choice.is_exact
 
 
+@pytest.mark.parametrize(
+    ("of_stream", "of_other", "exponents"),
+    [
+        # the epsilon is nothing beside the stream's variance: it stays as the other norm needs it
+        (1e6, 1e-4, {STREAM: -4}),
+        # and the other way round
+        (1e-4, 1e6, {STREAM: -4, EPSILON: -8}),
+    ],
+)
+def test_an_epsilon_that_two_norms_share_is_what_changes_less(
+    of_stream: float, of_other: float, exponents: dict[Unknown, int]
+) -> None:
+    """Qwen3-Next's gated norm has the epsilon of all others, and no factor on its input."""
+    keys = ("norm", "aten.add", 0), ("gated", "aten.add", 0)
+    stream, other = (
+        replace(zero(form, Reason.EPSILON), epsilon=Epsilon(key=key, value=1e-6))
+        for key, form in zip(
+            keys,
+            (Form.of(STREAM).times(2) - Form.of(EPSILON), Form.of(EPSILON).times(-1)),
+            strict=True,
+        )
+    )
+    choice = choose(
+        Scales(equations=(stream, other), results=(result("add", Form.of(STREAM)),)),
+        peaks=Peaks(
+            {("add", "aten.mm", 0): 2e5},
+            shares={
+                key: Share(total=1e-6 / (variance + 1e-6), count=1)
+                for key, variance in zip(keys, (of_stream, of_other), strict=True)
+            },
+        ),
+        limits=LIMITS,
+        headroom_bits=2.0,
+    )
+    assert choice.exponents == exponents
+    assert choice.loose == ((other,) if EPSILON in exponents else (stream,))
+
+
+@pytest.mark.parametrize(("share", "is_left"), [(1e-16, True), (1e-6, False)])
+def test_an_epsilon_that_is_nothing_beside_its_variance_costs_nothing(
+    share: float, is_left: bool
+) -> None:
+    """Gemma's norm behind ``down`` takes any factor; else ``1 + w`` would have to be rounded."""
+    key = ("norm", "aten.add", 0)
+    equation = replace(
+        zero(Form.of(DOWN).times(2) + Form.of(SHIFTED).times(2), Reason.EPSILON),
+        epsilon=Epsilon(key=key, value=1e-6),
+    )
+    choice = choose(
+        Scales(equations=(equation,), results=(result("down", Form.of(DOWN)),)),
+        peaks=Peaks({("down", "aten.mm", 0): 2e5}, shares={key: Share(total=share, count=1)}),
+        limits=LIMITS,
+        headroom_bits=2.0,
+    )
+    assert choice.exponents == ({DOWN: -4} if is_left else {DOWN: -4, SHIFTED: 4})
+    assert (bool(choice.loose), choice.changes_norms) == (is_left, False)
+
+
+def test_settings_are_kept_if_asked() -> None:
+    equation = zero(Form.of(STREAM).times(2) - Form.of(EPSILON), Reason.EPSILON)
+    choice = choose(
+        Scales(equations=(equation,), results=(result("add", Form.of(STREAM)),)),
+        peaks=Peaks({("add", "aten.mm", 0): 2e5}),
+        limits=LIMITS,
+        headroom_bits=2.0,
+        keeps_settings=True,
+    )
+    assert (choice.exponents, choice.loose) == ({STREAM: -4}, (equation,))
+
+
+def weights(abs_max: float, root_mean_square: float) -> WeightRange:
+    return WeightRange(abs_max=abs_max, sum_of_squares=root_mean_square**2 * 100, num_elements=100)
+
+
+@pytest.mark.parametrize(
+    ("of_up", "of_down", "power"),
+    [
+        (weights(1.0, 0.1), weights(1.0, 0.1), -4),
+        # what was made small is made large again, further than the headroom asks for
+        (weights(2.0**17, 2.0**14), weights(2.0**-15, 2.0**-18), -6),
+        # and not so far that other weights become small instead
+        (weights(1.0, 2.0**-7), weights(2.0**-15, 2.0**-18), -5),
+        # a weight that does not fit is no better than a result
+        (weights(2.0**20, 1.0), weights(1.0, 0.1), -5),
+    ],
+)
+def test_weights_have_to_fit_and_to_keep_their_digits(
+    of_up: WeightRange, of_down: WeightRange, power: int
+) -> None:
+    choice = choose(
+        Scales(
+            equations=(zero(Form.of(UP) + Form.of(DOWN)),),
+            results=(result("product", Form.of(UP)),),
+        ),
+        peaks=Peaks({("product", "aten.mm", 0): 2e5}),
+        limits=LIMITS,
+        headroom_bits=2.0,
+        weights={UP: of_up, DOWN: of_down},
+    )
+    assert choice.exponents == {UP: power, DOWN: -power}
+
+
 @pytest.mark.parametrize("reason", [Reason.NOT_LINEAR, Reason.CLAMP, Reason.RESULT])
 def test_what_is_pinned_stays_and_is_reported_when_it_may_break(reason: Reason) -> None:
     equation = zero(Form.of(STREAM), reason)
@@ -106,15 +215,40 @@ def test_weights_are_rather_scaled_than_one_plus_a_weight() -> None:
     assert choice.exponents == {UP: -4, NORM: 4}
 
 
-def test_an_operation_that_was_not_measured_by_number_is_taken_for_the_largest() -> None:
+def test_an_operation_without_its_own_peak_has_none() -> None:
+    """The largest of its module may be another one's: BLOOM's mask and its residual."""
     other = ScaledResult(form=Form.of(UP), key=("m", "aten.mm", 7), source="f.py:2")
     choice = choose(
         Scales(equations=(), results=(other,)),
-        peaks={("m", "aten.mm", 0): 2e5, ("m", "aten.mm", 1): 10.0},
-        limit=LIMIT,
+        peaks=Peaks({("m", "aten.mm", 0): 2e5, ("m", "aten.mm", 1): 10.0}),
+        limits=LIMITS,
         headroom_bits=2.0,
     )
-    assert choice.exponents == {UP: -4}
+    assert (choice.exponents, choice.headroom) == ({}, ())
+
+
+def test_a_lane_has_its_own_peak() -> None:
+    """Both halves of one product; only the second one is too large."""
+    key = ("m", "aten.mm", 0)
+    gate, up = (
+        ScaledResult(form=form, key=key, source="f.py:2", elements=torch.tensor(elements))
+        for form, elements in (
+            (Form.of(STREAM), [True, True, False]),
+            (Form.of(UP), [False, False, True]),
+        )
+    )
+    choice = choose(
+        Scales(
+            equations=(zero(Form.of(STREAM)), zero(Form.of(UP) + Form.of(DOWN))),
+            results=(gate, up),
+        ),
+        peaks=Peaks({key: 2e5}, {key: torch.tensor([3.0, 50.0, 2e5])}),
+        limits=LIMITS,
+        headroom_bits=2.0,
+    )
+    assert choice.exponents == {UP: -4, DOWN: 4}
+    assert [row.abs_max for row in choice.headroom] == [50.0, 2e5]
+    assert choice.overflowing == ()
 
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:

@@ -80,6 +80,7 @@ def test_the_rule_for_masks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     fault = fault_named("qwen2-masked-row")
     assert culprit(fault, tmp_path) == planted_place(fault)
     monkeypatch.setattr("precheck.measure.blame.examine.MASK_SENTINEL", -torch.inf)
+    monkeypatch.setattr("precheck.measure.blame.examine.mask_threshold", lambda *_: -torch.inf)
     module, op, _ = culprit(fault, tmp_path) or ("", "", "")
     assert (module, op) == (fault.module, "aten.add")  # the mask that every padded batch has
 
@@ -152,10 +153,12 @@ def test_an_absorbed_overflow_is_not_what_spoils_the_output(
     assert run.first_overflow.module == last.module
     judge_output = Attribution.judge_output
 
-    def everything_reaches(self: Attribution, output: Tensor, reference: Tensor | None) -> None:
+    def everything_reaches(
+        self: Attribution, output: Tensor, reference: Tensor | None, *, has_logits: bool
+    ) -> None:
         identities = frozenset(located.producer.identity for located in self.producers)
         self.examiner.taint(output, identities)
-        judge_output(self, output, reference)
+        judge_output(self, output, reference, has_logits=has_logits)
 
     monkeypatch.setattr(Attribution, "judge_output", everything_reaches)
     spoiled = faulty_run(scan_of(both, tmp_path), both).overflows
@@ -175,7 +178,7 @@ def test_tokens_sent_elsewhere_are_left_out_of_the_precision(
 
     assert verdict() is Verdict.SAFE
     monkeypatch.setattr(
-        "precheck.measure.lockstep.comparison.routing_agreement",
-        lambda routes, _: torch.ones(routes.shape[:-1].numel(), dtype=torch.bool),
+        "precheck.measure.lockstep.figures.routing.experts",
+        lambda segment: torch.zeros(segment.routes[-1][1].shape) if segment.routes else None,
     )
     assert verdict() is Verdict.DEGRADED

@@ -196,6 +196,58 @@ def test_a_cast_of_a_mask_is_no_fault() -> None:
     assert result.ops == []
 
 
+def _added_in_place(x: Tensor, mask: Tensor) -> Tensor:
+    x = x * 1
+    x += mask
+    return x
+
+
+MASKINGS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "added in place": lambda x, hidden, number: _added_in_place(
+        x, torch.where(hidden, number, 0.0).float()
+    ),
+    "cast, then added": lambda x, hidden, number: (
+        x + torch.where(hidden, number, 0.0).float().to(x.dtype)
+    ),
+    "multiplied, then added": lambda x, hidden, number: x + hidden.to(x.dtype) * number,
+    "moved, then added": lambda x, hidden, number: (
+        x + torch.cat([(hidden.to(x.dtype) * number)[:1], torch.zeros_like(x)[1:]])
+    ),
+    "subtracted": lambda x, hidden, number: x - hidden.to(x.dtype) * -number,
+}
+
+
+@pytest.mark.parametrize("number", [-1e9, -1e10, -1e30])
+@pytest.mark.parametrize("how", MASKINGS)
+def test_a_mask_that_float32_holds_and_float16_does_not_is_no_fault(
+    how: str, number: float
+) -> None:
+    hidden = torch.tensor([[False, True, True], [False, False, False]])
+
+    def function(module: nn.Module, x: Tensor) -> Tensor:
+        del module
+        return MASKINGS[how](x, hidden, number).softmax(dim=-1)
+
+    scores = torch.tensor([[1.0, -2.0, 3.0], [0.0, 30_000.0, -40.0]])
+    healthy = examined(function, scores)
+    assert healthy.output.isfinite().all()
+    assert (healthy.ops, healthy.sources) == ([], frozenset())
+    # a product that leaves the range is found under the same mask, in either direction
+    for scale in (4, -4):
+        broken = examined(lambda module, x: function(module, x * scale), scores)  # noqa: B023
+        assert broken.ops == ["aten.mul"], scale
+
+
+def test_the_sum_of_two_numbers_that_fit_is_no_mask() -> None:
+    # The reference is far below what float16 holds, as where an earlier layer was clamped.
+    def function(_: nn.Module, x: Tensor) -> Tensor:
+        return x.clamp(min=-6e4) * (1 if x.dtype is torch.float16 else 1e6) - 6e4
+
+    result = examined(function, torch.tensor([[1.0, -6e4]]))
+    assert result.ops == ["aten.sub"]
+    assert result.sources
+
+
 def test_a_widening_cast_hands_a_fault_on() -> None:
     result = examined(lambda _, x: (x * 4).float().mul(2).to(x.dtype), LARGE)
     assert result.ops == ["aten.mul"]
@@ -305,7 +357,7 @@ def test_a_snapshot_keeps_what_a_comparison_needs(values: list[float]) -> None:
     tensor = torch.tensor(values)
     snapshot = Snapshot.of(tensor)
     numbers = [abs(value) for value in values if abs(value) < 1e38]
-    assert snapshot.abs_max == (pytest.approx(max(numbers)) if numbers else None)
+    assert snapshot.abs_max() == (pytest.approx(max(numbers)) if numbers else None)
     is_plain = len(numbers) == len(values)
     assert (snapshot.values is None) == is_plain
 
@@ -313,7 +365,7 @@ def test_a_snapshot_keeps_what_a_comparison_needs(values: list[float]) -> None:
 def test_an_empty_tensor_is_no_fault() -> None:
     empty = torch.empty(0, 3)
     assert unexpected(empty, None) is None
-    assert Snapshot.of(empty).abs_max == 0.0
+    assert Snapshot.of(empty).abs_max() == 0.0
 
 
 def test_memory_that_is_not_written_yet_makes_no_fault() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+from copy import copy, deepcopy
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, T5ForConditionalGeneration
 
 import precheck
@@ -17,6 +20,7 @@ from tests.planted import FAULTS, fault_inputs, planted_model
 from tests.tiny_models import TINY, architectures, tiny, tiny_inputs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 FINE = "The user asked for a story"
@@ -273,3 +277,116 @@ def _num_hooks(model: torch.nn.Module) -> int:
         len(module._forward_hooks) + len(module._forward_pre_hooks)  # noqa: SLF001  no public count
         for module in model.modules()
     )
+
+
+def patches_of_gemma4() -> tuple[Any, dict[str, torch.Tensor]]:
+    """A tiny Gemma 4 unified, whose patches pass one linear layer, and a text with an image."""
+    gemma4 = pytest.importorskip("transformers.models.gemma4_unified.modeling_gemma4_unified")
+    size, length = 32, 9
+    text = gemma4.Gemma4UnifiedTextConfig(
+        vocab_size=700,
+        hidden_size=size,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        layer_types=["sliding_attention", "full_attention"],
+    )
+    vision = gemma4.Gemma4UnifiedVisionConfig(
+        mm_embed_dim=size, output_proj_dims=size, mm_posemb_size=64
+    )
+    model = gemma4.Gemma4UnifiedForConditionalGeneration(
+        gemma4.Gemma4UnifiedConfig(text_config=text, vision_config=vision, image_token_id=640)
+    )
+    ids = torch.tensor([[5, *[640] * length, 7, 8]])
+    places = torch.arange(length)
+    patch = model.get_submodule("model.embed_vision.patch_dense")
+    return model, {
+        "input_ids": ids,
+        "pixel_values": torch.rand(1, length, patch.in_features),
+        "image_position_ids": torch.stack([places % 3, places // 3], -1)[None],
+        "mm_token_type_ids": (ids == 640).long(),
+    }
+
+
+def pixels_of_llava() -> tuple[Any, dict[str, torch.Tensor]]:
+    """A tiny LLaVA, whose tower takes ``(batch, channels, height, width)``, and an image."""
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=8,
+            patch_size=4,
+        ),
+        text_config=transformers.LlamaConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+        ),
+        image_token_index=63,
+        vision_feature_layer=-1,
+    )
+    ids = torch.tensor([[5, *[63] * 4, 7]])
+    pixels = torch.rand(1, 3, 8, 8)
+    return transformers.LlavaForConditionalGeneration(config), {
+        "input_ids": ids,
+        "pixel_values": pixels,
+    }
+
+
+@pytest.mark.parametrize(
+    ("build", "module"),
+    [
+        (patches_of_gemma4, "embed_vision.patch_dense"),
+        (pixels_of_llava, "patch_embedding"),
+    ],
+    ids=["linear", "convolution"],
+)
+@pytest.mark.parametrize("is_planted", [True, False])
+def test_pixels_enter_by_a_projection_that_is_no_part_of_a_layer(
+    build: Any, module: str, *, is_planted: bool
+) -> None:
+    torch.manual_seed(0)
+    model, inputs = build()
+    (name,) = (name for name, _ in model.named_modules() if name.endswith(module))
+    if is_planted:
+        with torch.no_grad():
+            # not all of a row: what comes out of a norm sums to nothing
+            model.get_submodule(name).weight[1, ::2] = 30_000.0
+    model = model.half().eval()
+    inputs["pixel_values"] = inputs["pixel_values"].half()
+    with torch.no_grad(), precheck.watch(model) as watch:
+        model(**inputs)
+    found = watch.first_overflow
+    if not is_planted:
+        assert found is None
+        return
+    assert found is not None
+    assert (found.module, found.layer) == (name, None)
+    assert found.mechanism is Mechanism.PROJECTION
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [deepcopy, copy, lambda model: pickle.loads(pickle.dumps(model))],  # noqa: S301  our own
+    ids=["deepcopy", "copy", "pickle"],
+)
+def test_a_copy_made_while_it_is_watched_is_not_watched(copied: Callable[[Any], Any]) -> None:
+    model = tiny("qwen2", num_layers=2)
+    ids = torch.tensor([[1, 2, 3]])
+    with precheck.watch(model) as watch, torch.no_grad():
+        twin = copied(model)
+        if copied is not copy:  # which shares the modules inside
+            twin(ids)
+            assert watch.num_forwards == 0
+        expected = model(ids).logits
+        assert watch.num_forwards == 1
+    with torch.no_grad():
+        assert torch.equal(twin(ids).logits, expected)
+        assert torch.equal(deepcopy(twin)(ids).logits, expected)
+    assert watch.num_forwards == 1

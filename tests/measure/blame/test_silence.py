@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -10,15 +10,27 @@ import transformers
 
 from precheck.pipeline import scan
 from precheck.records.finding import Severity, Verdict
+from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype
 from tests.measure.mixtures import undecided
 from tests.measure.scans import run_of
-from tests.tiny_models import TINY, architectures, attn_implementations, save_checkpoint, tiny
+from tests.tiny_models import (
+    EOS,
+    PAD,
+    TINY,
+    VOCAB_SIZE,
+    architectures,
+    attn_implementations,
+    save_checkpoint,
+    tiny,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from precheck.records.report import Report
+
+pytestmark = pytest.mark.usefixtures("far")
 
 
 def grave(report: Report) -> list[str]:
@@ -70,6 +82,63 @@ def test_a_mask_written_as_minus_infinity_is_no_fault() -> None:
     report = scan(transformers.DeepseekV3ForCausalLM(config), quick=True)
     assert {run.verdict for run in report.runs} == {Verdict.SAFE}
     assert all(run.overflows == () for run in report.runs)
+
+
+def _long_t5(folder: Path, attention: str, *, gain: float = 1) -> Path:
+    """LongT5, whose local attention adds -1e10; ``gain`` makes the scores of one layer large."""
+    config_class: Any = transformers.LongT5Config
+    config = config_class(
+        vocab_size=VOCAB_SIZE,
+        d_model=64,
+        d_kv=16,
+        d_ff=96,
+        num_layers=2,
+        num_heads=4,
+        local_radius=31,
+        encoder_attention_type=attention,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        decoder_start_token_id=PAD,
+    )
+    torch.manual_seed(0)
+    model = transformers.LongT5ForConditionalGeneration(config)
+    layers: Any = model.encoder.block
+    with torch.no_grad():
+        for name, parameter in layers[1].layer[0].named_parameters():
+            if name.endswith(("SelfAttention.q.weight", "SelfAttention.k.weight")):
+                parameter.mul_(gain)
+    return save_checkpoint(model, folder, tokenizer=True)
+
+
+@pytest.mark.parametrize("num_tokens", [32, 48, 100])
+@pytest.mark.parametrize("attention", ["local", "transient-global"])
+def test_a_mask_that_only_float32_holds_is_no_fault(
+    attention: str, num_tokens: int, tmp_path: Path
+) -> None:
+    # In float16 a row of padding that fills blocks alone is NaN, in transformers itself too.
+    report = scan(
+        _long_t5(tmp_path, attention),
+        attn_implementations=["eager"],
+        prompts=[list(range(num_tokens))],
+        quick=True,  # pads nothing
+    )
+    assert grave(report) == []
+    assert {run.verdict for run in report.runs} == {Verdict.SAFE}
+    assert all(run.overflows == () for run in report.runs)
+    assert all(row.abs_max < 1e4 for row in report.headroom)
+
+
+@pytest.mark.parametrize("attention", ["local", "transient-global"])
+def test_scores_that_overflow_under_such_a_mask_are_named(attention: str, tmp_path: Path) -> None:
+    folder = _long_t5(tmp_path, attention, gain=2e3)
+    report = scan(folder, dtypes=["float16"], attn_implementations=["eager"], quick=True)
+    first = run_of(report, "float16", "eager").first_overflow
+    assert first is not None
+    assert first.layer == 1
+    assert first.op == "aten.bmm"
+    assert first.mechanism is Mechanism.ATTENTION_SCORES
+    assert first.reference_abs_max is not None
+    assert first.reference_abs_max < 1e8
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gpt2", "mixtral"])

@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,12 +16,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import precheck
-from precheck.errors import UsageError
+from precheck.errors import CheckpointCorruptError, ExitCode, UsageError, first_line
+from precheck.measure import runs
 from precheck.measure.capsule import write as capsule
 from precheck.records.progress import Announcement, Step
+from precheck.saved import read_report
 
 if TYPE_CHECKING:
     from precheck.records.report import Report
+    from tests.shell import Shell
 
 SITE = Path(torch.__file__).parents[1]
 NO_PRECHECK = ("-S",)
@@ -74,13 +78,8 @@ def test_the_process_really_has_no_precheck(tmp_path: Path) -> None:
     assert "No module named 'precheck'" in run(tmp_path).stderr
 
 
-SLOW = {"left-padding", "qwen2.5-vl-tower"}
-
-
 @pytest.mark.pinned("its line numbers are those of the tested transformers")
-@pytest.mark.parametrize(
-    "name", [pytest.param(e, marks=[pytest.mark.slow] if e in SLOW else []) for e in STORIES]
-)
+@pytest.mark.parametrize("name", STORIES)
 def test_the_overflow_shows_without_the_model(name: str, tmp_path: Path) -> None:
     layer, operation, size = STORIES[name]
     folder = tmp_path / "capsule"
@@ -160,6 +159,57 @@ def test_it_tells_what_it_is(tmp_path: Path) -> None:
     assert description["reference_abs_max"] == pytest.approx(230_000, rel=0.01)
     text = (tmp_path / "capsule" / "README.md").read_text(encoding="utf-8")
     assert "share a capsule only if the prompt may be shared" in text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+        ValueError("parameters of generation in the config"),
+        MemoryError(),
+        CheckpointCorruptError("weights file changed"),
+    ],
+)
+def test_a_capsule_that_fails_costs_nothing_but_itself(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr(runs, "candidate", lambda _: object())
+    monkeypatch.setattr(runs, "write_capsule", fail)
+    prepared: Any = SimpleNamespace(
+        request=SimpleNamespace(capsule=tmp_path / "capsule"), skeletons=(), models=None
+    )
+    gathered: Any = SimpleNamespace(merged=lambda _: ())
+    said: list[Announcement | Step] = []
+    runs._write_capsule(prepared, gathered, observe=said.append)  # noqa: SLF001
+    assert said == [Announcement(text=f"no capsule: {first_line(error)}", is_problem=True)]
+
+
+def test_a_scan_whose_capsule_has_no_room_is_whole(shell: Shell) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    shell.monkeypatch.setattr(capsule, "_write_inputs", full)
+    ended = shell(
+        *("demo:qwen2-eager", "--quick", "--quiet", "--capsule", "capsule"),
+        *("--dtype", "float16", "-o", "report.json", "--fail-on", "never"),
+    )
+    assert (ended.code, ended.left) == (ExitCode.GATE_HOLDS, ("report.json",))
+    assert "no capsule: cannot write capsule: 'capsule': No space left on device\n" in ended.err
+    assert read_report("report.json").complete
+
+
+@pytest.mark.usefixtures("untried")
+def test_a_folder_that_is_a_link_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "capsule").symlink_to("elsewhere")
+    _, said = scanned("qwen2-eager", tmp_path / "capsule", quick=True, dtypes=("float16",))
+    assert said[-1].startswith("capsule (")
+    assert (tmp_path / "capsule").is_symlink()
+    assert (tmp_path / "elsewhere/capsule.json").is_file()
 
 
 @pytest.mark.parametrize("case", ["not empty", "a file", "no parent", "static", "live"])

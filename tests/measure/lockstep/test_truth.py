@@ -18,6 +18,7 @@ from precheck.measure.watch.parameters import Parameters
 from precheck.measure.watch.real_tokens import RealTokens
 from precheck.pipeline import scan
 from precheck.records.mechanism import Mechanism
+from precheck.records.traces import ODD_START
 from tests.measure.scans import (
     Pass,
     fault_named,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from precheck.records.traces import Headroom
 
 PRECISIONS = ("float32", "float16", "bfloat16")
-NUM_BATCHES = 4
+NUM_BATCHES = 5
 """Of the built-in probes."""
 
 
@@ -224,7 +225,7 @@ def oracle_of(
         oracle.reference_logits += real_rows(run.batch, reference_logits)
         for row, probe in enumerate(run.batch.probes):
             ids = real_rows(run.batch, run.batch.input_ids.unsqueeze(-1))[row].long()[:, 0]
-            oracle.targets.append(ids[:0] if probe.kind == "token_ids" else ids)
+            oracle.targets.append(ids[:0] if probe.kind in {"token_ids", ODD_START} else ids)
             oracle.probes.append(probe.name)
     return oracle
 

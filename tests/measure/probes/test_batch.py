@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from precheck.checkpoint.tensor_stats import tensor_stats
-from precheck.measure.lockstep.layers import LayerTotals, token_errors
-from precheck.measure.lockstep.logits import LogitsTotals
+from precheck.measure.lockstep.figures.layers import LayerTotals, token_errors
+from precheck.measure.lockstep.figures.logits import LogitsTotals
 from precheck.measure.probes.batch import Batch
 from precheck.measure.watch.real_tokens import RealTokens
 from precheck.records.stats import TensorStats
@@ -193,7 +193,7 @@ def test_logits_are_the_same_in_any_chunks(monkeypatch: pytest.MonkeyPatch) -> N
     values = (reference + 0.3 * torch.randn(2, 6, 9, generator=generator)).half()
     traces = []
     for chunk in (1 << 23, 9, 1, 25):
-        monkeypatch.setattr("precheck.measure.lockstep.layers.CHUNK_ELEMENTS", chunk)
+        monkeypatch.setattr("precheck.measure.lockstep.figures.layers.CHUNK_ELEMENTS", chunk)
         totals = LogitsTotals()
         totals.add(values, reference, batch=batch_of(ids), is_causal=True, same_routing=None)
         traces.append(totals.trace)

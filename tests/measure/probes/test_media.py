@@ -23,6 +23,7 @@ from precheck.measure.probes.media_batches import Processor
 from precheck.records.finding import Severity, Verdict
 from precheck.records.prompts import ImagePrompt, Prompt
 from precheck.records.traces import Section
+from precheck.render.parts.headline import headline
 from tests.gallery.diagnoses import check_silent
 from tests.tiny_models import BOS, EOS, HIDDEN_SIZE, PAD, VOCAB_SIZE, tiny_tokenizer
 
@@ -179,6 +180,12 @@ def test_other_families_are_scanned_with_images(
     assert len(rows[Section.DECODER]) == 2
 
 
+def test_what_was_not_fed_stands_beside_safe(qwen2_vl: Path) -> None:
+    report = precheck.scan(str(qwen2_vl), dtypes=["float32"], attn_implementations=["sdpa"])
+    assert any(name.startswith("videos") for name in report.coverage.probes_not_run)
+    assert headline(report).words.endswith("; not tried: videos")
+
+
 def test_a_streamed_scan_with_images_has_the_bits_of_a_resident_one(qwen2_vl: Path) -> None:
     streamed = precheck.scan(str(qwen2_vl), **QUICK)
     resident = precheck.scan(str(qwen2_vl), resident=True, **QUICK)
@@ -264,7 +271,7 @@ def test_images_of_the_users_own_are_probed(qwen2_vl: Path, tmp_path: Path) -> N
     Image.new("RGB", (84, 56), (9, 99, 200)).save(tmp_path / "sea.png")
     about = ImagePrompt(text="What is this?", images=(str(tmp_path / "sea.png"),))
     prompts: list[Prompt] = [about, "Hello"]
-    report = precheck.scan(str(qwen2_vl), prompts=prompts, **QUICK)
+    report = precheck.scan(str(qwen2_vl), prompts=prompts, quick=True, **QUICK)
     assert [(probe.name, probe.kind) for probe in report.probes] == [
         ("prompt_2", "text"),
         ("prompt_1", "image"),

@@ -14,7 +14,13 @@ from precheck.errors import UsageError
 from precheck.measure.probes.batch import Batch
 from precheck.measure.probes.builtin import BUILTIN, TextPrompt
 from precheck.measure.probes.media_batches import Processor
-from precheck.measure.probes.tokens import Plan, _cut_or_filled, plan_probes, with_decoder_input
+from precheck.measure.probes.rows import cut_or_filled
+from precheck.measure.probes.tokens import (
+    Plan,
+    Reach,
+    plan_probes,
+    with_decoder_input,
+)
 from precheck.measure.probes.vocabulary import Vocabulary, read_vocabulary
 from precheck.pipeline import scan
 from precheck.records.traces import Probe
@@ -38,7 +44,13 @@ MUTE = Vocabulary(size=VOCAB_SIZE, problem="no tokenizer: none")
 
 
 def plan(vocabulary: Vocabulary = SPELLED, **options: Any) -> Plan:
-    given_options = {"prompts": None, "builtin_probes": False, "quick": False, "max_context": 1024}
+    given_options = {
+        "prompts": None,
+        "builtin_probes": options.get("prompts") is None,
+        "quick": False,
+        "max_context": 1024,
+        "reach": Reach(),
+    }
     return plan_probes(vocabulary, NO_MEDIA, **{**given_options, **options})
 
 
@@ -74,7 +86,6 @@ def test_a_padded_batch_is_padded_on_the_left() -> None:
         assert padded.input_ids[row, :num_pads].tolist() == [PAD] * num_pads
         assert padded.attention_mask[row].tolist() == [0] * num_pads + [1] * probe.num_tokens
     assert padded.num_real_tokens == int(padded.attention_mask.sum())
-    assert [padded.real_offset(row) for row in (0, 1)] == [0, padded.probes[0].num_tokens]
 
 
 def test_special_tokens_are_those_the_tokenizer_really_adds() -> None:
@@ -154,23 +165,46 @@ def test_a_context_too_short_shortens_the_probes() -> None:
 
 
 def test_prompts_of_one_length_run_together_unpadded() -> None:
-    whole = plan(prompts=[[1, 2, 3], [4, 5], [6, 7, 8], "abc"])
-    assert all(not batch.is_padded for batch in whole.batches)
+    batches = plan(prompts=[[1, 2, 3], [4, 5], [6, 7, 8], "abc"]).batches[:-1]
+    assert all(not batch.is_padded for batch in batches)
     rows = {
         probe.name: ids
-        for batch in whole.batches
+        for batch in batches
         for probe, ids in zip(batch.probes, real_ids(batch), strict=True)
     }
     assert rows["prompt_1"] == [1, 2, 3]
     assert rows["prompt_2"] == [4, 5]
     assert rows["prompt_3"] == [6, 7, 8]
     assert rows["prompt_4"] == SPELLED.encode(TextPrompt(name="", text="abc"))
-    lengths = [batch.input_ids.shape[1] for batch in whole.batches]
+    lengths = [batch.input_ids.shape[1] for batch in batches]
     assert len(set(lengths)) == len(lengths)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "padded"),
+    [
+        ([[1, 2, 3], [4, 5], [6, 7, 8]], [[4, 5], [6, 7, 8]]),
+        ([[1, 2, 3, 4], [5, 6, 7, 8]], [[5, 6], [5, 6, 7, 8]]),
+        ([[1], [2]], None),
+        ([[1] * 300, [2] * 280, [3] * 7], [[3] * 7, [2] * 32]),
+        ([[1] * length for length in range(2, 9)], [[1] * length for length in range(2, 6)]),
+    ],
+)
+def test_prompts_are_padded_together_once_more(
+    prompts: list[list[int]], padded: list[list[int]] | None
+) -> None:
+    *_, last = plan(prompts=prompts).batches
+    assert last.is_padded == (padded is not None)
+    if padded is not None:
+        assert list(real_ids(last)) == padded
+        assert [row.input_ids.tolist() for row in last.rows()] == [[ids] for ids in padded]
+        assert {probe.kind for probe in last.probes} == {"padded"}
+    assert all(not batch.is_padded for batch in plan(prompts=prompts, quick=True).batches)
+
+
 def test_prompts_replace_the_built_in_probes_unless_asked() -> None:
-    assert [probe.name for probe in plan(prompts=[[1, 2]]).probes] == ["prompt_1"]
+    names = [probe.name for probe in plan(prompts=[[1, 2]]).probes]
+    assert names == ["prompt_1", "padded_1", "padded_2"]
     both = plan(prompts=[[1, 2]], builtin_probes=True).probes
     assert both[0].name == "prompt_1"
     assert len(both) == len(plan().probes) + 1
@@ -183,7 +217,7 @@ def test_prompts_are_known_as_the_users_own() -> None:
 
 def test_many_prompts_are_several_batches() -> None:
     whole = plan(prompts=[[1] * 300] * 8)
-    assert [len(batch.probes) for batch in whole.batches] == [3, 3, 2]
+    assert [len(batch.probes) for batch in whole.batches] == [3, 3, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -208,7 +242,7 @@ def test_text_needs_a_tokenizer() -> None:
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=9), st.integers(1, 30))
 def test_rows_are_exactly_as_long_as_asked(ids: list[int], length: int) -> None:
-    row = _cut_or_filled(ids, length)
+    row = cut_or_filled(ids, length)
     assert len(row) == length
     assert row[: len(ids)] == ids[:length]
     if len(ids) > 1:
@@ -224,3 +258,33 @@ def test_the_target_of_an_encoder_decoder_is_the_end_of_the_input_shifted() -> N
     assert shifted.decoder_input_ids is not None
     assert shifted.decoder_input_ids.tolist() == [[9, 4, 5]]
     assert shifted.input_ids is batch.input_ids
+
+
+def test_odd_tokens_begin_short_texts_between_what_the_tokenizer_adds() -> None:
+    *_, batch = plan(reach=Reach(first_tokens=(7, 9))).batches
+    assert [probe.name for probe in batch.probes] == ["first_7", "first_9"]
+    assert not any(probe.is_ordinary for probe in batch.probes)
+    assert batch.input_ids[:, :2].tolist() == [[BOS, 7], [BOS, 9]]
+
+
+def test_a_text_near_the_context_is_ordinary_and_ids_are_not() -> None:
+    *_, batch = plan(reach=Reach(context_tokens=700)).batches
+    (probe,) = batch.probes
+    assert (probe.num_tokens, probe.is_ordinary) == (700, True)
+    *_, batch = plan(MUTE, reach=Reach(context_tokens=700)).batches
+    (probe,) = batch.probes
+    assert (probe.num_tokens, probe.is_ordinary) == (700, False)
+
+
+def test_odd_probes_are_few_and_the_rest_is_ordinary() -> None:
+    ordinary = {probe.name for probe in plan().probes if probe.is_ordinary}
+    assert {"plain", "self_attention", "code", "cjk", "long", "padded_7"} <= ordinary
+    assert not {"repeated", "punctuation", "emoji", "vocabulary"} & ordinary
+
+
+def test_a_text_ends_as_the_tokenizer_ends_it_whatever_its_length() -> None:
+    ids = [1, 5, 6, 7, 2]
+    assert cut_or_filled(ids, 3, ending=[2]) == [1, 5, 2]
+    assert cut_or_filled(ids, 9, ending=[2]) == [1, 5, 6, 7, 5, 6, 7, 5, 2]
+    assert cut_or_filled([1, 5, 6], 5, ending=[2]) == [1, 5, 6, 5, 6]
+    assert cut_or_filled([2], 3, ending=[2]) == [2, 2, 2]

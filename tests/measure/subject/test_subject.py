@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import transformers
 
+import precheck
 from precheck.checkpoint.source import open_checkpoint
 from precheck.errors import UnsupportedModelError
 from precheck.measure.models.empty import count_parameters
@@ -94,3 +95,13 @@ def test_a_checkpoint_and_its_live_module_answer_alike(tmp_path: Path) -> None:
         assert getattr(live, question) == getattr(saved, question)
     assert live.tensor_dtypes == saved.tensor_dtypes
     assert live.stored_bytes == 0
+
+
+@pytest.mark.parametrize("absent", ["all", "one"])
+def test_a_module_without_values_is_refused(absent: str) -> None:
+    model: Any = tiny("qwen2", num_layers=2)
+    part = model if absent == "all" else model.get_submodule("model.layers.1.mlp.up_proj")
+    part.to("meta")
+    with pytest.raises(UnsupportedModelError, match="have no values") as refused:
+        precheck.scan(model, quick=True)
+    assert "load its weights" in str(refused.value.hint)

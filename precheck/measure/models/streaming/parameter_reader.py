@@ -93,8 +93,9 @@ class ParameterReader:
     def read_ahead(self, unit: LoadUnit) -> None:
         """Reads the stored tensors of the next load unit while the current one is used.
 
-        Where there is no room for both, the system is asked to have them ready. What fails here
-        fails again when the unit is fetched, and is reported then.
+        Where the runs need the cores it only reads: products wait for the slowest core. Where
+        there is no room for both, the system is asked to have them ready. What fails here fails
+        again when the unit is fetched, and is reported then.
         """
         if self._next is not None or self._current is None:
             return
@@ -103,6 +104,8 @@ class ParameterReader:
         needed = max(parameters.num_bytes(current, [dtype]) for dtype in parameters.dtypes)
         if needed + parameters.num_bytes(unit.whole, []) <= self.budget:
             self._read_whole(self._next)
+            if not self._tensors.shares_cores:
+                self._tensors.settle(self._next.stored)
         unread = [name for name in unit.sources if name not in self._next.stored]
         self._stored.read_ahead(unread, limit=READ_AHEAD_BYTES)
 
@@ -113,6 +116,7 @@ class ParameterReader:
         permanent: dict[str, nn.Parameter] = {}
         for conversion in conversions:
             stored = {source: self._tensors.read(source) for source in conversion.sources}
+            self._tensors.settle(stored)
             converted, buffers = self._convert([conversion], dtype, stored)
             permanent |= {
                 name: _parameter(parameter.detach().clone())
@@ -143,6 +147,7 @@ class ParameterReader:
         loaded, self._current, self._next = self._next, self._next, None
         self._read_whole(loaded)
         self._read_large(loaded)
+        self._tensors.settle(loaded.stored)
         return loaded
 
     def _read_whole(self, loaded: _Loaded) -> None:

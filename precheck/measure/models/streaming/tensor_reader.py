@@ -31,6 +31,8 @@ class TensorReader:
         self.stored = stored
         self.buffers = BufferPool()
         self._device = device
+        self.shares_cores = device == "cpu"
+        """The runs compute on the cores that read."""
         self._auditor = CheckpointAuditor(stored)
         self._num_audited_rows: dict[str, int] = {}
         """Of tensors that are audited part by part."""
@@ -38,18 +40,23 @@ class TensorReader:
         """Largest magnitude of each stored tensor that was read; inf if it is not finite."""
 
     def read(self, name: str) -> Tensor:
-        """A whole tensor, in the dtype it is stored in."""
-        tensor = self.stored.read_into(name, self.buffers.lend(self.stored.nbytes(name)))
-        if not self._auditor.has(name):
-            stats = self._auditor.add(name, tensor).stats
+        """A whole tensor, as it is stored, still on the CPU and not audited."""
+        return self.stored.read_into(name, self.buffers.lend(self.stored.nbytes(name)))
+
+    def settle(self, tensors: dict[str, Tensor]) -> None:
+        """Audits whole tensors, each once, on all cores, and moves them to the device."""
+        new = {name: tensor for name, tensor in tensors.items() if not self._auditor.has(name)}
+        for name, audit in self._auditor.add(new).items():
+            stats = audit.stats
             self._peaks[name] = math.inf if stats.num_nonfinite else stats.abs_max or 0.0
-        return self.move(tensor)
+        for name, tensor in tensors.items():
+            tensors[name] = self.move(tensor)
 
     def read_part(self, name: str, rows: slice) -> Tensor:
         """Rows of a tensor; parts that follow each other from its start are audited."""
         part = self.read_rows(name, rows)
         if self._num_audited_rows.get(name, 0) == rows.start:
-            self._auditor.add(name, part)
+            self._auditor.add_part(name, part)
             self._num_audited_rows[name] = rows.stop
         return self.move(part)
 
@@ -63,7 +70,7 @@ class TensorReader:
 
     def move(self, tensor: Tensor) -> Tensor:
         """A tensor on the device; the buffer it came from is reclaimed."""
-        if self._device == "cpu":
+        if self.shares_cores or tensor.device.type != "cpu":
             return tensor
         moved = tensor.to(self._device)
         self.buffers.reclaim(tensor)
@@ -73,7 +80,7 @@ class TensorReader:
         """A tensor in a dtype; itself if it has that dtype."""
         if tensor.dtype is dtype:
             return tensor
-        if self._device != "cpu":
+        if not self.shares_cores:
             return tensor.to(dtype)
         return self.buffers.lend_tensor(tensor.shape, dtype).copy_(tensor)
 
@@ -92,11 +99,11 @@ class TensorReader:
     def _audit_rest(self, name: str, num_audited: int) -> None:
         shape = self.stored.shape(name)
         if not shape:
-            self.read(name)
+            self.settle({name: self.read(name)})
             return
         row_elements = math.prod(shape[1:])
         for rows in parts_of(shape[0], row_elements) if row_elements else ():
             if rows.start >= num_audited:
                 part = self.read_rows(name, rows)
-                self._auditor.add(name, part)
+                self._auditor.add_part(name, part)
                 self.buffers.reclaim(part)

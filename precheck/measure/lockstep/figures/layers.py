@@ -137,14 +137,3 @@ class LayerTotals:
             relative_error_same_routing=None if same is None else same.value,
             routing_agreement=None if self.routing is None else self.routing.value,
         )
-
-
-def routing_agreement(routes: Tensor, reference: Tensor) -> Tensor:
-    """Which tokens were sent to the same set of experts, ``(tokens,)`` bool on the CPU.
-
-    Both are expert indices ``(..., k)``; their order within a token does not matter.
-    """
-    k = routes.shape[-1]
-    experts = routes.reshape(-1, k).sort(dim=-1).values
-    expected = reference.reshape(-1, k).sort(dim=-1).values
-    return (experts == expected).all(dim=-1).cpu()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
-from precheck.measure.lockstep.layers import routing_agreement
-from precheck.measure.lockstep.logits import LogitsTotals
+from precheck.measure.lockstep.figures.answers import AnswersTotals, embeddings_of, scores_of
+from precheck.measure.lockstep.figures.logits import LogitsTotals
+from precheck.measure.lockstep.figures.routing import SameRouting
+from precheck.records.answers import AnswerKind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from precheck.checkpoint.architecture import Architecture
     from precheck.measure.blame.located_producer import Location
     from precheck.measure.blame.unit_call import UnitCall
-    from precheck.measure.lockstep.run_totals import RunTotals
+    from precheck.measure.lockstep.figures.run_totals import RunTotals
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.probes.batch import Batch
-    from precheck.measure.watch.segment import Segment
+    from precheck.records.answers import Embedding
 
 
 class Comparison:
@@ -29,19 +29,25 @@ class Comparison:
         skeleton: the run's model.
         batch: the probes, on the run's device.
         layout: the model's units.
+        embedding: what is done with the hidden states of a model without a head.
     """
 
     def __init__(
-        self, *, totals: RunTotals, skeleton: Skeleton, batch: Batch, layout: Architecture
+        self,
+        *,
+        totals: RunTotals,
+        skeleton: Skeleton,
+        batch: Batch,
+        layout: Architecture,
+        embedding: Embedding,
     ) -> None:
         self._totals = totals
         self._batch = batch
+        self._embedding = embedding
         self._real_tokens = batch.real_tokens
         self._is_causal = layout.is_causal
         self._predicts_input = layout.is_causal and not skeleton.is_encoder_decoder
-        self._same_routing: Tensor | None = None
-        """Real tokens, ``(tokens,)`` bool, that every router so far sent to the experts that the
-        baseline's sent them to; None before the first router."""
+        self._same_routing = SameRouting(batch, is_causal=layout.is_causal)
 
     def add_unit(self, call: UnitCall, baseline: UnitCall | None, location: Location) -> None:
         """Adds the output of a unit, and which tokens its router sent elsewhere.
@@ -51,13 +57,12 @@ class Comparison:
             baseline: the same unit as the baseline called it; None without one.
             location: of the unit.
         """
-        if call.unit.is_block and self._same_routing is not None:
-            self._same_routing = self._unreached(self._same_routing)
-        agrees = None if baseline is None else self._routing(call.segment, baseline.segment)
-        if agrees is not None:
-            self._same_routing = (
-                agrees if self._same_routing is None else self._same_routing & agrees
-            )
+        routing = self._same_routing
+        if call.unit.is_block:
+            routing.enter(location.section)
+        agrees = None
+        if baseline is not None:
+            agrees = routing.add(call.segment, baseline.segment, location.section)
         hidden = call.hidden_states
         if hidden is None or location.layer is None:
             return
@@ -68,7 +73,7 @@ class Comparison:
             module=call.unit.name,
             tokens=self._real_tokens.tokens(hidden),
             reference=None if expected is None else self._real_tokens.tokens(expected),
-            same_routing=self._same_routing,
+            same_routing=routing.tokens,
             agrees=agrees,
         )
 
@@ -80,26 +85,26 @@ class Comparison:
             baseline,
             batch=self._batch,
             is_causal=self._predicts_input,
-            same_routing=self._same_routing,
+            same_routing=self._same_routing.rows,
         )
 
-    def _unreached(self, same_routing: Tensor) -> Tensor:
-        """Leaves out tokens that attend to one that an earlier router sent elsewhere."""
-        if same_routing.numel() != self._batch.num_real_tokens:
-            return same_routing
-        rows = same_routing.split([probe.num_tokens for probe in self._batch.probes])
-        if self._is_causal:
-            return torch.cat([row.long().cummin(dim=0).values.bool() for row in rows])
-        return torch.cat([row.all().expand_as(row) for row in rows])
+    def add_answers(self, output: Tensor, baseline: Tensor, *, has_logits: bool) -> None:
+        """Adds the scores or embeddings of a model that generates nothing.
 
-    def _routing(self, segment: Segment, baseline: Segment) -> Tensor | None:
-        """Real tokens that the unit's router sent to the same experts; None without a router."""
-        if not segment.routes or not baseline.routes:
-            return None
-        if segment.routes[-1].shape != baseline.routes[-1].shape:
-            return None
-        agrees = routing_agreement(segment.routes[-1], baseline.routes[-1])
-        if agrees.numel() != self._batch.input_ids.numel():
-            return None
-        mask = self._batch.attention_mask
-        return agrees if mask is None else agrees[mask.flatten().bool().cpu()]
+        Args:
+            output: logits, or hidden states ``(batch, seq, hidden)``, any dtype.
+            baseline: the same of the baseline.
+            has_logits: the model has a head.
+        """
+
+        def answer(tensor: Tensor) -> Tensor | None:
+            if has_logits:
+                return scores_of(tensor, self._batch)
+            return embeddings_of(tensor, self._batch, self._embedding)
+
+        run, reference = answer(output), answer(baseline)
+        if run is None or reference is None:
+            return
+        kind = AnswerKind.SCORES if has_logits else AnswerKind.EMBEDDINGS
+        self._totals.answers = self._totals.answers or AnswersTotals(kind=kind)
+        self._totals.answers.add(run, reference, batch=self._batch)

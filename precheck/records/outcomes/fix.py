@@ -10,7 +10,7 @@ import msgspec
 
 from precheck.errors import ReportError
 from precheck.records.finding import Verdict
-from precheck.records.plain import plain
+from precheck.records.plain import check_bounds, plain
 from precheck.records.precision import Dtype
 
 FIX_SCHEMA, RECIPE_SCHEMA = "precheck-fix/1", "precheck-recipe/1"
@@ -45,15 +45,23 @@ class Exactness(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """Neighbouring positions along one dimension of a tensor."""
+
+    dim: int
+    """Counted from the end: -1 is the last."""
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Factor:
-    """A range of a parameter and the power of two it was multiplied by."""
+    """A block of a parameter and the power of two it was multiplied by."""
 
     parameter: str
     power: int
-    dim: int | None = None
-    """Dimension that ``start`` and ``stop`` count along, from the end; None: all of it."""
-    start: int | None = None
-    stop: int | None = None
+    block: tuple[Extent, ...] = ()
+    """Which of its elements: those within every extent; empty: all of them."""
     shift: float | None = None
     """``shift + w`` was multiplied, instead of ``w``."""
 
@@ -88,6 +96,10 @@ class ProofRun:
     """``original`` or ``fixed``."""
     dtype: Dtype
     attn_implementation: str
+    medium: str = "text"
+    """What it was given: ``text``, ``image``, ``sound`` or ``video``, the last three with text."""
+    is_tied: bool = False
+    """Whether the parameters that the config ties are one, though the file has two of them."""
     verdict: Verdict
     reason: str | None = None
     kl_divergence_mean: float | None = None
@@ -99,6 +111,12 @@ class ProofRun:
     """Whether all logits are the same, bit for bit."""
     greedy: str | None = None
     """The text that it generates after the prompt."""
+
+
+def run_label(run: ProofRun) -> str:
+    """The dtype, and what sets the run apart from others in it: ``float16 with images``."""
+    medium = "" if run.medium == "text" else f" with {run.medium}s"
+    return f"{run.dtype}{medium}{', tied' if run.is_tied else ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +133,8 @@ class Proof:
     """Measurements of the fixed checkpoint, on probes that were not used to choose the fix."""
 
     holds: bool
-    exactness: Exactness
+    exactness: Exactness | None
+    """None where float32 was not run, because the weights are the original's."""
     objections: tuple[str, ...]
     """Why it does not hold."""
     num_tokens: int
@@ -157,8 +176,9 @@ class Float32Recipe:
                 hint="precheck fix MODEL -o DIR writes one, where nothing cheaper is found",
             )
         try:
+            check_bounds(content)
             return msgspec.convert(content, cls)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, ValueError) as error:
             raise ReportError(f"recipe not readable: {error}", hint="write it again") from error
 
 
@@ -177,6 +197,8 @@ class Fix:
     """What was done, or what to do."""
     reasons: tuple[str, ...] = ()
     """Why not something cheaper, and what stands in the way."""
+    notes: tuple[str, ...] = ()
+    """What to know of the fixed checkpoint, and of what it was proved on."""
     headroom_bits: float
     """Headroom asked for."""
     factors: tuple[Factor, ...] = ()
@@ -185,7 +207,13 @@ class Fix:
     """Results with less headroom than asked for, before or after."""
     recipe: Float32Recipe | None = None
     proof: Proof | None = None
-    """None if nothing was written."""
+    """None if nothing was made, or with ``--dry-run``."""
+
+    @property
+    def is_prediction(self) -> bool:
+        """Whether it tells what would be done, as ``--dry-run`` asks."""
+        needs_proof = self.remedy in {Remedy.RESCALING, Remedy.FLOAT32_MODULES}
+        return needs_proof and self.proof is None
 
     @property
     def holds(self) -> bool:
@@ -201,15 +229,12 @@ class Fix:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorChange:
-    """A range of a stored tensor, and the power of two to multiply it by.
+    """A block of a stored tensor, and the power of two to multiply it by.
 
     With a ``shift`` it is ``shift + w`` that is multiplied, which is what the model uses.
     """
 
     power: int
-    dim: int = 0
-    """Dimension that ``start`` and ``stop`` count along, from the end."""
-    start: int = 0
-    stop: int | None = None
-    """None: the whole tensor."""
+    block: tuple[Extent, ...] = ()
+    """Which of its elements: those within every extent; empty: all of them."""
     shift: float | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from precheck.measure.blame.overflow_rows import overflow_rows
 from precheck.measure.blame.peaks import Peaks
-from precheck.measure.lockstep.layers import LayerTotals
+from precheck.measure.lockstep.figures.layers import LayerTotals
 from precheck.measure.watch.float16_sums import SumsTotals
 from precheck.records.quantities import counted
 from precheck.records.traces import GREEDY, SAMPLED, RunTrace, Section, Symptom
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from precheck.measure.blame.located_producer import LocatedProducer
-    from precheck.measure.lockstep.logits import LogitsTotals
+    from precheck.measure.lockstep.figures.answers import AnswersTotals
+    from precheck.measure.lockstep.figures.logits import LogitsTotals
     from precheck.measure.models.skeleton import Skeleton
     from precheck.records.traces import Generation, Overflow
 
@@ -42,6 +43,7 @@ class RunTotals:
     """Raw scores, computed from the query and key of fused attention."""
     layers: dict[tuple[Section, int], LayerTotals] = field(default_factory=dict)
     logits: LogitsTotals | None = None
+    answers: AnswersTotals | None = None
     producers: list[tuple[LocatedProducer, bool]] = field(default_factory=list)
     """Each with whether it is absorbed."""
     reaches_output: bool = False
@@ -71,11 +73,15 @@ class RunTotals:
         logits = self.logits or other.logits
         if self.logits is not None and other.logits is not None:
             logits = self.logits.merge(other.logits)
+        answers = self.answers or other.answers
+        if self.answers is not None and other.answers is not None:
+            answers = self.answers.merge(other.answers)
         return RunTotals(
             peaks=self.peaks.merge(other.peaks),
             fused_scores=self.fused_scores.merge(other.fused_scores),
             layers=layers,
             logits=logits,
+            answers=answers,
             producers=[*self.producers, *other.producers],
             reaches_output=self.reaches_output or other.reaches_output,
             reference_nonfinite=self.reference_nonfinite or other.reference_nonfinite,
@@ -142,6 +148,7 @@ class RunTotals:
                 for key in sorted(self.layers, key=lambda key: _ORDER.index(key[0]))
             ),
             logits=None if self.logits is None else self.logits.trace,
+            answers=None if self.answers is None or is_reference else self.answers.trace,
             symptom=self.symptom or _symptom(broken),
             generations=generations,
         )

@@ -1,0 +1,1 @@
+"""Images, sounds and videos that a fix is chosen with and proved by, besides text."""

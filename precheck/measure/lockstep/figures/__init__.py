@@ -1,0 +1,1 @@
+"""The figures of one run next to those of its baseline: layers, routing, logits and answers."""

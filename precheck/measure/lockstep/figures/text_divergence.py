@@ -1,0 +1,85 @@
+"""How far a run's answers are from its reference's, text by text.
+
+**Idea.** One mean over the tokens of all probes says little: on real models a few tokens of odd
+texts carry most of it (31 % in one token of 1,024, Qwen2.5-Coder-0.5B). So every probe has a mean
+of its own, and the verdict rests on texts as users write them: the median of their means, each
+without its worst tokens. Kinds of input that break for reasons of their own (padding, images,
+sounds, a user's prompts) have medians of their own, and the worst of these counts. A long text is
+judged by the median of its pieces, because what is lost with the distance shows in no short one.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from precheck.records.traces import LONG_TEXT_TOKENS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from precheck.records.traces import Probe
+
+LEFT_OUT = 0.02
+"""Share of a text's tokens that is left out, the worst ones; at least one token."""
+
+PIECE_TOKENS = 128
+"""Tokens of a long text that are judged together."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class TextDivergence:
+    """KL(reference || run) of the tokens of each probe, nats."""
+
+    by_probe: dict[str, tuple[Probe, Tensor]] = field(default_factory=dict)
+    """By name: the probe, and its finite tokens' ``(tokens,)`` float64."""
+
+    def add(self, probe: Probe, kl: Tensor) -> None:
+        """Adds tokens ``(tokens,)`` float64 of a probe; those that are not finite are left out."""
+        _, known = self.by_probe.get(probe.name, (probe, kl[:0]))
+        self.by_probe[probe.name] = (probe, torch.cat([known, kl[kl.isfinite()]]))
+
+    def merge(self, other: TextDivergence) -> TextDivergence:
+        """The texts of both, which have none in common."""
+        return TextDivergence(by_probe=self.by_probe | other.by_probe)
+
+    @property
+    def means(self) -> dict[str, float | None]:
+        """The mean over all tokens of each probe; None for one without a finite token."""
+        return {
+            name: float(kl.mean()) if kl.numel() else None
+            for name, (_, kl) in self.by_probe.items()
+        }
+
+    @property
+    def verdict(self) -> float | None:
+        """What the run is judged by: the worst kind of ordinary text; None without a token.
+
+        Without any ordinary text (a model without a tokenizer), all probes count.
+        """
+        finite = [
+            (probe, kl)
+            for probe, kl in self.by_probe.values()
+            if kl.numel() and not probe.is_for_range
+        ]
+        judged = [(probe, kl) for probe, kl in finite if probe.is_judged]
+        groups: dict[str, list[float]] = {}
+        for probe, kl in judged or finite:
+            group = probe.name if probe.is_judged_alone else _medium(probe)
+            pieces = kl.split(PIECE_TOKENS) if probe.num_tokens >= LONG_TEXT_TOKENS else [kl]
+            groups.setdefault(group, []).extend(map(_typical, pieces))
+        return max(map(statistics.median, groups.values()), default=None)
+
+
+def _medium(probe: Probe) -> str:
+    return "text" if probe.kind == "chat" else probe.kind
+
+
+def _typical(kl: Tensor) -> float:
+    """The mean without the worst tokens: one of them can outweigh a thousand others."""
+    num_kept = max(1, kl.numel() - math.ceil(LEFT_OUT * kl.numel()))
+    return float(kl.sort().values[:num_kept].mean())

@@ -1,0 +1,1 @@
+"""What other commands than a scan find out."""
