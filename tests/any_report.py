@@ -21,7 +21,7 @@ def anything(kind: Any) -> st.SearchStrategy[Any]:
     arguments = get_args(kind)
     if kind in {str, int, float, bool, Any}:
         plain = {str: st.text(max_size=8), int: COUNT, float: FINITE, bool: st.booleans()}
-        return plain.get(kind, st.none() | st.integers() | st.text(max_size=8))
+        return plain.get(kind, st.none() | COUNT | st.text(max_size=8))
     if get_origin(kind) in {Union, UnionType}:
         return st.one_of(
             *(st.none() if argument is type(None) else anything(argument) for argument in arguments)

@@ -23,6 +23,21 @@ def plain(record: object) -> dict[str, Any]:
     return fields
 
 
+def within_bounds(part: Any, *, depth: int = 0) -> Any:
+    """A checkpoint's own settings as a record can hold them.
+
+    Integers beyond ``LARGEST`` become text, and what is nested deeper than a report can be is
+    left out.
+    """
+    if isinstance(part, dict | list) and depth > DEEPEST // 2:
+        return None
+    if isinstance(part, dict):
+        return {str(key): within_bounds(value, depth=depth + 1) for key, value in part.items()}
+    if isinstance(part, list):
+        return [within_bounds(value, depth=depth + 1) for value in part]
+    return str(part) if isinstance(part, int) and abs(part) > LARGEST else part
+
+
 def check_bounds(tree: object) -> None:
     """Checks that data is such as a scan can have written: its integers, and how deep it is.
 

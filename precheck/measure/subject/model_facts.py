@@ -9,6 +9,7 @@ from precheck.measure.subject.footprint import attention_facts, cache_size, widt
 from precheck.measure.subject.pooling import read_embedding
 from precheck.measure.subject.token_inputs import can_generate, max_context
 from precheck.records.answers import Embedding
+from precheck.records.plain import within_bounds
 from precheck.records.report import ModelFacts
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def model_facts(
         tensor_dtypes=subject.tensor_dtypes,
         default_attn_implementation=default_attention,
         max_context=max_context(model),
-        quantization=subject.quantization,
+        quantization=within_bounds(subject.quantization),
         attention=attention_facts(model, layout),
         cache=cache_size(model),
         widths=widths(model),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from precheck.checkpoint.architecture import token_embedding
 from precheck.errors import UnsupportedModelError
 from precheck.measure.models.settings import setting, text_config
+from precheck.records.plain import LARGEST
 
 if TYPE_CHECKING:
     from precheck.checkpoint.source import Checkpoint
@@ -65,11 +66,14 @@ def input_embedding(checkpoint: Checkpoint | None, model: nn.Module) -> Tensor |
 
 
 def max_context(model: nn.Module) -> int | None:
-    """The longest input that the model allows; None where its config does not say."""
+    """The longest input that the model allows; None where its config does not say.
+
+    A number that no length reaches, such as 10**30, stands for no limit.
+    """
     config = text_config(model)
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
         length = setting(config, name)
-        if isinstance(length, int) and length > 0:
+        if isinstance(length, int) and 0 < length <= LARGEST:
             return length - _unused_positions(model, length)
     return None
 

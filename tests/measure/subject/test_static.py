@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -109,3 +110,27 @@ def test_prompts_and_live_modules_are_refused(gemma3: Path) -> None:
         precheck.scan(gemma3, static=True, prompts=("hello",))
     with pytest.raises(UsageError, match="live module"):
         precheck.scan(tiny("llama"), static=True)
+
+
+@pytest.mark.parametrize("context", [10**30, 2**63, 32])
+def test_numbers_that_no_report_can_hold_do_not_reach_it(tmp_path: Path, context: int) -> None:
+    folder = save_checkpoint(tiny("llama"), tmp_path / "llama", tokenizer=True)
+    config = json.loads((folder / "config.json").read_text())
+    deep: object = 10**40
+    for _ in range(80):
+        deep = {"deeper": [deep]}
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "dense",
+        "config_groups": {},
+        "seed": 10**40,
+        "deep": deep,
+    }
+    config["max_position_embeddings"] = context
+    (folder / "config.json").write_text(json.dumps(config))
+    report = precheck.scan(folder, static=True)
+    read = Report.from_dict(json.loads(json.dumps(report.to_dict())))
+    assert read == report
+    assert read.model.quantization is not None
+    assert read.model.quantization["seed"] == "1" + 40 * "0"
+    assert read.model.max_context == (32 if context == 32 else None)
