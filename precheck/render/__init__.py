@@ -13,13 +13,22 @@ from precheck.render.formats.json_report import JsonReport
 from precheck.render.formats.markdown_report import MarkdownReport
 from precheck.render.formats.model_card import ModelCard
 from precheck.render.formats.sarif_report import SarifReport
+from precheck.render.screens.brief import render_brief, render_verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from precheck.records.report import Report
 
-__all__ = ["RENDERERS", "SUFFIXES", "Format", "Renderer", "render_console"]
+__all__ = [
+    "RENDERERS",
+    "SUFFIXES",
+    "Format",
+    "Renderer",
+    "render_brief",
+    "render_console",
+    "render_verdict",
+]
 
 
 class Format(StrEnum):
