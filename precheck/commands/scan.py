@@ -129,44 +129,65 @@ def scan(
         static=static,
         capsule=capsule,
     )
-    report = _measured(measured, writing=writing, gating=gating, quiet=quiet, writes=is_first)
-    if not is_first:
-        return
-    report = gating.accept(report)
-    outcome = gating.judge(report)
-    try:
-        writing.on_stdout(report, outcome, engine=deployed_for.label)
-    finally:
-        writing.into_files(report)
-    terminal.say(outcome.line)
-    raise typer.Exit(EXIT_CODES[outcome.outcome])
+    _finish(
+        measured,
+        writing=writing,
+        gating=gating,
+        engine=deployed_for.label,
+        quiet=quiet,
+        writes=is_first,
+    )
 
 
-def _measured(
-    measured: Callable[..., Report], *, writing: Writing, gating: Gating, quiet: bool, writes: bool
-) -> Report:
-    """Scans; what was measured until Ctrl-C is written to the files.
+def _finish(
+    measured: Callable[..., Report],
+    *,
+    writing: Writing,
+    gating: Gating,
+    engine: str,
+    quiet: bool,
+    writes: bool,
+) -> None:
+    """Scans, writes the report, and ends; what was measured until Ctrl-C is written too.
 
     Args:
         measured: makes the report, and takes whom to tell what happens.
         writing: where the report goes.
-        gating: says how far it came.
+        gating: judges it.
+        engine: the one to show the command for.
         quiet: show no progress.
         writes: this process writes; others have told it what they found.
 
     Raises:
-        typer.Exit: interrupted.
+        typer.Exit: the gate's answer, or that the scan was interrupted.
     """
+    report: Report | None = None
     try:
         with terminal.progress(quiet=quiet) as observe:
             import_torch(observe)
-            return measured(observe=observe)
+            report = measured(observe=observe)
+        if not writes:
+            return
+        report = gating.accept(report)
+        outcome = gating.judge(report)
+        try:
+            writing.on_stdout(report, outcome, engine=engine)
+        finally:
+            writing.into_files(report)
     except KeyboardInterrupt as interrupted:
         terminal.say("interrupted")
-        so_far = interrupted.partial if isinstance(interrupted, ScanInterrupted) else None
-        if isinstance(so_far, Report) and writes:
-            writing.into_files(so_far)
-            terminal.say(gating.judge(so_far).line)
-        elif writes:
-            terminal.say(f"{Outcome.INCOMPLETE}: nothing was measured")
+        if isinstance(interrupted, ScanInterrupted) and isinstance(interrupted.partial, Report):
+            report = interrupted.partial
+        if writes:
+            _write_partial(report, writing=writing, gating=gating)
         raise typer.Exit(ExitCode.INTERRUPTED) from interrupted
+    terminal.say(outcome.line)
+    raise typer.Exit(EXIT_CODES[outcome.outcome])
+
+
+def _write_partial(report: Report | None, *, writing: Writing, gating: Gating) -> None:
+    if report is None:
+        terminal.say(f"{Outcome.INCOMPLETE}: nothing was measured")
+        return
+    writing.into_files(report)
+    terminal.say(gating.judge(report).line)

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _EXPLAINS = {
     Verdict.FAILED: frozenset({"PC402"}),
-    Verdict.INCOMPLETE: frozenset({"PC901"}),
     Verdict.OVERFLOW: frozenset({"PC111", *(row.code for row in MECHANISMS.values())}),
     Verdict.DEGRADED: frozenset({"PC201"}),
     Verdict.ABSORBED: frozenset({"PC112"}),
@@ -67,9 +66,10 @@ def deployments(
 def _on(device: Hardware, judged: Deployment, *, evidence: Evidence) -> Deployment:
     """The same on a device, which may lack the dtype or the attention implementation."""
     there = replace(judged, device=None if device.kind == "cpu" else device.name)
-    lacks = lacks_dtype(evidence, judged.configuration, device=device) or lacks_attention(
-        evidence, judged.configuration, device=device
-    )
+    ran_there = any(run.device.startswith(device.kind) for run in evidence.runs)
+    lacks = lacks_dtype(evidence, judged.configuration, device=device)
+    if lacks is None and not ran_there:
+        lacks = lacks_attention(evidence, judged.configuration, device=device)
     if lacks is None or not judged.holds:
         return there
     return replace(there, holds=False, words=f"should not be used: {lacks}")
@@ -110,7 +110,8 @@ def _measured(
     ]
     if runs:
         gravest = min(runs, key=lambda run: (run.holds, _GRAVITY[run.verdict or Verdict.SAFE]))
-        return replace(gravest, configuration=configuration)
+        asked = configuration if configuration.attn_implementation else gravest.configuration
+        return replace(gravest, configuration=asked)
     return Deployment(
         configuration=configuration,
         device=None,
@@ -143,7 +144,7 @@ def _of_run(
     elif holds and is_strict:
         for finding in _findings_of(report, run, codes=_ODD_INPUTS):
             if finding.accepted is None:
-                holds, words = False, f"{VERBS[run.verdict]}, but: {finding.gist}"
+                holds, words = False, f"{VERBS[run.verdict]}, but: {finding.message.rstrip('.')}"
     return Deployment(
         configuration=run.configuration, device=None, verdict=run.verdict, holds=holds, words=words
     )
