@@ -15,12 +15,14 @@ import yaml
 
 from precheck.saved import read_report
 from tests.render.workflow_commands import Command, acted_on
+from tests.test_docs import blocks, first_column, section
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "action.yml").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
 ACTION: dict[str, Any] = yaml.safe_load(TEXT)
 STEPS: list[dict[str, Any]] = ACTION["runs"]["steps"]
 EXPRESSION = re.compile(r"\$\{\{ (github\.action_path|(?:inputs|steps\.\w+\.outputs)\.[\w-]+) \}\}")
@@ -138,10 +140,23 @@ def test_every_input_is_described_and_used() -> None:
     ]
 
 
-def test_actions_are_pinned_to_a_commit_and_say_its_version() -> None:
-    used = re.findall(r"uses: (.*)", TEXT)
-    assert len(used) == 2
-    assert all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", each) for each in used)
+@pytest.mark.parametrize(("text", "number"), [(TEXT, 2), (PAGE, 4)], ids=["action", "page"])
+def test_actions_are_pinned_to_a_commit_and_say_its_version(text: str, number: int) -> None:
+    used = [each for each in re.findall(r"uses: (.*)", text) if each != "./precheck"]
+    assert len(used) == number
+    pinned = r"(actions|github)/[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+"
+    assert all(re.fullmatch(pinned, each) for each in used)
+
+
+def test_the_page_tells_every_input_and_uses_what_there_is() -> None:
+    listed = first_column(section(PAGE, "GitHub Actions"))
+    assert listed == ["input", *ACTION["inputs"]]
+    (recipe,) = blocks(PAGE, language="yaml")
+    steps = yaml.safe_load(recipe)["jobs"]["precheck"]["steps"]
+    (ours,) = (step for step in steps if step["uses"] == "./precheck")
+    assert ACTION["inputs"].keys() >= ours["with"].keys()
+    outputs = re.findall(rf"steps\.{ours['id']}\.outputs\.([\w-]+)", recipe)
+    assert ACTION["outputs"].keys() >= set(outputs) == {"report"}
 
 
 # The step that scans.
