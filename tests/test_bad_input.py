@@ -376,7 +376,7 @@ def test_attention_that_cannot_be_had_at_all_leaves_the_gate_configuration(shell
 def test_a_required_configuration_that_fails_fails_the_gate(shell: Shell) -> None:
     ended = shell("model", "--quick", "--require", "fp16+flash_attention_2")
     assert ended.code == ExitCode.GATE_FAILS
-    assert "gate fails: float16 + flash_attention_2: failed" in ended.err
+    assert "FAIL: float16 + flash_attention_2 could not be run: " in ended.err
     report = shell.scans(
         *("model", "--require", "fp16+flash_attention_2", "--fail-on", "never"),
         code=ExitCode.GATE_HOLDS,
@@ -451,7 +451,7 @@ def test_a_model_that_is_broken_in_float32(shell: Shell, model: Path) -> None:
         assert "not finite" in (run.reason or "")
     ended = shell("model", "--quick")
     assert "BROKEN: The model is broken in float32" in ended.out
-    assert "gate fails: float32 + sdpa is not finite" in ended.err
+    assert "FAIL: float32 + sdpa is not finite" in ended.err
 
 
 def test_a_product_that_overflows_float32_is_not_called_a_mask(shell: Shell, model: Path) -> None:
@@ -500,7 +500,7 @@ def test_a_name_in_the_checkpoint_cannot_steer_the_terminal(shell: Shell, model:
     )
     ended = shell("model", "--quick")
     assert ended.code == ExitCode.GATE_FAILS
-    assert r"gate fails: Stored weights are NaN or infinite: 1 in 1 tensor (\x1b[31m\n" in ended.err
+    assert r"FAIL: Stored weights are NaN or infinite: 1 in 1 tensor (\x1b[31m\n" in ended.err
 
 
 def test_a_weight_outside_float16(shell: Shell, model: Path) -> None:
@@ -899,7 +899,7 @@ def test_a_reader_that_takes_one_line_and_goes(shell: Shell) -> None:
         process.stdout.close()
         err = process.stderr.read()
     assert process.wait(timeout=60) == ExitCode.GATE_HOLDS
-    assert err.splitlines()[-1] == "gate holds: float32 + sdpa: safe."
+    assert err.splitlines()[-1] == "PASS: float32 + sdpa is safe"
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])

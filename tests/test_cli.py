@@ -33,6 +33,7 @@ from precheck.records.report import (
     Run,
 )
 from precheck.records.traces import Coverage, Probe
+from precheck.render import Format
 from tests import hand_made
 
 
@@ -212,15 +213,26 @@ def test_table_names_the_model_without_colour_codes(shell: Shell) -> None:
 def test_progress_off_a_terminal_is_the_announcements_only(shell: Shell) -> None:
     announced, *gate = shell("scan", "some/model").err.splitlines()
     assert announced == "about to scan 64 tokens"
-    assert [each.split(":")[0] for each in gate] == ["gate holds"]
+    assert [each.split(":")[0] for each in gate] == ["PASS"]
 
 
 def test_says_why_the_gate_fails(shell: Shell) -> None:
-    assert "gate fails: float16 + sdpa: overflow" in shell("scan", "m", scan=BROKEN).err
+    assert "FAIL: float16 + sdpa overflows" in shell("scan", "m", scan=BROKEN).err
 
 
-def test_quiet_leaves_stderr_empty(shell: Shell) -> None:
-    assert shell("scan", "some/model", "--quiet", scan=BROKEN).err == ""
+def test_quiet_says_only_whether_it_passes(shell: Shell) -> None:
+    ended = shell("scan", "some/model", "--quiet", scan=BROKEN)
+    assert (ended.out, ended.err) == ("", "FAIL: float16 + sdpa overflows\n")
+    ended = shell("scan", "some/model", "--quiet", scan=SAFE)
+    assert (ended.out, ended.err) == ("", "PASS: float16 + sdpa is safe\n")
+
+
+@pytest.mark.parametrize("written_as", [each for each in Format if each is not Format.TABLE])
+def test_quiet_changes_no_byte_of_what_a_program_reads(shell: Shell, written_as: Format) -> None:
+    loud = shell("scan", "some/model", "--format", written_as, scan=BROKEN)
+    quiet = shell("scan", "some/model", "--format", written_as, "--quiet", scan=BROKEN)
+    assert loud.out
+    assert quiet.out == loud.out
 
 
 def test_defaults_are_three_dtypes_and_the_models_attention(shell: Shell) -> None:
@@ -501,8 +513,8 @@ def test_scans_a_built_in_model_as_a_person_would(tmp_path: Path) -> None:
         env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
     )
     assert ran.returncode == ExitCode.GATE_HOLDS, ran.stderr
-    assert "gate holds: bfloat16 + sdpa" in ran.stderr
-    assert "float16 + eager overflows in layer 3" in ran.stdout
+    assert "PASS: bfloat16 + sdpa is safe" in ran.stderr
+    assert "only with eager attention: float16 overflows in layer 3" in ran.stdout
     assert Report.from_dict(json.loads(file.read_text())).complete
 
 

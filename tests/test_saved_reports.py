@@ -14,13 +14,13 @@ from precheck import cli
 from precheck.facts.findings import explanations
 from precheck.judge import judge
 from precheck.judge.findings.rules import RULES
+from precheck.records.report import Report
 from precheck.render import SUFFIXES, Format
 from tests import hand_made
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from precheck.records.report import Report
 
 EARLIER = Path(__file__).parent / "data" / "reports" / "earlier-1.json"
 
@@ -219,10 +219,84 @@ def test_a_report_is_only_gated_if_that_is_asked_for(
     assert precheck("report", saved).code == 0
     ended = precheck("report", saved, "--fail-on", "error", "--require", "float16+eager")
     assert ended.code == 1
-    assert "gate fails: float16 + eager: overflow" in ended.err
+    assert "FAIL: float16 + eager overflows" in ended.err
     assert precheck("report", saved, "--fail-on", "error").code == 0
     ended = precheck("report", saved, "--require", "float16+eager")
+    assert ended.code == 1
+    assert ended.err.startswith("FAIL: float16 + eager overflows in layer 3: ")
+
+
+def test_a_saved_report_is_judged_again_for_another_gpu(
+    precheck: Callable[..., Ended], saved: Path
+) -> None:
+    t4 = precheck("report", saved, "--gpu", "T4", "--require", "bfloat16")
+    assert t4.code == 1
+    assert t4.err.startswith("FAIL: bfloat16 + sdpa on T4 should not be used: bfloat16 is only em")
+    assert t4.out.startswith("✗ bfloat16 + sdpa on T4")
+    a100 = precheck("report", saved, "--gpu", "A100", "--require", "bfloat16")
+    assert (a100.code, a100.err) == (0, "PASS: bfloat16 + sdpa on A100 is safe\n")
+    both = precheck("report", saved, "--gpu", "A100", "--gpu", "T4", "--format", "json")
+    again = Report.from_dict(json.loads(both.out))
+    assert [advised.target.name for advised in again.recommendations] == ["A100", "T4"]
+    assert again.measurements == Report.from_dict(json.loads(saved.read_text())).measurements
+
+
+def test_judged_again_for_the_same_devices_nothing_changes(
+    precheck: Callable[..., Ended], saved: Path, tmp_path: Path
+) -> None:
+    for_t4 = tmp_path / "t4.json"
+    assert precheck("report", saved, "--gpu", "T4", "-o", for_t4).code == 0
+    again = precheck("report", for_t4, "--gpu", "T4", "--format", "json")
+    assert Report.from_dict(json.loads(again.out)) == Report.from_dict(
+        json.loads(for_t4.read_text())
+    )
+
+
+def test_a_gpu_that_nobody_knows_is_refused_for_a_saved_report_too(
+    precheck: Callable[..., Ended], saved: Path
+) -> None:
+    ended = precheck("report", saved, "--gpu", "T5000")
     assert (ended.code, ended.out) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("engine", "shows"),
+    [
+        ("vllm", "vllm serve ./qwen2-eager"),
+        ("sglang", "sglang"),
+        ("llama.cpp", "convert_hf_to_gguf.py ./qwen2-eager --outtype f16"),
+        ("tgi", "text-generation-launcher"),
+        ("transformers", 'dtype=torch.float16, attn_implementation="sdpa")'),
+    ],
+)
+def test_one_command_is_shown_for_the_engine_that_is_asked_for(
+    precheck: Callable[..., Ended], saved: Path, engine: str, shows: str
+) -> None:
+    out = precheck("report", saved, "--gpu", "T4", "--for", engine).out
+    (command,) = [line for line in out.splitlines() if line.startswith("  use ")]
+    assert shows in command
+
+
+def test_an_engine_is_misspelt(precheck: Callable[..., Ended], saved: Path) -> None:
+    assert precheck("report", saved, "--for", "vlm").code == 2
+
+
+def test_a_report_is_opened_as_html(
+    precheck: Callable[..., Ended], saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def browse(address: str) -> bool:
+        opened.append(address)
+        return True
+
+    monkeypatch.setattr("webbrowser.open", browse)
+    ended = precheck("report", saved, "--open")
+    assert ended.code == 0
+    (address,) = opened
+    page = Path(address.removeprefix("file://"))
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert ended.err == f"wrote {page}\n"
 
 
 def test_a_baseline_written_from_a_report_lets_it_pass_once_it_has_reasons(
@@ -236,7 +310,7 @@ def test_a_baseline_written_from_a_report_lets_it_pass_once_it_has_reasons(
     assert "has no reason" in ended.err
     filled = baseline.read_text(encoding="utf-8").replace('reason = ""', 'reason = "we use sdpa"')
     baseline.write_text(filled, encoding="utf-8")
-    ended = precheck(*gate, "--baseline", baseline)
+    ended = precheck(*gate, "--baseline", baseline, "-v")
     assert ended.code == 0
     assert "accepted: we use sdpa" in ended.out
 

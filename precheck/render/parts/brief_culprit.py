@@ -10,6 +10,9 @@ from precheck.records.finding import Verdict
 from precheck.records.quantities import magnitude, times
 from precheck.render.parts.words import shown
 
+_BROKEN = (Verdict.OVERFLOW, Verdict.DEGRADED)
+"""Gravest first."""
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -21,12 +24,15 @@ if TYPE_CHECKING:
 def focus_of(report: Report, gate: Gate) -> Run | None:
     """The run to explain: one that would be deployed, else the gravest; None where all are fine."""
     deployed = {deployment.configuration for deployment in gate.deployments}
-    for verdict in (Verdict.OVERFLOW, Verdict.DEGRADED):
-        runs = [run for run in report.runs if run.verdict is verdict]
-        first = [run for run in runs if {run.configuration, run.requested} & deployed]
-        for run in (*first, *runs):
-            return run
-    return None
+    broken = [run for run in report.runs if run.verdict in _BROKEN]
+    return min(
+        broken,
+        key=lambda run: (
+            not {run.configuration, run.requested} & deployed,
+            _BROKEN.index(run.verdict),
+        ),
+        default=None,
+    )
 
 
 def culprit_lines(report: Report, run: Run | None) -> Iterator[tuple[str, Text]]:

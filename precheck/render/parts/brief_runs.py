@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from precheck.records.report import Report, Run
 
 MOST_LINES = 6
+_GAP = 2
 
 
 def run_lines(report: Report) -> Iterator[RenderableType]:
@@ -32,14 +33,13 @@ def run_lines(report: Report) -> Iterator[RenderableType]:
         runs = runs[: MOST_LINES - 1]
     if not runs:
         return
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    for _ in range(3):
-        grid.add_column(no_wrap=True, overflow="ellipsis")
-    for run in runs:
-        mark = VERDICT_MARKS[run.verdict]
-        word = Text(run.verdict.replace("_", " "), style=mark.style)
-        name = Text.assemble("  ", (mark.symbol, mark.style), f" {shown(run.name)}")
-        grid.add_row(name, word, Text(shown(_figures(report, run)), style="dim"))
+    names, words = (max(row[number].cell_len for row in rows) + _GAP for number in range(2))
+    grid = Table.grid()
+    grid.add_column(no_wrap=True, overflow="ellipsis")  # the figures give way to a narrow terminal
+    for name, word, figures in rows:
+        name.pad_right(names - name.cell_len)
+        word.pad_right(words - word.cell_len)
+        grid.add_row(Text.assemble(name, word, (shown(figures), "dim")))
     yield grid
     if len(runs) < len(report.runs):
         more = counted(len(report.runs) - len(runs), "more configuration")

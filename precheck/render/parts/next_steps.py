@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from precheck.records.finding import Severity
+from precheck.render.parts.headline import broken_checkpoint
 from precheck.render.parts.words import shown
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ _CURE = "precheck fix"
 
 def use_lines(report: Report, engine: str) -> Iterator[tuple[str, Text]]:
     """The recommended configuration on the first device, as a command for the engine."""
+    broken = broken_checkpoint(report)
+    if broken is not None:
+        yield "do", Text(shown(broken.advice))
+        return
     if report.recommendation is None or not report.complete:
         return
     advised, row = _advised(report, engine)

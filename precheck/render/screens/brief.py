@@ -56,7 +56,7 @@ def _verdict(report: Report, gate: Gate) -> Iterator[RenderableType]:
     """What would be deployed, what breaks elsewhere, and which model this is about."""
     broken = broken_checkpoint(report)
     if broken is not None:
-        yield _marked(SEVERITY_MARKS[Severity.ERROR], f"BROKEN: {broken.gist} ({broken.code})")
+        yield _marked(SEVERITY_MARKS[Severity.ERROR], f"BROKEN: {broken.headline} ({broken.code})")
     else:
         for deployment in gate.deployments if report.complete else ():
             yield _marked(_mark(deployment), _deployed(report, deployment))
@@ -119,9 +119,9 @@ def _details(report: Report, gate: Gate, engine: str) -> Iterator[RenderableType
     """Culprit, other findings, what to use and what to type next, behind their labels."""
     for label, value in culprit_lines(report, focus_of(report, gate)):
         yield _line(label, value)
-    for label, finding in _other_findings(report):
+    for number, (finding, words) in enumerate(_other_findings(report)):
         style = SEVERITY_MARKS[finding.severity].style
-        yield _line(label, Text(shown(f"{finding.code}: {finding.gist}"), style=style))
+        yield _line("" if number else "also", Text(shown(words), style=style))
     for label, value in (*use_lines(report, engine), *next_steps(report)):
         yield _line(label, value)
 
@@ -138,11 +138,15 @@ def _line(label: str, value: Text) -> RenderableType:
     return grid
 
 
-def _other_findings(report: Report) -> Iterator[tuple[str, Finding]]:
-    """Errors and warnings that no line of a run says already, gravest first."""
-    rows = [finding for finding in report.findings if _is_told_here(finding, report)]
-    for number, finding in enumerate(rows[:_MOST_FINDINGS]):
-        yield ("" if number else "also"), finding
+def _other_findings(report: Report) -> Iterator[tuple[Finding, str]]:
+    """Errors and warnings that no line of a run says already, one of each code, gravest first."""
+    by_code: dict[str, list[Finding]] = {}
+    for finding in report.findings:
+        if _is_told_here(finding, report):
+            by_code.setdefault(finding.code, []).append(finding)
+    for first, *others in list(by_code.values())[:_MOST_FINDINGS]:
+        more = f" (and {len(others)} more)" if others else ""
+        yield first, f"{first.code}: {first.gist}{more}"
 
 
 def _is_told_here(finding: Finding, report: Report) -> bool:
