@@ -92,7 +92,7 @@ def test_diff_explains_the_two_checkpoints_to_each_other(shell: Shell, model: Pa
     assert ended.code == ExitCode.GATE_FAILS
     printed = " ".join(ended.out.split())
     assert "weights times powers of two, as precheck fix writes it" in printed
-    assert "in float32 the logits are the same; the residual stream is 2^-8" in printed
+    assert "in float32 the logits are the same; the residual stream is scaled by 2^-8" in printed
 
 
 @pytest.mark.usefixtures("model")

@@ -203,7 +203,7 @@ def test_a_class_with_eager_attention_alone_is_told_the_dtypes() -> None:
         report = judge(scan, gpus=(device,), version="0.1.0")
         advice = next(each.advice for each in report.findings if each.code == "PC301")
         assert advice.startswith(
-            f"No other attention implementation can be had on {device}: use {dtypes}."
+            f"No other attention implementation is available on {device}: use {dtypes}."
         )
 
 

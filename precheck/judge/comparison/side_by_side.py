@@ -1,4 +1,4 @@
-"""Two reports side by side: their runs in pairs, and where the figures of a pair part."""
+"""Two reports side by side: their runs in pairs, and where the figures of a pair differ."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _is_other_layer(
 
 
 def different_values(first: Report, second: Report) -> list[tuple[Headroom, Headroom]]:
-    """Rows of headroom that both have and that differ, the farthest apart first."""
+    """Rows of headroom that both have and that differ, the largest difference first."""
     first_rows, second_rows = _largest(first), _largest(second)
     both = [(row, second_rows[key]) for key, row in first_rows.items() if key in second_rows]
     apart = [
@@ -168,7 +168,7 @@ def _is_apart(first: float, second: float, tolerance: Threshold) -> bool:
 
 
 def different_weights(first: Report, second: Report) -> tuple[str, ...]:
-    """Layers whose stored tensors differ; none where the digests do not tell."""
+    """Layers whose stored tensors differ; none where the digests do not show it."""
     if first.checkpoint.has_weights_of(second.checkpoint) is not False:
         return ()
     before, after = first.checkpoint.digests, second.checkpoint.digests

@@ -96,7 +96,7 @@ def test_a_failure_that_begins_after_some_steps_fails_the_run(later: Report) -> 
     assert first.probes == ("prompt_1",)
     assert broken.generations[2].broken_step is None
     (finding,) = (finding for finding in later.findings if finding.code == "PC101")
-    assert f"it begins after {greedy.broken_step} tokens of the answer" in finding.message
+    assert f"it starts after {greedy.broken_step} generated tokens" in finding.message
     assert later.recommendation is not None
     # which of the two, says what the processor computes natively
     assert later.recommendation.dtype in {"bfloat16", "float32"}
