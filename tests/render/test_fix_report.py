@@ -168,7 +168,7 @@ def lines_of(fix: Fix, *, output: str | None = "fixed") -> list[str]:
 def test_it_ends_with_what_was_written_and_the_next_command() -> None:
     ends = {name: lines_of(each)[-2:] for name, each in STORIES.items()}
     assert ends["fixed"] == [
-        "written: fixed, to be loaded like the original",
+        "wrote fixed: load it like the original",
         "next: precheck scan fixed --require float16+sdpa",
     ]
     assert ends["recipe"] == [
