@@ -305,7 +305,7 @@ class Report:
         for number, finding in enumerate(report.findings):
             if any(index not in runs for index in finding.runs):
                 raise ReportError(
-                    f"report not readable: finding {number} is about a run that is not there "
+                    f"report not readable: finding {number} refers to a run that does not exist "
                     f"(expected indices below {len(runs)}) - at `$.findings[{number}].runs`",
                     hint="scan again; reports are not meant to be edited by hand",
                 )
@@ -320,7 +320,7 @@ def _check_schema(plain: object) -> None:
         or "precheck_version" not in plain
     ):
         raise ReportError(
-            f"not a report of precheck (expected an object with schema {SCHEMA!r})",
+            f"not a precheck report (expected an object with schema {SCHEMA!r})",
             hint="write one: precheck scan MODEL -o report.json",
         )
     if schema != SCHEMA:

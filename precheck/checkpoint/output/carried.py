@@ -1,4 +1,4 @@
-"""Which files of a checkpoint go with it when its weights are written anew."""
+"""Which other files of a checkpoint are copied when its weights are written again."""
 
 from __future__ import annotations
 
@@ -130,15 +130,15 @@ def _readable(path: Path, root: Path) -> CarriedFile | str:
         real = path.resolve(strict=True)
         status = real.lstat()
     except (OSError, RuntimeError) as error:
-        return "a link to nothing" if path.is_symlink() else str(error)
+        return "a broken link" if path.is_symlink() else str(error)
     if path.is_symlink() and not any(map(real.is_relative_to, (root, *_blobs(root)))):
-        return "a link out of the checkpoint"
+        return "a link to outside the checkpoint"
     if path.is_symlink() and real.is_relative_to(root) and _stays(real.relative_to(root)):
-        return "a link to what stays behind"
+        return "a link to something that is not copied"
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"
     if not os.access(real, os.R_OK):
-        return "it may not be read"
+        return "not readable"
     name = path.relative_to(root).as_posix()
     return CarriedFile(name=name, file=real, size_bytes=status.st_size)
 

@@ -36,7 +36,7 @@ def vocab_size(model: nn.Module) -> int:
     if not has_text or embedding is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} takes {input_name}, not token ids",
-            hint="models of images or sound that write no text are not scanned",
+            hint="models of images or sound that do not generate text are not scanned",
         )
     return int(embedding.weight.shape[0])
 
