@@ -23,7 +23,7 @@ __all__ = ["RENDERERS", "SUFFIXES", "Format", "Renderer", "render_console"]
 
 
 class Format(StrEnum):
-    """What a report can be written as."""
+    """Formats that a report can be written in."""
 
     TABLE = "table"
     JSON = "json"
@@ -35,7 +35,7 @@ class Format(StrEnum):
 
     @property
     def is_public(self) -> bool:
-        """Whether it is made to be shown to everybody, so that what is private is left out."""
+        """Whether it is meant for the public, so that private data is redacted by default."""
         return self in {Format.MARKDOWN, Format.CARD}
 
 

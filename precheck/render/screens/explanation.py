@@ -31,7 +31,7 @@ def render_codes(explained: Iterable[Explanation], *, width: int, colour: bool) 
     listed = list(explained)
     columns = (
         Column(header="code", cells=[Text(row.code) for row in listed], justify="left"),
-        Column(header="what it says", cells=[Text(row.title) for row in listed], justify="left"),
+        Column(header="meaning", cells=[Text(row.title) for row in listed], justify="left"),
     )
-    hint = Text("all of one: precheck explain CODE", style="dim")
+    hint = Text("details: precheck explain CODE", style="dim")
     return printed(table(columns, width=width), Text(), hint, width=width, colour=colour)
