@@ -172,7 +172,7 @@ def test_it_ends_with_what_was_written_and_the_next_command() -> None:
         "next: precheck scan fixed --require float16+sdpa",
     ]
     assert ends["recipe"] == [
-        "written: fixed/precheck-recipe.json",
+        "wrote fixed/precheck-recipe.json",
         "next: precheck.apply(model, 'fixed/precheck-recipe.json'), in Python",
     ]
     assert ends["not proved"][-1] == ends["nothing to do"][-1] == "nothing was written"

@@ -169,7 +169,7 @@ def _headroom(rows: list[Headroom]) -> Chart:
         "data": {"values": values},
         "layer": _cells(has_numbers=num_layers <= _MOST_NUMBERS),
     }
-    summary = f"The least headroom: {values[-1]['said']}."
+    summary = f"Tightest: {values[-1]['said']}."
     return _chart("Headroom in float16, by mechanism", summary, spec)
 
 

@@ -124,8 +124,15 @@ def _size(run: Run, overflow: Overflow) -> str:
         sums = magnitude(overflow.partial_sum)
         return f"{value}, from partial sums of up to {sums}, beyond {maximum}"
     times = overflow.reference_abs_max / overflow.limit
-    relation = f"{times:.1f}x" if times > 1 else "within"
+    relation = _times(times) if times > 1 else "within"
     return f"{value} in float32, {relation} {maximum}"
+
+
+def _times(ratio: float) -> str:
+    """How far beyond the maximum: ``3.5x``, ``1.02x``; never ``1.0x`` beside a failure."""
+    near = ratio < 1.1  # noqa: PLR2004  where one digit would hide it
+    rounded = f"{ratio:.2f}x" if near else f"{ratio:.1f}x"
+    return "just over" if rounded == "1.00x" else rounded
 
 
 def _probes(report: Report, overflow: Overflow) -> str:

@@ -30,7 +30,7 @@ def deployment(report: Report, *, width: int) -> Iterator[tuple[RenderableType, 
     if report.recommendation is None or report.recommendation not in advised:
         if any(advice.dtype is not None for advice in advised):
             hint = (
-                "For a GPU's engines, attention kernels and memory: --gpu NAME (see precheck gpus)"
+                "Engines, kernels and memory of a GPU: --gpu NAME (list: precheck gpus)"
             )
             yield (Text(hint, style="dim"),)
         return
