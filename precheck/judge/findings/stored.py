@@ -72,7 +72,7 @@ def unscaled(evidence: Evidence) -> Iterator[Finding]:
     if audit.unscaled:
         are_used = set(audit.unscaled).isdisjoint(audit.unexpected)
         consequence = (
-            "Without it they are the wrong numbers, in every configuration."
+            "Without their scales they are the wrong numbers, in every configuration."
             if are_used
             else "The parameters they encode are newly initialised, so the outputs are random."
         )
