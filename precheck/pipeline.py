@@ -51,7 +51,7 @@ def scan(
     capsule: str | Path | None = None,
     observe: Observer | None = None,
 ) -> Report:
-    """The report on a checkpoint or a live model, measured in every configuration asked for.
+    """The report on a checkpoint or a live model, measured in every requested configuration.
 
     A live model is left as it was: no hook, mode, thread or changed setting, also after an error.
 

@@ -47,7 +47,7 @@ _LONGEST_DIMENSION = 2**63 - 1
 """torch counts in int64; a tensor without elements may claim to be longer."""
 
 READ_AHEAD_BYTES = 1 << 21
-"""The kernel reads ahead at most this much for one request, whatever is asked for.
+"""The kernel reads ahead at most this much for one request, however much is requested.
 
 **Source**: ``force_page_cache_ra`` in https://github.com/torvalds/linux/blob/master/mm/readahead.c
 """

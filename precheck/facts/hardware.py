@@ -27,7 +27,7 @@ class Float16Sums(StrEnum):
 
     FLOAT32 = "float32"
     SPLIT_K = "split_k"
-    """Float32 inside a tile; partial tiles may be added up in float16."""
+    """Float32 inside a tile; partial tiles may accumulate in float16."""
     UNKNOWN = "unknown"
 
 

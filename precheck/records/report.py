@@ -162,7 +162,7 @@ class CheckpointAudit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A device that was found or asked for."""
+    """A device that was found or named."""
 
     name: str
     kind: str
@@ -261,7 +261,7 @@ class Report:
     findings: tuple[Finding, ...]
     recommendation: Recommendation | None
     other_recommendations: tuple[Recommendation, ...] = ()
-    """For the other devices asked for, or the usual ones when no accelerator is here."""
+    """For the other devices that were named, or the usual ones if there is no accelerator."""
     incomplete_reason: str | None = None
     is_static: bool = False
     """Nothing was run: config, headers and weights were read, and every advice is predicted."""
@@ -273,7 +273,7 @@ class Report:
 
     @property
     def recommendations(self) -> tuple[Recommendation, ...]:
-        """For every device that was asked for, the foremost first."""
+        """For every device that was named, the most important first."""
         foremost = () if self.recommendation is None else (self.recommendation,)
         return (*foremost, *self.other_recommendations)
 

@@ -216,7 +216,7 @@ class RunTrace:
 
     @property
     def requested(self) -> Configuration:
-        """What was asked for: transformers may answer with another attention implementation."""
+        """What was requested: transformers may use another attention implementation."""
         return self.configuration.with_attention(self.requested_attn_implementation)
 
     @property

@@ -117,7 +117,7 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def _reason_to_leave(name: str) -> str | None:
-    """Why a file of this name is left behind: empty if nobody misses it, None if it is carried."""
+    """Why a file of this name is not copied: empty if nobody misses it, None if it is copied."""
     lower = name.lower()
     if lower.endswith(_PICKLES):
         return "" if "/" not in name and lower.endswith(".bin") else "weights or a pickle"
@@ -125,7 +125,7 @@ def _reason_to_leave(name: str) -> str | None:
 
 
 def _readable(path: Path, root: Path) -> CarriedFile | str:
-    """The file, or why it is left behind."""
+    """The file, or why it is not copied."""
     try:
         real = path.resolve(strict=True)
         status = real.lstat()

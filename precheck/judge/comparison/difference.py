@@ -1,6 +1,6 @@
 """Two reports compared: everything in which they differ.
 
-Runs are matched by what was asked for, layers by module, findings by code, module pattern and
+Runs are matched by what was requested, layers by module, findings by code, module pattern and
 operation. Figures differ if they differ by more than rounding does between machines.
 """
 

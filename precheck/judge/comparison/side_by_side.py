@@ -47,7 +47,7 @@ def how(pair: Pair) -> tuple[tuple[str, object, object], ...]:
 
 
 def pairs_of(first: Report, second: Report) -> list[Pair]:
-    """The runs that both have, by what was asked for."""
+    """The runs that both have, by what was requested."""
     first_runs, second_runs = _by_request(first), _by_request(second)
     return [
         Pair(str(requested), run, second_runs[requested])
@@ -69,7 +69,7 @@ def missing_runs(first: Report, second: Report) -> Iterator[Change]:
 
 
 def _by_request(report: Report) -> dict[Configuration, Run]:
-    """The runs of a report by what was asked for, in their order; of two answers the first."""
+    """The runs of a report by request, in their order; the first of two with the same request."""
     runs: dict[Configuration, Run] = {}
     for run in report.runs:
         runs.setdefault(run.requested, run)

@@ -257,7 +257,7 @@ def _choice(
 
 
 def _candidates(engine: Engine, model: ModelFacts, device: Hardware) -> tuple[Dtype, ...]:
-    """The dtypes that the engine can be asked for on the device."""
+    """The dtypes that the engine supports on the device, by flag."""
     if _lacks_bfloat16(engine, device) and engine.below_bfloat16 is Below.FORCES:
         return (Dtype.FLOAT16,)
     forced = engine.forced.get(model.architecture)

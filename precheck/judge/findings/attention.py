@@ -1,4 +1,4 @@
-"""Findings on attention implementations that were not asked for, or not run (PC303 to PC305)."""
+"""Findings on attention implementations that were not requested, or not run (PC303 to PC305)."""
 
 from __future__ import annotations
 

@@ -103,17 +103,17 @@ def wide(tensor: torch.Tensor, widen: bool) -> torch.Tensor:
     return tensor.float() if widen and tensor.is_floating_point() else tensor.clone()
 
 
-def run(told: dict[str, Any], *, widen: bool, reference: Watch | None = None) -> Watch:
+def run(recorded: dict[str, Any], *, widen: bool, reference: Watch | None = None) -> Watch:
     """The layer's own forward, watched."""
     config = transformers.AutoConfig.from_pretrained(FOLDER)
     with torch.device("meta"):
-        model = getattr(transformers, told["architecture"])._from_config(
-            config, attn_implementation=told["attn_implementation"]
+        model = getattr(transformers, recorded["architecture"])._from_config(
+            config, attn_implementation=recorded["attn_implementation"]
         )
     model.eval()
-    if told["experts_implementation"]:
-        model.set_experts_implementation(told["experts_implementation"])
-    layer = model.get_submodule(told["layer"])
+    if recorded["experts_implementation"]:
+        model.set_experts_implementation(recorded["experts_implementation"])
+    layer = model.get_submodule(recorded["layer"])
     for name, tensor in load_file(FOLDER / "weights.safetensors").items():
         holder, _, key = name.rpartition(".")
         module = layer.get_submodule(holder)
@@ -122,9 +122,9 @@ def run(told: dict[str, Any], *, widen: bool, reference: Watch | None = None) ->
         else:
             module._buffers[key] = wide(tensor, widen)
     stored = load_file(FOLDER / "inputs.safetensors")
-    arguments = rebuilt(told["args"], stored, widen)
-    named = {name: rebuilt(each, stored, widen) for name, each in told["kwargs"].items()}
-    watch = Watch(getattr(torch, told["dtype"]), reference)
+    arguments = rebuilt(recorded["args"], stored, widen)
+    named = {name: rebuilt(each, stored, widen) for name, each in recorded["kwargs"].items()}
+    watch = Watch(getattr(torch, recorded["dtype"]), reference)
     with torch.no_grad(), watch:
         try:
             layer(*arguments, **named)

@@ -56,7 +56,7 @@ class Candidate:
 def candidate(
     runs: Iterable[tuple[Skeleton, list[tuple[LocatedProducer, bool]]]],
 ) -> Candidate | None:
-    """The overflow to write out: the first of the first run that does not absorb it."""
+    """The overflow to save: the first of the first run that does not absorb it."""
     ranked = [
         (
             (is_absorbed, number, located.location.order, located.producer.node.index),

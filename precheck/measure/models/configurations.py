@@ -1,4 +1,4 @@
-"""Which configurations become runs: asked for, required by the gate, and the references."""
+"""Which configurations become runs: requested, required by the gate, and the references."""
 
 from __future__ import annotations
 

@@ -97,6 +97,6 @@ def decoder_start(model: nn.Module) -> int:
 
 
 def can_generate(model: nn.Module) -> bool:
-    """Whether a model writes text; code that comes with a checkpoint may not say, and counts."""
+    """Whether a model generates text; custom code that does not say counts as generating."""
     method = getattr(model, "can_generate", None)
     return True if method is None else bool(method())

@@ -40,7 +40,7 @@ _CUT = "\n\n[truncated: the rest is in the JSON report]\n"
 
 
 class _Detail(NamedTuple):
-    """How much of the long parts is written out."""
+    """How much of the long parts is included."""
 
     layer_step: int
     """Every so-many-th layer is in the table; 0 leaves it out."""

@@ -29,9 +29,7 @@ def deployment(report: Report, *, width: int) -> Iterator[tuple[RenderableType, 
     advised = _on_accelerators(report)
     if report.recommendation is None or report.recommendation not in advised:
         if any(advice.dtype is not None for advice in advised):
-            hint = (
-                "Engines, kernels and memory of a GPU: --gpu NAME (list: precheck gpus)"
-            )
+            hint = "Engines, kernels and memory of a GPU: --gpu NAME (list: precheck gpus)"
             yield (Text(hint, style="dim"),)
         return
     if len(advised) > 1:

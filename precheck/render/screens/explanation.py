@@ -18,7 +18,7 @@ _WIDEST_PROSE = 100
 
 
 def render_explanation(explained: Explanation, *, width: int, colour: bool) -> str:
-    """The whole section; links are written out."""
+    """The whole section; links are shown in full."""
     from rich.markdown import Markdown  # noqa: PLC0415  slow to import, and nothing else needs it
 
     title = Text(f"{explained.code}: {explained.title}", style="bold")

@@ -1,4 +1,4 @@
-"""The figures of one run, added up batch by batch."""
+"""The figures of one run, collected batch by batch."""
 
 from __future__ import annotations
 
