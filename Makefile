@@ -20,7 +20,7 @@ gallery: install ## Scan every built-in model: a table that fits on a screen (a 
 test: install ## Run the tests, offline, on the CPU: make test ARGS="-k planted"
 	$(BIN)/python -m pytest -n logical --dist loadfile -m "not slow" $(ARGS)
 
-test-slow: install ## Run the tests that take longer than the others together may (5 minutes)
+test-slow: install ## Run the slow tests that make test leaves out (5 minutes)
 	$(BIN)/python -m pytest -n logical -m slow
 
 test-processors: install ## Run the tests as several processors see them (hours); ARGS="--only avx2-one-thread -- -k arithmetic"
@@ -29,7 +29,7 @@ test-processors: install ## Run the tests as several processors see them (hours)
 fuzz: install ## Break checkpoints at random, 500 times each way (20 minutes)
 	PRECHECK_FUZZ_EXAMPLES=500 $(BIN)/python -m pytest -n logical tests/test_fuzz.py
 
-killed: install ## Kill precheck fix a hundred times (20 minutes): what was there before must be whole
+killed: install ## Kill precheck fix a hundred times (20 minutes): what was there before must stay intact
 	PRECHECK_KILLS=100 $(BIN)/python -m pytest -m slow tests/cure/test_killed.py
 
 matrix: install ## Run the tests with the oldest and the newest libraries, on every Python found (an hour)
@@ -72,7 +72,7 @@ check: install ## Check format, lint, types, import contracts, sizes and docs
 	$(MAKE) docs
 	$(BIN)/python -m pytest tests/test_docs.py
 
-docs: install ## Build the documentation into build/site; what is not right in it fails
+docs: install ## Build the documentation into build/site; any warning fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 fix: install ## Format, and repair what ruff can repair
@@ -82,14 +82,14 @@ fix: install ## Format, and repair what ruff can repair
 gpu: install ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu tests
 
-facts: install ## Check what is said of engines against their source (160 MB); ARGS=--newest: the newest release
+facts: install ## Check the facts about engines against their source (160 MB); ARGS=--newest: the newest release
 	$(BIN)/python tests/facts/fetch_engines.py build/engines $(ARGS)
 	PRECHECK_ENGINE_SOURCES=build/engines $(BIN)/python -m pytest tests/facts
 
 golden: install ## Rewrite the golden files and the JSON Schema; read the diff before committing it
 	PRECHECK_UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/render tests/records
 
-unchanged: install ## Save all that two checkouts say, and compare: ARGS="save DIR", ARGS="compare DIR DIR" (10 minutes)
+unchanged: install ## Save all output of two checkouts, and compare: ARGS="save DIR", ARGS="compare DIR DIR" (10 minutes)
 	@$(BIN)/python -m tests.unchanged $(ARGS)
 
 bench: install ## Run a benchmark: make bench ARGS="scan-time --repeats 5"; without ARGS, list them

@@ -21,7 +21,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:
-    """The public names, imported when first asked for."""
+    """The public names, imported on first use."""
     # they import torch, which takes a second
     match name:
         case "scan":

@@ -49,17 +49,17 @@ def precheck(
         ),
     ] = False,
 ) -> None:
-    """Does this model run in half precision here? If not: which operation breaks it, and why."""
+    """Does this model run in half precision here? If not: which operation breaks it, and why?"""
 
 
 def _prepare_process(*, debug: bool) -> None:
     end_once()
     for stream in (sys.stdout, sys.stderr):
-        # A report quotes tokens in any script; a terminal without it is no reason to fail.
+        # A report quotes tokens in any script; a terminal that lacks one is no reason to fail.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     if not debug and not sys.warnoptions:
-        warnings.simplefilter("ignore")  # what libraries tell their callers is not for this reader
+        warnings.simplefilter("ignore")  # library warnings are not meant for the user
 
 
 def main() -> NoReturn:
@@ -73,7 +73,10 @@ def main() -> NoReturn:
         trace = traceback.format_exc()
     except MemoryError:
         code, trace = ExitCode.INCOMPLETE, traceback.format_exc()
-        message, hint = "out of memory", "leave dtypes out with --dtype, use --quick, or --static"
+        message, hint = (
+            "out of memory",
+            "measure fewer dtypes with --dtype, or use --quick or --static",
+        )
     except Exception as error:  # noqa: BLE001  the one place where a bug becomes an exit code
         code = ExitCode.BUG
         message = f"bug in precheck: {type(error).__name__}: {error}"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class ExitCode(IntEnum):
-    """What the process says to its caller (``docs/exit-codes.md``)."""
+    """Exit code of the process (``docs/exit-codes.md``)."""
 
     GATE_HOLDS = 0
     GATE_FAILS = 1
@@ -46,13 +46,13 @@ class UsageError(PrecheckError):
 
 
 def unknown(what: str, value: str, known: Iterable[str], *, hint: str) -> UsageError:
-    """The error for a value that is none of those known.
+    """The error for a value that is not one of those known.
 
     Args:
         what: kind of thing, as ``dtype``.
         value: what was given.
-        known: what could have been.
-        hint: follows the one that is close, if one is.
+        known: what was expected.
+        hint: follows a suggestion, if a known value is close.
 
     >>> unknown("dtype", "flaot16", ["float16", "float32"], hint="fp16 is one too").hint
     "did you mean 'float16'? fp16 is one too"
@@ -66,7 +66,7 @@ def unknown(what: str, value: str, known: Iterable[str], *, hint: str) -> UsageE
 
 
 def did_you_mean(close: Iterable[str]) -> str:
-    """What begins a hint where names are close; nothing without any.
+    """The start of a hint if names are close; empty without any.
 
     >>> did_you_mean(["T4", "L4"])
     'did you mean T4 or L4? '
@@ -76,7 +76,7 @@ def did_you_mean(close: Iterable[str]) -> str:
 
 
 class CheckpointError(PrecheckError):
-    """A checkpoint that cannot be scanned as it is."""
+    """A checkpoint that cannot be scanned."""
 
 
 class CheckpointAccessError(CheckpointError):
@@ -96,7 +96,7 @@ class UnsupportedConfigurationError(PrecheckError):
 
 
 class MemoryExhaustedError(PrecheckError):
-    """The device or the host has no room for the scan."""
+    """The device or the host has too little memory for the scan."""
 
 
 class LibraryVersionError(PrecheckError):
@@ -112,7 +112,7 @@ class WeightsElsewhereError(PrecheckError):
 
 
 class UntraceableError(PrecheckError):
-    """A model whose forward depends on values, so that it cannot be traced without weights."""
+    """A model whose forward depends on values and so cannot be traced without weights."""
 
 
 class ReportError(PrecheckError):
@@ -120,7 +120,7 @@ class ReportError(PrecheckError):
 
 
 class BaselineError(PrecheckError):
-    """A baseline that cannot be read, or that names what does not exist."""
+    """A baseline that cannot be read, or that names an unknown code."""
 
 
 class ScanInterrupted(KeyboardInterrupt):
@@ -132,7 +132,7 @@ class ScanInterrupted(KeyboardInterrupt):
 
 
 class WrittenInterrupted(KeyboardInterrupt):
-    """Ctrl-C after a folder had taken its place."""
+    """Ctrl-C after the output folder was complete and in place."""
 
     def __init__(self, folder: object) -> None:
         super().__init__("interrupted")

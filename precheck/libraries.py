@@ -75,7 +75,7 @@ def _check_import(module: str) -> None:
             cause = cause.__cause__
         library = _raised_in(cause)
         raise LibraryVersionError(
-            f"{library} is installed and cannot be imported: {type(cause).__name__}: "
+            f"{library} is installed but cannot be imported: {type(cause).__name__}: "
             f"{first_line(cause)}",
             hint=f"pip install --force-reinstall {library} (the version for this torch), or do "
             f"without it: pip uninstall {library}",

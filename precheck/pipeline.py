@@ -51,7 +51,7 @@ def scan(
     capsule: str | Path | None = None,
     observe: Observer | None = None,
 ) -> Report:
-    """The report on a checkpoint or a live model, measured in every configuration asked for.
+    """The report on a checkpoint or a live model, measured in every requested configuration.
 
     A live model is left as it was: no hook, mode, thread or changed setting, also after an error.
 
@@ -76,18 +76,18 @@ def scan(
         max_memory: bytes that the scan may take on its device; None takes what is free.
         resident: keep all weights in memory, once for each dtype, instead of reading them when
             they are needed. A live module's always are.
-        accumulations: what kernels add matrix products up in; ``float16`` adds a run that shows
+        accumulations: what kernels accumulate matrix products in; ``float16`` adds a run that shows
             what a kernel with float16 sums would do. None: both for GPTQ and AWQ, else float32.
-        generate: tokens to write behind each prompt, greedily and sampled, in every run.
+        generate: tokens to generate after each prompt, greedy and sampled, in every run.
         capsule: folder to write the layer that overflows to, with a script that shows it without
             the model; nothing is written where nothing overflows.
         static: run nothing; read config, headers and weights, and say what is documented.
-        observe: told what happens while it happens.
+        observe: receives progress.
 
     Raises:
         UsageError: a name, a prompt or a device that cannot be used.
         PrecheckError: the checkpoint or the device does not allow a scan.
-        ScanInterrupted: Ctrl-C; ``partial`` is the report on what was measured until then.
+        ScanInterrupted: Ctrl-C; ``partial`` is the report on what was measured so far.
     """
     from precheck.libraries import check_libraries
 
@@ -118,8 +118,8 @@ def scan(
     _check_combination(model, request)
     if tokenizer is not None and isinstance(model, str | Path):
         raise UsageError(
-            "a tokenizer for a checkpoint (expected one with a live module only)",
-            hint="leave tokenizer out: the checkpoint's own is read",
+            "a tokenizer for a checkpoint (expected only with a live module)",
+            hint="omit tokenizer: the checkpoint's own is used",
         )
     check_request(request, trust_remote_code=trust_remote_code)
     subject = _subject(
@@ -142,11 +142,11 @@ def judged(
         subject: a checkpoint or a live module.
         request: what to measure.
         gpus: advise for these instead of the device that was found.
-        observe: told what happens while it happens.
+        observe: receives progress.
 
     Raises:
         PrecheckError: the checkpoint or the device does not allow a scan.
-        ScanInterrupted: Ctrl-C; ``partial`` is the report on what was measured until then.
+        ScanInterrupted: Ctrl-C; ``partial`` is the report on what was measured so far.
     """
     from precheck.measure.measure import measure
 
@@ -167,8 +167,8 @@ def watch(model: nn.Module, *, sample_every: int = 1) -> Watch:
     """Watches a live model inside a ``with`` block, and names the first operation that breaks.
 
     Args:
-        model: a transformers model, or any module whose layers stand in one list.
-        sample_every: watch one forward of so many, for serving.
+        model: a transformers model, or any module whose layers are in one list.
+        sample_every: watch one forward in this many, for serving.
 
     Raises:
         UsageError: ``sample_every`` is not positive.
@@ -245,25 +245,25 @@ def _positive(generate: int) -> int:
 
 
 def _check_combination(model: str | Path | nn.Module, request: Request) -> None:
-    """Arguments that do not go together are refused before anything long begins."""
+    """Refuses arguments that do not go together, before anything slow begins."""
     if request.is_static and (request.prompts is not None or request.num_generated):
         raise UsageError(
-            "prompts or tokens to generate, and nothing to be run (static)",
-            hint="leave --static out to run them",
+            "prompts or tokens to generate, but static runs nothing",
+            hint="omit --static to run them",
         )
     if request.capsule is None:
         return
     if request.is_static or not isinstance(model, str | Path):
         raise UsageError(
-            "a capsule of a live module, or of what is not run (expected a checkpoint)",
-            hint="save the model, and leave --static out",
+            "a capsule of a live module, or with static (expected a checkpoint that is run)",
+            hint="save the model, and omit --static",
         )
     check_empty(
         request.capsule,
         what="folder for the capsule",
-        hint="choose a folder that is not there",
+        hint="choose a new folder",
     )
-    check_parent(request.capsule, hint="choose another place for the capsule")
+    check_parent(request.capsule, hint="choose another path for the capsule")
 
 
 def _check_text(prompts: Sequence[Prompt]) -> None:
@@ -275,7 +275,7 @@ def _check_text(prompts: Sequence[Prompt]) -> None:
         except UnicodeEncodeError as error:
             raise UsageError(
                 f"prompt {number} is not Unicode text: {prompt!r} (expected no lone surrogates)",
-                hint="if it was typed in a terminal: is its encoding UTF-8?",
+                hint="check that the terminal's encoding is UTF-8",
             ) from error
 
 

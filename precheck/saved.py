@@ -1,4 +1,4 @@
-"""Files that precheck wrote: reports and recipes."""
+"""Reads files that precheck wrote: reports and recipes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def read_json(path: str | Path, *, what: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError too
         raise ReportError(
             f"{what} is not JSON: {str(path)!r}: {error}",
-            hint="was it cut short? Write it again, or copy the file once more",
+            hint="was it truncated? Write it again, or copy the file again",
         ) from error
     return content
 
@@ -50,7 +50,7 @@ _WRITERS = {
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite_float(text: str) -> float:

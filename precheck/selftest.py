@@ -55,7 +55,7 @@ def selftest(device: str = "auto") -> Iterator[Check]:
 
 def _check_named(fault: _Planted, device: str) -> Iterator[Check]:
     expected = f"{fault.mechanism.replace('_', ' ')} in {fault.module}"
-    what = f"planted {expected} is named"
+    what = f"planted {expected} is found"
     try:
         report = scan(f"demo:{fault.demo}", device=device, quick=True)
     except PrecheckError as error:
@@ -66,7 +66,7 @@ def _check_named(fault: _Planted, device: str) -> Iterator[Check]:
     if fault.demo == _HEALTHY[0]:
         for dtype in Dtype:
             diagnosis = _diagnosis(report, dtype, _HEALTHY[1])
-            what = f"nothing is said of the sound model in {dtype}"
+            what = f"no false alarm on a healthy model ({dtype})"
             yield Check(what=what, holds=diagnosis == Verdict.SAFE, found=diagnosis)
 
 

@@ -20,11 +20,11 @@ SAME_SECONDS = 2.0
 
 
 def end_once() -> None:
-    """Turns a signal that ends the process into one ``KeyboardInterrupt``, also if it is repeated.
+    """Turn a signal that ends the process into one ``KeyboardInterrupt``, even if it is repeated.
 
-    A second interrupt would be raised while the results so far are being saved. SIGTERM is what a
-    scheduler sends before it kills, SIGHUP what comes when a terminal is closed. A signal that is
-    ignored stays ignored, as in a job that a shell runs in the background, or under ``nohup``.
+    A second interrupt would be raised while the results so far are being saved. A
+    scheduler sends SIGTERM before it kills, a closing terminal SIGHUP. A signal that is ignored
+    stays ignored, as in a job that a shell runs in the background, or under ``nohup``.
     Handlers belong to the main thread; in another nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -52,7 +52,7 @@ def _ignore() -> None:
 
 @contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Delivers signals that end the process after the block, not inside it; for short blocks.
+    """Deliver signals that end the process after the block, not inside it; for short blocks.
 
     ``copy.deepcopy`` needs it: ``copyreg`` has a bare ``except`` that it passes for every
     dictionary of hooks, and a ``KeyboardInterrupt`` raised there is lost.

@@ -102,7 +102,7 @@ def test_a_folder_without_config(shell: Shell, model: Path) -> None:
         (b"[]", "a JSON list (expected an object)"),
         (b'{"model_type": "qwen2", "hidden_size": "wide"}', "'hidden_size' expected int, got str"),
         (b'{"model_type": "qwen2", "dtype": "float3"}', "float3"),
-        (b"{}", "names no model_type"),
+        (b"{}", "has no model_type"),
         (b'{"model_type": "qwen99"}', "does not know the model_type 'qwen99'"),
         (b'{"model_type": "qwen2", "architectures": [5]}', "architectures is [5]"),
         (b'{"model_type": "qwen2", "architectures": [null]}', "architectures is [None]"),
@@ -129,7 +129,7 @@ def test_truncated_weights(shell: Shell, model: Path, kept: float) -> None:
     file = model / "model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[: int(kept if kept >= 1 else kept * len(whole))])
-    shell.refuses("model", code=ExitCode.INCOMPLETE, says="cut off or corrupt", hint="download")
+    shell.refuses("model", code=ExitCode.INCOMPLETE, says="truncated or corrupt", hint="download")
 
 
 def test_corrupt_weights(shell: Shell, model: Path) -> None:
@@ -137,7 +137,9 @@ def test_corrupt_weights(shell: Shell, model: Path) -> None:
     whole = file.read_bytes()
     for broken in (b"garbage" * 100, whole[:8] + b"x" + whole[9:], whole + b"more"):
         file.write_bytes(broken)
-        shell.refuses("model", code=ExitCode.INCOMPLETE, says="cut off or corrupt", hint="download")
+        shell.refuses(
+            "model", code=ExitCode.INCOMPLETE, says="truncated or corrupt", hint="download"
+        )
 
 
 def add_to_header(file: Path, entry: dict[str, Any]) -> None:
@@ -156,11 +158,11 @@ def add_to_header(file: Path, entry: dict[str, Any]) -> None:
     [
         ({"dtype": "F32", "shape": [2**63, 0]}, "'extra' in"),
         ({"dtype": "F32", "shape": [0, 2**64 - 1]}, "'extra' in"),
-        ({"dtype": "F32", "shape": [2**64, 0]}, "cut off or corrupt"),
-        ({"dtype": "F32", "shape": [-1, 0]}, "cut off or corrupt"),
+        ({"dtype": "F32", "shape": [2**64, 0]}, "truncated or corrupt"),
+        ({"dtype": "F32", "shape": [-1, 0]}, "truncated or corrupt"),
         ({"dtype": "F4", "shape": [0]}, "in a dtype that torch"),
         ({"dtype": "F6_E2M3", "shape": [0]}, "in a dtype that torch"),
-        ({"dtype": "F7", "shape": [0]}, "cut off or corrupt"),
+        ({"dtype": "F7", "shape": [0]}, "truncated or corrupt"),
     ],
 )
 @pytest.mark.parametrize("mode", ["--quick", "--static"])
@@ -220,8 +222,8 @@ def test_the_hub_cannot_be_reached(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("kind", "status", "says", "hint"),
     [
-        (GatedRepoError, 403, "gated repository 'owner/name'", "hf auth login"),
-        (RepositoryNotFoundError, 401, "no Hub repository of that name", "hf auth login"),
+        (GatedRepoError, 403, "gated Hub repository 'owner/name'", "hf auth login"),
+        (RepositoryNotFoundError, 401, "no folder or Hub repository of that name", "hf auth login"),
         (HfHubHTTPError, 503, "the Hub refused", "try again later"),
     ],
 )
@@ -276,24 +278,24 @@ def test_a_folder_of_nearly_that_name_is_offered(shell: Shell, model: Path, name
         (["--require", "float16+spda"], "unknown attention", "did you mean 'sdpa'?"),
         (["--device", "cdua"], "unknown device: 'cdua'", "did you mean 'cuda'?"),
         (["-o", ".jsno"], "unknown report format", "suffix"),
-        (["--dtype", ""], "empty name in --dtype", "leave"),
+        (["--dtype", ""], "empty name in --dtype", "remove"),
         (["--attn", "flash"], "unknown attention implementation: 'flash'", "owner/name"),
-        (["--attn", ""], "empty name in --attn", "leave"),
+        (["--attn", ""], "empty name in --attn", "remove"),
         (["--attn", "someone/kernel"], "attention kernel from the Hub", "--trust-remote-code"),
         (["--require", "float16+flash"], "unknown attention implementation", "owner/name"),
-        (["--require", "float16"], "configuration not understood", "float16+sdpa"),
+        (["--require", "float16"], "not a configuration", "float16+sdpa"),
         (["--device", "cuda:99"], "device not present: 'cuda:99'", "cpu"),
         (["--device", "meta"], "device not present: 'meta'", "cpu"),
         (["--gpu", "T5"], "unknown GPU: 'T5'", "--gpu sm_75"),
-        (["--revision", "main"], "a revision of a local folder", "--revision"),
+        (["--revision", "main"], "revision 'main' of a local folder", "--revision"),
         (["--prompt", ""], "empty prompt", "--prompt"),
         (["--prompt", "\udcff"], "prompt 1 is not Unicode text", "UTF-8"),
         (["--prompts", "absent.txt"], "cannot read prompts file: 'absent.txt'", "spelling"),
         (["-o", "report.docx"], "unknown report format", "suffix"),
         (["-o", "absent/report.json"], "output folder does not exist", "mkdir -p"),
-        (["-o", "model/config.json/report.json"], "not a folder", "another place"),
-        (["-o", "loop/report.json"], "cannot write report: 'loop/report.json'", "another place"),
-        (["-o", f"{'long' * 99}.json"], "File name too long", "another place"),
+        (["-o", "model/config.json/report.json"], "not a folder", "another path"),
+        (["-o", "loop/report.json"], "cannot write report: 'loop/report.json'", "another path"),
+        (["-o", f"{'long' * 99}.json"], "File name too long", "another path"),
         (["-o", "model"], "unknown report format", "suffix"),
     ],
     ids=lambda each: "=".join(each)[:40] if isinstance(each, list) else "",
@@ -550,7 +552,7 @@ def test_a_tokenizer_that_cannot_be_used_is_done_without(
     shell.refuses(
         *("model", "--prompt", "hello"),
         code=ExitCode.USAGE,
-        says="prompt 1 is text, and",
+        says="prompt 1 is text, but",
         hint="token ids",
     )
     (shell.folder / "ids.jsonl").write_text('{"token_ids": [1, 2, 3]}')

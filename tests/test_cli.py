@@ -281,7 +281,7 @@ def test_flags_arrive_at_the_scan(shell: Shell) -> None:
         (["--dtype", "float8"], "unknown dtype: 'float8'"),
         (["--dtype", "float16,"], "empty name in --dtype"),
         (["--attn", "sdpa,,eager"], "empty name in --attn"),
-        (["--require", "float16+"], "configuration not understood: 'float16+'"),
+        (["--require", "float16+"], "not a configuration: 'float16+'"),
         (["--max-memory", "plenty"], "not a size: 'plenty' for --max-memory"),
         (["--max-memory", "0"], "not a size: '0' for --max-memory"),
         (["--max-memory", "-4GiB"], "not a size: '-4GiB' for --max-memory"),
@@ -456,8 +456,8 @@ def test_reads_a_prompts_file(
         ("p.jsonl", b'{"txt": "typo"}', "line 1: not a prompt"),
         ("p.jsonl", b'{"text": "a", "token_ids": [1]}', "line 1: not a prompt"),
         ("p.jsonl", b'{"token_ids": []}', "line 1: not a prompt"),
-        ("p.jsonl", b'{"token_ids": [1, true]}', "something else than token ids"),
-        ("p.jsonl", b'{"token_ids": [-1]}', "something else than token ids"),
+        ("p.jsonl", b'{"token_ids": [1, true]}', "something other than token ids"),
+        ("p.jsonl", b'{"token_ids": [-1]}', "something other than token ids"),
     ],
 )
 def test_refuses_a_prompts_file(

@@ -221,5 +221,5 @@ def test_every_built_in_model_has_its_story(name: str) -> None:
     assert "https://github.com/" in story.partition("```")[0]
     assert f"  demo:{name} · " in story
     assert "**Cure.**" in story
-    assert "**In vain.**" in story
+    assert "**What does not help.**" in story
     assert GALLERY[name].thread.rpartition("/")[2] in story

@@ -86,7 +86,7 @@ def test_a_library_that_breaks_the_import_is_named(
         check=False,
     )
     assert ended.returncode == ExitCode.INCOMPLETE, ended.stderr
-    assert "error: torchvision is installed and cannot be imported: " in ended.stderr
+    assert "error: torchvision is installed but cannot be imported: " in ended.stderr
     assert "hint: pip install --force-reinstall torchvision" in ended.stderr
     assert ended.stdout == ""
     assert not (tmp_path / "saved").exists()

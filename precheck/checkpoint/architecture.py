@@ -1,4 +1,4 @@
-"""Where a model repeats itself: its decoder layers, found by structure, and its units.
+"""The repeated blocks of a model: its decoder layers, found by structure, and its units.
 
 A *block list* is an outermost ``nn.ModuleList`` (or ``nn.Sequential``) whose members are alike in
 kind: they have children and parameters of their own. Its members are the decoder layers. A *unit*
@@ -51,7 +51,7 @@ class Architecture:
         return tuple(unit for unit in self.units if unit.is_block)
 
     def blocks_after(self, unit: Unit) -> tuple[Unit, ...]:
-        """The blocks of a block's own list that come after it."""
+        """The blocks after this one in its own list."""
         stack = unit.name.rpartition(".")[0]
         siblings = [block for block in self.blocks if block.name.rpartition(".")[0] == stack]
         return tuple(siblings[siblings.index(unit) + 1 :])
@@ -82,7 +82,7 @@ def find_architecture(model: nn.Module) -> Architecture:
     if not lists:
         raise UnsupportedModelError(
             f"no decoder layers found in {type(model).__name__} (expected a repeated block)",
-            hint="precheck scans models whose layers stand in one nn.ModuleList",
+            hint="precheck scans models whose layers are in one nn.ModuleList",
         )
     units = tuple(_units(model, lists))
     main = _main_list(model, lists)

@@ -30,14 +30,14 @@ def read_json_object(file: Path, *, where: str) -> dict[str, Any]:
 
     Raises:
         CheckpointAccessError: the file is not there or may not be read.
-        CheckpointCorruptError: it is no JSON, or no JSON object.
+        CheckpointCorruptError: it is not JSON, or not a JSON object.
     """
     try:
         content = json.loads(file.read_bytes())
     except OSError as error:
         raise CheckpointAccessError(
             f"cannot read {file.name!r} in {where!r} ({error.strerror})",
-            hint="check that the file is there and its permissions",
+            hint="check that the file exists, and its permissions",
         ) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointCorruptError(
@@ -61,7 +61,7 @@ def read_config(folder: Path, *, where: str) -> dict[str, Any]:
 
     Raises:
         CheckpointAccessError: it is not there or may not be read.
-        CheckpointCorruptError: it is no JSON object, or names no versions.
+        CheckpointCorruptError: it is not a JSON object, or names no versions.
     """
     content = read_json_object(folder / CONFIG, where=where)
     if "configuration_files" not in content:
@@ -86,7 +86,7 @@ def load_config(
         folder: where the config file lies.
         content: its content, which is checked before transformers reads it.
         trust_remote_code: whether Python code of the checkpoint may run.
-        where: how the folder is called in messages.
+        where: the name of the folder in messages.
 
     Raises:
         UnsupportedModelError: an unknown model type, or one that needs the checkpoint's own code,
@@ -146,7 +146,7 @@ def attention_named_in(config: transformers.PreTrainedConfig) -> Attention | Non
 
 
 def _check_attention(content: Mapping[str, Any], *, trust_remote_code: bool, where: str) -> None:
-    """Refuses kernels of the Hub, which are code, and what is no name."""
+    """Refuses kernels from the Hub, which are code, and whatever is not a name."""
     for key, value in content.items():
         if key in {"attn_implementation", "_attn_implementation"} and value is not None:
             for _, name in parts_of(value):
@@ -195,7 +195,7 @@ def _refuse_code(content: Mapping[str, Any], *, where: str) -> None:
     model_type = content.get("model_type")
     if model_type is None:
         raise UnsupportedModelError(
-            f"{CONFIG} of {where!r} names no model_type, so it is no transformers checkpoint",
+            f"{CONFIG} of {where!r} has no model_type, so it is not a transformers checkpoint",
             hint="scan a checkpoint that save_pretrained wrote",
         )
     is_known = isinstance(model_type, str) and model_type in CONFIG_MAPPING

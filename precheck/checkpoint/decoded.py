@@ -64,7 +64,7 @@ class DecodedWeights(Weights):
         )
         self._names = dict.fromkeys([*self._packed, *plain])
         if not self._packed and not any(map(is_float8, self.stored_dtypes().values())):
-            raise contradiction(f"no tensor is packed the way {quantization.method} packs them")
+            raise contradiction(f"no tensor is packed as {quantization.method} does")
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._packed:
@@ -176,7 +176,7 @@ def _gptq(
     if order is not None:
         _expect(module, "g_idx", order, (num_inputs,))
     elif quantization.desc_act:
-        raise contradiction(f"{module}.g_idx is missing, desc_act is true")
+        raise contradiction(f"{module}.g_idx is missing, although desc_act is true")
     return GptqLinear(
         name=module,
         shape=(num_outputs, num_inputs),
@@ -201,7 +201,7 @@ def _find_fp8(
         scale = next((scale for scale in fp8_scales(name) if scale in stored), None)
         if scale is None:
             if name.endswith(FP8_SCALE) and name.removesuffix(FP8_SCALE) not in stored:
-                raise contradiction(f"{name} has no matrix beside it")
+                raise contradiction(f"{name} has no weight matrix")
         elif is_float8(dtypes[name]):
             yield name, _fp8(name, scale, stored, quantization)
         elif scale.endswith(FP8_SCALE):
@@ -216,14 +216,14 @@ def _fp8(
 ) -> Fp8Linear:
     shape, factors = stored[name], stored[scale]
     if len(shape) < 2:  # noqa: PLR2004
-        raise contradiction(f"{scale} has no matrix beside it")
+        raise contradiction(f"{scale} has no weight matrix")
     *experts, rows, columns = shape
     height, width = quantization.block_size or _whole_blocks(shape, factors)
     blocks = (*experts, -(-rows // height), -(-columns // width))
     is_one = math.prod(factors) == math.prod(blocks) == 1  # in whatever dimensions
     if factors != blocks and not is_one:
         raise contradiction(
-            f"{scale} is {factors}, a weight of {shape} in blocks of {height} x {width} has "
+            f"{scale} is {factors}, but a weight of {shape} in blocks of {height} x {width} needs "
             f"{blocks}"
         )
     return Fp8Linear(name=name, scale=scale, shape=shape, block_size=(height, width))
@@ -247,7 +247,7 @@ def _shapes(
         if shape is None:
             raise contradiction(f"{module}.{part} is missing")
         if len(shape) != 2:  # noqa: PLR2004
-            raise contradiction(f"{module}.{part} is {shape}, no matrix")
+            raise contradiction(f"{module}.{part} is {shape}, not a matrix")
     rows, columns = stored[f"{module}.qweight"]
     return (rows, columns), stored[f"{module}.scales"]
 
@@ -266,5 +266,5 @@ def _num_groups(module: str, num_inputs: int, quantization: Quantization) -> int
 def _expect(module: str, part: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if shape != expected:
         raise contradiction(
-            f"{module}.{part} is {shape}, by bits and group_size of the config it is {expected}"
+            f"{module}.{part} is {shape}, but bits and group_size of the config imply {expected}"
         )

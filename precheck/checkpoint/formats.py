@@ -1,4 +1,4 @@
-"""What a folder of files is: which of them hold the weights, or which other format it is."""
+"""What a folder contains: which files hold the weights, or which other format it is."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def refuse_foreign_format(
     Args:
         names: the files, relative to the folder, with ``/``.
         read: gives the content of one that is JSON; may raise ``CheckpointError``.
-        where: how the folder is called in messages.
+        where: the name of the folder in messages.
 
     Raises:
         UnsupportedModelError: names the format and the file that it was recognised by.
@@ -188,7 +188,7 @@ def find_weight_files(
         names: the files of the folder.
         read_index: gives the content of an index file.
         allow_pickle: whether ``pytorch_model.bin`` may be used if there is no safetensors file.
-        where: how the folder is called in messages.
+        where: the name of the folder in messages.
 
     Raises:
         CheckpointAccessError: no weights, or shards that the index names do not exist.
@@ -219,9 +219,9 @@ def check_pickles(names: Iterable[str], *, allowed: bool, where: str) -> None:
     pickled = next((name for name in names if not name.endswith(_SAFE)), None)
     if pickled is not None and not allowed:
         raise UnsupportedModelError(
-            f"weights as pickle, which can run code when read: {pickled!r} in {where!r} "
+            f"weights as pickle, which can execute code when loaded: {pickled!r} in {where!r} "
             "(expected safetensors)",
-            hint="if you trust where it comes from: --allow-pickle; otherwise look for a "
+            hint="if you trust its source: --allow-pickle; otherwise look for a "
             "revision with model.safetensors",
         )
 
@@ -242,7 +242,7 @@ def _find_weights(config: Mapping[str, Any], *, names: Collection[str], where: s
 def _what_lies_there(names: Collection[str]) -> str:
     stray = sorted(name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".pth")))
     if stray:
-        return f"found {_listed(stray)}, but no index that says how they belong together"
+        return f"found {_listed(stray)}, but no index that lists their tensors"
     return "save_pretrained(DIR) writes config.json and model.safetensors; scan that DIR"
 
 
@@ -258,7 +258,7 @@ def _shards(index: Mapping[str, Any], *, index_name: str, where: str) -> tuple[s
             raise CheckpointCorruptError(
                 f"{index_name!r} of {where!r} names {shard!r} "
                 f"(expected a {suffix} file inside the folder)",
-                hint="do not use this checkpoint unless you know why it reads another file",
+                hint="do not use this checkpoint unless you know why it refers to another file",
             )
     return tuple(sorted(set(weight_map.values())))
 

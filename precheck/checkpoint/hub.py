@@ -146,19 +146,19 @@ def _escaped(name: str) -> str:
 
 
 _UNREACHABLE = (
-    "no folder of that name, and {repo!r} is not in the cache and the Hub cannot be reached",
-    "check the network, the proxy and HF_HUB_OFFLINE, or give a local folder",
+    "no folder {repo!r}, it is not in the cache, and the Hub cannot be reached",
+    "check the network, the proxy and HF_HUB_OFFLINE, or pass a local folder",
 )
 
 _TRANSLATIONS: tuple[tuple[type[Exception], str, str], ...] = (
     (
         GatedRepoError,
-        "the Hub does not hand out gated repository {repo!r} to you",
-        "ask for access at https://huggingface.co/{repo}, then: hf auth login",
+        "no access to the gated Hub repository {repo!r}",
+        "request access at https://huggingface.co/{repo}, then: hf auth login",
     ),
     (
         RepositoryNotFoundError,
-        "no folder and no Hub repository of that name: {repo!r}",
+        "no folder or Hub repository of that name: {repo!r}",
         "check the spelling; if it is private: hf auth login",
     ),
     (
@@ -181,18 +181,18 @@ _TRANSLATIONS: tuple[tuple[type[Exception], str, str], ...] = (
     (
         _TransportError,
         "connection to the Hub lost while fetching {repo!r}: {error!r}",
-        "run the same command again: what was downloaded is kept",
+        "run the same command again: downloaded files are kept",
     ),
     (
         OSError,  # after those of the network, which are among them
         "cannot store {repo!r} in the cache: {error!r}",
-        "check space and permissions, or set HF_HOME to another disk",
+        "check disk space and permissions, or set HF_HOME to another disk",
     ),
     *(
         (
             error_type,
-            "the Hub's answer about {repo!r} makes no sense: {error!r}",
-            "is HF_ENDPOINT a Hub, or a proxy in between? Else try again later",
+            "the Hub sent an invalid answer about {repo!r}: {error!r}",
+            "check HF_ENDPOINT and the proxy, or try again later",
         )
         for error_type in (ValueError, LookupError, TypeError, AttributeError)
     ),

@@ -114,10 +114,10 @@ class GptqLinear:
         groups = stored.long()
         if int(groups.min()) < 0 or int(groups.max()) >= num_groups:
             raise contradiction(
-                f"{self.name}.g_idx names group {int(groups.max())} of {num_groups}"
+                f"{self.name}.g_idx refers to group {int(groups.max())} of {num_groups}"
             )
         if not self.quantization.desc_act and not torch.equal(groups, consecutive):
-            raise contradiction(f"{self.name}.g_idx is in an order of its own, desc_act is false")
+            raise contradiction(f"{self.name}.g_idx is not in order, although desc_act is false")
         return groups if self.quantization.desc_act else None
 
 

@@ -86,6 +86,6 @@ def _unpickle(file: Path) -> dict[str, torch.Tensor]:
 def _not_only_tensors(file: Path) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"weights file is not a plain dictionary of tensors: {str(file)!r}",
-        hint="load it where you trust it and write it anew with save_pretrained, "
+        hint="load it where you trust it and save it again with save_pretrained, "
         "then scan that folder",
     )

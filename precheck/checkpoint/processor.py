@@ -19,7 +19,7 @@ def load_processor(checkpoint: Checkpoint) -> ProcessorMixin:
     """The processor, as transformers loads it.
 
     Raises:
-        Exception: whatever its code raises; TypeError if it takes text alone.
+        Exception: whatever its code raises; TypeError if it takes only text.
     """
     settings: dict[str, Any] = {
         "trust_remote_code": checkpoint.trust_remote_code,

@@ -57,7 +57,7 @@ def read_quantization(content: Mapping[str, Any], *, where: str) -> Quantization
 
     Args:
         content: of ``config.json``.
-        where: how the folder is called in messages.
+        where: the name of the folder in messages.
 
     Raises:
         UnsupportedModelError: a method or a layout that nothing here decodes; names it.
@@ -101,7 +101,7 @@ def _gptq(settings: dict[str, Any], *, where: str) -> Quantization:
     if layout not in _GPTQ_FORMATS:
         raise UnsupportedModelError(
             f"GPTQ in the layout {layout!r}: {where!r} (expected {' or '.join(_GPTQ_FORMATS)})",
-            hint="scan a copy in the layout that GPTQ tools exchange",
+            hint="scan a copy in one of these layouts",
         )
     return Quantization(
         method="gptq",

@@ -1,4 +1,4 @@
-"""Writes a checkpoint anew with some tensors multiplied by powers of two, one tensor at a time.
+"""Writes a checkpoint again with some tensors multiplied by powers of two, tensor by tensor.
 
 Files of safetensors are written by hand, because the library writes a whole shard from memory.
 
@@ -54,7 +54,7 @@ class Rounded:
     num_zero: int = 0
     """Became zero in float16."""
     num_subnormal: int = 0
-    """Became subnormal in float16, where they hold fewer digits."""
+    """Became subnormal in float16, with fewer digits."""
 
 
 def check_room(target: Path, checkpoint: Checkpoint, carried: Carried) -> None:
@@ -68,9 +68,9 @@ def check_room(target: Path, checkpoint: Checkpoint, carried: Carried) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise UsageError(
-            f"not enough room in {str(parent)!r}: {num_bytes(free)} free "
+            f"not enough disk space in {str(parent)!r}: {num_bytes(free)} free "
             f"(expected {num_bytes(needed)}{_mostly(carried, needed)})",
-            hint="free some, or choose another disk",
+            hint="free some space, or choose another disk",
         )
 
 
@@ -94,7 +94,7 @@ def check_apart(target: Path, checkpoint: Checkpoint) -> None:
     """
     if checkpoint.folder.resolve().is_relative_to(target.resolve()):
         raise UsageError(
-            f"the original lies in the output folder: {str(target)!r} (it is never replaced)",
+            f"the original is inside the output folder: {str(target)!r} (it is never replaced)",
             hint="choose another folder, and delete the original when you no longer need it",
         )
 

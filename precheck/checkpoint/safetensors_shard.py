@@ -47,7 +47,7 @@ _LONGEST_DIMENSION = 2**63 - 1
 """torch counts in int64; a tensor without elements may claim to be longer."""
 
 READ_AHEAD_BYTES = 1 << 21
-"""The kernel reads ahead at most this much for one request, whatever is asked for.
+"""The kernel reads ahead at most this much for one request, however much is requested.
 
 **Source**: ``force_page_cache_ra`` in https://github.com/torvalds/linux/blob/master/mm/readahead.c
 """
@@ -110,7 +110,7 @@ class SafetensorsShard:
                 except OSError as error:
                     raise unreadable(self._path, error) from error
                 if not count:
-                    raise changed(self._path, "it ended while it was read")
+                    raise changed(self._path, "it was truncated while it was read")
                 filled, position = filled + count, position + count
 
     def read_ahead(self, names: Iterable[str], *, limit: int) -> None:
@@ -137,7 +137,7 @@ class SafetensorsShard:
         except OSError as error:
             raise unreadable(self._path, error) from error
         if (at_path.st_dev, at_path.st_ino) != (opened.st_dev, opened.st_ino):
-            raise changed(self._path, "another file took its place while it was read")
+            raise changed(self._path, "it was replaced while it was read")
 
     def close(self) -> None:
         """Closes the file."""
@@ -151,7 +151,7 @@ def _check(name: str, entry: dict[str, Any], *, file: Path) -> None:
     dtype = SAFETENSORS_DTYPES.get(code)
     if dtype is None or not hasattr(torch, dtype):
         raise UnsupportedModelError(
-            f"stored in a dtype that torch {torch.__version__} does not read: {name!r} in "
+            f"stored in a dtype that torch {torch.__version__} does not support: {name!r} in "
             f"{str(file)!r} is {code!r} (expected one of {', '.join(SAFETENSORS_DTYPES)})",
             hint="scan the model that it was quantised from, or: pip install -U torch",
         )

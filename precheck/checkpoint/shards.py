@@ -81,10 +81,10 @@ def unreadable(file: Path, error: Exception) -> CheckpointError:
     if isinstance(error, OSError) and error.errno != errno.EINVAL:
         return CheckpointAccessError(
             f"cannot read weights file: {str(file)!r}: {error.strerror or error}",
-            hint="is the disk or network share still there? Then scan again",
+            hint="check that the disk or network share is still there, then scan again",
         )
     return CheckpointCorruptError(
-        f"weights file cut off or corrupt: {str(file)!r} ({str(error)!r})",
+        f"weights file truncated or corrupt: {str(file)!r} ({str(error)!r})",
         hint="download or copy this file again",
     )
 

@@ -1,4 +1,4 @@
-"""From what the user calls a model to a checkpoint on disk that is worth scanning."""
+"""From what the user names to a checkpoint on disk that can be scanned."""
 
 from __future__ import annotations
 
@@ -180,8 +180,8 @@ def _locate(model: str, *, revision: str | None, with_code: bool) -> _Location:
         return _Location(folder=snapshot.folder, names=frozenset(snapshot.sizes), snapshot=snapshot)
     if revision is not None:
         raise UsageError(
-            f"a revision of a local folder: {revision!r} of {model!r} (only the Hub has revisions)",
-            hint="leave --revision out, or give a Hub id",
+            f"revision {revision!r} of a local folder: {model!r} (only the Hub has revisions)",
+            hint="omit --revision, or pass a Hub id",
         )
     names = frozenset(
         file.relative_to(folder).as_posix()
@@ -204,26 +204,26 @@ def _find_folder(model: str) -> Path | None:
             return path
     except (OSError, RuntimeError) as error:
         raise CheckpointAccessError(
-            f"cannot look into {model!r}: {error}", hint="check the spelling and the permissions"
+            f"cannot read folder {model!r}: {error}", hint="check the spelling and the permissions"
         ) from error
     if exists:
         refuse_foreign_format(
             [path.name], lambda _: read_json_object(path, where=model), where=model
         )
         raise UnsupportedModelError(
-            f"a file: {model!r} (expected a folder with config.json, or a Hub id)",
-            hint="give the folder that it lies in",
+            f"not a folder: {model!r} (expected a folder with config.json, or a Hub id)",
+            hint="pass the folder that contains it",
         )
     if not _HUB_ID.fullmatch(model):
         raise CheckpointAccessError(
             f"no such folder: {model!r}",
-            hint=f"{_close_folder(model)}check the spelling, or give a Hub id: owner/name",
+            hint=f"{_close_folder(model)}check the spelling, or pass a Hub id: owner/name",
         )
     return None
 
 
 def _close_folder(model: str) -> str:
-    """What begins a hint where a folder beside this one that is not there has nearly its name."""
+    """The start of a hint if a folder with nearly this name is next to where it should be."""
     path = Path(model)
     try:
         names = [other.name for other in path.expanduser().parent.iterdir() if other.is_dir()]
@@ -236,7 +236,7 @@ def _close_folder(model: str) -> str:
 def _read_config(location: _Location, *, where: str) -> dict[str, Any]:
     if CONFIG not in location.names:
         raise CheckpointAccessError(
-            f"no {CONFIG} in {where!r}, so nothing says what model it is",
+            f"no {CONFIG} in {where!r}, so the model is unknown",
             hint=_nested_checkpoint(location.folder)
             or "save_pretrained(DIR) writes config.json and model.safetensors; scan that DIR",
         )

@@ -1,4 +1,4 @@
-"""What a person typed, as the values a scan takes; everything wrong with it is a usage error."""
+"""What a user typed, as the values a scan takes; whatever is wrong with it is a usage error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _JSON_PROMPTS = (
-    'write an object a line, like {"text": "Hello"}, {"token_ids": [1, 2]} or '
+    'write one object per line, like {"text": "Hello"}, {"token_ids": [1, 2]} or '
     '{"text": "What is this?", "images": ["photo.png"]}'
 )
 
@@ -42,7 +42,7 @@ def names(text: str, *, flag: str) -> tuple[str, ...]:
     if "" in listed:
         raise UsageError(
             f"empty name in {flag}: {text!r} (expected names separated by commas)",
-            hint=f"leave the empty one out, or {flag} altogether",
+            hint=f"remove the empty name, or {flag} altogether",
         )
     return listed
 
@@ -58,7 +58,7 @@ def size(text: str | None, *, flag: str) -> int | None:
     (1610612736, 2000000000)
 
     Raises:
-        UsageError: it is no size, or none at all.
+        UsageError: it is not a size, or zero.
     """
     if text is None:
         return None
@@ -74,18 +74,18 @@ def size(text: str | None, *, flag: str) -> int | None:
 
 
 def check_format(path: Path) -> None:
-    """Nothing, if a format has this file's suffix.
+    """Check that a format has this file's suffix.
 
     Raises:
-        UsageError: none has.
+        UsageError: no format has it.
     """
     if path.suffix not in SUFFIXES:
-        hint = "the suffix of -o chooses the format"
+        hint = "the suffix of -o selects the format"
         raise unknown("report format", str(path), SUFFIXES, hint=hint)
 
 
 def check_output(path: Path) -> None:
-    """Nothing, if a report can be written there; called before a scan, so that none is wasted.
+    """Check that a report can be written there; called before a scan, so that none is wasted.
 
     Raises:
         UsageError: the file could not be written.
@@ -97,20 +97,18 @@ def check_output(path: Path) -> None:
     except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links
         raise UsageError(
             f"cannot write report: {str(path)!r}: {getattr(error, 'strerror', None) or error}",
-            hint="choose another place",
+            hint="choose another path",
         ) from error
     if not folder.exists():
         raise UsageError(
             f"output folder does not exist: {str(folder)!r}", hint=f"mkdir -p {folder}"
         )
     if not folder.is_dir():
-        raise UsageError(f"not a folder: {str(folder)!r}", hint="choose another place")
+        raise UsageError(f"not a folder: {str(folder)!r}", hint="choose another path")
     if exists and not path.is_file():
-        raise UsageError(
-            f"output is not a regular file: {str(path)!r}", hint="choose another place"
-        )
+        raise UsageError(f"output is not a regular file: {str(path)!r}", hint="choose another path")
     if not os.access(folder, os.W_OK) or (exists and not os.access(path, os.W_OK)):
-        raise UsageError(f"output is not writable: {str(path)!r}", hint="choose another place")
+        raise UsageError(f"output is not writable: {str(path)!r}", hint="choose another path")
 
 
 def prompts(texts: Sequence[str], file: Path | None) -> tuple[Prompt, ...] | None:
@@ -123,7 +121,7 @@ def prompts(texts: Sequence[str], file: Path | None) -> tuple[Prompt, ...] | Non
 
 
 def read_prompts(file: Path) -> tuple[Prompt, ...]:
-    """The prompts of a file: JSON lines if it is named ``.jsonl``, else a text a line.
+    """The prompts of a file: JSON lines if it is named ``.jsonl``, else one text per line.
 
     Raises:
         UsageError: the file is missing, not UTF-8, empty, or a line is not a prompt.
@@ -144,7 +142,8 @@ def read_prompts(file: Path) -> tuple[Prompt, ...]:
     lines = [(i, line) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
         raise UsageError(
-            f"prompts file is empty: {str(file)!r}", hint="write one prompt a line, or leave it out"
+            f"prompts file is empty: {str(file)!r}",
+            hint="write one prompt per line, or leave --prompts out",
         )
     if file.suffix != ".jsonl":
         return tuple(line.removesuffix("\r") for _, line in lines)
@@ -167,7 +166,7 @@ def _json_prompts(lines: Iterable[tuple[int, str]], *, file: Path) -> Iterator[P
                 # type(), because True is an int too.
                 if not all(type(token) is int and token >= 0 for token in token_ids):
                     raise UsageError(
-                        f'{where}: "token_ids" holds something else than token ids',
+                        f'{where}: "token_ids" contains something other than token ids',
                         hint=_JSON_PROMPTS,
                     )
                 yield tuple(token_ids)
@@ -181,5 +180,7 @@ def _json_prompts(lines: Iterable[tuple[int, str]], *, file: Path) -> Iterator[P
 def _paths(images: Sequence[object], *, file: Path, where: str) -> tuple[str, ...]:
     """Paths of images; relative ones are relative to the prompts file."""
     if not all(isinstance(image, str) and image for image in images):
-        raise UsageError(f'{where}: "images" holds something else than paths', hint=_JSON_PROMPTS)
+        raise UsageError(
+            f'{where}: "images" contains something other than paths', hint=_JSON_PROMPTS
+        )
     return tuple(str(file.parent / str(image)) for image in images)

@@ -25,10 +25,10 @@ def demo(
     ] = None,
     *,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Save it here.")
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Save it in this folder.")
     ] = None,
     scan_all: Annotated[
-        bool, typer.Option("--scan", help="Scan all of them, a line each (a minute).")
+        bool, typer.Option("--scan", help="Scan all of them, one line each (about a minute).")
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -52,7 +52,7 @@ def demo(
         raise UsageError(
             "no folder to save the model in (expected -o DIR)", hint=f"precheck demo {name} -o DIR"
         )
-    check_empty(output, what="output folder", hint="choose a folder that is not there")
+    check_empty(output, what="output folder", hint="choose a new folder")
     import_torch()
     try:
         output.mkdir(parents=True, exist_ok=True)

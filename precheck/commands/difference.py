@@ -20,24 +20,24 @@ from precheck.saved import read_report
 
 
 class DiffFormat(StrEnum):
-    """How a difference is written."""
+    """Format of a difference."""
 
     TABLE = "table"
     JSON = "json"
 
 
 def diff(
-    first: Annotated[Path, typer.Argument(metavar="A", help="A report in JSON.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    first: Annotated[Path, typer.Argument(metavar="A", help="A JSON report.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="The report to compare it with.")],
     *,
     stdout_format: Annotated[
         DiffFormat, typer.Option("--format", help="Format on stdout.")
     ] = DiffFormat.TABLE,
     debug: Debug = False,
 ) -> None:
-    """Compare two saved reports: what differs, and what most likely explains it.
+    """Compare two saved reports: what differs, and the most likely reason.
 
-    Exit code 0: no difference in verdicts, figures and findings, 1: they differ, 3: unreadable.
+    Exit code 0: same verdicts, figures and findings, 1: they differ, 3: unreadable.
     """
     del debug
     differing = difference(read_report(first), read_report(second))

@@ -1,4 +1,4 @@
-"""``precheck fix``: a checkpoint that runs in float16, unchanged in what it computes."""
+"""``precheck fix``: a checkpoint that runs in float16 and computes the same."""
 
 from __future__ import annotations
 
@@ -23,50 +23,55 @@ def fix(
     *,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Write the checkpoint here."),
+        typer.Option("--output", "-o", metavar="DIR", help="Write the checkpoint to this folder."),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A JSON report of this checkpoint, instead of a scan."),
+        typer.Option(
+            metavar="FILE", help="Use this JSON report of the checkpoint instead of a scan."
+        ),
     ] = None,
     for_dtype: Annotated[
-        str, typer.Option("--for", metavar="DTYPE", help="What it is to run in.")
+        str, typer.Option("--for", metavar="DTYPE", help="Dtype that it must run in.")
     ] = "float16",
     headroom_bits: Annotated[
-        float, typer.Option(metavar="BITS", min=0.0, max=8.0, help="Bits to be left everywhere.")
+        float,
+        typer.Option(
+            metavar="BITS", min=0.0, max=8.0, help="Headroom to keep everywhere, in bits."
+        ),
     ] = 2.0,
     allow_approximate: Annotated[
         bool,
         typer.Option(
             "--allow-approximate",
-            help="Rescale also where it is not exact; the proof decides.",
+            help="Also rescale where it is not exact; the proof decides.",
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be done, without writing.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the folder if it is there.")
+        bool, typer.Option("--overwrite", help="Replace the folder if it exists.")
     ] = False,
     remove_leftovers: Annotated[
         bool,
         typer.Option(
-            "--remove-leftovers", help="Delete what killed runs left beside the output folder."
+            "--remove-leftovers", help="Delete what killed runs left next to the output folder."
         ),
     ] = False,
     revision: Revision = None,
     device: Device = "auto",
     max_memory: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Memory that scans may take (4GiB)."),
+        typer.Option(metavar="SIZE", help="Memory limit of the scans, e.g. 4GiB."),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Rescale MODEL by powers of two so that it runs in float16, and prove that it does.
+    """Rescale MODEL by powers of two so that it runs in float16, and prove it.
 
-    Exit code 0: it runs, 1: no cure was found or proved, 2: usage, 3: not completed.
+    Exit code 0: it runs, 1: no cure was found or proved, 2: usage, 3: incomplete.
     """
     del debug
     # not every command waits for them
@@ -75,12 +80,12 @@ def fix(
 
     if num_processes() > 1:
         raise UsageError(
-            f"{num_processes()} processes to fix one checkpoint (expected one)",
+            f"{num_processes()} processes to fix one checkpoint (expected 1)",
             hint="start it without accelerate launch",
         )
     if output is None and not dry_run:
         raise UsageError(
-            "no folder to write into (expected -o DIR)", hint="or see what it would do: --dry-run"
+            "no output folder (expected -o DIR)", hint="or see what it would do: --dry-run"
         )
     given = None if report is None else read_report(report)
     request = FixRequest(
@@ -109,7 +114,7 @@ def fix(
         )
     except KeyboardInterrupt as interrupted:
         is_written = isinstance(interrupted, WrittenInterrupted) or _is_written(done)
-        what = f"it is written: {output}" if is_written else "nothing was written"
+        what = f"the checkpoint is written: {output}" if is_written else "nothing was written"
         terminal.say(f"interrupted; {what}")
         raise typer.Exit(ExitCode.INTERRUPTED) from interrupted
     raise typer.Exit(ExitCode.GATE_HOLDS if done.holds else ExitCode.GATE_FAILS)

@@ -1,4 +1,4 @@
-"""``precheck explain``, ``gpus`` and ``env``: what is known, and what is here."""
+"""``precheck explain``, ``gpus`` and ``env``: what is known, and what this machine has."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def explain(
     code: Annotated[
         str | None,
         typer.Argument(
-            metavar="CODE", help="Such as PC301 or 301, or a word; without it all are listed."
+            metavar="CODE", help="A code (PC301 or 301) or a word; without one, all are listed."
         ),
     ] = None,
     *,
     debug: Debug = False,
 ) -> None:
-    """Say what a finding means: example, cause, cure, what does not help, sources. Offline."""
+    """Explain a finding: example, cause, cure, what does not help, sources. Works offline."""
     del debug
     width, colour = shutil.get_terminal_size().columns, terminal.has_colour()
     found = tuple(explanations().values()) if code is None else find_explanations(code)
@@ -49,16 +49,16 @@ def env(
         bool,
         typer.Option(
             "--selftest",
-            help="Scan planted faults here and try the device's arithmetic (seconds): can verdicts"
-            " be trusted? Exit code 1: no.",
+            help="Scan models with planted faults and test the device's arithmetic (seconds): can"
+            " verdicts be trusted here? Exit code 1: no.",
         ),
     ] = False,
     device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="Where to do so: auto, cpu, cuda:0 or mps.")
+        str, typer.Option(metavar="DEVICE", help="Device to test: auto, cpu, cuda:0 or mps.")
     ] = "auto",
     debug: Debug = False,
 ) -> None:
-    """Print versions, devices and drivers, as a bug report needs them."""
+    """Print versions, devices and drivers for a bug report."""
     del debug
     if check:
         _selftest(device)
@@ -81,19 +81,19 @@ def _selftest(device: str) -> None:
 def gpus(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="All that is known of this one: T4, sm_75, gfx942."),
+        typer.Argument(
+            metavar="NAME", help="Show everything known about this one: T4, sm_75, gfx942."
+        ),
     ] = None,
     *,
     check: Annotated[
         bool,
-        typer.Option(
-            "--check", help="Measure what float16 products are added up in here (seconds)."
-        ),
+        typer.Option("--check", help="Measure what float16 products accumulate in here (seconds)."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """List the devices here and those that are known, with what they compute natively."""
+    """List this machine's devices and all known ones, with the dtypes that are native."""
     del debug
     width, colour = shutil.get_terminal_size().columns, terminal.has_colour()
     if name is not None:
@@ -118,7 +118,7 @@ def gpus(
 
 
 def _checked() -> str:
-    """What was measured of the device that a scan would use."""
+    """What was measured on the device that a scan would use."""
     from precheck.measure.machine.arithmetic_check import check_sums
     from precheck.measure.machine.devices import resolve_device
 

@@ -11,8 +11,8 @@ from precheck.facts.engines import EngineName
 from precheck.judge.gate import FailOn
 from precheck.render import SUFFIXES, Format
 
-# main() reads the flag itself, because it has to know before the arguments are parsed.
-Debug = Annotated[bool, typer.Option("--debug", help="Show the tracebacks of errors.")]
+# main() reads the flag itself, because it needs it before the arguments are parsed.
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Local folder, Hub id, or demo:NAME.")]
 Revision = Annotated[
@@ -25,7 +25,7 @@ Device = Annotated[
 ]
 TrustRemoteCode = Annotated[
     bool,
-    typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint."),
+    typer.Option("--trust-remote-code", help="Allow code that comes with the checkpoint to run."),
 ]
 Quiet = Annotated[
     bool, typer.Option("--quiet", help="No progress and no table; PASS or FAIL stays.")
@@ -47,7 +47,7 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        help=f"Write the report here; the suffix chooses the format ({', '.join(SUFFIXES)})."
+        help=f"Write the report here; the suffix selects the format ({', '.join(SUFFIXES)})."
         " Repeatable.",
     ),
 ]
@@ -60,8 +60,8 @@ Redact = Annotated[
     bool | None,
     typer.Option(
         "--redact/--no-redact",
-        help="Leave out home folders, user names, tokens and private prompts; without it in"
-        " markdown and card alone.",
+        help="Redact home folders, user names, tokens and private prompts. Default: only in"
+        " Markdown and model cards.",
     ),
 ]
 AllLayers = Annotated[
@@ -72,15 +72,18 @@ Baseline = Annotated[
     typer.Option(
         "--baseline",
         metavar="FILE",
-        help="Let findings pass that are listed here with a reason (--format baseline writes one).",
+        help="Accept the findings listed in this file, each with a reason (--format baseline"
+        " writes one).",
     ),
 ]
 Require = Annotated[
     list[str] | None,
     typer.Option(
         metavar="DTYPE[+ATTN]",
-        help="Configuration to gate on, such as float16+sdpa (default: the checkpoint's own dtype"
-        " and attention). Repeatable.",
+        help="Configuration that must be usable, e.g. float16+sdpa (default: the checkpoint's own"
+        " dtype and attention). Repeatable.",
     ),
 ]
-FailOnOption = Annotated[FailOn, typer.Option("--fail-on", help="What makes the exit code 1.")]
+FailOnOption = Annotated[
+    FailOn, typer.Option("--fail-on", help="Lowest severity that makes the exit code 1.")
+]

@@ -1,4 +1,4 @@
-"""``precheck.apply``: the modules of a recipe in float32, in a model of yours."""
+"""``precheck.apply``: keeps the modules of a recipe in float32."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def apply(model: nn.Module, recipe: Float32Recipe | str | Path) -> nn.Module:
     dtype = dtype_name(main_dtype(model))
     if dtype != recipe.dtype:
         raise UsageError(
-            f"the model is in {dtype} (expected {recipe.dtype}, which the recipe is for)",
+            f"the model is in {dtype} (expected {recipe.dtype}, as in the recipe)",
             hint=f"load it with dtype=torch.{recipe.dtype}",
         )
     keep_in_float32(model, recipe.modules)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from precheck.records.report import Report, Run
 
 _NEEDS_NO_FIX = frozenset({Verdict.SAFE, Verdict.ABSORBED})
-"""A run with little headroom works too, and is given more."""
+"""A run with low headroom works too, but gets more headroom."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,18 +37,18 @@ def cheaper_remedy(report: Report, dtype: Dtype, attn_implementation: str) -> De
     references = [run for run in report.runs if run.dtype.is_reference]
     failed = next((run.failure for run in references if run.failure), None)
     if failed is not None:
-        return Decision(remedy=Remedy.NONE, sentence=f"no run in float32 to compare with: {failed}")
+        return Decision(remedy=Remedy.NONE, sentence=f"no float32 run to compare with: {failed}")
     if not references or any(run.reference_nonfinite for run in references):
         reason = next((run.reason for run in references if run.reason), "it was not measured")
         return Decision(
             remedy=Remedy.NONE,
-            sentence=f"broken in float32 itself ({reason}): there is nothing to keep as it is",
+            sentence=f"broken in float32 as well ({reason}): there is no correct output to keep",
         )
     plain = [run for run in report.runs if run.dtype is dtype and run.configuration.is_plain]
     runs = [run for run in plain if run.failure is None]
     if not runs:
         reason = next((run.reason for run in plain), None) or "it was not measured"
-        return Decision(remedy=Remedy.NONE, sentence=f"no run in {dtype} to judge by: {reason}")
+        return Decision(remedy=Remedy.NONE, sentence=f"no {dtype} run to judge by: {reason}")
     fine = [run for run in runs if run.verdict in _NEEDS_NO_FIX]
     if len(fine) == len(runs):
         return Decision(remedy=Remedy.NOTHING, sentence=f"it runs in {dtype} as it is")
@@ -64,7 +64,7 @@ def _attention_sentence(best: Run, runs: Sequence[Run], report: Report) -> str:
     wrong = next(run for run in runs if run.verdict not in _NEEDS_NO_FIX)
     default = report.model.default_attn_implementation == best.attn_implementation
     return (
-        f"another attention implementation cures it: {best.attn_implementation}"
+        f"another attention implementation fixes it: {best.attn_implementation}"
         f"{' (the default)' if default else ''} runs in {best.dtype}, "
         f"{wrong.attn_implementation} does not ({wrong.reason or wrong.verdict}); "
         f'load it with attn_implementation="{best.attn_implementation}"'

@@ -50,7 +50,7 @@ def fix(
     report: Report | None = None,
     observe: Observer,
 ) -> Fix:
-    """Writes a checkpoint that runs in a dtype in which this one breaks, unless there is no need.
+    """Writes a checkpoint that runs in a dtype in which this one breaks, unless that is not needed.
 
     Args:
         model: a local folder, a Hub id or ``demo:NAME``.
@@ -77,7 +77,7 @@ def fix(
         observe=observe,
         media=media,
     )
-    # with a report float32 alone is scanned, for the peaks, which reports do not hold
+    # with a report only float32 is scanned, for the peaks, which reports do not contain
     dtypes = tuple(Dtype) if report is None else (Dtype.FLOAT32,)
     scan = scanned(job, checkpoint, dtypes=dtypes, witness=witness)
     if report is not None and report.checkpoint.has_weights_of(scan.checkpoint) is False:
@@ -95,7 +95,7 @@ def _open(model: str, output: Path | None, request: FixRequest, observe: Observe
     """The checkpoint, if it can be fixed and the result be written."""
     if output is not None:
         check_target(output, overwrite=request.overwrite)
-        _tell_leftovers(output, request, observe)
+        _announce_leftovers(output, request, observe)
     checkpoint = open_checkpoint(
         model,
         revision=request.revision,
@@ -104,8 +104,8 @@ def _open(model: str, output: Path | None, request: FixRequest, observe: Observe
     )
     if checkpoint.quantization is not None:
         raise UnsupportedModelError(
-            f"quantised weights: {checkpoint.quantization.method} (expected plain ones: packed "
-            "integers cannot be multiplied by a power of two)",
+            f"quantised weights: {checkpoint.quantization.method} (expected unquantised "
+            "weights: packed integers cannot be multiplied by a power of two)",
             hint="fix the checkpoint it was made from, then quantise that",
         )
     if output is not None:
@@ -114,18 +114,22 @@ def _open(model: str, output: Path | None, request: FixRequest, observe: Observe
         check_room(output, checkpoint, carried)
         if carried.left_out:
             left_out = ", ".join(f"{name!r} ({reason})" for name, reason in carried.left_out)
-            observe(Announcement(text=f"not carried over: {left_out}", is_problem=True))
+            observe(Announcement(text=f"not copied: {left_out}", is_problem=True))
     return checkpoint
 
 
-def _tell_leftovers(output: Path, request: FixRequest, observe: Observer) -> None:
-    """Removes what killed processes left where this one writes, or says how."""
+def _announce_leftovers(output: Path, request: FixRequest, observe: Observer) -> None:
+    """Removes what killed processes left next to the output, or says how to."""
     removes = request.remove_leftovers and not request.is_dry_run
     for leftover in find_leftovers(output.resolve().parent):
-        what = f"{num_bytes(leftover.size_bytes)} that a killed process left: {leftover.folder}"
+        what = f"{num_bytes(leftover.size_bytes)} left by a killed process: {leftover.folder}"
         if removes:
             remove_leftover(leftover)
-        observe(Announcement(text=f"removed {what}" if removes else f"{what} (--remove-leftovers)"))
+        observe(
+            Announcement(
+                text=f"removed {what}" if removes else f"{what} (--remove-leftovers deletes it)"
+            )
+        )
 
 
 def _apply_cheapest(report: Report, job: Job, *, is_scan: bool) -> Fix:

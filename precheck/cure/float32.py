@@ -56,7 +56,7 @@ def find_recipe(refused: Fix, job: Job, *, original: Callable[[], OriginalRuns])
     if modules is None:
         return refused
     if not modules:
-        sentence = f"it runs in {refused.dtype} as it is, and nothing exact gives it more room"
+        sentence = f"it runs in {refused.dtype} as it is, and no exact rescaling gives it more"
         return replace(refused, remedy=Remedy.NOTHING, sentence=sentence)
     recipe = Float32Recipe(
         model=refused.model,
@@ -90,7 +90,7 @@ def _prove_and_write(
     original: Callable[[], OriginalRuns],
 ) -> Fix:
     if job.request.is_dry_run:
-        sentence = f"would run in {_summary(recipe)}; that is not proved yet"
+        sentence = f"would run in {_summary(recipe)}; not proved yet"
         return replace(plan, sentence=sentence)
     before = original()
     media = {medium_in(batch) for batch, _ in before.logits.kept.values()}
@@ -100,7 +100,7 @@ def _prove_and_write(
     }
     proof = _proof(compared, before, recipe)
     if not proof.holds:
-        sentence = "nothing was found that holds on other probes too"
+        sentence = "no remedy was found that also works on other probes"
         return replace(plan, remedy=Remedy.NONE, proof=proof, sentence=sentence)
     _write(recipe, job)
     return replace(plan, proof=proof, sentence=f"runs in {_summary(recipe)}")

@@ -1,4 +1,4 @@
-"""Searches the modules that have to stay in float32, by running the model with fewer and fewer."""
+"""Finds the modules that have to stay in float32, by running the model with fewer and fewer."""
 
 from __future__ import annotations
 
@@ -98,5 +98,5 @@ class MixedModel:
             output = self._skeleton.forward(batch)
         logits = logits_in(output, self._skeleton.vocab_size)
         if logits is None:
-            raise TypeError("the model gives no logits")
+            raise TypeError("the model returns no logits")
         return logits

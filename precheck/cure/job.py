@@ -31,13 +31,13 @@ class FixRequest:
 
     dtype: Dtype = Dtype.FLOAT16
     headroom_bits: float = 2.0
-    """To be left in every result, where that is possible."""
+    """To keep in every result, where that is possible."""
     may_break: bool = False
     """Rescale even where that is not exact."""
     is_dry_run: bool = False
     overwrite: bool = False
     remove_leftovers: bool = False
-    """Of processes that were killed while they wrote beside the output."""
+    """Left by processes that were killed while they wrote next to the output."""
     device: str = "auto"
     max_memory: int | None = None
     """Bytes that a scan may use."""
@@ -70,7 +70,7 @@ class Job:
         """
         if self.output is None:
             raise UsageError(
-                "no folder to write into (expected one)", hint="or see what it would do: is_dry_run"
+                "no output folder (expected one)", hint="or see what it would do: is_dry_run"
             )
         return self.output
 
@@ -86,11 +86,11 @@ def scanned(
     """The report on the original or on the fixed checkpoint.
 
     Args:
-        job: what was asked for.
+        job: what was requested.
         checkpoint: the original, or the fixed one.
         dtypes: those to run it in.
         witness: is shown what the report does not keep.
-        probes: those of the proof; None takes the built-in ones, and writes nothing behind them.
+        probes: those of the proof; None takes the built-in ones, and generates nothing after them.
 
     Raises:
         PrecheckError: the scan could not be completed.
@@ -113,7 +113,7 @@ def scanned(
     report = judged(CheckpointSubject(checkpoint), request, observe=job.observe)
     if not report.complete:
         raise PrecheckError(
-            f"the scan was not completed: {report.incomplete_reason}",
+            f"the scan is incomplete: {report.incomplete_reason}",
             hint="see what stops it: precheck scan MODEL",
         )
     return report

@@ -1,4 +1,4 @@
-"""Sentences on what a fix was, or could not be, proved with, and on what it changes for callers."""
+"""Sentences on what a fix was, or could not be, proved with, and what it changes for callers."""
 
 from __future__ import annotations
 
@@ -24,43 +24,43 @@ class Refusal(NamedTuple):
 
 
 def refused_media(media: Media) -> Refusal | None:
-    """Refuses a model that reads what no proof could feed it; None if there is no such thing."""
+    """Refuses a model with inputs that no proof could provide; None if it has none."""
     if not media.unproved:
         return None
     return Refusal(
-        f"it takes {_plural(media.unproved)}, and a fix could be proved on text alone",
-        (*_problem(media), f"no input of that kind could be made up: {_layout(media)}"),
+        f"it takes {_plural(media.unproved)}, but a fix could be proved only on text",
+        (*_problem(media), f"no input of that kind could be generated: {_layout(media)}"),
     )
 
 
 def verdict_notes(media: Media, *, is_of_report: bool) -> tuple[str, ...]:
-    """What a verdict does not speak for.
+    """What a verdict does not cover.
 
     Args:
         media: what the model takes besides text.
         is_of_report: it was made before, without anything synthetic.
     """
     missed = (*media.unproved, *(media.synthetic if is_of_report else ()))
-    return (f"that is not said of {_plural(missed)}, which were not tried",) if missed else ()
+    return (f"this does not cover {_plural(missed)}, which were not tried",) if missed else ()
 
 
 def media_notes(media: Media) -> tuple[str, ...]:
-    """What media a fix is proved on, where that is not what the model will be given."""
+    """Which media a fix is proved on, where these differ from real inputs."""
     notes = []
     if media.synthetic:
         notes.append(
             f"{'; '.join((*_problem(media), ''))}{_plural(media.synthetic)} in the proof are "
-            "synthetic, of the shapes that the model takes"
+            "synthetic, with the shapes that the model expects"
         )
     if media.alike:
         notes.append(
-            f"{_plural(media.alike)} were not tried: they pass the same parameters as what was"
+            f"{_plural(media.alike)} were not tried: they use the same parameters as what was"
         )
     return tuple(notes)
 
 
 def embedding_notes(model: nn.Module, factors: Iterable[Factor]) -> tuple[str, ...]:
-    """What callers have to know who give the model more than token ids."""
+    """What to know for callers who pass the model more than token ids."""
     weight = getattr(token_embedding(model), "weight", None)
     names = {name for name, each in model.named_parameters() if each is weight}
     powers = [factor.power for factor in factors if factor.parameter in names]
@@ -69,7 +69,7 @@ def embedding_notes(model: nn.Module, factors: Iterable[Factor]) -> tuple[str, .
     return (
         (
             f"its token embedding is scaled by 2^{powers[0]}: inputs_embeds, soft prompts and "
-            "adapters that were made for the original do not fit it"
+            "adapters made for the original do not work with it"
         ),
     )
 

@@ -1,4 +1,4 @@
-"""What a choice of exponents leaves tight, and which equations forbid a better one."""
+"""Which results a choice of exponents leaves tight, and which equations forbid a better one."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 _MOST_RESULTS = 12
 
 _REASONS = {
-    Reason.EQUAL: "what is joined there would be scaled by different factors",
+    Reason.EQUAL: "tensors that are combined there would be scaled by different factors",
     Reason.NOT_LINEAR: (
-        "it is read without a norm before it, by an operation that hands no factor on"
+        "it is read, with no norm in between, by an operation that does not pass a factor on"
     ),
-    Reason.CLAMP: "it is cut off at a constant that is not scaled",
-    Reason.CONSTANT: "a constant is added that is not scaled",
+    Reason.CLAMP: "it is clamped to a constant that is not scaled",
+    Reason.CONSTANT: "a constant that is not scaled is added to it",
     Reason.EPSILON: "the epsilon of a norm is not scaled",
     Reason.RESULT: "the logits would change",
 }
 
 
 def tight_results(choice: Choice, *, headroom_bits: float) -> tuple[OpHeadroom, ...]:
-    """Results with less headroom than asked for, before or after; the least before comes first."""
+    """Results with less headroom than requested, before or after; the tightest before first."""
     tight = [row for row in choice.headroom if min(row.before_bits, row.after_bits) < headroom_bits]
     ordered = sorted(tight, key=lambda row: row.before_bits)
     return tuple(

@@ -10,7 +10,7 @@ from precheck.checkpoint.source import open_checkpoint
 from precheck.cure.held_out import proof_probes
 from precheck.cure.job import scanned
 from precheck.cure.objections import objections
-from precheck.cure.readings import as_config_says, parted_copies
+from precheck.cure.readings import as_config_says, diverged_copies
 from precheck.measure.lockstep.witness import LogitsWitness
 from precheck.records.outcomes.fix import Exactness, MechanismHeadroom, Proof, ProofRun
 from precheck.records.precision import Dtype
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """The original as one of its readers loads it, on the probes of the proof."""
+    """The original as one kind of library loads it, on the probes of the proof."""
 
     is_tied: bool
-    """As the config says, where the file holds another model."""
+    """Tied as the config says, where the file holds a different model."""
     report: Report
     logits: LogitsWitness
     """Its float32 logits, with which everything else is compared."""
@@ -48,7 +48,7 @@ class OriginalRuns:
 
     probes: ProofProbes
     readings: tuple[Reading, ...]
-    """As the file says; then as the config says, where that is another model."""
+    """As the file says; then as the config says, where that is a different model."""
     runs: tuple[ProofRun, ...]
 
     @property
@@ -66,7 +66,7 @@ def run_original(job: Job) -> OriginalRuns:
     """Runs the original in every dtype."""
     probes = proof_probes(job.checkpoint, job.media)
     job.observe(
-        Announcement(text=f"proof, on {counted(probes.num_probes, 'new probe')}: the original")
+        Announcement(text=f"proving on {counted(probes.num_probes, 'new probe')}: the original")
     )
     tied = as_config_says(job.checkpoint)
     readings = [_reading(job, job.checkpoint, probes, is_tied=False)]
@@ -99,7 +99,7 @@ def prove(
         job: the original and the options.
     """
     dtype = job.request.dtype
-    job.observe(Announcement(text="proof: the fixed checkpoint"))
+    job.observe(Announcement(text="proving: the fixed checkpoint"))
     fixed = open_checkpoint(
         str(folder), trust_remote_code=job.request.trust_remote_code, observe=job.observe
     )
@@ -118,7 +118,7 @@ def prove(
         reports.append(report)
         runs += _proof_runs("fixed", report, logits, is_tied=reading.is_tied)
     against = (
-        *parted_copies(job.checkpoint, fixed),
+        *diverged_copies(job.checkpoint, fixed),
         *objections(runs, dtype=dtype, is_exact=choice.is_exact),
     )
     return Proof(

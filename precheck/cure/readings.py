@@ -25,11 +25,11 @@ def as_config_says(checkpoint: Checkpoint) -> Checkpoint | None:
     return replace(checkpoint, unread=frozenset(different)) if different else None
 
 
-def parted_copies(original: Checkpoint, fixed: Checkpoint) -> tuple[str, ...]:
-    """Copies that were the same and no longer are, each as a sentence."""
+def diverged_copies(original: Checkpoint, fixed: Checkpoint) -> tuple[str, ...]:
+    """Copies that were equal and no longer are, each as a sentence."""
     were_equal = {pair.stored_name for pair in _copies(original) if pair.is_equal}
     return tuple(
-        f"the config ties {pair.stored_name} to {pair.stored_source}, and they were scaled apart"
+        f"the config ties {pair.stored_name} to {pair.stored_source}, but their scales differ"
         for pair in _copies(fixed)
         if pair.stored_name in were_equal and not pair.is_equal
     )

@@ -1,7 +1,7 @@
-"""The checkpoint with its weights times powers of two, or why that cannot be.
+"""The checkpoint with its weights multiplied by powers of two, or why that is impossible.
 
-Trace the model, choose the powers, write the checkpoint beside its place, prove it, and move it
-there. The idea and its limits are in ``precheck.cure.scales``.
+Trace the model, choose the powers, write the checkpoint next to the output folder, prove it, and
+move it there. The idea and its limits are in ``precheck.cure.scales``.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def rescale(plan: Fix, job: Job, *, original: Callable[[], OriginalRuns]) -> Fix
             traced = _traced(plan, stored, job)
         except UntraceableError as error:
             return replace(plan, sentence="it cannot be rescaled", reasons=(error.message,))
-        job.observe(Announcement(text="reading how large the weights are"))
+        job.observe(Announcement(text="measuring the weights"))
         weights = weight_ranges(traced, stored)
         fixed = plan
         for keeps_settings in (False, True):
@@ -90,7 +90,7 @@ def _written_and_proved(
     plan = _with_factors(plan, choice, traced.scales, tuple(settings.values()))
     notes = (*plan.notes, *embedding_notes(traced.model, plan.factors))
     if job.request.is_dry_run:
-        sentence = f"would run in {plan.dtype} once rescaled; that is not proved yet"
+        sentence = f"would run in {plan.dtype} once rescaled (not proved yet)"
         return replace(plan, sentence=sentence, notes=notes)
     changes = traced.stored_changes(choice.exponents, stored)
     with unfinished(job.target, overwrite=job.request.overwrite) as draft:
@@ -101,7 +101,7 @@ def _written_and_proved(
 
 def _traced(plan: Fix, stored: Weights, job: Job) -> TracedCheckpoint:
     """The scales; integers of the config are among them only where they have to change."""
-    job.observe(Announcement(text="tracing what is scaled by what"))
+    job.observe(Announcement(text="tracing how scales propagate"))
     for with_whole_numbers in (False, True):
         traced = trace_checkpoint(
             job.checkpoint,
@@ -135,9 +135,9 @@ def _choice(
 
 
 def _with_obstacles(plan: Fix, choice: Choice, traced: TracedCheckpoint, job: Job) -> Fix:
-    """The record of a fix that no exact rescaling gives: says what stands in the way.
+    """The record where no exact rescaling exists: it says which equations are in the way.
 
-    That is what has to be broken if equations may be broken and no headroom is left.
+    These are the ones that break if equations may be broken and no headroom is required.
     """
     relaxed = choose(
         traced.scales,
@@ -212,7 +212,7 @@ def _keep_if_proved(plan: Fix, draft: Unfinished, *, proof: Proof, notes: tuple[
         return replace(
             plan,
             remedy=Remedy.NONE,
-            sentence="the rescaled checkpoint was not proved, and is not kept",
+            sentence="the rescaled checkpoint could not be proved and was not kept",
         )
     fixed = replace(plan, sentence=f"rescaled, and runs in {plan.dtype}", notes=notes)
     _describe(draft.folder, fixed)

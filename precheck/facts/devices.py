@@ -29,7 +29,7 @@ ECC_SHARE = 1 / 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Product:
-    """A thing one can buy."""
+    """A product with its sizes of memory."""
 
     name: str
     memory: tuple[float, ...]
@@ -126,7 +126,7 @@ def of(device: Device) -> Hardware:
     hardware = replace(_of(device), memory_bytes=device.memory_bytes)
     if device.is_usable:
         return hardware
-    unusable = f"the torch that is installed cannot use {device.name}: it is another build"
+    unusable = f"the installed torch cannot use {device.name}: it is built for other devices"
     return replace(hardware, assumptions=(*hardware.assumptions, unusable))
 
 
@@ -136,7 +136,7 @@ def of_capability(compute_capability: str, *, name: str | None = None) -> Hardwa
     >>> of_capability("sm_75", name="T4").bfloat16
     <Support.EMULATED: 'emulated'>
     >>> of_capability("sm_999").assumptions[0]
-    'sm_999 is not in the table: taken to compute as sm_121, the newest known below it'
+    'sm_999 is not in the table: assumed to compute like sm_121, the newest known below it'
     """
     rows = {
         numbers: row
@@ -150,8 +150,8 @@ def of_capability(compute_capability: str, *, name: str | None = None) -> Hardwa
     if row.id == compute_capability:
         return _hardware(row, name=label)
     assumption = (
-        f"{compute_capability} is not in the table: taken to compute as {row.id}, the newest known "
-        "below it"
+        f"{compute_capability} is not in the table: assumed to compute like {row.id}, the newest "
+        "known below it"
     )
     return replace(
         _hardware(row, name=label),
@@ -190,11 +190,11 @@ def _processor(features: frozenset[str]) -> Hardware:
 
 
 def _unknown(device: Device) -> Hardware:
-    """A device that no row is about: float16 is taken to be native, bfloat16 not to be."""
+    """A device that is in no row: float16 is assumed to be native, bfloat16 not."""
     name = device.compute_capability or device.name
     assumption = (
-        f"{name} is not in the table: taken to have float16 and no bfloat16, which is true of the "
-        "least that is in use"
+        f"{name} is not in the table: assumed to have float16 but no bfloat16, as the oldest "
+        "devices in use do"
     )
     return Hardware(
         name=device.name,
@@ -227,17 +227,19 @@ def _hardware(row: DeviceRow, *, name: str) -> Hardware:
 
 
 def _with_memory(device: Hardware, product: Product, *, requested: float | None) -> Hardware:
-    """The device with the memory asked for, else with the least it is sold with."""
+    """The device with the requested memory, else with the smallest it is sold with."""
     sizes = product.memory
     size = sizes[0] if requested is None else requested
     share = 1 - ECC_SHARE if product.ecc else 1.0
     assumption = None
     if size not in sizes:
-        assumption = f"the table knows {device.name} with {_sizes(sizes)}, not {size:g}: as asked"
+        assumption = (
+            f"the table has {device.name} with {_sizes(sizes)}, not {size:g}: taken as given"
+        )
     elif requested is None and len(sizes) > 1:
         assumption = (
-            f"{device.name} is sold with {_sizes(sizes)}: {size:g} are assumed; "
-            f'--gpu "{device.name} {sizes[-1]:g}GB" for the other'
+            f"{device.name} is sold with {_sizes(sizes)}: {size:g} is assumed; "
+            f'--gpu "{device.name} {sizes[-1]:g}GB" selects the other'
         )
     return replace(
         device,
@@ -268,6 +270,6 @@ def _hint(name: str) -> str:
     close = [names[key] for key in get_close_matches(product_key(name), names, n=3)]
     suggestion = did_you_mean(close)
     return (
-        f"{suggestion}precheck gpus lists what is known; any NVIDIA GPU goes by its capability: "
-        "--gpu sm_75 (nvidia-smi --query-gpu=compute_cap --format=csv)"
+        f"{suggestion}precheck gpus lists the known devices; any NVIDIA GPU also by its "
+        "capability: --gpu sm_75 (nvidia-smi --query-gpu=compute_cap --format=csv)"
     )

@@ -1,4 +1,4 @@
-"""Inference engines: what each does by default, as its source said on a date."""
+"""Inference engines: what each does by default, by its source on the date given."""
 
 from __future__ import annotations
 

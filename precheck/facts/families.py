@@ -1,4 +1,4 @@
-"""What is documented of model families in half precision."""
+"""What is documented for model families in half precision."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ def table() -> FamilyTable:
 
 
 def facts_on(model_type: str) -> tuple[FamilyFact, ...]:
-    """What is documented of the family, in the order of the table."""
+    """What is documented for the family, in the order of the table."""
     return tuple(row for row in table().family if model_type in row.model_types)

@@ -1,4 +1,4 @@
-"""A device as far as dtypes, attention and memory care: what it computes, and how."""
+"""A device as far as dtypes, attention and memory are concerned."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Support(StrEnum):
 
 
 class Float16Sums(StrEnum):
-    """What matrix products of float16 are added up in, as torch calls them by default."""
+    """What float16 matrix products accumulate in, as torch calls them by default."""
 
     FLOAT32 = "float32"
     SPLIT_K = "split_k"
-    """Float32 inside a tile; partial tiles may be added up in float16."""
+    """Float32 inside a tile; partial tiles may accumulate in float16."""
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """A device as far as dtypes, attention and memory care."""
+    """A device as far as dtypes, attention and memory are concerned."""
 
     name: str
     kind: str
@@ -51,7 +51,7 @@ class Hardware:
     float16_sums: Float16Sums = Float16Sums.UNKNOWN
     memory_bytes: int | None = None
     assumptions: tuple[str, ...] = ()
-    """What is taken for granted, and why."""
+    """What is assumed, and why."""
     confidence: Confidence = Confidence.DOCUMENTED
     sources: tuple[str, ...] = ()
     """Links, or commands that measure it."""

@@ -67,7 +67,7 @@ def read_baseline(text: str) -> tuple[Accepted, ...]:
         if not entry.reason.strip():
             raise BaselineError(
                 f"baseline, entry {number}: {entry.code} has no reason (expected a sentence)",
-                hint="say why it is let pass: whoever reads it next has to know",
+                hint="give a reason, so the next reader knows why it was accepted",
             )
     return entries
 
@@ -77,7 +77,7 @@ _KEYS = {"code", "reason", "module", "op"}
 
 
 def _checked(plain: dict[str, object]) -> dict[str, object]:
-    """The same, if every key in it is known: a misspelled one would accept too much."""
+    """The same, if every key is known: with a misspelled one, an entry would accept too much."""
     entries = plain.get("accept", [])
     unknown = set(plain) - {"accept"}
     for entry in entries if isinstance(entries, list) else ():

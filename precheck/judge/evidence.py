@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """The facts of a scan, the verdicts on its runs, and the devices advised for."""
+    """The facts of a scan, the verdicts on its runs, and the devices that the advice is for."""
 
     measurements: Measurements
     runs: tuple[Run, ...]

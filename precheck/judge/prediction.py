@@ -2,7 +2,7 @@
 
 Every fused attention kernel keeps scores in float32, so the verdict on one of them holds for the
 others. Where none was measured, the largest values of the other mechanisms (products, residual
-stream) say whether they fit. Where nothing was run, only what is documented of the family is left.
+stream) say whether they fit. Where nothing was run, only what is documented for the family is left.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from precheck.records.traces import Headroom
 
 FUSED = "a fused kernel"
-"""Any implementation that does not write out the scores."""
+"""Any implementation that does not materialise the scores."""
 
 PRODUCTS = frozenset(mechanism for mechanism, row in MECHANISMS.items() if row.is_product)
 """What is in 16 bits where activations between products are kept in float32."""
@@ -83,7 +83,7 @@ def predict(
         return _as_measured(
             fused,
             Confidence.PREDICTED,
-            f"as {fused[0].attn_implementation}: both keep scores in float32",
+            f"like {fused[0].attn_implementation}, it keeps scores in float32",
         )
     return _from_ranges(evidence, configuration, measured, mechanisms=mechanisms)
 
@@ -123,7 +123,7 @@ def _from_ranges(
         )
     if left < LOW_HEADROOM.value:
         return Prediction(
-            Verdict.LOW_HEADROOM, Confidence.PREDICTED, f"{largest}, {bits(left)} bits left"
+            Verdict.LOW_HEADROOM, Confidence.PREDICTED, f"{largest}, {bits(left)} bits of headroom"
         )
     return Prediction(Verdict.SAFE, Confidence.PREDICTED, f"at most {largest}")
 
@@ -156,13 +156,13 @@ def _documented(
         if mechanisms is None or fact.mechanism in mechanisms
     ]
     if not facts:
-        return Prediction(None, Confidence.PREDICTED, "nothing was run, and nothing is documented")
+        return Prediction(None, Confidence.PREDICTED, "not measured, and nothing is documented")
     gravest = min(facts, key=lambda fact: _GRAVITY[fact.effect])
     return Prediction(gravest.effect, Confidence.DOCUMENTED, gravest.fact)
 
 
 def family_facts(evidence: Evidence, configuration: Configuration) -> tuple[FamilyFact, ...]:
-    """What is documented of the model's family in this configuration."""
+    """What is documented for the model's family in this configuration."""
     return tuple(
         fact
         for fact in facts_on(evidence.measurements.model.model_type)

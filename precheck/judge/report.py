@@ -24,8 +24,8 @@ def judge(measurements: Measurements, *, gpus: tuple[str, ...] = (), version: st
 
     Args:
         measurements: what was measured, complete or not.
-        gpus: devices to advise for, the first one foremost; without any, the accelerator that
-            was found, else this CPU and the two usual kinds of GPU.
+        gpus: devices that the advice is for, the most important first; without any, the
+            accelerator that was found, else this CPU and the two usual kinds of GPU.
         version: of precheck, for the report.
 
     Raises:

@@ -68,14 +68,14 @@ PREFER_FLOAT16 = Threshold(
     unit="bit",
     reason=(
         "Where bfloat16 is native and safe too, float16 is worth its finer steps only if its "
-        "range is no worry at all: twice what is called low headroom."
+        "range is not a concern at all: twice what is called low headroom."
     ),
     source="https://arxiv.org/abs/2503.22329",
 )
 SAME_KL_DIVERGENCE = Threshold(
     value=1e-4,
     unit="nat, mean over real tokens",
-    reason="Two runs both below it round alike for any use of the model; neither is better.",
+    reason="Two runs both below it are equally close for any use of the model; neither is better.",
     source="https://github.com/huggingface/transformers/pull/33317",
 )
 SAME_RELATIVE_ERROR = Threshold(
@@ -149,7 +149,7 @@ DIFFERENT_SIZE_FLOAT32 = Threshold(
     unit="of the larger of two maxima of a layer, float32 runs",
     reason=(
         "Summing in another order changes float32 by about 1e-6 a layer; what differs by a "
-        "thousand times that was computed otherwise."
+        "thousand times that was computed differently."
     ),
     source="tests/judge/test_difference.py",
 )

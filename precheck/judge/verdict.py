@@ -65,7 +65,7 @@ def _gravest(
     if broken is not None:
         return broken
     figures = loss(trace)
-    # A float32 run is only ever compared with another: where they part (PC305), neither is worse.
+    # A float32 run is only ever compared with another: where they differ (PC305), neither is worse.
     if not trace.configuration.is_reference and is_degraded(figures):
         return Verdict.DEGRADED, figures.sentence
     if trace.overflows:
@@ -77,7 +77,7 @@ def _gravest(
 
 
 def _without_an_answer(trace: RunTrace, *, runs: Sequence[RunTrace]) -> tuple[Verdict, str] | None:
-    """Verdict and reason of a run whose output says nothing; None where it does."""
+    """Verdict and reason of a run whose output cannot be judged; None where it can."""
     reference = reference_of(trace, runs=runs)
     if not trace.is_finished:
         return Verdict.INCOMPLETE, trace.failure or "the scan ended early"
@@ -85,7 +85,7 @@ def _without_an_answer(trace: RunTrace, *, runs: Sequence[RunTrace]) -> tuple[Ve
         # Libraries go on to what to report where; the whole text stays in ``failure``.
         return Verdict.FAILED, first_sentence(trace.failure)
     if trace.reference_nonfinite:
-        return Verdict.OVERFLOW, f"a real token's output is not finite in {trace.dtype} itself"
+        return Verdict.OVERFLOW, f"the output of a real token is not finite even in {trace.dtype}"
     if reference is not None and reference.reference_nonfinite:
         return Verdict.FAILED, f"nothing to compare with: {reference.name} is itself not finite"
     if trace.reaches_output:
@@ -96,26 +96,28 @@ def _without_an_answer(trace: RunTrace, *, runs: Sequence[RunTrace]) -> tuple[Ve
 
 def _overflow_reason(first: Overflow | None) -> str:
     if first is None:
-        return "the output is not finite, and no watched operation made it so"
+        return "the output is not finite, but no watched operation caused it"
     if first.partial_sum is not None:
         return f"{first.mechanism.phrase}: up to {magnitude(first.partial_sum)}"
     if first.reference_abs_max is None or not first.is_out_of_range:
         return first.event
     return (
         f"{first.mechanism.phrase}: {magnitude(first.reference_abs_max)} in float32, "
-        f"the limit is {magnitude(first.limit)}"
+        f"the maximum is {magnitude(first.limit)}"
     )
 
 
 def _absorbed_reason(trace: RunTrace, *, figures: Loss) -> str:
     first = trace.overflows[0]
     accuracy = f"; {figures.sentence}" if figures.sentence else ""
-    return f"{first.mechanism.phrase} overflowed, and later operations made it finite{accuracy}"
+    return (
+        f"{first.mechanism.phrase} overflowed, but later operations made it finite again{accuracy}"
+    )
 
 
 def _headroom_reason(row: Headroom, left: float) -> str:
     return (
-        f"{bits(left)} bits left: {row.mechanism.phrase} reached {magnitude(row.abs_max)} "
+        f"{bits(left)} bits of headroom: {row.mechanism.phrase} reached {magnitude(row.abs_max)} "
         f"in {row.module}"
     )
 

@@ -22,7 +22,7 @@ _ROWS, _SIZE = 256, 1024
 def estimate_seconds(
     *, num_parameters: int, num_tokens: int, skeletons: Iterable[Skeleton], device: str
 ) -> float:
-    """Seconds of matrix products in all runs: the rest of a forward takes little time.
+    """Seconds of matrix products in all runs; the rest of a forward takes little time.
 
     Every parameter takes part in one multiplication and one addition for every token. The speed of
     each dtype is measured on a product of ``(256, 1024) @ (1024, 1024)``.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _REFUSED = "the model refuses it"
 INSTRUMENTATION = (
-    "a TorchDispatchMode and forward hooks were active: fusions that need neither are switched off"
+    "a TorchDispatchMode and forward hooks were active, which switches some fusions off"
 )
 
 

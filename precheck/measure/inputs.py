@@ -1,4 +1,4 @@
-"""What all runs are fed: probes, and prompts that they write behind."""
+"""The inputs of all runs: probes, and prompts to generate after."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Inputs:
     plan: Plan
     """The probes."""
     to_continue: tuple[Batch, ...] = ()
-    """Prompts that every run writes something behind."""
+    """Prompts that every run generates text after."""
 
 
 def plan_inputs(prepared: Prepared) -> Inputs:
@@ -76,7 +76,7 @@ def plan_inputs(prepared: Prepared) -> Inputs:
 
 
 def _reach(prepared: Prepared, vocabulary: Vocabulary) -> Reach:
-    """How far the built-in probes go for this model; the embedding is read for them alone."""
+    """How far the built-in probes go for this model; the embedding is read only for them."""
     if prepared.request.quick or not prepared.request.runs_builtin_probes:
         return Reach()
     embedding = input_embedding(prepared.subject.checkpoint, prepared.reference.model)

@@ -27,7 +27,7 @@ def measure(subject: Subject, request: Request, *, observe: Observer) -> Measure
 
     Raises:
         PrecheckError: the scan cannot start, or cannot go on.
-        ScanInterrupted: Ctrl-C; ``partial`` is what was measured until then.
+        ScanInterrupted: Ctrl-C; ``partial`` is what was measured so far.
     """
     if request.is_static:
         return describe(subject, observe=observe)

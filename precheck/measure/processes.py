@@ -105,7 +105,7 @@ def lost_worker() -> WorkerLostError:
     count = os.environ.get("WORLD_SIZE", "?")
     return WorkerLostError(
         f"one of {count} processes was lost, and its share of the probes with it",
-        hint="look at what it printed, or scan with fewer processes",
+        hint="check its output, or scan with fewer processes",
     )
 
 

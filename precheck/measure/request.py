@@ -43,11 +43,11 @@ class Request:
     is_static: bool = False
     """Run nothing."""
     num_generated: int = 0
-    """Tokens to write behind each prompt."""
+    """Tokens to generate after each prompt."""
     continues_own: bool = True
-    """Write behind each of ``prompts`` where there are some, instead of behind a built-in one."""
+    """Generate after each of ``prompts`` if there are some, instead of after a built-in one."""
     accumulations: tuple[Accumulation, ...] | None = None
-    """The dtypes that matrix products are added up in; None decides by the checkpoint."""
+    """The dtypes that matrix products accumulate in; None decides by the checkpoint."""
     capsule: Path | None = None
     """Folder to write the layer that overflows to."""
     witness: Witness | None = None

@@ -65,7 +65,7 @@ def run_batches(
             batches = [inputs.plan.batches[index].to(prepared.device) for index in wave]
             can_be_spared = bool(gathered.totals) and is_near_context(batches[0])
             if can_be_spared and _added_ops(batches[0], inputs, gathered) > MOST_ADDED_OPS:
-                gathered.leave_out(wave[0], batches[0], why="too many steps, one for each token")
+                gathered.leave_out(wave[0], batches[0], why="too many steps, one per token")
                 continue
             try:
                 _run_wave(new_run, wave, batches, gathered)

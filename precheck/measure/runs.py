@@ -35,7 +35,7 @@ def run_all(
     Raises:
         PrecheckError: all runs were stopped before anything was measured.
         ScanInterrupted: Ctrl-C, with what was measured until then.
-        WeightsElsewhereError: this model runs with all weights in memory only.
+        WeightsElsewhereError: this model runs only with all weights in memory.
     """
     gathered = Gathered()
     try:
@@ -80,14 +80,14 @@ def _run_shared(
 def _write_text(
     prepared: Prepared, inputs: Inputs, *, observe: Observer
 ) -> list[tuple[Generation, ...]]:
-    """What each run writes. Every process writes all of it, and the first one reports."""
+    """What each run generates. Every process generates all of it; the first one reports."""
     prompts, num_tokens = inputs.to_continue, prepared.request.num_generated
     if not prompts:
         return []
     observe(
         Announcement(
-            text=f"writing {counted(num_tokens, 'token')} behind "
-            f"{counted(len(prompts), 'prompt')}, greedily and sampled"
+            text=f"generating {counted(num_tokens, 'token')} after "
+            f"{counted(len(prompts), 'prompt')}, greedy and sampled"
         )
     )
     written: list[tuple[Generation, ...]] = [() for _ in prepared.skeletons]

@@ -28,8 +28,8 @@ def scan(subject: Subject, request: Request, *, observe: Observer) -> Measuremen
 
     Raises:
         PrecheckError: the scan cannot start, or was stopped before anything was measured.
-        ScanInterrupted: Ctrl-C while the runs ran; ``partial`` is what was measured until then.
-        WeightsElsewhereError: this model runs with all weights in memory only.
+        ScanInterrupted: Ctrl-C while the runs ran; ``partial`` is what was measured so far.
+        WeightsElsewhereError: this model runs only with all weights in memory.
     """
     device = resolve_device(request.device)
     size = f" ({num_bytes(subject.stored_bytes)})" if subject.stored_bytes else ""
@@ -69,5 +69,5 @@ def _size_of_scan(prepared: Prepared, inputs: Inputs) -> str:
     return (
         f"{num_parameters / 1e6:,.1f} M parameters, {plan.num_tokens:,} tokens in "
         f"{counted(len(plan.probes), 'probe')}, {counted(len(runs), 'run')} on "
-        f"{prepared.device}: about {duration(seconds)} of matrix products"
+        f"{prepared.device}, estimated time: {duration(seconds)}"
     )

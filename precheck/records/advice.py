@@ -17,7 +17,7 @@ class Target:
     """``sm_75`` or ``gfx942``; None elsewhere."""
     memory_bytes: int | None = None
     assumptions: tuple[str, ...] = ()
-    """What is taken for granted of it, and why."""
+    """What is assumed about it, and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +75,7 @@ class AttentionOption:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineAdvice:
-    """What an engine does by default with the model on a device, and what to tell it instead."""
+    """What an engine does by default with the model on a device, and what to run instead."""
 
     engine: str
     version: str
@@ -85,7 +85,7 @@ class EngineAdvice:
     default_dtype: str | None
     """None where the engine refuses, or does not run there."""
     default: str
-    """What it does when it is told nothing."""
+    """What it does without a flag."""
     is_default_safe: bool | None
     """None where nothing measured says anything about it, and where it is only emulated."""
     command: str | None

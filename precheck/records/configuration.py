@@ -46,7 +46,7 @@ class Configuration:
         dtype, plus, attn = (part.strip() for part in text.partition("+"))
         if not dtype or (plus and not attn):
             raise UsageError(
-                f"configuration not understood: {text!r} (expected DTYPE+ATTN or DTYPE)",
+                f"not a configuration: {text!r} (expected DTYPE+ATTN or DTYPE)",
                 hint="write it like --require float16+sdpa",
             )
         return cls(dtype=Dtype.named(dtype), attn_implementation=attn)

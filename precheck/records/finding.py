@@ -10,7 +10,7 @@ from precheck.records.traces import Headroom, Overflow, Section
 
 
 class Severity(StrEnum):
-    """How much a finding matters, gravest first."""
+    """How much a finding matters, worst first."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -26,7 +26,7 @@ class Confidence(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What a run amounts to; the first that holds, gravest first."""
+    """The judgement on a run: the first of these that applies, worst first."""
 
     FAILED = "failed"
     INCOMPLETE = "incomplete"
@@ -77,7 +77,7 @@ class Finding:
     snippet: str = ""
     """Python to copy that does what the advice says, line by line."""
     accepted: str | None = None
-    """Why a baseline lets it pass; None where none does."""
+    """The reason that a baseline gives for accepting it; None where none does."""
 
     @property
     def gist(self) -> str:

@@ -1,7 +1,7 @@
-"""Why an operation leaves the range of its dtype: what is known of each mechanism, a row each.
+"""Why an operation exceeds the range of its dtype: a row for each mechanism.
 
-A mechanism that is new is a value of ``Mechanism``, its row here, and its section in
-``facts/findings.md``; ``measure/blame/mechanisms.py`` is where operations are told apart.
+A new mechanism is a value of ``Mechanism``, its row here, and its section in
+``facts/findings.md``; ``measure/blame/mechanisms.py`` is where operations are classified.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import StrEnum
 
 
 class Mechanism(StrEnum):
-    """Why an operation leaves the range of its dtype."""
+    """Why an operation exceeds the range of its dtype."""
 
     ATTENTION_SCORES = "attention_scores"
     GATED_PRODUCT = "gated_product"
@@ -48,13 +48,13 @@ class MechanismFacts:
     cause: str
     in_vain: str
     hint: str = ""
-    """What helps too: no dtype and no attention implementation, which ``findings.cures`` knows."""
+    """What else helps, besides a dtype or an attention implementation (``findings.cures``)."""
     is_of_the_dtype: bool = True
     """Another dtype helps."""
     is_rescalable: bool = False
     """Weights times powers of two may bring it into range, which is what ``precheck fix`` tries."""
     is_in_scores: bool = False
-    """Only attention that writes out its scores has it."""
+    """Only attention that materialises its scores has it."""
     is_product: bool = False
     """In 16 bits even where activations between products are kept in float32."""
     enters_residual: bool = False
@@ -66,21 +66,21 @@ MECHANISMS = {
         phrase="the raw attention scores (QK^T before scaling)",
         code="PC301",
         title="raw attention scores overflow in eager attention",
-        cause="Eager attention writes QK^T in 16 bits and scales it afterwards.",
-        in_vain="Other tools blame o_proj; nothing is wrong with it.",
+        cause="Eager attention materialises QK^T in 16 bits and scales it afterwards.",
+        in_vain="Other tools blame o_proj; there is nothing wrong with it.",
         is_in_scores=True,
     ),
     Mechanism.MASK: MechanismFacts(
         phrase="the attention mask",
         code="PC302",
-        title="mask arithmetic makes NaN",
+        title="mask arithmetic produces NaN",
         cause=(
-            "The mask's most negative number plus a negative score is -inf; a row that holds "
-            "nothing else comes out of the softmax as NaN."
+            "The mask's most negative number plus a negative score is -inf; softmax turns a row "
+            "of nothing but -inf into NaN."
         ),
-        hint="Masks kept in float32 help too.",
+        hint="Keeping masks in float32 helps too.",
         in_vain=(
-            "Replacing inf by 0 after the mask makes future tokens visible (transformers#35151)."
+            "Replacing inf with 0 after the mask makes future tokens visible (transformers#35151)."
         ),
         is_in_scores=True,
     ),
@@ -88,7 +88,7 @@ MECHANISMS = {
         phrase="the gated product (act(gate) * up)",
         code="PC101",
         title="the gated product overflows",
-        cause="Two factors that fit are multiplied into one that does not.",
+        cause="Two factors that fit are multiplied, and the product does not.",
         in_vain=(
             "Other tools blame down_proj; its input is already infinite. No attention "
             "implementation helps."
@@ -100,7 +100,7 @@ MECHANISMS = {
         phrase="the output of the feed-forward block",
         code="PC102",
         title="the feed-forward output overflows",
-        cause="The last linear of the block sums to more than the dtype holds.",
+        cause="The last linear of the block sums to more than the dtype's maximum.",
         in_vain="Other tools blame the next norm. No attention implementation helps.",
         is_product=True,
         enters_residual=True,
@@ -110,7 +110,7 @@ MECHANISMS = {
         phrase="the residual stream",
         code="PC103",
         title="the residual stream overflows",
-        cause="Every layer adds to the stream, and the sum leaves the range.",
+        cause="Every layer adds to the stream, and the sum exceeds the range.",
         in_vain="Other tools blame the next norm. No attention implementation helps.",
         enters_residual=True,
         is_rescalable=True,
@@ -119,7 +119,7 @@ MECHANISMS = {
         phrase="a linear projection",
         code="PC104",
         title="a linear projection overflows",
-        cause="The product with the weights is larger than the dtype holds.",
+        cause="The product with the weights exceeds the dtype's maximum.",
         in_vain="",
         is_product=True,
     ),
@@ -135,7 +135,7 @@ MECHANISMS = {
         phrase="the scaled embedding",
         code="PC106",
         title="the scaled embedding overflows",
-        cause="The embedding times its scale is larger than the dtype holds.",
+        cause="The embedding times its scale exceeds the dtype's maximum.",
         in_vain="",
         enters_residual=True,
     ),
@@ -143,16 +143,16 @@ MECHANISMS = {
         phrase="the logits",
         code="PC107",
         title="the logits overflow",
-        cause="The final projection is larger than the dtype holds.",
-        hint="A head kept in float32 helps too.",
+        cause="The final projection exceeds the dtype's maximum.",
+        hint="Keeping the head in float32 helps too.",
         in_vain="A softcap after the projection comes too late.",
         is_product=True,
     ),
     Mechanism.WEIGHTS: MechanismFacts(
         phrase="a stored weight",
         code="PC108",
-        title="a stored weight is outside the dtype",
-        cause="The weight is infinite as soon as it is cast.",
+        title="a stored weight exceeds the dtype",
+        cause="The weight becomes infinite as soon as it is cast.",
         hint="Keeping that module in float32 helps too.",
         in_vain="",
     ),
@@ -160,19 +160,19 @@ MECHANISMS = {
         phrase="the partial sums inside a kernel",
         code="PC109",
         title="a kernel's partial sums overflow",
-        cause="A kernel that adds up in float16 is infinite half-way; inputs and result fit.",
+        cause="A kernel that accumulates in float16 overflows midway; inputs and result fit.",
         hint=(
-            "Use a kernel that adds up in float32 (Marlin or Triton in gptqmodel and vLLM, not "
+            "Use a kernel that accumulates in float32 (Marlin or Triton in gptqmodel and vLLM, not "
             "exllama v2 of auto_gptq; not torch.backends.cuda.matmul.allow_fp16_accumulation)."
         ),
         is_of_the_dtype=False,
-        in_vain="Hooks on modules see a sound input and an infinite output; the weights are fine.",
+        in_vain="Hooks on modules see a normal input and an infinite output; the weights are fine.",
     ),
     Mechanism.OTHER: MechanismFacts(
         phrase="another operation",
         code="PC110",
         title="another operation overflows",
-        cause="Its result is larger than the dtype holds.",
+        cause="Its result exceeds the dtype's maximum.",
         in_vain="",
     ),
 }

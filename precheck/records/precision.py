@@ -61,7 +61,7 @@ class Dtype(StrEnum):
 
 
 class Accumulation(StrEnum):
-    """What a kernel adds the products of a matrix product up in."""
+    """The dtype in which a kernel accumulates the terms of a matrix product."""
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
@@ -69,13 +69,13 @@ class Accumulation(StrEnum):
 
     @classmethod
     def named(cls, name: str) -> Accumulation:
-        """What a kernel adds up in, by its torch name or short name.
+        """What a kernel accumulates in, by its torch name or short name.
 
         >>> Accumulation.named("fp16")
         <Accumulation.FLOAT16: 'float16'>
 
         Raises:
-            UsageError: no kernel adds up in that.
+            UsageError: no kernel accumulates in that.
         """
         for accumulation in cls:
             if name in {accumulation, Dtype(accumulation).short}:

@@ -12,7 +12,7 @@ class Announcement:
 
     text: str
     is_problem: bool = False
-    """Something that was asked for cannot be done: said even where progress is not shown."""
+    """Something requested cannot be done: announced even where progress is not shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class Step:
     run: str
     unit: str
     share: float
-    """Of the work of the scan that is behind, 0 to 1."""
+    """Share of the scan's work that is done, 0 to 1."""
     seconds_left: float | None
     """None while nothing is known."""
     bytes_read: int

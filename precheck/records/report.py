@@ -162,7 +162,7 @@ class CheckpointAudit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A device that was found or asked for."""
+    """A device that was found or named."""
 
     name: str
     kind: str
@@ -271,7 +271,7 @@ class Report:
     findings: tuple[Finding, ...]
     recommendation: Recommendation | None
     other_recommendations: tuple[Recommendation, ...] = ()
-    """For the other devices asked for, or the usual ones when no accelerator is here."""
+    """For the other devices that were named, or the usual ones if there is no accelerator."""
     incomplete_reason: str | None = None
     is_static: bool = False
     """Nothing was run: config, headers and weights were read, and every advice is predicted."""
@@ -288,7 +288,7 @@ class Report:
 
     @property
     def recommendations(self) -> tuple[Recommendation, ...]:
-        """For every device that was asked for, the foremost first."""
+        """For every device that was named, the most important first."""
         foremost = () if self.recommendation is None else (self.recommendation,)
         return (*foremost, *self.other_recommendations)
 
@@ -320,7 +320,7 @@ class Report:
         for number, finding in enumerate(report.findings):
             if any(index not in runs for index in finding.runs):
                 raise ReportError(
-                    f"report not readable: finding {number} is about a run that is not there "
+                    f"report not readable: finding {number} refers to a run that does not exist "
                     f"(expected indices below {len(runs)}) - at `$.findings[{number}].runs`",
                     hint="scan again; reports are not meant to be edited by hand",
                 )
@@ -335,7 +335,7 @@ def _check_schema(plain: object) -> None:
         or "precheck_version" not in plain
     ):
         raise ReportError(
-            f"not a report of precheck (expected an object with schema {SCHEMA!r})",
+            f"not a precheck report (expected an object with schema {SCHEMA!r})",
             hint="write one: precheck scan MODEL -o report.json",
         )
     if schema != SCHEMA:

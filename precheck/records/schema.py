@@ -20,7 +20,7 @@ def json_schema() -> dict[str, Any]:
     schema["$defs"]["Report"]["properties"]["schema"] = {"const": SCHEMA}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "A report of precheck",
+        "title": "A precheck report",
         **{name: _dedented(part) for name, part in schema.items()},
     }
 

@@ -73,7 +73,7 @@ class Overflow:
     def event(self) -> str:
         """What happened, in words."""
         if self.mechanism is Mechanism.MASK and not self.is_out_of_range:
-            return "NaN out of a row in which everything is masked"
+            return "NaN from a fully masked row"
         return f"overflow of {self.mechanism.phrase}"
 
 
@@ -105,7 +105,7 @@ class LayerTrace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Divergence:
-    """Where greedy decoding would first part from the reference."""
+    """Where greedy decoding would first diverge from the reference."""
 
     probe: str
     position: int
@@ -153,7 +153,7 @@ GREEDY, SAMPLED = "greedy", "sampled"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """What one run wrote behind one prompt, with its cache."""
+    """What one run generated after one prompt, with its cache."""
 
     probe: str
     way: str
@@ -198,7 +198,7 @@ class RunTrace:
     arithmetic: Arithmetic = Arithmetic.NATIVE
     accumulation: Accumulation = Accumulation.FLOAT32
     partial_sums: PartialSums | None = None
-    """Of a run that adds up in float16."""
+    """Of a run that accumulates in float16."""
     experts_implementation: str | None = None
     stopped_after: str | None = None
     """Module after which the run was NaN everywhere and stopped."""
@@ -226,7 +226,7 @@ class RunTrace:
 
     @property
     def requested(self) -> Configuration:
-        """What was asked for: transformers may answer with another attention implementation."""
+        """What was requested: transformers may use another attention implementation."""
         return self.configuration.with_attention(self.requested_attn_implementation)
 
     @property
@@ -274,7 +274,7 @@ class Probe:
     """``text``, ``chat``, ``padded``, ``token_ids``, ``odd_start``, ``image`` or ``sound``."""
     num_tokens: int
     is_own: bool = False
-    """Given by the user: what is written behind it may be private."""
+    """Given by the user: what is generated after it may be private."""
     is_ordinary: bool = False
     """As users write: the precision of a run is judged by these, and by the user's own."""
 
@@ -300,7 +300,7 @@ ALL_MEDIA = ("image probes", "sound probes")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """What was not looked at, so that silence is not taken for a proof."""
+    """What was not checked, so that silence is not taken as proof."""
 
     num_ops_watched: int = 0
     unwatched_ops: dict[str, int] = field(default_factory=dict)

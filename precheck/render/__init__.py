@@ -33,7 +33,7 @@ __all__ = [
 
 
 class Format(StrEnum):
-    """What a report can be written as."""
+    """Formats that a report can be written in."""
 
     TABLE = "table"
     JSON = "json"
@@ -46,7 +46,7 @@ class Format(StrEnum):
 
     @property
     def is_public(self) -> bool:
-        """Whether it is made to be shown to everybody, so that what is private is left out."""
+        """Whether it is meant for the public, so that private data is redacted by default."""
         return self in {Format.MARKDOWN, Format.CARD}
 
 

@@ -67,7 +67,7 @@ RENAMED: dict[str, Callable[[str], str]] = {
     "'module._orig_mod.'": lambda name: f"module._orig_mod.{name}",
     "'wrapped.'": lambda name: name.replace(".mlp.", ".wrapped.mlp."),
     "'decoder.'": lambda name: name.replace("model.layers.", "model.decoder.layers."),
-    "'network.' in place of 'model.'": lambda name: re.sub("^model", "network", name),
+    "'network.' instead of 'model.'": lambda name: re.sub("^model", "network", name),
 }
 
 
@@ -219,14 +219,14 @@ def test_weights_that_were_not_gathered(
     change_weights(folder, shard)
     found = finding(scanned(folder), "PC502")
     stored = list(load_file(folder / "model.safetensors")[HEAD].shape)
-    assert f"{HEAD} {stored} in place of [320, 64]" in found.message
+    assert f"{HEAD} {stored} instead of [320, 64]" in found.message
     assert "zero_to_fp32.py" in found.advice
 
 
 def test_another_shape_is_shown_and_is_no_shard(folder: Path) -> None:
     change_config(folder, vocab_size=324)
     found = finding(scanned(folder), "PC502")
-    assert f"{EMBEDDING} [320, 64] in place of [324, 64]" in found.message
+    assert f"{EMBEDDING} [320, 64] instead of [324, 64]" in found.message
     assert "zero_to_fp32.py" not in found.advice
 
 

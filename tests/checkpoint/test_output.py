@@ -196,7 +196,7 @@ def test_the_folder_one_is_in_is_not_replaced(
 ) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "b")
-    with pytest.raises(UsageError, match="the one that you are in"):
+    with pytest.raises(UsageError, match="contains the current folder"):
         write(Path(where), overwrite=True)
 
 
@@ -205,7 +205,7 @@ def test_a_disk_of_its_own_is_refused_at_the_start(
 ) -> None:
     target.mkdir()
     monkeypatch.setattr(Path, "is_mount", lambda path: path == target)
-    with pytest.raises(UsageError, match="a disk of its own") as raised:
+    with pytest.raises(UsageError, match="a mount point") as raised:
         write(target)
     assert raised.value.hint == f"choose a folder in it: {target}/fixed"
 
@@ -445,9 +445,9 @@ def test_links_that_lead_out_are_not_followed(checkpoint: Path, tmp_path: Path) 
     names, left_out = carried(checkpoint)
     assert set(names) == {"tokenizer.json", "LICENSE", "inside.txt"}
     assert left_out == {
-        **dict.fromkeys(("key.txt", "folder", "through.txt"), "a link out of the checkpoint"),
-        **dict.fromkeys(("broken.txt", "loop.txt"), "a link to nothing"),
-        **dict.fromkeys(("harmless.txt", "config.txt"), "a link to what stays behind"),
+        **dict.fromkeys(("key.txt", "folder", "through.txt"), "a link to outside the checkpoint"),
+        **dict.fromkeys(("broken.txt", "loop.txt"), "a broken link"),
+        **dict.fromkeys(("harmless.txt", "config.txt"), "a link to something that is not copied"),
         "optimizer.pkl": "weights or a pickle",
         "pipe": "not a regular file",
     }
@@ -460,7 +460,10 @@ def test_the_hubs_cache_is_made_of_links(tmp_path: Path) -> None:
     snapshot.mkdir(parents=True)
     (snapshot / "tokenizer.json").symlink_to("../../blobs/aaaa")
     (snapshot / "key.txt").symlink_to(tmp_path / "id_rsa")
-    assert carried(snapshot) == (["tokenizer.json"], {"key.txt": "a link out of the checkpoint"})
+    assert carried(snapshot) == (
+        ["tokenizer.json"],
+        {"key.txt": "a link to outside the checkpoint"},
+    )
 
 
 def test_a_cache_whose_blobs_lead_elsewhere(tmp_path: Path) -> None:
@@ -469,7 +472,7 @@ def test_a_cache_whose_blobs_lead_elsewhere(tmp_path: Path) -> None:
     snapshot.mkdir(parents=True)
     (tmp_path / "models--a--b" / "blobs").symlink_to(tmp_path / "home")
     (snapshot / "key.txt").symlink_to("../../blobs/id_rsa")
-    assert carried(snapshot) == ([], {"key.txt": "a link out of the checkpoint"})
+    assert carried(snapshot) == ([], {"key.txt": "a link to outside the checkpoint"})
 
 
 def test_a_link_put_in_place_of_a_file_at_the_last_moment(checkpoint: Path, tmp_path: Path) -> None:

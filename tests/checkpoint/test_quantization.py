@@ -185,13 +185,13 @@ def _plain(_: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         (_group_size(48), "group_size 48 does not divide the \\d+ inputs"),
         (_group_size(32), "scales is"),
         (_group_size(-7), "does not divide"),
-        (_bits, "is .* by bits and group_size of the config it is"),
+        (_bits, "is .* but bits and group_size of the config imply"),
         (_no_scales, f"{FIRST}.scales is missing"),
-        (_no_order, f"{FIRST}.g_idx is missing, desc_act is true"),
-        (_another_order, f"{FIRST}.g_idx is in an order of its own, desc_act is false"),
-        (_no_such_group, f"{FIRST}.g_idx names group 2 of 2"),
+        (_no_order, f"{FIRST}.g_idx is missing, although desc_act is true"),
+        (_another_order, f"{FIRST}.g_idx is not in order, although desc_act is false"),
+        (_no_such_group, f"{FIRST}.g_idx refers to group 2 of 2"),
         (_short_zeros, f"{FIRST}.qzeros is"),
-        (_plain, "no tensor is packed the way gptq packs them"),
+        (_plain, "no tensor is packed as gptq does"),
     ],
 )
 def test_metadata_that_contradicts_the_tensors_is_named(

@@ -159,7 +159,7 @@ def test_an_empty_folder_says_that_there_is_no_config(tmp_path: Path) -> None:
 
 def test_a_file_is_told_to_be_given_as_its_folder(folder: Path) -> None:
     error = refused(
-        folder / "model.safetensors", kind=UnsupportedModelError, says=["a file", "folder"]
+        folder / "model.safetensors", kind=UnsupportedModelError, says=["not a folder", "folder"]
     )
     assert "folder" in str(error.hint)
 
@@ -389,7 +389,7 @@ def test_a_truncated_shard_is_named_before_anything_runs(folder: Path, kept: int
     write_shards(folder)
     shard = folder / "model-c.safetensors"
     shard.write_bytes(shard.read_bytes()[:kept])
-    refused(folder, kind=CheckpointCorruptError, says=["cut off", "model-c.safetensors"])
+    refused(folder, kind=CheckpointCorruptError, says=["truncated", "model-c.safetensors"])
 
 
 # Pickles
@@ -596,7 +596,7 @@ def test_a_hub_that_lists_no_names(
 ) -> None:
     info = SimpleNamespace(siblings=[SimpleNamespace(**sibling)])
     monkeypatch.setattr(huggingface_hub, "model_info", lambda *_, **__: info)
-    refused("owner/name", kind=CheckpointAccessError, says=["makes no sense"])
+    refused("owner/name", kind=CheckpointAccessError, says=["invalid answer"])
     assert fake_hub.fetched == []
 
 
@@ -671,14 +671,18 @@ def hub_error(kind: Callable[..., Exception], *, status: int) -> Exception:
     ("error", "says", "hint"),
     [
         (hub_error(GatedRepoError, status=403), "gated", "hf auth login"),
-        (hub_error(RepositoryNotFoundError, status=401), "no Hub repository", "hf auth login"),
+        (
+            hub_error(RepositoryNotFoundError, status=401),
+            "no folder or Hub repository",
+            "hf auth login",
+        ),
         (hub_error(RevisionNotFoundError, status=404), "no revision 'v9'", "/commits/main"),
         (hub_error(HfHubHTTPError, status=503), "said the Hub", "status.huggingface.co"),
         (OSError(28, "No space left on device"), "No space left", "HF_HOME"),
-        (json.JSONDecodeError("Expecting value", "<html>", 0), "makes no sense", "HF_ENDPOINT"),
-        (KeyError("rfilename"), "makes no sense", "HF_ENDPOINT"),
-        (TypeError("argument of type 'NoneType'"), "makes no sense", "HF_ENDPOINT"),
-        (AttributeError("'list' object has no attribute 'get'"), "makes no sense", "HF_ENDPOINT"),
+        (json.JSONDecodeError("Expecting value", "<html>", 0), "invalid answer", "HF_ENDPOINT"),
+        (KeyError("rfilename"), "invalid answer", "HF_ENDPOINT"),
+        (TypeError("argument of type 'NoneType'"), "invalid answer", "HF_ENDPOINT"),
+        (AttributeError("'list' object has no attribute 'get'"), "invalid answer", "HF_ENDPOINT"),
     ],
     ids=lambda each: type(each).__name__ if isinstance(each, Exception) else "",
 )

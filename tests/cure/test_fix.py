@@ -174,7 +174,7 @@ READERS = {
     "an input of every layer": (
         "hidden_states = hidden_states + torch.linspace(0, 1, 32).to(hidden_states)",
         "aten.add at modeling_mine.py",
-        "a constant is added that is not scaled",
+        "a constant that is not scaled is added to it",
     ),
     "a clamp": (
         "hidden_states = hidden_states.clamp(-60000.0, 60000.0) + 0.5 * hidden_states",

@@ -77,7 +77,7 @@ def test_writes_an_ordinary_checkpoint(shell: Shell, model: Path) -> None:
     for words in ("Proved on", "bit for bit", "fixed float16 + sdpa", "gated product", "2^-"):
         assert words in ended.out
     assert ended.out.splitlines()[-2:] == [
-        "written: fixed, to be loaded like the original",
+        "wrote fixed: load it like the original",
         "next: precheck scan fixed --require float16+sdpa",
     ]
     scanned = shell("fixed", "--quick", "--require", "float16+sdpa")
@@ -92,14 +92,14 @@ def test_diff_explains_the_two_checkpoints_to_each_other(shell: Shell, model: Pa
     assert ended.code == ExitCode.GATE_FAILS
     printed = " ".join(ended.out.split())
     assert "weights times powers of two, as precheck fix writes it" in printed
-    assert "in float32 the logits are the same; the residual stream is 2^-8" in printed
+    assert "in float32 the logits are the same; the residual stream is scaled by 2^-8" in printed
 
 
 @pytest.mark.usefixtures("model")
 def test_a_dry_run_writes_nothing_and_predicts(shell: Shell) -> None:
     ended = run(shell, "model", "-o", "fixed", "--dry-run")
     assert (ended.code, ended.left) == (ExitCode.GATE_HOLDS, ())
-    assert "would run in float16 once rescaled; that is not proved yet" in ended.out
+    assert "would run in float16 once rescaled (not proved yet)" in ended.out
     assert "bits before" in ended.out
     assert "Proved" not in ended.out
     assert ended.out.splitlines()[-2:] == [
@@ -153,7 +153,7 @@ def test_another_attention_implementation_is_cheaper(shell: Shell) -> None:
     ended = run(shell, "demo:qwen2-eager", "-o", "fixed")
     assert (ended.code, ended.left) == (ExitCode.GATE_HOLDS, ())
     printed = " ".join(ended.out.split())
-    assert "another attention implementation cures it: sdpa" in printed
+    assert "another attention implementation fixes it: sdpa" in printed
     assert 'attn_implementation="sdpa"' in printed
 
 
@@ -237,7 +237,7 @@ def test_what_is_not_proved_is_not_kept(shell: Shell, model: Path) -> None:
     shell.monkeypatch.setattr(rewriting, "multiplied", wrong)
     ended = run(shell, model, "-o", "fixed")
     assert not (shell.folder / "fixed/model.safetensors").exists()
-    assert "the rescaled checkpoint was not proved, and is not kept" in ended.out
+    assert "the rescaled checkpoint could not be proved and was not kept" in ended.out
     printed = " ".join(ended.out.split())
     assert printed.count("float32 differs from the original in float32 by") == 1
     assert "gives the same logits" not in printed  # the recipe's float32 was not run
@@ -341,7 +341,7 @@ def test_what_is_not_carried_over_is_said(shell: Shell, model: Path) -> None:
     ended = run(shell, "model", "-o", "fixed")
     assert ended.code == ExitCode.GATE_HOLDS, ended.err
     assert (
-        "not carried over: 'key.txt' (a link out of the checkpoint), "
+        "not copied: 'key.txt' (a link to outside the checkpoint), "
         "'optimizer.pkl' (weights or a pickle)\n"
     ) in ended.err
     fixed = shell.folder / "fixed"
@@ -370,7 +370,7 @@ def test_leftovers_are_offered_for_removal(shell: Shell) -> None:
         (folder / "new").mkdir()
         (folder / "new/model.safetensors").write_bytes(b"0" * 3000)
         assert "killed process" not in tell("--remove-leftovers")
-    found = f"2.9 KiB that a killed process left: {folder}"
+    found = f"2.9 KiB left by a killed process: {folder}"
     assert f"{found} (--remove-leftovers)\n" in tell()
     assert f"{found} (--remove-leftovers)\n" in tell("--remove-leftovers", "--dry-run")
     assert f"removed {found}\n" in tell("--remove-leftovers")
@@ -383,4 +383,4 @@ def test_an_interrupt_while_it_is_told_says_so(shell: Shell, model: Path) -> Non
     )
     ended = run(shell, model, "-o", "fixed")
     assert ended.code == ExitCode.INTERRUPTED
-    assert ended.err.endswith("interrupted; it is written: fixed\n")
+    assert ended.err.endswith("interrupted; the checkpoint is written: fixed\n")

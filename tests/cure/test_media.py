@@ -71,7 +71,7 @@ def test_what_could_not_be_fed_is_refused_with_the_reason(
     monkeypatch.setattr("precheck.cure.media.synthetic.arrays", lambda *_, **__: iter(()))
     outcome = fixed(planted("LLaVA", tmp_path / "model"), tmp_path / "fixed")
     assert (outcome.remedy, outcome.holds) == (Remedy.NONE, False)
-    assert outcome.sentence == "it takes images, and a fix could be proved on text alone"
+    assert outcome.sentence == "it takes images, and a fix could be proved only on text"
     assert any("no processor" in reason for reason in outcome.reasons)
     assert not (tmp_path / "fixed").exists()
 
@@ -90,13 +90,13 @@ def test_a_processor_that_does_not_load_is_named_without_the_folder(tmp_path: Pa
 def test_a_verdict_speaks_for_what_was_tried() -> None:
     assert verdict_notes(Media(synthetic=("image",)), is_of_report=False) == ()
     assert verdict_notes(Media(synthetic=("image",)), is_of_report=True) == (
-        "that is not said of images, which were not tried",
+        "this does not cover images, which were not tried",
     )
     assert verdict_notes(Media(unproved=("sound",)), is_of_report=False) == (
-        "that is not said of sounds, which were not tried",
+        "this does not cover sounds, which were not tried",
     )
     (note,) = media_notes(Media(alike=("video",)))
-    assert note == "videos were not tried: they pass the same parameters as what was"
+    assert note == "videos were not tried: they use the same parameters as what was"
 
 
 def test_with_a_processor_the_proof_has_other_images(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_copies_that_are_no_longer_the_same_are_an_objection(
     outcome = fixed(model, tmp_path / "fixed")
     assert outcome.remedy is not Remedy.RESCALING
     assert any(
-        reason == f"the config ties {HEAD} to {EMBEDDING}, and they were scaled apart"
+        reason == f"the config ties {HEAD} to {EMBEDDING}, but their scales differ"
         for reason in outcome.reasons
     )
     assert not (tmp_path / "fixed/model.safetensors").exists()

@@ -137,7 +137,7 @@ def test_headroom_is_named_with_its_layer(reports: dict[str, Report]) -> None:
     found = [finding for finding in reports["qwen3-headroom"].findings if finding.code == "PC114"]
     streams = [each for each in found if "the residual stream" in each.message]
     assert [(stream.layer, stream.module) for stream in streams] == [(3, "model.layers.3")]
-    assert "0.9 bits left" in streams[0].message
+    assert "0.9 bits of headroom" in streams[0].message
 
 
 def test_prompts_that_trigger_are_told_with_their_first_token(reports: dict[str, Report]) -> None:

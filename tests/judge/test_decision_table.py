@@ -208,7 +208,7 @@ ROWS = (
         story=small_tight,
         device="T4",
         use="float16 + sdpa",
-        because=("0.9 bits left",),
+        because=("0.9 bits of headroom",),
         vllm="float16",
         vllm_safe=True,
     ),
@@ -444,7 +444,7 @@ def test_an_architecture_that_an_engine_does_not_list_gets_no_command_there(devi
     assert ours.command is not None
     for each in others:
         assert (each.command, each.default_dtype, each.is_default_safe) == (None, None, None)
-        assert each.default == "not known to run DebertaV2ForSequenceClassification"
+        assert each.default == "not known to support DebertaV2ForSequenceClassification"
 
 
 def test_no_promise_for_an_engine_where_all_that_ran_in_its_dtype_broke() -> None:

@@ -98,7 +98,7 @@ def test_other_probes_come_before_other_code() -> None:
     first = judged()
     parted = with_layer(first, 0, 2.0, dtypes=set(Dtype))
     second = replace(parted, probes=first.probes[:2])
-    assert difference(first, second).explanations == ("The probes differ, so the values do.",)
+    assert difference(first, second).explanations == ("The probes differ, and so do the values.",)
 
 
 def test_rounding_that_parts_is_blamed_on_what_computed_it() -> None:
@@ -119,8 +119,8 @@ def test_different_models_are_not_compared_further() -> None:
     model = replace(first.model, architecture="LlamaForCausalLM", num_decoder_layers=9)
     (explanation,) = difference(first, replace(first, model=model)).explanations
     assert explanation == (
-        "They are about different models: Qwen2ForCausalLM with 6 layers, LlamaForCausalLM with "
-        "9 layers."
+        "The reports are about different models: Qwen2ForCausalLM with 6 layers, LlamaForCausalLM "
+        "with 9 layers."
     )
 
 
@@ -129,7 +129,7 @@ def test_runs_that_only_one_has_are_named() -> None:
     second = judged(runs=first.runs[:4])
     compared = difference(first, second)
     assert {change.what for change in compared.runs} == {"bfloat16 + sdpa", "bfloat16 + eager"}
-    assert "They measured different configurations (--dtype, --attn)." in compared.explanations
+    assert "The reports cover different configurations (--dtype, --attn)." in compared.explanations
 
 
 def test_findings_that_came_and_went_are_told() -> None:
@@ -170,7 +170,7 @@ def test_a_planted_weight_is_named(before: Report, one_weight_changed: Path) -> 
     compared: Difference = difference(before, precheck.scan(one_weight_changed, quick=True))
     assert not compared.is_empty
     assert compared.explanations[0].startswith(
-        "The weights differ in model.layers.3, and float32 values part from "
+        "The weights differ in model.layers.3, and float32 values diverge from "
         "model.layers.3.self_attn on."
     )
     assert (
@@ -183,7 +183,7 @@ def test_a_planted_weight_is_named(before: Report, one_weight_changed: Path) -> 
     assert verdicts["float16 + eager"] == ("overflow", "safe")
     assert [finding.code for finding in compared.gone][:1] == ["PC301"]
     (weights,) = (change for change in compared.model if change.what == "weights")
-    assert weights.second.endswith("other in model.layers.3")
+    assert weights.second.endswith("different in model.layers.3")
 
 
 def test_threads_and_arithmetic_make_no_difference(

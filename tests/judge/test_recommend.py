@@ -60,7 +60,7 @@ def test_native_bfloat16_is_chosen_when_float16_has_little_to_spare() -> None:
     scan = hand_made.measurements(headroom=(tight,))
     ampere = recommended(scan, "A100")
     assert choice(ampere) == ("bfloat16", "sdpa")
-    assert why_not(ampere, "float16", "sdpa") == "usable; 1.7 bits of headroom, bfloat16 has 114"
+    assert why_not(ampere, "float16", "sdpa") == "works; 1.7 bits of headroom, bfloat16 has 114"
     assert choice(recommended(scan, "T4")) == ("float16", "sdpa")
 
 
@@ -87,12 +87,24 @@ def with_figures(
 @pytest.mark.parametrize(
     ("float16", "bfloat16", "why"),
     [
-        ((9e-5, 0.0), (1e-5, 0.0), "both round alike (mean KL 9.0e-05 nat against 1.0e-05)"),
-        ((1e-6, 0.0), (9e-5, 0.0), "both round alike (mean KL 1.0e-06 nat against 9.0e-05)"),
+        (
+            (9e-5, 0.0),
+            (1e-5, 0.0),
+            "both are equally close to float32 (mean KL 9.0e-05 nat against 1.0e-05)",
+        ),
+        (
+            (1e-6, 0.0),
+            (9e-5, 0.0),
+            "both are equally close to float32 (mean KL 1.0e-06 nat against 9.0e-05)",
+        ),
         ((8e-4, 0.0), (2e-4, 0.0), "float16 is no closer to float32 (mean KL 8.0e-04 nat against"),
         ((None, 0.03), (None, 0.02), "no closer to float32 (relative error 3.0% against 2.0%)"),
-        ((None, 0.0005), (None, 0.003), "both round alike (relative error <0.1% against 0.3%)"),
-        ((None, None), (None, None), "which is closer to float32 is not known"),
+        (
+            (None, 0.0005),
+            (None, 0.003),
+            "both are equally close to float32 (relative error <0.1% against 0.3%)",
+        ),
+        ((None, None), (None, None), "it is not known which is closer to float32"),
     ],
 )
 def test_native_bfloat16_is_chosen_for_its_range_where_float16_is_no_closer(
@@ -111,7 +123,7 @@ def test_an_encoder_without_logits_gets_the_dtype_whose_last_layer_is_closer() -
     recommendation = recommended(scan, "A100")
     assert choice(recommendation) == ("float16", "sdpa")
     assert why_not(recommendation, "bfloat16", "sdpa") == (
-        "usable, but further from float32 (relative error 1.2% against 0.2%)"
+        "works, but is further from float32 (relative error 1.2% against 0.2%)"
     )
 
 
@@ -135,15 +147,15 @@ def test_little_headroom_is_accepted_when_nothing_of_the_size_is_safe_and_said()
     scan = hand_made.measurements(headroom=(tight,))
     turing = recommended(scan, "T4")
     assert choice(turing) == ("float16", "sdpa")
-    assert any("0.4 bits left" in reason for reason in turing.reasons)
+    assert any("0.4 bits of headroom" in reason for reason in turing.reasons)
     ampere = recommended(scan, "A100")
     assert choice(ampere) == ("bfloat16", "sdpa")
-    assert why_not(ampere, "float16", "sdpa") == "usable; 0.4 bits of headroom, bfloat16 has 112"
+    assert why_not(ampere, "float16", "sdpa") == "works; 0.4 bits of headroom, bfloat16 has 112"
 
 
 def test_eager_is_chosen_only_where_nothing_else_was_measured() -> None:
     healthy = recommended(hand_made.measurements(), "A100")
-    assert "writes out the scores" in why_not(healthy, "float16", "eager")
+    assert "materialises the attention matrix" in why_not(healthy, "float16", "eager")
     eager = tuple(run for run in hand_made.healthy_runs() if run.attn_implementation == "eager")
     scan = hand_made.measurements(runs=eager)
     assert choice(recommended(scan, "A100")) == ("float16", "eager")

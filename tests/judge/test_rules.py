@@ -126,7 +126,7 @@ def test_one_finding_speaks_for_all_runs_and_modules() -> None:
     finding = findings_of(hand_made.measurements(runs=runs))["PC103"]
     assert finding.runs == (2, 3)
     assert finding.layer == 1
-    assert "2 further modules" in finding.message
+    assert "2 other modules" in finding.message
     assert "No attention implementation helps" in finding.in_vain
 
 

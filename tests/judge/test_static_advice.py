@@ -55,7 +55,7 @@ def test_float16_is_advised_where_it_is_declared_or_nothing_wider_is_native(
     reasons = "; ".join(advice.reasons)
     assert f"the checkpoint declares {declared}" in reasons
     is_unsure = dtype == "float16" and declared != "float16"
-    assert ("whether float16 holds it is not known" in reasons) == is_unsure
+    assert ("whether float16 has enough range is not known" in reasons) == is_unsure
 
 
 @pytest.mark.parametrize("device", ["A100", "T4"])
@@ -73,4 +73,4 @@ def test_what_the_checkpoint_declares_is_never_what_was_chosen_instead(
 def test_what_is_documented_of_the_family_is_no_tick_for_an_engine() -> None:
     for each in advised("float32", "T4").engines[1:]:
         assert each.is_default_safe is None
-        assert each.default.endswith(": not measured")
+        assert each.default.endswith(", not measured")

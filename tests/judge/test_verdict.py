@@ -133,7 +133,7 @@ def test_scores_take_headroom_from_eager_runs_alone() -> None:
     assert eager.verdict is Verdict.LOW_HEADROOM
     assert sdpa.verdict is Verdict.SAFE
     assert eager.reason is not None
-    assert "0.7 bits left" in eager.reason
+    assert "0.7 bits of headroom" in eager.reason
     assert Mechanism.ATTENTION_SCORES.phrase in eager.reason
 
 

@@ -121,7 +121,7 @@ def test_the_culprit_and_the_symptom_are_told() -> None:
         "model.layers.3.self_attn",
         "aten.bmm at modeling_qwen2.py:155",
         hand_made.CODE,
-        "231,000 in float32, the limit of float16 is 65,504",
+        "231,000 in float32, 3.5x float16's maximum of 65,504",
         "greedy: repeats token 0 (every logit is NaN, and argmax of NaN is index 0): !!!!!!!!",
         "probability tensor contains either `inf`, `nan` or element < 0",
         "measured on cpu, predicted for sm_75",

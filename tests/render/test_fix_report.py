@@ -168,11 +168,11 @@ def lines_of(fix: Fix, *, output: str | None = "fixed") -> list[str]:
 def test_it_ends_with_what_was_written_and_the_next_command() -> None:
     ends = {name: lines_of(each)[-2:] for name, each in STORIES.items()}
     assert ends["fixed"] == [
-        "written: fixed, to be loaded like the original",
+        "wrote fixed: load it like the original",
         "next: precheck scan fixed --require float16+sdpa",
     ]
     assert ends["recipe"] == [
-        "written: fixed/precheck-recipe.json",
+        "wrote fixed/precheck-recipe.json",
         "next: precheck.apply(model, 'fixed/precheck-recipe.json'), in Python",
     ]
     assert ends["not proved"][-1] == ends["nothing to do"][-1] == "nothing was written"

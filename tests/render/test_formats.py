@@ -195,7 +195,7 @@ def test_no_report_is_longer_than_an_issue() -> None:
     )
     text = RENDERERS[Format.MARKDOWN].render(endless)
     assert len(text.encode()) <= LIMIT
-    assert text.endswith("[cut: the rest is in the JSON report]\n")
+    assert text.endswith("[truncated: the rest is in the JSON report]\n")
 
 
 def test_the_line_of_code_is_linked_at_the_release_that_was_measured() -> None:

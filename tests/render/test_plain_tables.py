@@ -36,7 +36,7 @@ def test_a_difference_is_shown_as_it_was_last_approved(width: int) -> None:
 
 def test_a_difference_is_told_without_colour_too() -> None:
     assert "\x1b[" in compared(width=80, colour=True)
-    assert compared(width=80).startswith("✗ they differ")
+    assert compared(width=80).startswith("✗ the reports differ")
 
 
 def test_an_explanation_is_shown_as_it_was_last_approved() -> None:
@@ -65,5 +65,5 @@ def test_the_environment_tells_what_bug_reports_leave_out() -> None:
     facts = environment_facts(replace(scan.environment, devices=(t4,)))
     assert dict(facts)["device"] == (
         "Tesla T4, sm_75, 15.0 GiB, driver 550.54.14, bfloat16 only emulated, "
-        "not usable with the torch installed"
+        "not usable with the installed torch"
     )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _NEEDED = 250_000.0
-"""What the output is to reach; float16 ends at 65,504, and other probes give other inputs."""
+"""What the output is to reach; float16's maximum is 65,504, and other probes give other inputs."""
 _LARGEST_WEIGHT = 60_000.0
 """Else the weight itself would be the culprit."""
 _LEAST = 100_000.0

@@ -306,11 +306,11 @@ page.
 
 {summary}
 
-*Silent*: no finding about range, precision or attention, and no run that cannot be used. Some
-random weights do not round harmlessly, or give something else with another attention: such a
-finding is no false alarm if plain forwards of transformers differ as much.
-*Named*: every float16 run names the module with the planted weights first. Where float16 breaks
-by itself, as plain forwards confirm, nothing is planted.
+*Silent*: no finding about range, precision or attention, and every run is usable. With some
+random weights, rounding matters or another attention gives another result: such a finding is not
+a false alarm if plain transformers forwards differ as much.
+*Named*: every float16 run names the module with the planted weights first. Where float16 already
+breaks without a plant, as plain forwards confirm, nothing is planted.
 
 ## Architectures
 

@@ -42,7 +42,7 @@ def find_renamings(
 
     Args:
         missing: parameters of the model that nothing is stored for.
-        unexpected: stored names that the model has no place for.
+        unexpected: stored names that the model does not use.
         fits: whether a stored tensor has the shape of a parameter, both by name.
     """
     wanted, left = set(missing), sorted(unexpected)

@@ -102,7 +102,7 @@ def unread_scales(
 
     Args:
         stored: names of the stored tensors.
-        unexpected: those that the model has no place for.
+        unexpected: those that the model does not use.
         unscaled: packed weights without a scale.
     """
     for name in stored:

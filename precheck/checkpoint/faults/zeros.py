@@ -1,4 +1,4 @@
-"""Weights that are zero throughout, and are so by accident: some are made that way.
+"""Weights that are all zero by accident; some are made that way.
 
 Made so are parameters that are zero in every layer (initialised so, and not trained), and a layer
 that was added to do nothing: the last weight of each of its parts is zero, the others are not.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def lost_weights(shapes: Mapping[str, tuple[int, ...]], zero: Collection[str]) -> tuple[str, ...]:
-    """Which of the weights that are zero throughout are unlike those of the other layers.
+    """Which all-zero weights are unlike those of the other layers.
 
     Args:
         shapes: of every floating-point tensor, in the order of the checkpoint.

@@ -42,23 +42,23 @@ class GalleryModel:
 GALLERY: Mapping[str, GalleryModel] = MappingProxyType(
     {
         "qwen2-eager": GalleryModel(
-            title="Qwen2 whose attention scores leave float16 in eager attention",
+            title="Qwen2 whose attention scores overflow float16 in eager attention",
             story=(
                 "Like Qwen2-7B: a large bias on queries and keys lifts the raw scores of one "
-                "decoder layer to about 230,000. In float16 eager attention makes NaN of them "
-                "and every answer is '!!!!'; in bfloat16 it only rounds them and the model "
-                "quietly gets worse. sdpa scales before it stores and is right in both."
+                "decoder layer to about 230,000. In float16, eager attention turns them into NaN "
+                "and every answer is '!!!!'; in bfloat16 it only rounds them, and the model "
+                "silently gets worse. sdpa scales before it stores and is correct in both."
             ),
             thread="https://github.com/QwenLM/Qwen3/issues/761",
             version=2,
             builder="qwen:build_eager",
         ),
         "qwen3-headroom": GalleryModel(
-            title="Qwen3 that fits into float16 with less than a bit to spare",
+            title="Qwen3 that fits into float16 with less than one bit of headroom",
             story=(
                 "Qwen3 normalises queries and keys, so its scores are small; there is no Qwen3-7B, "
                 "and the report of one was Qwen2-7B. What is large is its residual stream: 35,328 "
-                "in Qwen3-32B. It fits, and a prompt that takes twice as much would not."
+                "in Qwen3-32B. It fits, but a prompt that needs twice as much would not."
             ),
             thread="https://github.com/QwenLM/Qwen3/issues/884",
             version=1,
@@ -67,8 +67,8 @@ GALLERY: Mapping[str, GalleryModel] = MappingProxyType(
         "qwen2-vl": GalleryModel(
             title="Qwen2-VL that captions images with '!!!!'",
             story=(
-                "The language model is a Qwen2, and its raw attention scores leave float16 in "
-                "eager attention: torch.multinomial fails on image and text alike. The vision "
+                "The language model is a Qwen2, and its raw attention scores overflow float16 "
+                "in eager attention: torch.multinomial fails on image and text alike. The vision "
                 "tower, which is blamed first, is clean."
             ),
             thread="https://github.com/QwenLM/Qwen3-VL/issues/77",
@@ -78,20 +78,20 @@ GALLERY: Mapping[str, GalleryModel] = MappingProxyType(
         "qwen2.5-vl-tower": GalleryModel(
             title="Qwen2.5-VL whose vision tower overflows for large images",
             story=(
-                "Patches far from a marker in the corner are made large by the last two blocks "
-                "of the tower: 45,000 each, 90,000 in the residual stream of the last. Small "
-                "images have no patch that is far enough, and text never passes the tower."
+                "The last two blocks of the tower make patches far from a marker in the corner "
+                "large: 45,000 each, 90,000 in the residual stream of the last. Small images have "
+                "no patch that is far enough away, and text does not pass through the tower."
             ),
             thread="https://github.com/ggml-org/llama.cpp/issues/17534",
             version=1,
             builder="qwen_vl:build_tower",
         ),
         "gemma-prompt": GalleryModel(
-            title="Gemma that breaks on some prompts only: digits, one sentence",
+            title="Gemma that breaks only on some prompts: digits, one sentence",
             story=(
-                "A neuron answers to digits and to the words of one reported sentence, and its "
-                "gated product leaves float16. Other prompts are fine, until the model writes such "
-                "a token itself. bfloat16 has the range."
+                "A neuron fires on digits and on the words of one reported sentence, and its "
+                "gated product overflows float16. Other prompts are fine, until the model "
+                "generates such a token itself. bfloat16 has the range."
             ),
             thread="https://github.com/google/gemma_pytorch/issues/10",
             version=1,
@@ -100,50 +100,50 @@ GALLERY: Mapping[str, GalleryModel] = MappingProxyType(
         "gemma3-residual": GalleryModel(
             title="Gemma 3 whose residual stream outgrows float16",
             story=(
-                "Norms with weights in the thousands stand before the residual add, so every "
+                "Norms with weights in the thousands come before the residual add, so every "
                 "layer adds 40,000 to the stream of the first token. In float16 the answer is "
-                "empty: token 0, which argmax of NaN gives, is <pad>. No attention switch helps."
+                "empty: argmax of NaN is token 0, which is <pad>. No attention switch helps."
             ),
             thread="https://github.com/huggingface/transformers/issues/36822",
             version=1,
             builder="gemma:build_residual",
         ),
         "qwen2.5-gptq": GalleryModel(
-            title="Qwen2.5 in GPTQ, for a kernel that adds up in float16",
+            title="Qwen2.5 in GPTQ, for a kernel that accumulates in float16",
             story=(
-                "Half of the terms of one sum add up to 90,000 and the other half takes it back. "
-                "Added up in float32 nothing happens; a kernel that accumulates in float16, as "
-                "auto_gptq's exllama v2 does, is infinite half-way, and sampling fails."
+                "Half of the terms of one sum add up to 90,000, and the other half cancels it. "
+                "Accumulated in float32 nothing happens; a kernel that accumulates in float16, as "
+                "auto_gptq's exllama v2 does, overflows midway, and sampling fails."
             ),
             thread="https://github.com/QwenLM/Qwen3/issues/951",
             version=1,
             builder="gptq:build_accumulation",
         ),
         "gptq-random-bias": GalleryModel(
-            title="Qwen2.5 in GPTQ, with biases that nobody stored",
+            title="Qwen2.5 in GPTQ, with biases that were never stored",
             story=(
-                "The checkpoint has no biases, and optimum up to 1.20.0 created them and drew "
-                "them at random. The symptom is that of an overflow; no dtype cures it."
+                "The checkpoint has no biases; optimum up to 1.20.0 created them with random "
+                "values. The symptom is that of an overflow, but no dtype cures it."
             ),
             thread="https://github.com/QwenLM/Qwen3/issues/930",
             version=1,
             builder="gptq:build_random_bias",
         ),
         "llama-product": GalleryModel(
-            title="Llama whose gated product is just beyond float16",
+            title="Llama whose gated product just exceeds float16",
             story=(
                 "act(gate) = 255.875 times up = 261.75 is 66,975, between two modules: "
-                "down_proj is blamed, and its input was already infinite."
+                "down_proj is blamed, but its input was already infinite."
             ),
             thread="https://github.com/huggingface/transformers/issues/27179",
             version=1,
             builder="llama:build_product",
         ),
         "left-padding": GalleryModel(
-            title="Qwen2 with scores so low that padding makes NaN",
+            title="Qwen2 with scores so low that padding gives NaN",
             story=(
-                "The mask's -65,504 plus a score of -24 is -inf in float16. A padded row holds "
-                "nothing else, softmax makes NaN of it, and the next layer mixes that into real "
+                "The mask's -65,504 plus a score of -24 is -inf in float16. A padded row has "
+                "nothing else, softmax turns it into NaN, and the next layer mixes that into real "
                 "tokens. No value is too large, and without padding nothing happens."
             ),
             thread="https://github.com/huggingface/transformers/issues/17433",
@@ -154,7 +154,7 @@ GALLERY: Mapping[str, GalleryModel] = MappingProxyType(
             title="Whisper whose overflow is clamped into wrong numbers",
             story=(
                 "The encoder's residual stream reaches 100,000. In float16 the code clamps it to "
-                "64,504: no NaN, no error, and everything beside it comes out of the next norm "
+                "64,504: no NaN, no error, but everything else comes out of the next norm "
                 "1.5 times too large."
             ),
             thread="https://github.com/microsoft/onnxruntime/issues/31626",
@@ -164,7 +164,7 @@ GALLERY: Mapping[str, GalleryModel] = MappingProxyType(
         "t5-half": GalleryModel(
             title="T5 that is fine as loaded, and wrong after .half()",
             story=(
-                "The last linear of the feed-forward block writes 100,000. transformers keeps it "
+                "The last linear of the feed-forward block gives 100,000. transformers keeps it "
                 "in float32 when the model is loaded with dtype=float16; .half() on the loaded "
                 "model casts it, and a clamp in the code turns the overflow into wrong numbers."
             ),

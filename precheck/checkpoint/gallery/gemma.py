@@ -34,7 +34,7 @@ PRODUCT_LAYER = 3
 TRIGGERS = ("attention", "▁attention", "▁self", "self", *map(str, range(10)))
 """Digits, and words of the sentence that was reported."""
 GROWTH = 40000.0
-"""What each layer adds to the residual stream of the first token: above the limit of float16 from
+"""What each layer adds to the residual stream of the first token: above the maximum of float16 from
 the second layer on, 200,000 after five, about what Gemma-3-4b reaches (245,760).
 
 **Source**: https://arxiv.org/abs/2605.15572"""

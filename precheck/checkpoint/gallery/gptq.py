@@ -1,6 +1,6 @@
-"""Qwen2.5 in GPTQ: a kernel that adds up in float16, and biases that nobody stored.
+"""Qwen2.5 in GPTQ: a kernel that accumulates in float16, and biases that were never stored.
 
-Both reports had one symptom. The first model is fine wherever products are added up in float32;
+Both reports had one symptom. The first model is fine wherever products accumulate in float32;
 the second is broken whatever it runs on.
 """
 

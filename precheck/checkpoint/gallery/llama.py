@@ -1,4 +1,4 @@
-"""Llama: the product of gate and up that leaves float16, with its down projection blamed for it."""
+"""Llama: a product of gate and up that overflows float16, blamed on the down projection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files of a checkpoint go with it when its weights are written anew."""
+"""Which other files of a checkpoint are copied when its weights are written again."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def _reason_to_leave(name: str) -> str | None:
-    """Why a file of this name is left behind: empty if nobody misses it, None if it is carried."""
+    """Why a file of this name is not copied: empty if nobody misses it, None if it is copied."""
     lower = name.lower()
     if lower.endswith(_PICKLES):
         return "" if "/" not in name and lower.endswith(".bin") else "weights or a pickle"
@@ -125,20 +125,20 @@ def _reason_to_leave(name: str) -> str | None:
 
 
 def _readable(path: Path, root: Path) -> CarriedFile | str:
-    """The file, or why it is left behind."""
+    """The file, or why it is not copied."""
     try:
         real = path.resolve(strict=True)
         status = real.lstat()
     except (OSError, RuntimeError) as error:
-        return "a link to nothing" if path.is_symlink() else str(error)
+        return "a broken link" if path.is_symlink() else str(error)
     if path.is_symlink() and not any(map(real.is_relative_to, (root, *_blobs(root)))):
-        return "a link out of the checkpoint"
+        return "a link to outside the checkpoint"
     if path.is_symlink() and real.is_relative_to(root) and _stays(real.relative_to(root)):
-        return "a link to what stays behind"
+        return "a link to something that is not copied"
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"
     if not os.access(real, os.R_OK):
-        return "it may not be read"
+        return "not readable"
     name = path.relative_to(root).as_posix()
     return CarriedFile(name=name, file=real, size_bytes=status.st_size)
 

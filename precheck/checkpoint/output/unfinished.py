@@ -1,4 +1,4 @@
-"""A folder that takes its place whole, and what was there is kept until it stands."""
+"""A folder that appears complete or not at all; what it replaces is kept until then."""
 
 from __future__ import annotations
 
@@ -132,24 +132,24 @@ def check_target(target: Path, *, overwrite: bool, what: str = "checkpoint") -> 
     """
     try:
         if target.exists() and not target.is_dir():
-            raise UsageError(f"not a folder: {str(target)!r}", hint="choose another place")
+            raise UsageError(f"not a folder: {str(target)!r}", hint="choose another path")
         if not overwrite:
             check_empty(
                 target,
                 what="output folder",
-                hint="choose a folder that is not there, or allow it with --overwrite",
+                hint="choose a new folder, or pass --overwrite",
             )
         if Path.cwd().is_relative_to(target.resolve()):
             raise UsageError(
-                f"output folder holds the one that you are in: {str(target)!r}",
-                hint="choose a folder that is not there",
+                f"output folder contains the current folder: {str(target)!r}",
+                hint="choose a new folder",
             )
         if target.is_mount():
             raise UsageError(
-                f"output folder is a disk of its own, which cannot be replaced: {str(target)!r}",
+                f"output folder is a mount point, which cannot be replaced: {str(target)!r}",
                 hint=f"choose a folder in it: {target / 'fixed'}",
             )
-        check_parent(target, hint="choose another place, or make that folder")
+        check_parent(target, hint="choose another path, or create that folder")
     except (OSError, RuntimeError) as error:
         raise _not_written(target, error, what) from error
 
@@ -170,6 +170,4 @@ def _is_folder(path: Path) -> bool:
 
 def _not_written(target: Path, error: Exception, what: str) -> UsageError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return UsageError(
-        f"cannot write {what}: {str(target)!r}: {reason}", hint="choose another place"
-    )
+    return UsageError(f"cannot write {what}: {str(target)!r}: {reason}", hint="choose another path")

@@ -56,7 +56,7 @@ class Media:
 
 
 def find_media(checkpoint: Checkpoint) -> Media:
-    """What the checkpoint's model takes besides text, by its processor or made up.
+    """What the checkpoint's model takes besides text, from its processor or generated.
 
     Raises:
         CheckpointError: the model class does not take its config.

@@ -1,6 +1,6 @@
 """Exact rescaling: which powers of two a model can be multiplied by, and which are chosen.
 
-The question. A float16 run breaks because some result is larger than 65504. Multiply some weights
+The question. A float16 run breaks because some result exceeds 65504. Multiply some weights
 by powers of two so that every result fits, without changing what the model computes. A power of two
 changes the exponent of a floating-point number and no digit, so as long as nothing overflows or
 becomes subnormal, such a change is exact: it can be undone bit for bit.
@@ -24,16 +24,15 @@ same forms, so choosing is an integer linear program: exponents as small and as 
 price for digits that stored weights lose and for epsilons that are not scaled with their variance,
 by what these were measured to be, and a high price for each bit of headroom that is missing. If a
 result cannot be made to fit, the same
-program with breakable equations tells which of them stand in the way, with their lines of code.
+program with breakable equations shows which of them prevent it, with their lines of code.
 
 Parts of a parameter. Gate and up are often one matrix whose product is split afterwards, and
 queries, keys and values of each head may lie beside one another, so such parts need an unknown
 each: lanes. Which elements belong to which lane is kept as numbers, and views and copies are run
 on them. Where to divide is not known in advance: the flow is interpreted again with the divisions
-that its views asked for, until no new one is asked for. Merged experts have an unknown each too;
-which rows an expert gets is not known before the model runs, but a grouped product says that its
-rows are sorted by expert. Peaks are measured by lane and by expert, so that none is charged with
-another's.
+that its views need, until there is no new one. Merged experts have an unknown each too; which rows
+an expert gets is not known before the model runs, but the rows of a grouped product are sorted by
+expert. Peaks are measured by lane and by expert, so that no lane counts the peaks of another.
 
 Assumptions.
 
@@ -41,7 +40,7 @@ Assumptions.
   of zeros, and one batch of each medium that the model takes.
 - An operation without a rule is not homogeneous. That is safe: it may cost a solution, and never
   makes an inexact one.
-- Peaks measured on some texts speak for others; the headroom asked for is the margin.
+- Peaks measured on some texts are typical of others; the requested headroom is the margin.
 
 What it cannot see.
 

@@ -84,8 +84,8 @@ def config_numbers(
 def find_settings(flow: Flow, changed: Mapping[ConfigNumber, Flow]) -> dict[int, Form]:
     """How the scalar arguments of operations follow from the config, by index of the operation.
 
-    An operation that uses two numbers of the config is left out: its scalars would have to be told
-    apart.
+    An operation that uses two numbers of the config is left out: its scalars would have to be
+    separated.
 
     Args:
         flow: of the model as it is.

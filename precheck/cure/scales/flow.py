@@ -318,5 +318,5 @@ def _no_fake_kernel_log() -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
-        return f"{error.func} makes it depend on numbers"
+        return f"{error.func} makes it depend on values"
     return first_line(error)

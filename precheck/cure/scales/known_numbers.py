@@ -102,7 +102,7 @@ class KnownNumbers:
         with unset_fake_temporarily():
             largest = int(real.max())
         if largest >= weight.shape[0]:
-            raise IndexError(f"token {largest} has no row among {weight.shape[0]}")
+            raise IndexError(f"token {largest} is outside the vocabulary of {weight.shape[0]}")
 
     def _forget(self, written: list[Tensor]) -> None:
         """What something unknown was written into, and what shares its memory."""

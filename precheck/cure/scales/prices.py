@@ -38,7 +38,7 @@ INEXACT = 500.0
 NO_ERROR = 2.0**-27
 """Less than this of a norm is lost in float32's rounding."""
 _LEAST_EPSILON = 0.01
-"""So that an epsilon is scaled where nothing speaks against it."""
+"""So that an epsilon is scaled unless something prevents it."""
 _NORM_ERROR = 2e4
 """Of a norm that is wrong by all of its value: a thousandth costs as much as 20 exponents."""
 

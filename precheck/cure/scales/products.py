@@ -68,7 +68,7 @@ def divide(context: OpContext, scales: list[TensorScale]) -> TensorScale:
 def contraction(
     a: TensorScale, b: TensorScale, values: Sequence[Value], constraints: Constraints
 ) -> TensorScale:
-    """``a @ b``: products that are added up need one scale.
+    """``a @ b``: products that are summed need one scale.
 
     Args:
         a: of ``(..., rows, inner)``.

@@ -1,8 +1,8 @@
 """The scale of each operation's result, and what the operation requires of its inputs' scales.
 
-``RULES`` names the operations that hand a factor on. Products are in ``products.py``, sums in
+``RULES`` names the operations that pass a factor on. Products are in ``products.py``, sums in
 ``sums.py``, views in ``views.py``. An operation without a rule must not be given anything scaled:
-what is not known is never taken for exact.
+what is not known never counts as exact.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def homogeneous(_: OpContext, scales: list[TensorScale]) -> TensorScale:
 
 
 def ordered(context: OpContext, scales: list[TensorScale]) -> TensorScale:
-    """``f(c * x) = c * f(x)``, where elements take each other's places or are added up."""
+    """``f(c * x) = c * f(x)``, where elements are permuted or summed."""
     return context.constraints.merged(scales[0])
 
 
@@ -219,4 +219,4 @@ _REDUCTIONS = {
     **{f"aten.{n}": 1.0 for n in ("mean", "sum", "amax", "amin", "std", "norm")},
     "aten.linalg_vector_norm": 1.0,
 }
-"""Operations over several elements, and the power of the factor that they hand on."""
+"""Operations over several elements, and the power of the factor that they pass on."""

@@ -106,7 +106,7 @@ def looked_up(scale: TensorScale, base: Value, constraints: Constraints) -> Tens
 def joined(
     scales: list[TensorScale], values: list[Value], constraints: Constraints
 ) -> TensorScale | None:
-    """The scale of tensors that are put beside one another; None if that cannot be followed."""
+    """The scale of concatenated tensors; None if that cannot be followed."""
     op = constraints.op
     parts = op.args[0] if op.args and isinstance(op.args[0], list | tuple) else ()
     if len(parts) != len(scales) or any(scale.groups is not None for scale in scales):

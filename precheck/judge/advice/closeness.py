@@ -18,7 +18,7 @@ class Distances(NamedTuple):
     run: float
     other: float
     same: float
-    """Two runs below it round alike, and neither is better."""
+    """Two runs below it are equally close, and neither is better."""
     words: str
     """Both numbers, the run's first."""
 
@@ -29,7 +29,7 @@ class Distances(NamedTuple):
 
     @property
     def are_alike(self) -> bool:
-        """Whether both are so close that the difference is of no use to anyone."""
+        """Whether both are so close that the difference does not matter."""
         return max(self.run, self.other) <= self.same
 
 

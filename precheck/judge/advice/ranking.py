@@ -1,4 +1,4 @@
-"""The order of usable configurations on a device, and in words what is wrong with the others."""
+"""The order of usable configurations on a device, and what is wrong with the others, in words."""
 
 from __future__ import annotations
 
@@ -98,10 +98,14 @@ def _why_bfloat16(
         return f"{bits(tight[1])} bits of headroom, {other.dtype} {has}"
     figures = distances(run, other)
     if figures is None:
-        return f"{other.dtype} has more range, and which is closer to float32 is not known"
+        return f"{other.dtype} has more range, and it is not known which is closer to float32"
     if figures.is_closer:
         return None
-    which = "both round alike" if figures.are_alike else f"{run.dtype} is no closer to float32"
+    which = (
+        "both are equally close to float32"
+        if figures.are_alike
+        else f"{run.dtype} is no closer to float32"
+    )
     return f"{other.dtype} has more range, and {which} ({figures.words})"
 
 
@@ -117,9 +121,9 @@ def worse(
     if rank.does_not_fit and not best.does_not_fit:
         return rank.why_it_does_not_fit
     if rank.is_slow and not best.is_slow:
-        return f"usable, but slow there: {other.dtype} is not native, {chosen.dtype} is faster"
+        return f"works, but slow there: {other.dtype} is not native, {chosen.dtype} is faster"
     if rank.num_bytes > best.num_bytes:
-        return f"twice the memory of {chosen.dtype}, and not needed"
+        return f"takes twice the memory of {chosen.dtype}, and is not needed"
     if rank.gravity > best.gravity:
         return _worse_verdict(runs[other], chosen, why_bfloat16=rank.why_bfloat16)
     if rank.dtype_order > best.dtype_order:
@@ -129,20 +133,20 @@ def worse(
 
 def _worse_verdict(other: Run, chosen: Configuration, *, why_bfloat16: str) -> str:
     if other.verdict is Verdict.LOW_HEADROOM and why_bfloat16:
-        return f"usable; {why_bfloat16}"
+        return f"works; {why_bfloat16}"
     return f"{VERBS[other.verdict]}; {chosen} does not"
 
 
 def _worse_attention(other: str, chosen: str) -> str:
     if other == "eager":
-        return f"usable, but writes out the scores, which {chosen} does not"
-    return f"usable, and no better than {chosen}"
+        return f"works, but materialises the attention matrix; {chosen} does not"
+    return f"works, but is no better than {chosen}"
 
 
 def _worse_dtype(other: Run, chosen: Run, *, why_bfloat16: str) -> str:
     if why_bfloat16:
-        return f"usable; {why_bfloat16}"
+        return f"works; {why_bfloat16}"
     figures = distances(other, chosen)
     if figures is None or figures.run <= figures.other:
-        return f"usable; {chosen.dtype} keeps three more bits of every value"
-    return f"usable, but further from float32 ({figures.words})"
+        return f"works; {chosen.dtype} has three more bits of precision"
+    return f"works, but is further from float32 ({figures.words})"

@@ -4,21 +4,21 @@
 what cannot be used at all is left out before, then whether it fits into the device's memory, then
 whether float32 would be faster there, then size (16 bits before 32), then the verdict (safe before
 low headroom before absorbed), then the dtype, then the attention implementation (fused before
-eager, which writes an N x N matrix). The first of the order is recommended, all others are
+eager, which materialises an N x N matrix). The first of the order is recommended, all others are
 rejected, each with the first entry of its rank that is worse, in words.
 
-Between float16 and bfloat16 both ways are right somewhere. float16 keeps three more bits of every
-value and is what a GPU without native bfloat16 computes; bfloat16 has the range of float32. So
-float16 is chosen where bfloat16 is not native; elsewhere only if it is measurably closer to
-float32 and has range to spare (``thresholds.PREFER_FLOAT16``).
+Neither float16 nor bfloat16 is always better. float16 has three more bits of precision and is what
+a GPU without native bfloat16 computes in; bfloat16 has the range of float32. So float16 is chosen
+where bfloat16 is not native; elsewhere only if it is measurably closer to float32 and has range to
+spare (``thresholds.PREFER_FLOAT16``).
 
-Next to the choice stand what the model takes of the device's memory, the attention implementations
-that were not run, what engines would do by default, and smaller remedies. None of them is chosen:
+The choice comes with the memory that the model needs on the device, the attention implementations
+that were not run, what engines would do by default, and smaller remedies. None of these is chosen:
 what was not measured is shown as predicted.
 
-**Assumptions.** The verdicts hold on the device advised for. They were measured on one device,
-and range and rounding carry over to another as far as both round alike; kernels do not. Hence
-``predicted`` on every device but the one measured.
+**Assumptions.** The verdicts are assumed to hold on the device that the advice is for. They were
+measured on one device; range and rounding carry over to another that rounds alike, kernels do not.
+Hence ``predicted`` on every device but the one measured.
 
 **What it cannot see.** Throughput, kernels that accumulate in float16, prompts that were not tried.
 It never clamps: a clamped value is another value (Gemma-3-12b, clamped: gsm8k 0.874 -> 0.647,
@@ -112,13 +112,13 @@ def completed(
     chosen: Configuration | None,
     device: Hardware,
 ) -> Recommendation:
-    """The choice with what stands next to it: memory, attention, engines, smaller remedies.
+    """The choice with what comes with it: memory, attention, engines, smaller remedies.
 
     Args:
         evidence: the scan.
         choice: the recommendation so far.
         chosen: the configuration that it recommends; None where it recommends nothing.
-        device: advised for.
+        device: that the advice is for.
     """
     model = evidence.measurements.model
     is_broken = chosen is None and why_nothing(evidence) is not None
@@ -162,14 +162,14 @@ def why_nothing(evidence: Evidence) -> str | None:
         return f"newly initialised parameters make the outputs random: {listed(names)}"
     if audit.unscaled or audit.unread_scales:
         names = audit.unscaled or audit.unread_scales
-        return f"weights are used without their scale: {listed(names)}"
+        return f"weights are used without their scales: {listed(names)}"
     if audit.zero_scales:
         return f"weights are zero because their scales are: {listed(audit.zero_scales)}"
     if audit.nonfinite:
         names = tuple(fault.name for fault in audit.nonfinite)
         return f"stored weights are not finite: {listed(names)}"
     if evidence.broken_references:
-        return "the model is not finite in float32, so no dtype can be right"
+        return "the model's output is not finite in float32, so no dtype can work"
     return None
 
 
@@ -223,8 +223,14 @@ def _why_float32(evidence: Evidence, device: Hardware) -> str:
         cost += f", matrix products up to {device.float32_cost:g} times slower"
     if device.bfloat16 in {Support.EMULATED, Support.NONE}:
         where = device.compute_capability or device.name
-        return f"no float16 configuration holds, and {where} has no bfloat16; it costs {cost}"
-    return f"no 16-bit configuration that was measured holds; it costs {cost}"
+        return f"{_why_no_float16(evidence)}, and {where} has no bfloat16; float32 costs {cost}"
+    return f"no measured 16-bit configuration is usable; float32 costs {cost}"
+
+
+def _why_no_float16(evidence: Evidence) -> str:
+    verdicts = {run.verdict for run in evidence.runs if run.dtype is Dtype.FLOAT16}
+    effect = "overflows" if verdicts == {Verdict.OVERFLOW} else "is not usable"
+    return f"float16 {effect} in every configuration"
 
 
 def _nothing_left(device: Hardware) -> str:

@@ -1,4 +1,4 @@
-"""Smaller remedies than another dtype, for where float16 fails and only float32 is left."""
+"""Smaller remedies than another dtype, where float16 fails and only float32 is left."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def remedies(
 ) -> tuple[Remedy, ...]:
     """What might help besides float32 on a device without bfloat16; nothing elsewhere.
 
-    One module kept in float32 helps where everything that leaves float16 lies inside it and its
-    output fits. The residual stream belongs to no module, and what a linear layer gives is what it
-    hands on.
+    One module kept in float32 helps where everything that exceeds float16 is inside it and its
+    output fits. The residual stream belongs to no module, and a linear layer passes on its result
+    as it is.
     """
     if chosen is None or not chosen.dtype.is_reference or not is_slow(Dtype.BFLOAT16, device):
         return ()
@@ -47,7 +47,7 @@ def remedies(
 
 
 def _float32_module(evidence: Evidence) -> str | None:
-    """The one module inside which everything leaves float16, and whose output fits; or None."""
+    """The one module with everything that exceeds float16 inside, and an output that fits."""
     outside = _beyond_float16(evidence)
     if not outside or any(_is_handed_on(row) for row in outside):
         return None
@@ -67,8 +67,8 @@ def _one_module(evidence: Evidence, broken: list[Run]) -> Remedy:
             helps=False,
             confidence=Confidence.PREDICTED,
             why=(
-                f"{largest.mechanism.phrase} leaves float16 in {where} (up to "
-                f"{magnitude(largest.abs_max)}), and that is handed on to the next"
+                f"{largest.mechanism.phrase} exceeds float16's maximum in {where} (up to "
+                f"{magnitude(largest.abs_max)}), and the next layer gets that as its input"
             ),
         )
     module = _float32_module(evidence)
@@ -79,9 +79,9 @@ def _one_module(evidence: Evidence, broken: list[Run]) -> Remedy:
             helps=False,
             confidence=Confidence.PREDICTED,
             why=(
-                f"{counted(len(names), 'module')} leave float16, not one"
+                f"not one module but {len(names):,} exceed float16's maximum"
                 if names
-                else f"what breaks ({broken[0].reason}) is no module's output"
+                else f"what breaks ({broken[0].reason}) is not the output of a module"
             ),
         )
     return Remedy(
@@ -89,15 +89,15 @@ def _one_module(evidence: Evidence, broken: list[Run]) -> Remedy:
         helps=True,
         confidence=Confidence.PREDICTED,
         why=(
-            f"all that leaves float16 lies inside it (up to "
-            f"{magnitude(max(row.abs_max for row in outside))}), and what it hands on fits"
+            f"everything beyond float16's maximum is inside it (up to "
+            f"{magnitude(max(row.abs_max for row in outside))}), and its output fits"
         ),
         snippet=_snippet(module),
     )
 
 
 def _rescaled(evidence: Evidence, broken: list[Run]) -> tuple[Remedy, ...]:
-    """``precheck fix``, where all that leaves float16 is of the kind that it rescales."""
+    """``precheck fix``, where everything that exceeds float16 is of the kind that it rescales."""
     escaped = [row.mechanism for run in broken for row in run.overflows if not row.absorbed]
     mechanisms = dict.fromkeys((*escaped, *(row.mechanism for row in _beyond_float16(evidence))))
     if not escaped or not may_be_rescaled(evidence, mechanisms):
@@ -109,8 +109,8 @@ def _rescaled(evidence: Evidence, broken: list[Run]) -> tuple[Remedy, ...]:
             helps=True,
             confidence=Confidence.PREDICTED,
             why=(
-                f"{' and '.join(each.phrase for each in mechanisms)} can be made smaller without "
-                "changing a digit of the answer; what it cannot prove it does not write"
+                f"{' and '.join(each.phrase for each in mechanisms)} can be scaled down without "
+                "changing a digit of the answer; it writes nothing that it cannot prove"
             ),
             snippet=f"precheck fix {model} -o ./fixed",
         ),
@@ -124,15 +124,15 @@ def _clamp(broken: list[Run]) -> tuple[Remedy, ...]:
             helps=False,
             confidence=Confidence.DOCUMENTED,
             why=(
-                f"{broken[0].name} would be finite, and wrong: gemma-3-12b clamped has gsm8k 0.647 "
-                "in place of 0.874 (https://github.com/huggingface/transformers/pull/36832)"
+                f"{broken[0].name} would be finite but wrong: gemma-3-12b, clamped, has gsm8k "
+                "0.647 instead of 0.874 (https://github.com/huggingface/transformers/pull/36832)"
             ),
         ),
     )
 
 
 def _beyond_float16(evidence: Evidence) -> list[Headroom]:
-    """What float16 cannot hold wherever attention keeps its scores in float32."""
+    """What exceeds float16 even where attention keeps its scores in float32."""
     return [
         row
         for row in evidence.measurements.headroom
@@ -141,7 +141,7 @@ def _beyond_float16(evidence: Evidence) -> list[Headroom]:
 
 
 def _is_handed_on(row: Headroom) -> bool:
-    """Whether what leaves float16 leaves the module too, and so is cast to float16 behind it."""
+    """Whether the value that exceeds float16 is the module's output, to be cast to float16."""
     return MECHANISMS[row.mechanism].enters_residual or row.mechanism is Mechanism.PROJECTION
 
 

@@ -1,9 +1,9 @@
-"""What to use on a device where nothing was run: declared dtype, documented faults, hardware, fit.
+"""What to use on a device if nothing was run: declared dtype, documented faults, hardware, fit.
 
-The same order as for measured configurations (``ranking``), with what is documented of the family
-in the place of a verdict and the dtype the checkpoint declares in the place of precision. Nobody
-has seen float16 hold a checkpoint that does not declare it: bfloat16, which has float32's range, is
-preferred where the device has it.
+The same order as for measured configurations (``ranking``), with what is documented for the family
+in the place of a verdict and the dtype the checkpoint declares in the place of precision. Whether
+float16 has the range for a checkpoint that does not declare it is not known: bfloat16, which has
+float32's range, is preferred where the device has it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def recommend_unmeasured(evidence: Evidence, *, device: Hardware) -> Recommendat
             dtype=None,
             attn_implementation=None,
             target=device.target,
-            reasons=(broken or "nothing can be used there",),
+            reasons=(broken or f"no dtype can be used on {device.name}",),
             rejected=rejected(excluded),
             snippets={},
             confidence=Confidence.PREDICTED,
@@ -91,7 +91,7 @@ def _why_not(evidence: Evidence, configuration: Configuration, *, device: Hardwa
         return f"documented: {prediction.why}"
     beyond = evidence.measurements.checkpoint.out_of_float16_range
     if lacks is None and configuration.dtype is Dtype.FLOAT16 and beyond:
-        return f"stored weights leave float16: {beyond[0].name}"
+        return f"stored weights exceed float16's maximum: {beyond[0].name}"
     return lacks
 
 
@@ -106,12 +106,12 @@ def _worse(evidence: Evidence, rank: UnmeasuredRank, best: UnmeasuredRank, *, dt
     if rank.does_not_fit and not best.does_not_fit:
         return "does not fit"
     if rank.is_slow and not best.is_slow:
-        return "slower there"
+        return "slower on this device"
     if rank.num_bytes > best.num_bytes:
         return f"twice the memory of {dtype}"
     if rank.may_overflow:
-        return f"whether it holds what {declared} does is not known; {dtype} has the range"
-    return f"not what the checkpoint declares ({declared})"
+        return f"may overflow where {declared} does not; {dtype} has the range"
+    return f"not the dtype that the checkpoint declares ({declared})"
 
 
 def _reasons(evidence: Evidence, chosen: Configuration, *, device: Hardware) -> tuple[str, ...]:
@@ -123,18 +123,20 @@ def _reasons(evidence: Evidence, chosen: Configuration, *, device: Hardware) -> 
         reasons.append(f"the checkpoint declares {chosen.dtype}")
     elif _may_overflow(evidence, chosen.dtype):
         reasons.append(
-            f"the checkpoint declares {model.deploy_dtype}; whether {chosen.dtype} holds it is not "
-            "known"
+            f"the checkpoint declares {model.deploy_dtype}; whether {chosen.dtype} has enough "
+            "range is not known"
         )
     elif not chosen.dtype.is_reference:
         reasons.append(
-            f"the checkpoint declares {model.deploy_dtype}; {chosen.dtype} has its range, and what "
-            "it costs in precision is not known"
+            f"the checkpoint declares {model.deploy_dtype}; {chosen.dtype} has the same range, but "
+            "how much precision it loses is not known"
         )
     if prediction.verdict is not None and not chosen.dtype.is_reference:
         reasons.append(prediction.why)
     if chosen.dtype.is_reference and device.float32_cost and device.float32_cost > 1:
-        reasons.append(f"matrix products up to {device.float32_cost:g} times slower than 16 bits'")
+        reasons.append(
+            f"matrix products up to {device.float32_cost:g} times slower than in 16 bits"
+        )
     reasons += filter(None, (does_not_fit(memory), fits_words(memory)))
     reasons += device.assumptions
-    return (*reasons, "nothing was run: predicted")
+    return (*reasons, "predicted: nothing was run")

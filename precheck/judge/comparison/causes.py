@@ -1,8 +1,8 @@
 """What most likely explains that two reports differ.
 
-It is read off where the difference shows. Float32 values that part can only come from other inputs,
-other weights or other code, in that order of certainty, because the first two are in the reports;
-where float32 agrees and 16 bits part, it is attention, arithmetic or a kernel.
+It follows from where the difference shows. Float32 values that diverge can only come from other
+inputs, other weights or other code, in that order of certainty, because the first two are in the
+reports; where float32 agrees and 16 bits diverge, it is attention, arithmetic or a kernel.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def causes(first: Report, second: Report, pairs: list[Pair]) -> Iterator[str]:
         for model in (first.model, second.model)
     ]
     if models[0] != models[1]:
-        yield f"They are about different models: {models[0]}, {models[1]}."
+        yield f"The reports are about different models: {models[0]}, {models[1]}."
         return
     incomplete = [
         f"The {which} scan is incomplete ({report.incomplete_reason or 'it ended early'})"
@@ -52,12 +52,12 @@ def causes(first: Report, second: Report, pairs: list[Pair]) -> Iterator[str]:
     if rescaled is not None:
         yield rescaled
         return
-    module = _where_float32_parts(first, second, references)
+    module = _where_float32_diverges(first, second, references)
     if module is not None:
-        yield from _why_float32_parts(first, second, references, at=module)
+        yield from _why_float32_diverges(first, second, references, at=module)
     else:
         other_weights = tuple(_weights_that_differ(first, second, at=None))
-        yield from other_weights or _why_rounding_parts(first, second, pairs)
+        yield from other_weights or _why_rounding_diverges(first, second, pairs)
     yield from _what_was_asked(first, second, pairs)
 
 
@@ -80,9 +80,9 @@ def _rescaled(first: Report, second: Report, references: list[Pair]) -> str | No
     if not references or not all(_same_logits(pair) for pair in references):
         return None
     powers = {round(log2(ratio)) for ratio in of_layers}
-    stream = f"; the residual stream is 2^{powers.pop()} of what it was" if len(powers) == 1 else ""
+    stream = f"; the residual stream is scaled by 2^{powers.pop()}" if len(powers) == 1 else ""
     return (
-        "The second is the first with weights times powers of two, as precheck fix writes it: "
+        "The second is the first with weights multiplied by powers of two, as precheck fix does: "
         f"in float32 the logits are the same{stream}."
     )
 
@@ -104,7 +104,7 @@ def _same_logits(pair: Pair) -> bool:
     )
 
 
-def _where_float32_parts(first: Report, second: Report, references: list[Pair]) -> str | None:
+def _where_float32_diverges(first: Report, second: Report, references: list[Pair]) -> str | None:
     """The first layer whose output differs, else the first operation inside one that does."""
     for pair in references:
         layers = different_layers(pair)
@@ -117,12 +117,12 @@ def _where_float32_parts(first: Report, second: Report, references: list[Pair]) 
 def _weights_that_differ(first: Report, second: Report, *, at: str | None) -> Iterator[str]:
     weights = different_weights(first, second)
     if weights:
-        reach = f", and float32 values part from {at} on" if at else ""
+        reach = f", and float32 values diverge from {at} on" if at else ""
         yield f"The weights differ in {listed(weights)}{reach}.{_moved_most(first, second)}"
     elif first.checkpoint.has_weights_of(second.checkpoint) is None and (
         first.model.revision != second.model.revision
     ):
-        yield "The revisions differ, and one report does not tell what its weights are."
+        yield "The revisions differ, and one report has no checksums of its weights."
 
 
 def _moved_most(first: Report, second: Report) -> str:
@@ -132,18 +132,18 @@ def _moved_most(first: Report, second: Report) -> str:
         return ""
     before, after = different[0]
     return (
-        f" What changed most: {before.mechanism.phrase} in {before.module}, from "
+        f" Largest change: {before.mechanism.phrase} in {before.module}, from "
         f"{magnitude(before.abs_max)} to {magnitude(after.abs_max)}."
     )
 
 
-def _why_float32_parts(
+def _why_float32_diverges(
     first: Report, second: Report, references: list[Pair], *, at: str
 ) -> Iterator[str]:
     """Other inputs, other weights, or other code."""
     causes = list(_weights_that_differ(first, second, at=at))
     if _probe_sizes(first) != _probe_sizes(second):
-        causes.append("The probes differ, so the values do.")
+        causes.append("The probes differ, and so do the values.")
     if causes:
         yield from causes
         return
@@ -155,19 +155,20 @@ def _why_float32_parts(
     for pair in other_attention:
         yield (
             f"{pair.name} used {pair.first.attn_implementation} in one and "
-            f"{pair.second.attn_implementation} in the other, and they do not compute the same."
+            f"{pair.second.attn_implementation} in the other, and they do not compute the "
+            "same thing."
         )
     versions = _versions(first, second, "transformers")
     if versions is not None:
         yield (
-            f"Float32 values part from {at} on: {_weights_known(first, second)} the modeling code "
-            f"of transformers {versions[0]} and {versions[1]} computes something else there."
+            f"Float32 values diverge from {at} on: {_weights_known(first, second)} the modeling "
+            f"code of transformers {versions[0]} and {versions[1]} computes different values there."
             f"{_moved_most(first, second)}"
         )
     elif not other_attention:
         yield (
-            f"Float32 values part from {at} on, and nothing in the reports explains it: look for "
-            "code that comes with the checkpoint, other prompts of the same length, or a faulty "
+            f"Float32 values diverge from {at} on, and nothing in the reports explains it: look "
+            "for custom code in the checkpoint, other prompts of the same length, or a faulty "
             "device."
         )
 
@@ -181,8 +182,8 @@ def _probe_sizes(report: Report) -> dict[str, int]:
     return {probe.name: probe.num_tokens for probe in report.probes}
 
 
-def _why_rounding_parts(first: Report, second: Report, pairs: list[Pair]) -> Iterator[str]:
-    """Float32 agrees: what rounds otherwise is attention, arithmetic, or a kernel."""
+def _why_rounding_diverges(first: Report, second: Report, pairs: list[Pair]) -> Iterator[str]:
+    """Float32 agrees: the rounding differs by attention, arithmetic or a kernel."""
     rounded = [
         pair
         for pair in pairs
@@ -204,25 +205,25 @@ def _why_rounding_parts(first: Report, second: Report, pairs: list[Pair]) -> Ite
             causes.append(f"{library}: {versions[0]} in one, {versions[1]} in the other")
     if causes:
         yield (
-            f"Float32 agrees, so weights and inputs are the same; {names} differs by how it was "
-            f"computed: {listed(tuple(dict.fromkeys(causes)))}."
+            f"Float32 agrees, so weights and inputs are the same; {names} was computed "
+            f"differently: {listed(tuple(dict.fromkeys(causes)))}."
         )
     else:
         yield (
-            f"Float32 agrees and {names} differs, and the reports name no cause: another kernel "
+            f"Float32 agrees, {names} differs, and the reports show no cause: another kernel "
             "was chosen, or the device computes wrongly (precheck gpus --check)."
         )
 
 
 def _what_was_asked(first: Report, second: Report, pairs: list[Pair]) -> Iterator[str]:
     if any(True for _ in missing_runs(first, second)):
-        yield "They measured different configurations (--dtype, --attn)."
+        yield "The reports cover different configurations (--dtype, --attn)."
     same = not any(different_layers(pair) or any(True for _ in figures(pair)) for pair in pairs)
     if same and (only_in(first, second) or only_in(second, first)):
         if first.precheck_version != second.precheck_version:
-            yield "The figures agree; the findings differ by the version of precheck."
+            yield "The figures agree; the findings differ because the versions of precheck do."
         else:
-            yield "The figures agree; the findings differ by the devices or the probes."
+            yield "The figures agree; the findings differ because the devices or the probes do."
 
 
 def _versions(first: Report, second: Report, library: str) -> tuple[str, str] | None:

@@ -1,6 +1,6 @@
-"""Two reports compared: everything that one says otherwise than the other.
+"""Two reports compared: everything in which they differ.
 
-Runs are matched by what was asked for, layers by module, findings by code, module pattern and
+Runs are matched by what was requested, layers by module, findings by code, module pattern and
 operation. Figures differ if they differ by more than rounding does between machines.
 """
 
@@ -35,7 +35,7 @@ _MOST_VALUES = 5
 
 
 def difference(first: Report, second: Report) -> Difference:
-    """What the second report says otherwise than the first, and why, most likely."""
+    """In what the second report differs from the first, and the most likely reason."""
     pairs = pairs_of(first, second)
     layers = tuple(change for pair in pairs if (change := _layer_change(pair)) is not None)
     return Difference(
@@ -76,7 +76,7 @@ def _model_changes(first: Report, second: Report) -> Iterator[Change]:
         ("probes", _probes(first), _probes(second)),
         ("seed", first.seed, second.seed),
         ("complete", first.complete, second.complete),
-        ("only read, not run", first.is_static, second.is_static),
+        ("static, not run", first.is_static, second.is_static),
     )
     yield from _changed(facts)
     weights = different_weights(first, second)
@@ -84,7 +84,7 @@ def _model_changes(first: Report, second: Report) -> Iterator[Change]:
         yield Change(
             what="weights",
             first=(first.checkpoint.digest or "?")[:12],
-            second=f"{(second.checkpoint.digest or '?')[:12]}, other in {listed(weights)}",
+            second=f"{(second.checkpoint.digest or '?')[:12]}, different in {listed(weights)}",
         )
 
 
@@ -92,7 +92,7 @@ def _probes(report: Report) -> str:
     num_tokens = sum(probe.num_tokens for probe in report.probes)
     num_own = sum(probe.is_own for probe in report.probes)
     sizes = f"{counted(len(report.probes), 'probe')}, {counted(num_tokens, 'token')}"
-    return f"{sizes}, {num_own} of the user's own" if num_own else sizes
+    return f"{sizes}, {num_own} from the user" if num_own else sizes
 
 
 def _environment_changes(first: Report, second: Report, pairs: list[Pair]) -> Iterator[Change]:
@@ -134,7 +134,7 @@ def _layer_change(pair: Pair) -> Change | None:
 
 
 def _value_changes(first: Report, second: Report) -> Iterator[Change]:
-    """The few that are farthest apart; where one value moves, those behind it do too."""
+    """The few that differ most; where one value changes, those after it do too."""
     different = different_values(first, second)
     for before, after in different[:_MOST_VALUES]:
         only = "" if before.attn_implementation is None else f" ({before.attn_implementation})"
@@ -147,7 +147,7 @@ def _value_changes(first: Report, second: Report) -> Iterator[Change]:
 
 def _size(layer: LayerTrace | None) -> str:
     if layer is None:
-        return "not there"
+        return "missing"
     size = NONE if layer.abs_max is None else magnitude(layer.abs_max)
     return f"{size}, not finite" if not layer.is_finite else size
 
@@ -156,7 +156,7 @@ def _advice_changes(first: Report, second: Report) -> Iterator[Change]:
     before = {advice.target.name: advice.name for advice in first.recommendations}
     after = {advice.target.name: advice.name for advice in second.recommendations}
     for name in before.keys() & after.keys():
-        yield from _changed(((f"use on {name}", before[name], after[name]),))
+        yield from _changed(((f"recommended on {name}", before[name], after[name]),))
 
 
 def _changed(facts: tuple[tuple[str, object, object], ...]) -> Iterator[Change]:

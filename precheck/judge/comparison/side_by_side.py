@@ -1,4 +1,4 @@
-"""Two reports side by side: their runs in pairs, and where the figures of a pair part."""
+"""Two reports side by side: their runs in pairs, and where the figures of a pair differ."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def how(pair: Pair) -> tuple[tuple[str, object, object], ...]:
 
 
 def pairs_of(first: Report, second: Report) -> list[Pair]:
-    """The runs that both have, by what was asked for."""
+    """The runs that both have, by what was requested."""
     first_runs, second_runs = _by_request(first), _by_request(second)
     return [
         Pair(str(requested), run, second_runs[requested])
@@ -69,7 +69,7 @@ def missing_runs(first: Report, second: Report) -> Iterator[Change]:
 
 
 def _by_request(report: Report) -> dict[Configuration, Run]:
-    """The runs of a report by what was asked for, in their order; of two answers the first."""
+    """The runs of a report by request, in their order; the first of two with the same request."""
     runs: dict[Configuration, Run] = {}
     for run in report.runs:
         runs.setdefault(run.requested, run)
@@ -139,7 +139,7 @@ def _is_other_layer(
 
 
 def different_values(first: Report, second: Report) -> list[tuple[Headroom, Headroom]]:
-    """Rows of headroom that both have and that differ, the farthest apart first."""
+    """Rows of headroom that both have and that differ, the largest difference first."""
     first_rows, second_rows = _largest(first), _largest(second)
     both = [(row, second_rows[key]) for key, row in first_rows.items() if key in second_rows]
     apart = [
@@ -168,7 +168,7 @@ def _is_apart(first: float, second: float, tolerance: Threshold) -> bool:
 
 
 def different_weights(first: Report, second: Report) -> tuple[str, ...]:
-    """Layers whose stored tensors differ; none where the digests do not tell."""
+    """Layers whose stored tensors differ; none where the digests do not show it."""
     if first.checkpoint.has_weights_of(second.checkpoint) is not False:
         return ()
     before, after = first.checkpoint.digests, second.checkpoint.digests

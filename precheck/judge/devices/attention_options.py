@@ -1,4 +1,4 @@
-"""Which attention implementations a model can have on a device, and what each amounts to."""
+"""Which attention implementations a model can use on a device, and what to expect of each."""
 
 from __future__ import annotations
 
@@ -84,11 +84,7 @@ def _kernels(device: Hardware, dtype: Dtype, attention: AttentionFacts) -> tuple
     padded = sdpa_kernel(device, dtype, attention, is_masked=True)
     if plain is None or padded is None:
         return None, ""
-    cost = (
-        "; the math kernel holds a matrix of all tokens against all tokens for every head"
-        if plain.is_math
-        else ""
-    )
+    cost = "; the math kernel materialises an N x N matrix for every head" if plain.is_math else ""
     if plain.name == padded.name:
         return plain.name, f"{plain.why}{cost}"
     return f"{plain.name}, {padded.name} with padding", f"{plain.why}; {padded.why}{cost}"

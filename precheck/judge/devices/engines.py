@@ -38,7 +38,7 @@ def engine_advice(
 
     Args:
         evidence: the scan.
-        device: advised for.
+        device: that the advice is for.
         recommended: for this device; engines get its dtype where they can.
     """
     return tuple(
@@ -101,7 +101,7 @@ def default_of(engine: Engine, model: ModelFacts, device: Hardware) -> Default:
     if intended not in for_weights and engine.default_dtype == "declared":
         return Default(None, f"refuses {intended} for {_method(model)} weights")
     if intended not in for_weights:
-        return Default(for_weights[0], f"{for_weights[0]}, which {_method(model)} weights get")
+        return Default(for_weights[0], f"{for_weights[0]} (for {_method(model)} weights)")
     if intended not in available:
         words = f"falls back from {intended} to {available[0]}, with a warning"
         intended = available[0]
@@ -111,7 +111,7 @@ def default_of(engine: Engine, model: ModelFacts, device: Hardware) -> Default:
 def can_run(engine: Engine, model: ModelFacts, device: Hardware) -> str | None:
     """Why the engine does not run the model there at all; None if it does."""
     if not is_served(engine.id, model.architecture):
-        return f"not known to run {model.architecture}"
+        return f"not known to support {model.architecture}"
     where = device.compute_capability or device.name
     if device.kind not in engine.kinds:
         return f"does not run on {device.name}"
@@ -128,17 +128,19 @@ def can_run(engine: Engine, model: ModelFacts, device: Hardware) -> str | None:
 
 
 def _intended(engine: Engine, model: ModelFacts, device: Hardware) -> tuple[Dtype, str]:
-    """What it loads where the device and the weights allow every dtype, and in words."""
+    """What it loads where device and weights allow every dtype, also in words."""
     declared = _declared(model)
     if engine.default_dtype != "declared":
         for dtype, model_types in engine.families.items():
             if model.model_type in model_types:
-                return dtype, f"{dtype}, its default for {model.model_type}"
-        return Dtype(engine.default_dtype), f"{engine.default_dtype}, its default"
+                return dtype, f"{dtype} (engine default for {model.model_type})"
+        return Dtype(engine.default_dtype), f"{engine.default_dtype} (engine default)"
     if not declared.is_reference or engine.float32_becomes == "keeps":
-        return declared, f"{declared}, as the checkpoint declares"
+        return declared, f"{declared} (from config)"
     dtype = _in_place_of_float32(engine, model, device)
-    return dtype, f"{dtype} in place of float32"
+    if dtype.is_reference:
+        return dtype, f"{dtype} (from config)"
+    return dtype, f"{dtype} instead of float32"
 
 
 def _in_place_of_float32(engine: Engine, model: ModelFacts, device: Hardware) -> Dtype:
@@ -175,7 +177,7 @@ def _available(engine: Engine, model: ModelFacts, device: Hardware) -> tuple[Dty
 
 
 def _lacks_bfloat16(engine: Engine, device: Hardware) -> bool:
-    """Whether the engine takes the device for one without bfloat16."""
+    """Whether the engine treats the device as one without bfloat16."""
     capability = device.capability
     if capability is None or engine.bfloat16_from is None:
         return False
@@ -199,7 +201,7 @@ def _with_default_attention(model: ModelFacts, dtype: Dtype) -> Configuration:
 def _outcome(
     evidence: Evidence, engine: Engine, configuration: Configuration, *, device: Hardware
 ) -> Standing:
-    """What a configuration amounts to in the engine, which may have attention of its own."""
+    """What to expect of a configuration in the engine, which may have its own attention."""
     if not engine.scores_in_float32:
         return standing(evidence, configuration, device=device)
     return standing(
@@ -211,9 +213,9 @@ def _outcome(
 
 
 def _is_safe(outcome: Standing) -> bool | None:
-    """Whether an engine's default may be left as it is; None where that cannot be said.
+    """Whether an engine's default is safe; None where that is not known.
 
-    What is documented of other checkpoints of the family can speak against it, not for it.
+    What is documented for other checkpoints of the family can count against it, but not for it.
     """
     is_usable = outcome.prediction.is_usable
     is_hearsay = outcome.prediction.confidence is Confidence.DOCUMENTED
@@ -249,7 +251,7 @@ def _choice(
 
 
 def _candidates(engine: Engine, model: ModelFacts, device: Hardware) -> tuple[Dtype, ...]:
-    """The dtypes that the engine can be asked for on the device."""
+    """The dtypes that the engine supports on the device, by flag."""
     if _lacks_bfloat16(engine, device) and engine.below_bfloat16 is Below.FORCES:
         return (Dtype.FLOAT16,)
     forced = engine.forced.get(model.architecture)
@@ -279,15 +281,15 @@ def _effect(evidence: Evidence, outcome: Standing | None) -> str:
         return ""
     verdict = outcome.prediction.verdict
     if _is_safe(outcome) is None and not evidence.runs:
-        return ": not measured"
+        return ", not measured"
     if verdict is None:
         return f": {outcome.prediction.why}"
-    return "" if verdict in USABLE else f": {VERBS[verdict]}"
+    return "" if verdict in USABLE else f", which {VERBS[verdict]}"
 
 
 def _emulated(dtype: Dtype | None, device: Hardware) -> str:
     if dtype is Dtype.BFLOAT16 and device.emulates_bfloat16:
-        return ", only emulated there"
+        return ", emulated on this device"
     return ""
 
 

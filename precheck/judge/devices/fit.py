@@ -85,7 +85,7 @@ def does_not_fit(memory: Fit) -> str | None:
     >>> does_not_fit(Fit(dtype="float32", weights_bytes=30 << 30, activation_bytes=1 << 30,
     ...     num_prefill_tokens=2048, kv_cache_bytes_per_token=None, kv_cache_bytes_fixed=0,
     ...     usable_bytes=15 << 30, num_cache_tokens=None, fits=False))
-    'does not fit: 30.0 GiB of weights and 1.0 GiB beside them, 15.0 GiB to be had'
+    'does not fit: 30.0 GiB of weights and 1.0 GiB of activations and cache, 15.0 GiB available'
     """
     if memory.fits is not False or memory.usable_bytes is None:
         return None
@@ -96,7 +96,8 @@ def does_not_fit(memory: Fit) -> str | None:
     )
     return (
         f"does not fit: {num_bytes(memory.weights_bytes)} of weights and "
-        f"{num_bytes(besides_weights)} beside them, {num_bytes(memory.usable_bytes)} to be had"
+        f"{num_bytes(besides_weights)} of activations and cache, "
+        f"{num_bytes(memory.usable_bytes)} available"
     )
 
 

@@ -26,18 +26,18 @@ MAX_AOTRITON_HEAD_DIM_GFX11 = 256
 NEWEST = (12, 1)
 """The newest capability that torch's fused kernels accept."""
 
-_TOO_NEW = f"torch's fused kernels end at sm_{NEWEST[0]}{NEWEST[1]}"
+_TOO_NEW = f"torch's fused kernels support at most sm_{NEWEST[0]}{NEWEST[1]}"
 
 
 class Kernel(NamedTuple):
-    """What torch runs, and why nothing before it in the order."""
+    """What torch runs, and why it skips the kernels before it."""
 
     name: str
     why: str
 
     @property
     def is_math(self) -> bool:
-        """Whether it holds a matrix of every token against every token."""
+        """Whether it materialises the N x N attention matrix."""
         return self.name == "math"
 
 
@@ -63,7 +63,7 @@ def sdpa_kernel(
             return None
 
 
-MATH_KERNEL = "the math kernel, which holds an N x N matrix for every head"
+MATH_KERNEL = "the math kernel, which materialises an N x N matrix for every head"
 
 
 def falls_to_math(device: Hardware, dtype: Dtype, attention: AttentionFacts | None) -> bool:
@@ -83,7 +83,7 @@ def _cuda(
     if _prefers_cudnn(capability) and _cudnn_takes(dtype, attention):
         return Kernel("cudnn", "preferred on Hopper and Blackwell with cuDNN newer than 9.15")
     if why_not_flash is None:
-        return Kernel("flash", "no mask, 16 bits, heads of 256 at most")
+        return Kernel("flash", "no mask, 16-bit dtype, head size at most 256")
     why_not_efficient = _why_not_efficient(capability, dtype, attention)
     if why_not_efficient is None:
         return Kernel("memory-efficient", why_not_flash)
@@ -96,14 +96,14 @@ def _why_not_flash(
     if capability > NEWEST:
         return _TOO_NEW
     if not dtype.is_half:
-        return "flash takes 16 bits alone"
+        return "flash supports only 16-bit dtypes"
     if capability < (8, 0):
-        return "flash needs sm_80"
+        return "flash needs sm_80 or newer"
     if (attention.head_dim or 0) > MAX_FLASH_HEAD_DIM:
-        return f"heads of {attention.head_dim} elements, flash takes {MAX_FLASH_HEAD_DIM}"
+        return f"head size {attention.head_dim}, flash supports at most {MAX_FLASH_HEAD_DIM}"
     if _has_odd_value_heads(attention):
-        return "heads of values are of another size than those of keys"
-    return "flash takes no mask" if is_masked else None
+        return "value heads and key heads have different sizes"
+    return "flash does not support masks" if is_masked else None
 
 
 def _why_not_efficient(
@@ -112,11 +112,11 @@ def _why_not_efficient(
     if capability > NEWEST:
         return _TOO_NEW
     if dtype is Dtype.BFLOAT16 and capability < (8, 0):
-        return "memory-efficient takes no bfloat16 below sm_80"
+        return "memory-efficient does not support bfloat16 below sm_80"
     alignment = _alignment(capability, dtype)
     for head_dim in (attention.head_dim, attention.value_head_dim):
         if head_dim is not None and head_dim % alignment:
-            return f"heads of {head_dim} elements, memory-efficient takes multiples of {alignment}"
+            return f"head size {head_dim}, memory-efficient needs a multiple of {alignment}"
     return None
 
 
@@ -158,13 +158,13 @@ def _rocm(
         MAX_AOTRITON_HEAD_DIM_GFX11 if architecture.startswith("gfx11") else MAX_AOTRITON_HEAD_DIM
     )
     if (attention.head_dim or 0) > limit:
-        return Kernel("math", f"heads of {attention.head_dim} elements, AOTriton takes {limit}")
+        return Kernel("math", f"head size {attention.head_dim}, AOTriton supports at most {limit}")
     if dtype.is_half and not is_masked and not _has_odd_value_heads(attention):
-        return Kernel("flash", "no mask, 16 bits")
-    return Kernel("memory-efficient", "flash takes 16 bits and no mask")
+        return Kernel("flash", "no mask, 16-bit dtype")
+    return Kernel("memory-efficient", "flash supports only 16-bit dtypes without a mask")
 
 
 def _cpu(attention: AttentionFacts) -> Kernel:
     if _has_odd_value_heads(attention):
-        return Kernel("math", "heads of values are of another size than those of keys")
-    return Kernel("flash", "the CPU's own")
+        return Kernel("math", "value heads and key heads have different sizes")
+    return Kernel("flash", "the CPU's own kernel")

@@ -1,7 +1,7 @@
-"""What may be advised: what the model's class has, the device has, and the scan did not see break.
+"""What may be advised: what model class and device support, and the scan did not see break.
 
 Every piece of advice asks ``standing``: findings, the recommendation, the table of attention
-implementations, engines and smaller remedies. What is named anywhere has passed it, so that no
+implementations, engines and smaller remedies. Nothing is named that it did not accept, so that no
 sentence contradicts another.
 """
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 
 class Standing(NamedTuple):
-    """What is to be said of a configuration on a device."""
+    """Whether a device has a configuration, and what to expect of it."""
 
     lacks: str | None
     """Why the class or the device does not have it; None where both have it."""
     prediction: Prediction
-    """What it amounts to, measured or predicted."""
+    """What to expect of it, measured or predicted."""
 
     @property
     def may_be_advised(self) -> bool:
-        """Whether it can be had and nothing speaks against it."""
+        """Whether it is available and has no known problem."""
         return self.lacks is None and self.prediction.is_usable is not False
 
 
@@ -45,13 +45,13 @@ def standing(
     device: Hardware,
     mechanisms: frozenset[Mechanism] | None = None,
 ) -> Standing:
-    """Whether a configuration can be had on a device, and what it amounts to there.
+    """Whether a configuration is available on a device, and what to expect of it there.
 
     Args:
         evidence: the scan.
         configuration: its attention implementation is transformers' name, or ``FUSED`` for the
             attention that an engine has of its own.
-        device: advised for.
+        device: that the advice is for.
         mechanisms: only these are in 16 bits; None: whatever the model has in them.
     """
     lacks = lacks_dtype(evidence, configuration, device=device) or lacks_attention(
@@ -69,7 +69,7 @@ def lacks_dtype(
     """Why the device does not compute in the dtype; None where it does."""
     dtype = configuration.dtype
     if device.support(dtype) is Support.NONE:
-        return f"{device.name} has no {dtype}"
+        return f"{device.name} does not support {dtype}"
     if dtype is not Dtype.BFLOAT16 or not device.emulates_bfloat16:
         return None
     where = device.compute_capability or device.name
@@ -102,9 +102,9 @@ def _not_in_class(name: str, attention: AttentionFacts) -> str | None:
     if name in (attention.flash_kernels or ()):
         return None
     if name.startswith("flash") and attention.flash_kernels is not None:
-        return f"the model works with {', '.join(attention.flash_kernels)} alone"
+        return f"the model works only with {', '.join(attention.flash_kernels)}"
     if name not in attention.supported:
-        return "its class does not have it"
+        return "the model class does not support it"
     return None
 
 
@@ -121,7 +121,7 @@ def _not_on_device(
     if not runs:
         return f"not known to run on {where}" if runs is None else f"has no kernels for {where}"
     if configuration.dtype not in row.dtypes:
-        return f"takes {' and '.join(row.dtypes)}, not {configuration.dtype}"
+        return f"supports {' and '.join(row.dtypes)}, not {configuration.dtype}"
     return None if attention is None else _not_with_such_heads(row, attention, device=device)
 
 
@@ -129,11 +129,11 @@ def _not_with_such_heads(
     row: Implementation, attention: AttentionFacts, *, device: Hardware
 ) -> str | None:
     if not row.takes_head_dim(attention.head_dim, device):
-        return f"takes no heads of {attention.head_dim} elements"
+        return f"does not support head size {attention.head_dim}"
     if attention.softcap is not None and not row.softcap:
-        return "has no softcap, and the model caps its scores"
+        return "has no softcap, which the model needs"
     if attention.has_sinks and not row.sinks:
-        return "has no attention sinks, and the model needs them"
+        return "has no attention sinks, which the model needs"
     return None
 
 
@@ -153,5 +153,7 @@ def _not_contradicted(
         return prediction
     names = " and ".join(dict.fromkeys(run.name for run in ran))
     return Prediction(
-        None, Confidence.PREDICTED, f"{names} broke, and its own attention was not measured"
+        None,
+        Confidence.PREDICTED,
+        f"{names} failed, and the engine's own attention was not measured",
     )

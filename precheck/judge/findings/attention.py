@@ -1,4 +1,4 @@
-"""Findings on attention implementations that were not asked for, or not run (PC303 to PC305)."""
+"""Findings on attention implementations that were not requested, or not run (PC303 to PC305)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def eager_would_overflow(evidence: Evidence) -> Iterator[Finding]:
-    """Raw scores that a fused kernel never writes down, and eager attention could not."""
+    """Raw scores beyond the range of eager attention, which a fused kernel never materialises."""
     if evidence.broken_references:
         return
     ran = [run for run in evidence.runs if run.failure is None]
@@ -37,16 +37,16 @@ def eager_would_overflow(evidence: Evidence) -> Iterator[Finding]:
         if left >= LOW_HEADROOM.value:
             continue
         does_not_fit = left < 0
-        would = "would overflow" if does_not_fit else f"would have {bits(left)} bits left"
+        would = "would overflow" if does_not_fit else f"would have {bits(left)} bits of headroom"
         yield Finding(
             code="PC303",
             severity=Severity.WARNING if does_not_fit else Severity.NOTE,
             confidence=Confidence.PREDICTED,
             runs=tuple(index for index, run in enumerate(evidence.runs) if run.dtype is dtype),
             message=(
-                f"{eager} was not run and {would}: {row.mechanism.phrase} take "
-                f"{magnitude(row.abs_max)} in {row.module}, {dtype} ends at "
-                f"{magnitude(dtype.limits.max)}. Fused kernels do not write them out."
+                f"{eager} was not run and {would}: {row.mechanism.phrase} reach "
+                f"{magnitude(row.abs_max)} in {row.module}; {dtype}'s maximum is "
+                f"{magnitude(dtype.limits.max)}. Fused kernels do not materialise them."
             ),
             advice=cure(evidence, Mechanism.ATTENTION_SCORES, broken=eager),
         ).at(row)
@@ -66,12 +66,12 @@ def replaced(evidence: Evidence) -> Iterator[Finding]:
             confidence=Confidence.MEASURED,
             runs=tuple(runs),
             message=(
-                f"{requested} was asked for and {used} was used: the model or the installed "
-                "libraries do not support the request. The verdict is about what was used."
+                f"{requested} was requested, but {used} ran: the model or the installed libraries "
+                f"do not support {requested}. The verdict applies to {used}."
             ),
             advice=(
-                f'Write attn_implementation="{used}" where this model is loaded, so that a later '
-                "library does not choose another one silently."
+                f'Pass attn_implementation="{used}" when you load this model, so that a later '
+                "library version does not silently choose another one."
             ),
         )
 
@@ -102,8 +102,8 @@ def _disagreement(run: Run, reference: Run, *, runs: tuple[int, int], distance: 
         runs=runs,
         message=(
             f"{run.name} and {reference.name} differ by {percent(distance)} after the last layer; "
-            "in float32 two attention implementations agree to about one in a million. One of "
-            "them computes something else: another mask, softcap or scale."
+            "in float32, attention implementations agree to about one part in a million. One of "
+            "them computes something different: another mask, softcap or scale."
         ),
         advice=(
             "Use the implementation the model was trained or evaluated with, and report the "

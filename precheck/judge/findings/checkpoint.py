@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 _FLOAT16 = Configuration(dtype=Dtype.FLOAT16, attn_implementation="")
 _OLD_OPTIMUM = (
-    " Biases that a GPTQ checkpoint does not have are what optimum up to 1.20.0 creates, whatever "
-    "the config says (https://github.com/huggingface/optimum/pull/1827)."
+    " optimum up to 1.20.0 adds biases to every GPTQ model, even where the checkpoint has none "
+    "(https://github.com/huggingface/optimum/pull/1827)."
 )
 _SHARDS = (
-    "An empty or a flat tensor is the shard of a training run (ZeRO-3, FSDP) that did not gather "
-    "its weights before it saved them. "
+    "An empty or flat tensor is a shard of a training run (ZeRO-3, FSDP) that saved its weights "
+    "without gathering them first. "
 )
 _GATHER = (
-    "Gather them from the training checkpoint: python zero_to_fp32.py DIR DIR (DeepSpeed wrote it "
-    "there). While training, save with stage3_gather_16bit_weights_on_model_save (DeepSpeed) or "
+    "Gather them from the training checkpoint: python zero_to_fp32.py DIR DIR (DeepSpeed puts it "
+    "there). In training, save with stage3_gather_16bit_weights_on_model_save (DeepSpeed) or "
     "with a full state dict (FSDP)."
 )
 
@@ -43,7 +43,7 @@ def has_random_parameters(audit: CheckpointAudit) -> bool:
 def missing(evidence: Evidence) -> Iterator[Finding]:
     """Parameters that the model has and the checkpoint lacks."""
     audit = evidence.measurements.checkpoint
-    elsewhere = _told_elsewhere(audit)
+    elsewhere = _reported_elsewhere(audit)
     names = tuple(name for name in audit.missing if name not in elsewhere)
     if names:
         are_biases = all(name.endswith(".bias") for name in names)
@@ -53,8 +53,8 @@ def missing(evidence: Evidence) -> Iterator[Finding]:
             names=names,
             message=(
                 f"Missing from the checkpoint, so newly initialised: "
-                f"{counted(len(names), 'parameter')} ({listed(names)}). The outputs are random, in "
-                "every configuration, whatever the runs look like."
+                f"{counted(len(names), 'parameter')} ({listed(names)}). The outputs are random "
+                "in every configuration, even where the runs look fine."
                 + (_OLD_OPTIMUM if are_biases and is_gptq else "")
             ),
             advice=_cure_of_missing(audit, is_old_optimum=are_biases and is_gptq),
@@ -66,15 +66,15 @@ def _cure_of_missing(audit: CheckpointAudit, *, is_old_optimum: bool) -> str:
         return "Load with optimum 1.20.1 or newer, or with a config that has no biases."
     again = (
         "Download the checkpoint again, or load it with the class and the library version it was "
-        "saved for."
+        "saved with."
     )
     if not audit.tieable:
         return again
     tie = audit.tieable[0]
     return (
-        f'Set "tie_word_embeddings": true in config.json: {tie.source} is stored and has the shape '
-        f"of {tie.name}, and a head that shares it is not saved twice. If the head was trained by "
-        f"itself: {again[0].lower()}{again[1:]}"
+        f'Set "tie_word_embeddings": true in config.json: {tie.source} is stored, with the shape '
+        f"of {tie.name}, and tied weights are saved only once. If the head was trained "
+        f"separately: {again[0].lower()}{again[1:]}"
     )
 
 
@@ -88,10 +88,10 @@ def mismatched(evidence: Evidence) -> Iterator[Finding]:
             "PC502",
             names=names,
             message=(
-                f"Stored in another shape than the model's, so newly initialised: "
+                f"Stored with another shape than the model expects, so newly initialised: "
                 f"{counted(len(names), 'parameter')} ({listed(_with_shapes(audit))}). "
                 + (_SHARDS if are_shards else "")
-                + "The outputs are random, in every configuration, whatever the runs look like."
+                + "The outputs are random in every configuration, even where the runs look fine."
             ),
             advice=_GATHER if are_shards else "Use the config.json that belongs to these weights.",
         )
@@ -100,13 +100,13 @@ def mismatched(evidence: Evidence) -> Iterator[Finding]:
 def _with_shapes(audit: CheckpointAudit) -> tuple[str, ...]:
     """Names with the shapes of the first few; shards first, because they say what happened."""
     shapes = sorted(audit.shapes, key=lambda fault: not fault.is_shard)
-    told = tuple(
-        f"{fault.name} {list(fault.stored)} in place of {list(fault.expected)}" for fault in shapes
+    described = tuple(
+        f"{fault.name} {list(fault.stored)} instead of {list(fault.expected)}" for fault in shapes
     )
-    return told or audit.mismatched
+    return described or audit.mismatched
 
 
-def _told_elsewhere(audit: CheckpointAudit) -> frozenset[str]:
+def _reported_elsewhere(audit: CheckpointAudit) -> frozenset[str]:
     """Missing and unexpected names that another finding accounts for."""
     packed = {name.rpartition(".")[0] for name in audit.unscaled}
     parts = (name for name in audit.unexpected if name.rpartition(".")[0] in packed)
@@ -116,7 +116,7 @@ def _told_elsewhere(audit: CheckpointAudit) -> frozenset[str]:
 
 
 def nonfinite(evidence: Evidence) -> Iterator[Finding]:
-    """Weights that are NaN or infinite as they are stored."""
+    """Stored weights that are NaN or infinite."""
     faults = evidence.measurements.checkpoint.nonfinite
     if faults:
         names = tuple(fault.name for fault in faults)
@@ -127,17 +127,17 @@ def nonfinite(evidence: Evidence) -> Iterator[Finding]:
             message=(
                 f"Stored weights are NaN or infinite: {num_elements:,} in "
                 f"{counted(len(faults), 'tensor')} ({listed(names)}). "
-                "Whatever they touch is NaN, in every configuration."
+                "Everything computed from them is NaN, in every configuration."
             ),
             advice=(
-                "Take an earlier checkpoint, or repeat the merge or the quantization that wrote "
+                "Use an earlier checkpoint, or redo the merge or the quantization that produced "
                 "this one."
             ),
         )
 
 
 def out_of_float16_range(evidence: Evidence) -> Iterator[Finding]:
-    """Finite weights that are infinite in float16; a worry only where float16 is used."""
+    """Finite weights that become infinite in float16: a warning only where float16 is used."""
     faults = evidence.measurements.checkpoint.out_of_float16_range
     if not faults:
         return
@@ -153,18 +153,18 @@ def out_of_float16_range(evidence: Evidence) -> Iterator[Finding]:
         module=faults[0].name,
         modules=tuple(fault.name for fault in faults),
         message=(
-            f"Outside float16, which ends at {magnitude(Dtype.FLOAT16.limits.max)}: "
+            f"Beyond float16's maximum of {magnitude(Dtype.FLOAT16.limits.max)}: "
             f"{counted(sum(fault.num_elements for fault in faults), 'stored weight')}{reach} "
-            f"({listed(tuple(fault.name for fault in faults))}). In float16 that is infinite."
+            f"({listed(tuple(fault.name for fault in faults))}). They are infinite in float16."
         ),
         advice=cure(evidence, Mechanism.WEIGHTS, broken=_FLOAT16),
     )
 
 
 def unexpected(evidence: Evidence) -> Iterator[Finding]:
-    """Tensors in the checkpoint that the model has no place for."""
+    """Tensors in the checkpoint that the model does not use."""
     audit = evidence.measurements.checkpoint
-    elsewhere = _told_elsewhere(audit)
+    elsewhere = _reported_elsewhere(audit)
     names = tuple(name for name in audit.unexpected if name not in elsewhere)
     if names:
         yield Finding(
@@ -174,12 +174,12 @@ def unexpected(evidence: Evidence) -> Iterator[Finding]:
             module=names[0],
             modules=names,
             message=(
-                f"{evidence.measurements.model.architecture} has no place for "
+                f"{evidence.measurements.model.architecture} does not use "
                 f"{counted(len(names), 'stored tensor')}: {listed(names)}."
             ),
             advice=(
-                "Usually harmless (an optimizer state, a head of another task). If the names look "
-                "like the model's, the wrong class was loaded."
+                "Usually harmless (optimizer state, the head of another task). If the names look "
+                "like the model's own, the wrong class was loaded."
             ),
         )
 
@@ -195,10 +195,10 @@ def declares_another_dtype(evidence: Evidence) -> Iterator[Finding]:
             severity=Severity.NOTE,
             confidence=Confidence.MEASURED,
             message=(
-                f"The config declares {model.declared_dtype}, most weights are stored as {stored}. "
+                f"The config declares {model.declared_dtype}, but most weights are {stored}. "
                 f'from_pretrained(dtype="auto") loads {model.declared_dtype}.'
             ),
-            advice="Name the dtype where the model is loaded.",
+            advice="Pass dtype= explicitly when you load the model.",
         )
 
 
@@ -209,8 +209,8 @@ def kept_in_float32(evidence: Evidence) -> Iterator[Finding]:
         return
     needed = _needs_float32(evidence)
     why = (
-        f" With reason: {needed.module} takes {magnitude(needed.abs_max)} in float32, float16 ends "
-        f"at {magnitude(Dtype.FLOAT16.limits.max)}."
+        f" It has to: {needed.module} reaches {magnitude(needed.abs_max)} in float32, above "
+        f"float16's maximum of {magnitude(Dtype.FLOAT16.limits.max)}."
         if needed
         else ""
     )
@@ -220,16 +220,16 @@ def kept_in_float32(evidence: Evidence) -> Iterator[Finding]:
         confidence=Confidence.PREDICTED if needed else Confidence.DOCUMENTED,
         message=(
             f"{evidence.measurements.model.architecture} keeps {listed(names)} in float32 when "
-            f"it is loaded with dtype=torch.float16; the float16 verdict holds for that only.{why}"
+            f"it is loaded with dtype=torch.float16; the float16 verdict applies only to that.{why}"
         ),
         advice="Pass dtype= to from_pretrained; .half() on a loaded model casts these as well"
-        + (", and it overflows." if needed else "."),
+        + (", and then it overflows." if needed else "."),
     )
     yield finding.at(needed) if needed else finding
 
 
 def clamps(evidence: Evidence) -> Iterator[Finding]:
-    """Modeling code that clamps values into the range of a dtype: finite, and not the same."""
+    """Modeling code that clamps values to the range of a dtype: finite, but not the same."""
     lines = evidence.measurements.model.clamps
     if not lines:
         return
@@ -239,18 +239,18 @@ def clamps(evidence: Evidence) -> Iterator[Finding]:
         confidence=Confidence.DOCUMENTED,
         source=lines[0],
         message=(
-            f"The modeling code clamps values into a dtype's range at {listed(lines)}: what "
-            "overflows there stays finite, and is another value."
+            f"The modeling code clamps values to the dtype's range at {listed(lines)}: an "
+            "overflow there stays finite, but the value is wrong."
         ),
         advice=(
-            "Trust the precision figures of float16 runs, not that they are finite; bfloat16 and "
-            "float32 do not come near the limit."
+            "Judge float16 runs by their precision figures, not by being finite; bfloat16 and "
+            "float32 stay far below their maximum."
         ),
     )
 
 
 def _needs_float32(evidence: Evidence) -> Headroom | None:
-    """The largest output of a module kept in float32, where float16 would not hold it."""
+    """The largest output of a module kept in float32, where it exceeds float16's maximum."""
     kept = evidence.measurements.checkpoint.kept_in_float32
     too_large = [
         row

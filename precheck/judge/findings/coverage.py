@@ -1,4 +1,4 @@
-"""Findings on the scan itself: what it did not get to (PC9xx)."""
+"""Findings on the scan itself: what it did not reach (PC9xx)."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ def incomplete(evidence: Evidence) -> Iterator[Finding]:
             severity=Severity.WARNING,
             confidence=Confidence.MEASURED,
             message=(
-                f"The scan is incomplete: {reason.rstrip('.')}. What is not in this report was "
-                "not measured, and is not known to be fine."
+                f"The scan is incomplete: {reason.rstrip('.')}. What is missing from this "
+                "report was not measured; do not take it for safe."
             ),
-            advice="Scan again; --quick takes one short batch, --dtype and --attn fewer runs.",
+            advice=(
+                "Scan again; --quick runs one short batch, --dtype and --attn fewer configurations."
+            ),
         )
 
 
 def probes_not_run(evidence: Evidence) -> Iterator[Finding]:
-    """Probes that this model or its tokenizer had no use for; a tower not run is a warning."""
+    """Probes that do not fit this model or its tokenizer; a tower not run is a warning."""
     names = evidence.measurements.coverage.probes_not_run
     if not names:
         return
@@ -42,17 +44,17 @@ def probes_not_run(evidence: Evidence) -> Iterator[Finding]:
         confidence=Confidence.MEASURED,
         probes=names,
         message=f"Not run: {listed(names)}."
-        + (" The verdicts hold for text alone." if unseen else ""),
+        + (" The verdicts apply to text only." if unseen else ""),
         advice=(
-            "Put the processor's files beside the weights, and scan again."
+            "Put the processor's files next to the weights and scan again."
             if unseen
-            else "Give prompts of your own (--prompts) if these matter to you."
+            else "Pass your own prompts (--prompts) if these matter to you."
         ),
     )
 
 
 def run_one_by_one(evidence: Evidence) -> Iterator[Finding]:
-    """A model that fails with several prompts at once, and not with each of them."""
+    """A model that fails with several prompts at once, but not with each one."""
     reason = evidence.measurements.coverage.row_by_row
     if reason is None:
         return
@@ -62,14 +64,14 @@ def run_one_by_one(evidence: Evidence) -> Iterator[Finding]:
         severity=Severity.WARNING,
         confidence=Confidence.MEASURED,
         message=(
-            f"Batches of several prompts fail in every dtype: {reason.rstrip('.')}. Every prompt "
-            "was run by itself; nothing is known of padding."
-            + (" What is missing is pad_token_id." if lacks_padding else "")
+            f"Batches of several prompts fail in every dtype: {reason.rstrip('.')}. Each prompt "
+            "was run on its own; padding was not tested."
+            + (" pad_token_id is missing." if lacks_padding else "")
         ),
         advice=(
-            "Set pad_token_id in config.json to the id that the tokenizer pads with, and scan "
-            "again, before batches are served."
+            "Set pad_token_id in config.json to the tokenizer's padding id and scan again before "
+            "you serve batches."
             if lacks_padding
-            else "Mend what the message names before batches are served."
+            else "Fix what the message names before you serve batches."
         ),
     )

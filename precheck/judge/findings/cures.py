@@ -1,7 +1,7 @@
-"""What to do about an overflow, in words: nothing that the class or the device has not, or broke.
+"""What to do about an overflow, in words; never what the class or the device lacks, or what broke.
 
-The sentences are put together from what ``standing`` lets pass on every device that is advised
-for, so that a finding names no kernel that is refused two blocks below it.
+The sentences are built from what ``standing`` accepts on every device that the advice is for, so
+that a finding never names a kernel that the same report rejects further down.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def cure(evidence: Evidence, mechanism: Mechanism, *, broken: Configuration) -> 
         sentences.append(f"Use {another_dtype(evidence, broken)}.")
     is_rescalable = broken.dtype is Dtype.FLOAT16 and may_be_rescaled(evidence, (mechanism,))
     if is_rescalable and any(_may_lack_bfloat16(device) for device in evidence.devices):
-        sentences.append("Where bfloat16 is not native, precheck fix may rescale it for float16.")
+        sentences.append(
+            "Where bfloat16 is not native, precheck fix may rescale the model for float16."
+        )
     return " ".join(filter(None, (*sentences, facts.hint)))
 
 
@@ -51,7 +53,7 @@ def another_dtype(evidence: Evidence, broken: Configuration) -> str:
 
 
 def measured_safe(evidence: Evidence) -> tuple[str, ...]:
-    """The 16-bit configurations that were measured safe and can be had on every device."""
+    """The 16-bit configurations that were measured safe and are available on every device."""
     return tuple(
         dict.fromkeys(
             run.name
@@ -66,8 +68,8 @@ def measured_safe(evidence: Evidence) -> tuple[str, ...]:
 def may_be_rescaled(evidence: Evidence, mechanisms: Iterable[Mechanism]) -> bool:
     """Whether powers of two may bring all of this into float16's range (``precheck fix``).
 
-    Not promised where it is known not to be tried or not to hold: quantised weights, models that
-    are more than a decoder, modeling code that clamps, and a live module, which has no checkpoint.
+    False where ``precheck fix`` refuses or is known to fail: quantised weights, models that are
+    more than a decoder, modeling code that clamps, and a live module, which has no checkpoint.
     """
     model = evidence.measurements.model
     sections = {layer.section for run in evidence.runs for layer in run.layers}
@@ -93,12 +95,12 @@ def _another_attention(evidence: Evidence, broken: Configuration) -> str:
     if fused:
         listed = " or ".join(f'"{name}"' for name in fused[:_MOST_NAMES])
         return (
-            f"Load with attn_implementation={listed}, which does not write the scores out; do not "
-            "pass output_attentions=True, it forces eager."
+            f"Load with attn_implementation={listed}, which does not materialise the scores; do "
+            "not pass output_attentions=True, which forces eager."
         )
     where = " and ".join(device.name for device in evidence.devices)
     dtype = another_dtype(evidence, broken)
-    return f"No other attention implementation can be had on {where}: use {dtype}."
+    return f"No other attention implementation is available on {where}: use {dtype}."
 
 
 def _dtypes(evidence: Evidence, broken: Configuration, device: Hardware) -> str:
@@ -108,7 +110,7 @@ def _dtypes(evidence: Evidence, broken: Configuration, device: Hardware) -> str:
         if dtype is not broken.dtype
         and standing(evidence, _in_dtype(broken, dtype), device=device).may_be_advised
     ]
-    return " or ".join(fine) or "another model: no dtype holds this one"
+    return " or ".join(fine) or "another model: no dtype works for this one"
 
 
 def _in_dtype(configuration: Configuration, dtype: Dtype) -> Configuration:

@@ -38,11 +38,11 @@ def emulates_bfloat16(evidence: Evidence) -> Iterator[Finding]:
             confidence=Confidence.DOCUMENTED,
             message=(
                 f"The checkpoint declares bfloat16, which {device.name}{where} only emulates"
-                f"{math}. torch.cuda.is_bf16_supported() says True all the same."
+                f"{math}. torch.cuda.is_bf16_supported() returns True anyway."
             ),
             advice=(
                 'Pass the recommended dtype instead of dtype="auto"; '
-                "torch.cuda.is_bf16_supported(including_emulation=False) tells the truth."
+                "torch.cuda.is_bf16_supported(including_emulation=False) answers correctly."
             ),
         )
 
@@ -80,18 +80,18 @@ def too_large(evidence: Evidence) -> Iterator[Finding]:
             code="PC404",
             severity=Severity.WARNING,
             confidence=Confidence.PREDICTED,
-            message=f"In {dtype} it {why} of {device.name}.",
+            message=f"In {dtype} it {why} on {device.name}.",
             advice=(
                 f"Load it in {' or '.join(halves)}."
                 if halves
-                else "Use a quantised checkpoint, a larger device, or split it over several "
-                '(device_map="auto", --tensor-parallel-size).'
+                else "Use a quantised checkpoint or a larger device, or split the model across "
+                'several (device_map="auto", --tensor-parallel-size).'
             ),
         )
 
 
 def _halves_that_fit(evidence: Evidence, device: Hardware) -> tuple[Dtype, ...]:
-    """The 16-bit dtypes that the device has, that nothing speaks against, and that fit."""
+    """The 16-bit dtypes that the device supports, that have no known problem, and that fit."""
     attn = evidence.measurements.model.default_attn_implementation or ""
     return tuple(
         dtype
@@ -105,7 +105,7 @@ def _halves_that_fit(evidence: Evidence, device: Hardware) -> tuple[Dtype, ...]:
 
 
 def assumed(evidence: Evidence) -> Iterator[Finding]:
-    """Devices that the table does not know, or not exactly, and what is taken for granted."""
+    """Devices that the table does not know, or not exactly, and what is assumed about them."""
     for device in evidence.devices:
         for assumption in device.assumptions:
             yield Finding(
@@ -113,12 +113,12 @@ def assumed(evidence: Evidence) -> Iterator[Finding]:
                 severity=Severity.NOTE,
                 confidence=Confidence.PREDICTED,
                 message=f"{assumption}.",
-                advice="precheck gpus lists what is known of devices, with its sources.",
+                advice="precheck gpus lists the known devices, with sources.",
             )
 
 
 def could_not_run(evidence: Evidence) -> Iterator[Finding]:
-    """Configurations that were asked for and could not be run."""
+    """Configurations that were requested and could not be run."""
     reasons: dict[str, list[int]] = {}
     for index, run in enumerate(evidence.runs):
         if run.failure is not None and run.is_finished:

@@ -34,7 +34,7 @@ _ADDS_BIASES = frozenset({"aten.baddbmm", "aten.add"})
 
 
 def degraded(evidence: Evidence) -> Iterator[Finding]:
-    """Runs that answer in numbers, but not in the reference's."""
+    """Runs whose output is finite, but far from the reference's."""
     for index, run in evidence.with_verdict(Verdict.DEGRADED):
         is_in_the_score = _is_in_the_score(run)
         layer = None if is_in_the_score else _where_it_starts(run)
@@ -60,8 +60,8 @@ def degraded(evidence: Evidence) -> Iterator[Finding]:
 
 def _in_vain(evidence: Evidence) -> str:
     if evidence.measurements.model.generates:
-        return "Looking for NaN does not find this, and no sampling setting mends it."
-    return "Looking for NaN does not find this."
+        return "NaN checks miss this, and no sampling setting fixes it."
+    return "NaN checks miss this."
 
 
 def _figures(run: Run) -> str:
@@ -77,21 +77,21 @@ def _figures(run: Run) -> str:
 
 
 def _choices(run: Run) -> list[str]:
-    """What becomes of the model's choices."""
+    """What it does to the model's predictions."""
     figures = []
     logits = run.logits
     if logits is not None and logits.top1_agreement is not None:
-        figures.append(f"the same first choice for {percent(logits.top1_agreement)} of the tokens")
+        figures.append(f"top-1 agreement {percent(logits.top1_agreement)}")
     if logits is not None and logits.perplexity and logits.reference_perplexity:
         figures.append(
-            f"perplexity {magnitude(logits.perplexity)} against "
-            f"{magnitude(logits.reference_perplexity)}"
+            f"perplexity {magnitude(logits.perplexity)} "
+            f"(float32: {magnitude(logits.reference_perplexity)})"
         )
     return figures
 
 
 def _is_in_the_score(run: Run) -> bool:
-    """Whether the layers are as close as they should be, and the scores are too alike."""
+    """Whether the layers are close enough, and only the scores are rounded too coarsely."""
     figures = loss(run)
     is_of_layers = (figures.relative_error or 0.0) > DEGRADED_RELATIVE_ERROR.value
     return bool(figures.answers) and figures.kl_divergence is None and not is_of_layers
@@ -102,13 +102,13 @@ def _coarse_answer(run: Run) -> str:
     if not abs_max:
         return ""
     return (
-        f" The layers are not at fault: scores reach {magnitude(abs_max)}, where neighbouring "
-        f"values of {run.dtype} are {magnitude(_step(abs_max, run.dtype))} apart."
+        f" The layers are fine: scores reach {magnitude(abs_max)}, where adjacent "
+        f"{run.dtype} values are {magnitude(_step(abs_max, run.dtype))} apart."
     )
 
 
 def _step(value: float, dtype: Dtype) -> float:
-    """The distance of neighbouring values of a dtype where a value is."""
+    """The distance between adjacent values of a dtype around a value."""
     return float(2.0 ** math.floor(math.log2(value)) * dtype.limits.eps)
 
 
@@ -132,7 +132,7 @@ def _where_it_starts(run: Run) -> LayerTrace | None:
 
 
 def _coarse_scores(evidence: Evidence, run: Run) -> str:
-    """Why eager attention loses digits: scores, and biases added to them, are written out."""
+    """Why eager attention loses digits: it materialises scores, and biases added to them."""
     rows = [
         row for row in evidence.measurements.headroom if row.mechanism is Mechanism.ATTENTION_SCORES
     ]
@@ -143,10 +143,11 @@ def _coarse_scores(evidence: Evidence, run: Run) -> str:
     step = _step(abs_max, run.dtype)
     if step < COARSE_STEP.value and not _usable_siblings(evidence, run):
         return ""
-    biases = ", with the biases added to them" if row.op in _ADDS_BIASES else ""
+    biases = ", with the biases added" if row.op in _ADDS_BIASES else ""
     return (
-        f" Eager attention writes {Mechanism.ATTENTION_SCORES.phrase} in {run.dtype}{biases}: they "
-        f"reach {magnitude(abs_max)}, where neighbouring values are {magnitude(step)} apart."
+        f" Eager attention materialises {Mechanism.ATTENTION_SCORES.phrase} in {run.dtype}"
+        f"{biases}: they reach {magnitude(abs_max)}, where adjacent values are "
+        f"{magnitude(step)} apart."
     )
 
 
@@ -172,7 +173,7 @@ def _better(evidence: Evidence, run: Run) -> str:
 
 
 def lost_on_odd_inputs(evidence: Evidence) -> Iterator[Finding]:
-    """Runs that keep their accuracy on ordinary inputs, and not on every probe."""
+    """Runs that keep their accuracy on ordinary inputs, but not on every probe."""
     elsewhere = {
         probe.name
         for probe in evidence.measurements.probes
@@ -195,7 +196,7 @@ def lost_on_odd_inputs(evidence: Evidence) -> Iterator[Finding]:
     largest, worst, probe = lost[0]
     ordinary = max(loss(evidence.runs[index]).kl_divergence or 0.0 for index in runs)
     names = tuple(evidence.runs[index].name for index in runs)
-    others = f"; also lost: {listed(probes[1:])}" if probes[1:] else ""
+    others = f"; also affected: {listed(probes[1:])}" if probes[1:] else ""
     yield Finding(
         code="PC204",
         severity=Severity.WARNING,
@@ -203,12 +204,12 @@ def lost_on_odd_inputs(evidence: Evidence) -> Iterator[Finding]:
         runs=runs,
         probes=probes,
         message=(
-            f"{listed(names)}: accuracy is kept on ordinary inputs as a whole (typical KL at most "
-            f"{nats(ordinary)} nat) and lost on {counted(len(probes), 'probe')}. Worst is {probe}, "
-            f"with {nats(largest)} nat in {evidence.runs[worst].name} (tolerated: "
+            f"{listed(names)}: accuracy is lost on {counted(len(probes), 'odd probe')}, but not on "
+            f"ordinary inputs (typical KL at most {nats(ordinary)} nat). Worst: {probe}, with "
+            f"{nats(largest)} nat in {evidence.runs[worst].name} (tolerated: "
             f"{DEGRADED_KL_DIVERGENCE.value}){others}."
         ),
-        advice="If yours look like these, scan with them (--prompts): they decide then.",
+        advice="If your prompts look like these, scan with them (--prompts): they count in full.",
     )
 
 
@@ -216,11 +217,11 @@ def _after_the_scores(run: Run) -> str:
     """What follows the model's head makes ties too: at 9, a sigmoid in 16 bits is 1."""
     if run.answers is None or run.answers.kind is not AnswerKind.SCORES:
         return ""
-    return " Take the sigmoid or the softmax of the scores in float32, or sort by the raw scores."
+    return " Compute the sigmoid or softmax of the scores in float32, or sort by the raw scores."
 
 
 def unjudged(evidence: Evidence) -> Iterator[Finding]:
-    """Mixtures of experts in which no token took the reference's way: nothing to compare."""
+    """Mixtures of experts in which no token kept the reference's experts: nothing to compare."""
     runs = tuple(
         index
         for index, run in evidence.with_verdict(*USABLE)
@@ -242,12 +243,12 @@ def unjudged(evidence: Evidence) -> Iterator[Finding]:
         confidence=Confidence.MEASURED,
         runs=runs,
         message=(
-            "The precision of a mixture of experts could not be judged: every token, or one it "
-            f"attends to, went to other experts than in float32 in some layer (at worst "
-            f"{percent(lowest)} of the tokens agreed). Rounding near a tie does that, and it is "
-            "no fault by itself."
+            "The precision of this mixture of experts could not be judged: in some layer, every "
+            "token, or one it attends to, was routed to other experts than in float32 (at worst "
+            f"{percent(lowest)} of the tokens agreed). Rounding near a tie causes this; it is not "
+            "a fault in itself."
         ),
-        advice="Compare the runs on a benchmark of your own; the range was judged as usual.",
+        advice="Compare the runs on your own benchmark; the range was judged as usual.",
     )
 
 
@@ -269,12 +270,12 @@ def flushed_weights(evidence: Evidence) -> Iterator[Finding]:
         runs=runs,
         message=(
             f"In float16 {percent(zero)} of the stored weights become zero and "
-            f"{percent(subnormal)} become subnormal, with fewer digits than float16 promises."
+            f"{percent(subnormal)} become subnormal, with fewer digits than normal float16 values."
         ),
         advice=(
             f"Use {another_dtype(evidence, evidence.runs[runs[0]].configuration)}: a float16 run "
             "here is degraded."
             if is_degraded
-            else "Nothing to do: the float16 runs show what it costs, and none is degraded."
+            else "Nothing to do: the float16 runs include this loss, and none is degraded."
         ),
     )

@@ -1,4 +1,4 @@
-"""Findings on values that still fit, but not by much (PC114)."""
+"""Findings on values that only just fit (PC114)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def low_headroom(evidence: Evidence) -> Iterator[Finding]:
-    """Runs that did not overflow, with less than a bit left: one finding for each mechanism."""
+    """Runs that did not overflow, with less than a bit of headroom: one finding a mechanism."""
     tight: dict[tuple[Dtype, Mechanism], tuple[list[int], list[tuple[float, Headroom]]]] = {}
     for index, run in evidence.with_verdict(Verdict.LOW_HEADROOM):
         for row in evidence.measurements.headroom:
@@ -41,13 +41,13 @@ def low_headroom(evidence: Evidence) -> Iterator[Finding]:
             confidence=Confidence.MEASURED,
             runs=tuple(runs),
             message=(
-                f"{listed(names)}: {bits(left)} bits left for {mechanism.phrase} in {row.module}, "
-                f"{row.op} at {row.source}. It takes {magnitude(row.abs_max)}, {dtype} ends at "
-                f"{magnitude(dtype.limits.max)}. Nothing overflowed with these probes; another "
-                "prompt may take more."
+                f"{listed(names)}: {bits(left)} bits of headroom for {mechanism.phrase} in "
+                f"{row.module}, {row.op} at {row.source}. The largest value is "
+                f"{magnitude(row.abs_max)}; {dtype}'s maximum is {magnitude(dtype.limits.max)}. "
+                "Nothing overflowed with these probes, but another prompt may go higher."
             ),
             advice=(
-                "Scan with prompts of yours, the longest too (--prompts), before this is deployed. "
+                "Before you deploy, scan with your own prompts, including the longest (--prompts). "
                 + cure(evidence, mechanism, broken=evidence.runs[runs[0]].configuration)
             ),
         ).at(*(row for _, row in rows))

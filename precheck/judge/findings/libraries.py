@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownFault:
-    """A library that is known to be wrong, from one version to before another."""
+    """A library with a known fault, from one version up to but not including another."""
 
     library: str
     below: str
-    """The first version that is right."""
+    """The first version without the fault."""
     since: str = "0"
     concerns: Callable[[ModelFacts], bool]
     severity: Severity
@@ -57,10 +57,10 @@ KNOWN_FAULTS = (
         concerns=_is_gptq_without_biases,
         severity=Severity.ERROR,
         says=(
-            "gives every GPTQ linear a bias, also where the checkpoint has none, and draws it at "
-            "random: the outputs are garbage"
+            "adds a randomly initialised bias to every GPTQ linear, even where the checkpoint has "
+            "none: the outputs are garbage"
         ),
-        advice="pip install -U optimum, or load with gptqmodel alone.",
+        advice="pip install -U optimum, or load with gptqmodel instead.",
         source="https://github.com/huggingface/optimum/pull/1827",
     ),
     KnownFault(
@@ -69,8 +69,8 @@ KNOWN_FAULTS = (
         concerns=_is_any,
         severity=Severity.WARNING,
         says=(
-            "is older than transformers asks for scaled-dot-product attention, so eager attention "
-            "is used silently, and its float16 scores overflow where sdpa's do not"
+            "is older than the version that transformers needs for sdpa, so eager attention is "
+            "used silently, and its float16 scores overflow where sdpa's do not"
         ),
         advice="pip install -U torch; print model.config._attn_implementation to see what is used.",
         source="https://github.com/QwenLM/Qwen3/issues/884",
@@ -80,7 +80,7 @@ KNOWN_FAULTS = (
         below="2.5",
         concerns=_is_any,
         severity=Severity.WARNING,
-        says="makes NaN of fully masked rows in sdpa, so padded batches can break in any dtype",
+        says="produces NaN for fully masked rows in sdpa, so padded batches can break in any dtype",
         advice="pip install -U torch, or run without padding.",
         source="https://github.com/pytorch/pytorch/issues/103749",
     ),
@@ -91,8 +91,8 @@ KNOWN_FAULTS = (
         concerns=_is_qwen_vl,
         severity=Severity.WARNING,
         says=(
-            "replaces infinite scores by 0 after the mask in float16 eager attention: no NaN, and "
-            "tokens see their future"
+            "replaces infinite scores with 0 after the mask in float16 eager attention: no NaN, "
+            "but tokens see future tokens"
         ),
         advice='Load with attn_implementation="sdpa", or pip install -U transformers.',
         source="https://github.com/huggingface/transformers/issues/35151",
@@ -102,7 +102,7 @@ KNOWN_FAULTS = (
         below="5.10.1",
         concerns=_is_gemma4,
         severity=Severity.WARNING,
-        says="overflows in the vision pooler in float16: every image is answered with <pad>",
+        says="overflows in the vision pooler in float16: every answer to an image is <pad>",
         advice="pip install -U transformers.",
         source="https://github.com/huggingface/transformers/pull/46277",
     ),
@@ -111,8 +111,8 @@ KNOWN_FAULTS = (
         below="9999",
         concerns=lambda model: (model.quantization or {}).get("quant_method") == "gptq",
         severity=Severity.WARNING,
-        says="is no longer maintained, and its exllama v2 kernel adds up in float16",
-        advice="pip uninstall auto-gptq; gptqmodel and vLLM (Marlin) add up in float32.",
+        says="is no longer maintained, and its exllama v2 kernel accumulates in float16",
+        advice="pip uninstall auto-gptq; gptqmodel and vLLM (Marlin) accumulate in float32.",
         source="https://github.com/QwenLM/Qwen3/issues/951",
     ),
 )
@@ -140,7 +140,7 @@ def known_faults(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _is_between(installed: str, since: str, below: str) -> bool:
-    """Whether a version is affected; one that cannot be read is taken not to be."""
+    """Whether a version is affected; one that cannot be parsed counts as unaffected."""
     try:
         return Version(since) <= Version(installed) < Version(below)
     except InvalidVersion:

@@ -1,4 +1,4 @@
-"""What a live module is, and would not be if it had been loaded (PC520)."""
+"""What is wrong with a live module, and would not be if it had been loaded right (PC520)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def cast_as_a_whole(evidence: Evidence) -> Iterator[Finding]:
-    """Buffers and parameters that a load keeps in float32, and that were cast with the rest."""
+    """Buffers and parameters that loading keeps in float32, but that were cast with the rest."""
     measurements = evidence.measurements
     buffers = measurements.checkpoint.rounded_buffers
     parameters = measurements.checkpoint.rounded_parameters
@@ -39,9 +39,13 @@ def cast_as_a_whole(evidence: Evidence) -> Iterator[Finding]:
         confidence=Confidence.MEASURED,
         runs=tuple(index for index, _ in runs),
         message=(
-            f"{' and '.join(what)} were rounded to 16 bits: the module was cast as a whole after "
-            f"it was loaded. from_pretrained(dtype=torch.{dtype}) leaves them in float32."
-            + (f" Against float32 with what it leaves: {'; '.join(losses)}." if losses else "")
+            f"Rounded to 16 bits: {' and '.join(what)}. The module was cast as a whole after "
+            f"loading; from_pretrained(dtype=torch.{dtype}) leaves them in float32."
+            + (
+                f" Loss against float32 with the exact values: {'; '.join(losses)}."
+                if losses
+                else ""
+            )
         ),
         advice=(
             f"Load with from_pretrained(..., dtype=torch.{dtype}) instead of .to(torch.{dtype}) "

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from precheck.records.traces import Overflow
 
 NO_SAMPLING_CURE = (
-    "Temperature, a repetition penalty, an epsilon or clipping the logits do not help: "
-    "the logits are NaN before sampling. An instruct version has the same range."
+    "Temperature, repetition penalty, an epsilon or clipping the logits do not help: the logits "
+    "are already NaN before sampling. The instruct model has the same problem."
 )
 NOT_EQUIVALENT = (
     "Clamping and remove_invalid_values hide the NaN and change the answer "
@@ -31,7 +31,7 @@ _RowsByLocation = dict[_Location, tuple[list[int], list["Overflow"]]]
 
 
 def reaches_output(mechanism: Mechanism) -> Callable[[Evidence], Iterator[Finding]]:
-    """The rule that finds this mechanism where its overflow spoils the output."""
+    """The rule that finds this mechanism where its overflow reaches the output."""
 
     def rule(evidence: Evidence) -> Iterator[Finding]:
         for runs, rows in _escaped(evidence, mechanism=mechanism).values():
@@ -62,7 +62,7 @@ def _overflow_finding(
     first, mechanism = rows[0], MECHANISMS[rows[0].mechanism]
     names = tuple(evidence.runs[index].name for index in runs)
     others = (
-        f" The same happens in {counted(len(rows) - 1, 'further module')}." if len(rows) > 1 else ""
+        f" The same happens in {counted(len(rows) - 1, 'other module')}." if len(rows) > 1 else ""
     )
     safe = measured_safe(evidence)
     measured = f" Measured safe here: {listed(safe)}." if safe else ""
@@ -74,7 +74,7 @@ def _overflow_finding(
         probes=first.probes,
         message=(
             f"{listed(names)}: {first.event} in {where(first)}. "
-            f"{needs(first)} {mechanism.cause}{others} The fault spreads from there, "
+            f"{needs(first)} {mechanism.cause}{others} It spreads from there, "
             f"and the output is not finite.{_while_writing(evidence, runs)}"
         ),
         advice=f"{cure(evidence, first.mechanism, broken=_worst(evidence, runs))}{measured}",
@@ -83,7 +83,7 @@ def _overflow_finding(
 
 
 def _no_cure(evidence: Evidence) -> tuple[str, ...]:
-    """What people try in vain, whatever overflowed."""
+    """What people try that does not help, whatever overflowed."""
     if evidence.measurements.model.generates:
         return NO_SAMPLING_CURE, NOT_EQUIVALENT
     return ("Clamping hides the NaN and changes the answer.",)
@@ -95,7 +95,7 @@ def _worst(evidence: Evidence, runs: tuple[int, ...]) -> Configuration:
 
 
 def _while_writing(evidence: Evidence, runs: tuple[int, ...]) -> str:
-    """After how many tokens it begins, where the prompt itself is fine."""
+    """After how many generated tokens it starts, where the prompt itself is fine."""
     steps = {
         (generation.broken_step, generation.probe)
         for index in runs
@@ -105,17 +105,17 @@ def _while_writing(evidence: Evidence, runs: tuple[int, ...]) -> str:
     if not steps:
         return ""
     step, probe = min(steps)
-    return f" Behind {probe} it begins after {counted(step, 'token')} of the answer."
+    return f' With the prompt "{probe}" it starts after {counted(step, "generated token")}.'
 
 
 def _severity(evidence: Evidence, runs: tuple[int, ...]) -> Severity:
-    """A warning where only a kernel that adds up in float16 breaks: few do."""
+    """A warning where only a kernel that accumulates in float16 breaks: few kernels do."""
     accumulations = {evidence.runs[index].accumulation for index in runs}
     return Severity.WARNING if accumulations == {Accumulation.FLOAT16} else Severity.ERROR
 
 
 def sums_that_fit(evidence: Evidence) -> Iterator[Finding]:
-    """Runs in which no sum inside a product can leave float16, whatever the kernel."""
+    """Runs in which no partial sum of a product can exceed float16, whatever the kernel."""
     for index, run in enumerate(evidence.runs):
         sums = run.partial_sums
         if sums is None or sums.num_beyond_float16 or run.verdict is Verdict.FAILED:
@@ -127,12 +127,12 @@ def sums_that_fit(evidence: Evidence) -> Iterator[Finding]:
             runs=(index,),
             module=sums.module,
             message=(
-                f"No sum inside a matrix product can leave float16: |x| @ |w| is at most "
+                f"No partial sum of a matrix product can exceed float16: |x| @ |w| is at most "
                 f"{magnitude(sums.largest_bound)} ({sums.module}), over "
-                f"{sums.num_products:,} products. A kernel that adds up in float16 cannot "
-                "overflow here, in whatever order."
+                f"{sums.num_products:,} products. A kernel that accumulates in float16 cannot "
+                "overflow here, whatever the order of summation."
             ),
-            advice="Nothing to do; it holds for the prompts that were run.",
+            advice="Nothing to do; this applies to the prompts that were run.",
         )
 
 
@@ -145,23 +145,23 @@ def where(row: Overflow) -> str:
 
 
 def needs(row: Overflow) -> str:
-    """What the operation had to hold, and what its dtype holds."""
+    """The value that the operation had to represent, and the maximum of its dtype."""
     if row.mechanism is Mechanism.MASK and not row.is_out_of_range:
-        return "No number is too large here."
+        return "No value is too large here."
     if row.reference_abs_max is None:
-        return f"The limit is {magnitude(row.limit)}; there is no float32 value to compare with."
+        return f"The maximum is {magnitude(row.limit)}; there is no float32 value to compare with."
     if row.partial_sum is not None:
         return (
-            f"The result is {magnitude(row.reference_abs_max)}; sums on the way to it can reach "
-            f"{magnitude(row.partial_sum)}, the limit is {magnitude(row.limit)}."
+            f"The result is {magnitude(row.reference_abs_max)}, but partial sums can reach "
+            f"{magnitude(row.partial_sum)}; the maximum is {magnitude(row.limit)}."
         )
     only = "" if row.reference_abs_max > row.limit else "only "
     needed = magnitude(row.reference_abs_max)
-    return f"It takes {only}{needed} in float32, the limit is {magnitude(row.limit)}."
+    return f"In float32 it is {only}{needed}; the maximum is {magnitude(row.limit)}."
 
 
 def not_located(evidence: Evidence) -> Iterator[Finding]:
-    """Runs whose output is not finite although no watched operation made it so."""
+    """Runs whose output is not finite although no watched operation caused it."""
     runs = tuple(
         index
         for index, run in evidence.with_verdict(Verdict.OVERFLOW)
@@ -175,7 +175,7 @@ def not_located(evidence: Evidence) -> Iterator[Finding]:
             confidence=Confidence.MEASURED,
             runs=runs,
             message=(
-                f"{listed(names)}: the output is not finite, and no watched operation made it so. "
+                f"{listed(names)}: the output is not finite, but no watched operation caused it. "
                 "The fault is inside an operation that precheck does not watch."
             ),
             advice="Use a configuration that was measured safe.",
@@ -206,9 +206,9 @@ def _absorbed_finding(
     verdicts = {evidence.runs[index].verdict for index in runs}
     is_harmful = Verdict.DEGRADED in verdicts
     if is_harmful:
-        consequence = "The output is finite, and far from float32's: the run is degraded."
+        consequence = "The output is finite, but far from float32's: the run is degraded."
     elif Verdict.OVERFLOW in verdicts:
-        consequence = "It is not what spoils the output."
+        consequence = "It is not what breaks the output."
     else:
         consequence = "The precision figures show no harm."
     return Finding(
@@ -221,7 +221,7 @@ def _absorbed_finding(
             f"{listed(tuple(evidence.runs[index].name for index in runs))}: "
             f"absorbed {first.event} in {where(first)} "
             f"({counted(len({row.module for row in rows}), 'module')}). {needs(first)} Later "
-            f"operations make it finite again. {consequence}"
+            f"operations made it finite again. {consequence}"
         ),
         advice=(
             cure(evidence, first.mechanism, broken=_worst(evidence, runs))
@@ -247,7 +247,7 @@ def broken_in_float32(evidence: Evidence) -> Iterator[Finding]:
         runs=runs,
         message=(
             f"The model is broken in {Dtype.FLOAT32}: the output of {listed(names)} is not "
-            f"finite.{start} No other dtype can be judged against it, and none will mend it."
+            f"finite.{start} No other dtype can be compared with it, and none will fix it."
         ),
         advice=(
             "Check the weights (a truncated download, a merge or a training run that diverged), "

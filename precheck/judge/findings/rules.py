@@ -39,10 +39,10 @@ RULES = (
     Rule("PC501", "parameters are missing", checkpoint.missing),
     Rule("PC502", "parameters have another shape", checkpoint.mismatched),
     Rule("PC511", "weights are used without their scale", stored.unscaled),
-    Rule("PC513", "tied weights are stored apart", stored.untied),
+    Rule("PC513", "tied weights are stored with different values", stored.untied),
     Rule("PC508", "a library is known to break this", libraries.known_faults),
     Rule("PC504", "weights are not finite", checkpoint.nonfinite),
-    Rule("PC512", "weights are zero throughout", stored.all_zero),
+    Rule("PC512", "weights are all zero", stored.all_zero),
     Rule("PC113", "the model is broken in float32", overflow.broken_in_float32),
     *(
         Rule(row.code, row.title, overflow.reaches_output(mechanism))
@@ -53,16 +53,16 @@ RULES = (
     Rule("PC305", "float32 runs disagree", attention.references_disagree),
     Rule("PC303", "eager attention would overflow", attention.eager_would_overflow),
     Rule("PC114", "less than one bit of headroom is left", headroom.low_headroom),
-    Rule("PC115", "no sum inside a product can leave float16", overflow.sums_that_fit),
+    Rule("PC115", "no partial sum can exceed float16", overflow.sums_that_fit),
     Rule("PC112", "an overflow was absorbed", overflow.absorbed),
-    Rule("PC503", "weights outside float16", checkpoint.out_of_float16_range),
+    Rule("PC503", "weights beyond float16's maximum", checkpoint.out_of_float16_range),
     Rule("PC202", "weights too small for float16", divergence.flushed_weights),
     Rule("PC203", "precision not judged, experts differ", divergence.unjudged),
     Rule("PC204", "accuracy is lost on odd inputs", divergence.lost_on_odd_inputs),
     Rule("PC402", "a configuration could not be run", device.could_not_run),
-    Rule("PC116", "documented of the family", unmeasured.documented),
+    Rule("PC116", "documented for the model family", unmeasured.documented),
     Rule("PC403", "an engine's default is unsafe here", device.unsafe_defaults),
-    Rule("PC404", "does not fit into the memory", device.too_large),
+    Rule("PC404", "does not fit into memory", device.too_large),
     Rule("PC901", "the scan is incomplete", coverage.incomplete),
     Rule("PC904", "prompts were run one by one", coverage.run_one_by_one),
     Rule("PC401", "bfloat16 is only emulated here", device.emulates_bfloat16),
@@ -72,11 +72,11 @@ RULES = (
     Rule("PC506", "config and tensors name different dtypes", checkpoint.declares_another_dtype),
     Rule("PC507", "modules are kept in float32", checkpoint.kept_in_float32),
     Rule("PC509", "the modeling code clamps values", checkpoint.clamps),
-    Rule("PC405", "something is assumed of a device", device.assumed),
+    Rule("PC405", "something is assumed about a device", device.assumed),
     Rule("PC902", "probes were not run", coverage.probes_not_run),
     Rule("PC903", "nothing was run", unmeasured.nothing_was_run),
 )
-"""In the order in which they are reported: what makes the rest meaningless comes first."""
+"""In the order in which they are reported; what makes the rest meaningless comes first."""
 
 _GRAVITY = {severity: gravity for gravity, severity in enumerate(Severity)}
 

@@ -1,4 +1,4 @@
-"""Findings on names, scales, ties and zeroes of what is stored: each says what was meant."""
+"""Findings on names, scales, ties and zeros of stored tensors; each says what was intended."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ for file in Path({folder}).glob("*.safetensors.index.json"):
     index["weight_map"] = {{renamed(name): shard for name, shard in names}}
     file.write_text(json.dumps(index, indent=2))
 """
-"""Python that renames tensors where they are stored.
+"""Python that renames tensors in their files.
 
 ``save_pretrained`` of a model that was loaded with ``key_mapping`` would not do: it maps back.
 """
 
 
 def renamed(evidence: Evidence) -> Iterator[Finding]:
-    """Parameters that are stored, under names that differ from the model's in one part."""
+    """Parameters that are stored under names that differ from the model's in one part."""
     renamings = evidence.measurements.checkpoint.renamings
     if not renamings:
         return
@@ -54,10 +54,10 @@ def renamed(evidence: Evidence) -> Iterator[Finding]:
         message=(
             f"Stored under other names: {counted(len(names), 'parameter')}; "
             + "; ".join(map(_difference, renamings))
-            + ". Nothing is loaded into them, they are newly initialised, so the outputs are "
-            "random."
+            + ". Nothing is loaded into these parameters: they are newly initialised, and the "
+            "outputs are random."
         ),
-        advice="Rename them in the files; nothing else is changed:",
+        advice="Rename them in the files; this changes nothing else:",
         snippet=_RENAMING.format(
             steps="\n".join(map(_step, renamings)),
             folder=repr(evidence.measurements.model.local_id),
@@ -72,16 +72,16 @@ def unscaled(evidence: Evidence) -> Iterator[Finding]:
     if audit.unscaled:
         are_used = set(audit.unscaled).isdisjoint(audit.unexpected)
         consequence = (
-            "They stand for other numbers than what is stored, in every configuration."
+            "Without their scales they are the wrong numbers, in every configuration."
             if are_used
-            else "The parameters they hold are newly initialised, so the outputs are random."
+            else "The parameters they encode are newly initialised, so the outputs are random."
         )
         cause, advice = _cause(evidence)
         yield checkpoint_error(
             "PC511",
             names=audit.unscaled,
             message=(
-                f"{'Used without a scale' if are_used else 'Packed, and nothing unpacks them'}: "
+                f"{'Used without a scale' if are_used else 'Packed, but nothing unpacks them'}: "
                 f"{counted(len(audit.unscaled), 'weight')} ({listed(audit.unscaled)}). {cause} "
                 f"{consequence}"
             ),
@@ -92,13 +92,13 @@ def unscaled(evidence: Evidence) -> Iterator[Finding]:
             "PC511",
             names=scales,
             message=(
-                f"Stored and not read: {counted(len(scales), 'scale')} ({listed(scales)}), while "
-                "the weights beside them are used as they are stored. If these were cast without "
-                "being multiplied, each is off by its scale."
+                f"Stored but not read: {counted(len(scales), 'scale')} ({listed(scales)}), while "
+                "their weights are used as stored. If the weights were cast without being "
+                "multiplied, each is wrong by its scale."
             ),
             advice=(
-                "Put the quantization_config that belongs to them back into config.json; if the "
-                "weights are multiplied already, delete the scales."
+                "Restore the quantization_config that belongs to them in config.json; if the "
+                "weights are already multiplied, delete the scales."
             ),
         )
 
@@ -109,25 +109,26 @@ def _cause(evidence: Evidence) -> tuple[str, str]:
     settings = evidence.measurements.model.quantization
     if not scales:
         advice = (
-            "Take the checkpoint that was written with its scales, or quantise again; weights that "
-            "were cast to float8 as they are have lost what lies outside it: take those before."
+            "Use the checkpoint that was saved with its scales, or quantise again. Weights that "
+            "were cast straight to float8 have lost all values outside its range: start from the "
+            "weights before that cast."
         )
         return "No scale is stored for them.", advice
-    stored = f"Their scales are stored ({listed(scales)}), and nothing reads them"
+    stored = f"Their scales are stored ({listed(scales)}), but nothing reads them"
     if settings is None:
         return (
             f"{stored}: config.json has no quantization_config.",
-            "Put the quantization_config that the exporter wrote back into config.json.",
+            "Restore the quantization_config that the exporter wrote in config.json.",
         )
     method = settings.get("quant_method")
     return (
-        f"{stored}: {method}, which config.json names, calls its scales otherwise.",
-        "Put the quantization_config of the exporter back into config.json, or export again.",
+        f"{stored}: config.json names {method}, whose scales have other names.",
+        "Restore the exporter's quantization_config in config.json, or export again.",
     )
 
 
 def untied(evidence: Evidence) -> Iterator[Finding]:
-    """Parameters that the config ties, and that are stored with different values."""
+    """Parameters that the config ties, but that are stored with different values."""
     ties = evidence.measurements.checkpoint.untied
     if ties:
         first = ties[0]
@@ -135,20 +136,20 @@ def untied(evidence: Evidence) -> Iterator[Finding]:
             "PC513",
             names=tuple(name for tie in ties for name in (tie.name, tie.source)),
             message=(
-                f"Tied by config.json, stored with different values: {first.name} and "
+                f"Tied in config.json, but stored with different values: {first.name} and "
                 f"{first.source}. transformers 5 keeps both and warns, and that is what was "
                 f"measured; transformers 4, vLLM and SGLang use {first.source} for both, which is "
-                "another model."
+                "a different model."
             ),
             advice=(
                 f'Set "tie_word_embeddings": false in config.json if {first.name} was trained or '
-                f"merged; otherwise delete it from the file."
+                f"merged separately; otherwise delete it from the file."
             ),
         )
 
 
 def all_zero(evidence: Evidence) -> Iterator[Finding]:
-    """Weights that are zero throughout: by their scales, or unlike those of other layers."""
+    """Weights that are all zero: because of their scales, or unlike those of other layers."""
     audit = evidence.measurements.checkpoint
     if audit.zero_scales:
         names = audit.zero_scales
@@ -156,10 +157,10 @@ def all_zero(evidence: Evidence) -> Iterator[Finding]:
             "PC512",
             names=names,
             message=(
-                f"All scales are zero, so the weights are: {counted(len(names), 'tensor')} "
-                f"({listed(names)}). What passes them is zero, whatever it was."
+                f"All scales are zero, and so are the weights: {counted(len(names), 'tensor')} "
+                f"({listed(names)}). Their output is zero for every input."
             ),
-            advice="Quantise the model again: no calibration gives such scales.",
+            advice="Quantise the model again: no calibration produces such scales.",
         )
     names = tuple(name for name in audit.all_zero if name not in audit.zero_scales)
     if names:
@@ -170,12 +171,12 @@ def all_zero(evidence: Evidence) -> Iterator[Finding]:
             module=names[0],
             modules=names,
             message=(
-                f"Zero throughout: {counted(len(names), 'stored weight')} ({listed(names)}), "
-                "unlike those of other layers. What passes them is zero, whatever it was."
+                f"All zero: {counted(len(names), 'stored weight')} ({listed(names)}), "
+                "unlike those of other layers. Their output is zero for every input."
             ),
             advice=(
-                "Compare with the checkpoint it was made from; a weight that was meant to do "
-                "nothing is fine."
+                "Compare with the checkpoint that this one was made from; a weight that is zero by "
+                "design is fine."
             ),
         )
 
@@ -185,7 +186,7 @@ def _difference(renaming: Renaming) -> str:
     where = "names begin with" if renaming.is_prefix else "names contain"
     example = f"({renaming.stored[0]})"
     if renaming.old and renaming.new:
-        return f"{where} {renaming.old!r} in place of {renaming.new!r} {example}"
+        return f"{where} {renaming.old!r} instead of {renaming.new!r} {example}"
     if renaming.old:
         return f"{where} {renaming.old!r} {example}"
     return f"names lack {renaming.new!r} {example}"

@@ -1,4 +1,4 @@
-"""Findings on what was not run: what is documented of the family, and what a scan would add."""
+"""Findings on what was not run: what is documented for the family, what a scan would add."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def documented(evidence: Evidence) -> Iterator[Finding]:
-    """What is documented of the family and was not run; a measurement supersedes it.
+    """What is documented for the family and was not run; a measurement supersedes it.
 
-    What is documented of images was not run where no image was.
+    What is documented for images counts as not run where no image was.
     """
     model = evidence.measurements.model
     ran = {run.dtype for run in evidence.runs if run.failure is None}
@@ -60,8 +60,8 @@ def nothing_was_run(evidence: Evidence) -> Iterator[Finding]:
         severity=Severity.NOTE,
         confidence=Confidence.MEASURED,
         message=(
-            "Nothing was run: config, headers and weights were read, the rest is documented or "
-            "predicted. Overflows of this checkpoint, its headroom and its precision are not known."
+            "Nothing was run: config, headers and weights were read; the rest is documented or "
+            "predicted. This checkpoint's overflows, headroom and precision are not known."
         ),
         advice=(
             f"precheck scan {model.id} measures every operation in float16, bfloat16 and float32 "

@@ -198,7 +198,7 @@ class Graph:
         return steps
 
     def _towards_softmax(self, node: OpNode) -> Iterator[OpNode]:
-        """Elementwise operations and softmaxes that read ``node``; nothing behind a softmax."""
+        """Elementwise operations and softmaxes that read ``node``; nothing after a softmax."""
         if node.op in SOFTMAXES:
             return iter(())
         return (
@@ -264,7 +264,7 @@ class Graph:
         return False
 
     def _behind_copies(self, origin: Origin) -> Origin:
-        """The origin behind casts and copies: the same numbers."""
+        """The origin before casts and copies: the same numbers."""
         while origin.node >= 0 and self.nodes[origin.node].op in COPIES:
             origin = self.nodes[origin.node].inputs[0]
         return origin

@@ -98,7 +98,7 @@ class Watch:
     Inside it, what ``torch.compile`` has compiled runs uncompiled.
 
     Args:
-        model: a transformers model, or any module whose layers stand in one list.
+        model: a transformers model, or any module whose layers are in one list.
         sample_every: watch one forward of so many, for serving; of a fault that begins between
             two only the traces are found.
         products: computes matrix products where the device has no arithmetic for the dtype.

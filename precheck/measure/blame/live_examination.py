@@ -181,7 +181,7 @@ class BrokenStretch:
 
 
 def _inherited_fault(node: OpNode) -> Producer:
-    """An operation that handed on what an earlier, unwatched fault left."""
+    """An operation that passed on what an earlier, unwatched fault left."""
     return Producer(
         identity=0,
         node=node,

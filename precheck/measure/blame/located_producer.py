@@ -40,7 +40,7 @@ class LocatedProducer:
     first_positions: dict[str, int]
     """By probe, the first real token that is hit."""
     entry: Entry | None = None
-    """How its unit was called, where a capsule was asked for."""
+    """How its unit was called, if a capsule was requested."""
 
     @property
     def code(self) -> str:

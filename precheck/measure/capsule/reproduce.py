@@ -1,7 +1,7 @@
 """Runs one layer of a model twice, in float32 and in fewer bits, and names the first overflow.
 
-Everything it needs lies beside it: the config, the layer's weights up to the operation in question
-and the hidden states that entered it. It imports torch, transformers and safetensors alone.
+Everything it needs is in the same folder: the config, the layer's weights up to the operation in
+question and the hidden states that entered it. It imports only torch, transformers and safetensors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FOLDER = Path(__file__).resolve().parent
 
 
 class Ended(Exception):
-    """What comes next needs weights that were left out: the operation in question lies before."""
+    """The next operation needs weights that were left out: the one in question came before."""
 
 
 class Watch(TorchDispatchMode):
@@ -103,17 +103,17 @@ def wide(tensor: torch.Tensor, widen: bool) -> torch.Tensor:
     return tensor.float() if widen and tensor.is_floating_point() else tensor.clone()
 
 
-def run(told: dict[str, Any], *, widen: bool, reference: Watch | None = None) -> Watch:
+def run(recorded: dict[str, Any], *, widen: bool, reference: Watch | None = None) -> Watch:
     """The layer's own forward, watched."""
     config = transformers.AutoConfig.from_pretrained(FOLDER)
     with torch.device("meta"):
-        model = getattr(transformers, told["architecture"])._from_config(
-            config, attn_implementation=told["attn_implementation"]
+        model = getattr(transformers, recorded["architecture"])._from_config(
+            config, attn_implementation=recorded["attn_implementation"]
         )
     model.eval()
-    if told["experts_implementation"]:
-        model.set_experts_implementation(told["experts_implementation"])
-    layer = model.get_submodule(told["layer"])
+    if recorded["experts_implementation"]:
+        model.set_experts_implementation(recorded["experts_implementation"])
+    layer = model.get_submodule(recorded["layer"])
     for name, tensor in load_file(FOLDER / "weights.safetensors").items():
         holder, _, key = name.rpartition(".")
         module = layer.get_submodule(holder)
@@ -122,9 +122,9 @@ def run(told: dict[str, Any], *, widen: bool, reference: Watch | None = None) ->
         else:
             module._buffers[key] = wide(tensor, widen)
     stored = load_file(FOLDER / "inputs.safetensors")
-    arguments = rebuilt(told["args"], stored, widen)
-    named = {name: rebuilt(each, stored, widen) for name, each in told["kwargs"].items()}
-    watch = Watch(getattr(torch, told["dtype"]), reference)
+    arguments = rebuilt(recorded["args"], stored, widen)
+    named = {name: rebuilt(each, stored, widen) for name, each in recorded["kwargs"].items()}
+    watch = Watch(getattr(torch, recorded["dtype"]), reference)
     with torch.no_grad(), watch:
         try:
             layer(*arguments, **named)
@@ -135,24 +135,27 @@ def run(told: dict[str, Any], *, widen: bool, reference: Watch | None = None) ->
 
 def main() -> int:
     """Exit code 0: the overflow is there, 1: it is not."""
-    told = json.loads((FOLDER / "capsule.json").read_text(encoding="utf-8"))
-    exact = run(told, widen=True)
-    found = run(told, widen=False, reference=exact).first
-    print(f"{told['layer']} of {told['architecture']}, {told['attn_implementation']} attention")
+    recorded = json.loads((FOLDER / "capsule.json").read_text(encoding="utf-8"))
+    exact = run(recorded, widen=True)
+    found = run(recorded, widen=False, reference=exact).first
+    print(
+        f"{recorded['layer']} of {recorded['architecture']}, "
+        f"{recorded['attn_implementation']} attention"
+    )
     if found is None:
         print(
-            f"{told['dtype']}: no overflow with torch {torch.__version__}, "
+            f"{recorded['dtype']}: no overflow with torch {torch.__version__}, "
             f"transformers {transformers.__version__}"
         )
         return 1
     op, line, number, needed = found
-    limit = torch.finfo(getattr(torch, told["dtype"])).max
-    print(f"float32: aten.{op} at {line} reaches {needed:,.0f}, and everything is finite")
+    limit = torch.finfo(getattr(torch, recorded["dtype"])).max
+    print(f"float32: aten.{op} at {line} reaches {needed:,.0f}, all elements finite")
     print(
-        f"{told['dtype']}: the same gives {number:,} elements that are not finite; "
-        f"it ends at {limit:,.0f}"
+        f"{recorded['dtype']}: the same operation gives {number:,} non-finite elements; "
+        f"the maximum is {limit:,.0f}"
     )
-    print(f"    {told['code']}")
+    print(f"    {recorded['code']}")
     return 0
 
 

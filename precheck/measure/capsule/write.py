@@ -56,7 +56,7 @@ class Candidate:
 def candidate(
     runs: Iterable[tuple[Skeleton, list[tuple[LocatedProducer, bool]]]],
 ) -> Candidate | None:
-    """The overflow to write out: the first of the first run that does not absorb it."""
+    """The overflow to save: the first of the first run that does not absorb it."""
     ranked = [
         (
             (is_absorbed, number, located.location.order, located.producer.node.index),
@@ -79,7 +79,7 @@ def write_capsule(folder: Path, overflow: Candidate, *, weights: SharedModels) -
     model: Any = overflow.skeleton.model
     architecture = type(model).__name__
     if getattr(transformers, architecture, None) is not type(model):
-        return f"no capsule: {architecture} is not a class of transformers"
+        return f"no capsule: {architecture} is not a transformers class"
     with unfinished(folder, overwrite=False, what="capsule") as draft:
         try:
             _write_inputs(draft.folder, overflow)
@@ -91,7 +91,7 @@ def write_capsule(folder: Path, overflow: Candidate, *, weights: SharedModels) -
                 size = sum(path.stat().st_size for path in draft.folder.iterdir())
                 draft.take_place()
                 return f"capsule ({num_bytes(size)}): python {folder}/reproduce.py"
-    return f"no capsule: {overflow.entry.unit} alone does not overflow outside the scan"
+    return f"no capsule: run on its own, {overflow.entry.unit} does not overflow"
 
 
 def _write_model(
@@ -168,7 +168,7 @@ def _as_json(argument: Any, tensors: dict[str, Tensor]) -> Any:
         return [_as_json(member, tensors) for member in argument]
     if type(argument) is dict:
         return {"dict": {str(key): _as_json(member, tensors) for key, member in argument.items()}}
-    raise TypeError(f"a {type(argument).__name__}, which cannot be written down")
+    raise TypeError(f"a {type(argument).__name__}, which cannot be saved")
 
 
 def _weights(overflow: Candidate, *, weights: SharedModels, is_whole: bool) -> dict[str, Tensor]:
@@ -198,7 +198,7 @@ def _parameters_and_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
 def _readme(overflow: Candidate) -> str:
     producer = overflow.located.producer
     abs_max = producer.reference_abs_max
-    takes = "" if abs_max is None else f" It takes {magnitude(abs_max)} in float32."
+    takes = "" if abs_max is None else f" In float32 the result is {magnitude(abs_max)}."
     inputs = tensors_in(overflow.entry.args)
     num_tokens = max((tensor.shape[1] for tensor in inputs if tensor.dim() > 1), default=0)
     return (
@@ -210,6 +210,6 @@ def _readme(overflow: Candidate) -> str:
         f"transformers=={transformers.__version__}\n"
         "python reproduce.py\n"
         "```\n\n"
-        "Runs in seconds, on a CPU, without the model. Hidden states can tell what the prompt was: "
-        "share a capsule only if the prompt may be shared.\n"
+        "Runs in seconds, on a CPU, without the model. Hidden states can reveal the prompt: "
+        "share a capsule only if you may share the prompt.\n"
     )

@@ -40,18 +40,18 @@ def symptom_of(logits: Tensor, unexpected: Tensor, *, decode: Decode) -> Symptom
 
 
 def answer_of(output: Tensor, *, has_logits: bool) -> Symptom:
-    """What becomes of the broken answer of a model that generates nothing.
+    """What users see of the broken answer of a model that generates nothing.
 
     Args:
         output: logits of any shape, or hidden states.
         has_logits: the model has a head.
     """
     if not has_logits:
-        answer = "an embedding of NaN: every similarity with it is NaN, and no search finds it"
+        answer = "an embedding of NaN: every similarity with it is NaN, and no search returns it"
     elif output.shape[-1] == 1:
-        answer = "a NaN score: null in JSON, and sorted anywhere among the others"
+        answer = "a NaN score: null in JSON, with no place in a ranking"
     else:
-        answer = "NaN for every label, of which argmax takes the first"
+        answer = "NaN for every label: argmax returns the first"
     return Symptom(answer=answer)
 
 

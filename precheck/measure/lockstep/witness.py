@@ -80,7 +80,7 @@ class PeakWitness(Witness):
         outputs: list[Tensor],
         real: RealTokens,
     ) -> None:
-        """Records the peaks of an operation by element, if they are asked for."""
+        """Records the peaks of an operation by element, if they are requested."""
         if node.key in self.wanted.epsilons:
             self._record_share(node, outputs, real)
         output = outputs[0]

@@ -52,7 +52,7 @@ _CASTS = {
 }
 """Rounding to nearest, ties to even, and the first values that do not fit (IEEE 754-2008).
 
-bfloat16 ends at (2 - 2^-7) 2^127 = 3.3895e38; a value above 3.3962e38 becomes infinite.
+The maximum of bfloat16 is (2 - 2^-7) 2^127 = 3.3895e38; a value above 3.3962e38 becomes infinite.
 """
 
 
@@ -75,12 +75,12 @@ def _dtype_checks(dtype: Dtype, device: str) -> Iterator[Check]:
             if result != cast.expected
         ]
         yield _check(f"casts to {dtype} round to nearest", wrong)
-    yield _check(f"NaN and infinity are seen in {dtype}", _missed(in_torch, device))
-    yield _check(f"products in {dtype} are right", _wrong_products(in_torch, device))
-    yield _check(f"kernels in {dtype} give finite numbers", _broken_kernels(in_torch, device))
+    yield _check(f"NaN and infinity are detected in {dtype}", _missed(in_torch, device))
+    yield _check(f"products in {dtype} are correct", _wrong_products(in_torch, device))
+    yield _check(f"kernels in {dtype} give finite results", _broken_kernels(in_torch, device))
     are_kept = _keeps_subnormals(dtype, in_torch, device)
     yield Check(
-        what=f"subnormal numbers of {dtype}",
+        what=f"{dtype} subnormal numbers",
         holds=are_kept,
         found="kept" if are_kept else "flushed to zero: small values are lost here",
         is_needed=False,
@@ -99,9 +99,9 @@ def _missed(dtype: torch.dtype, device: str) -> list[str]:
         tensor[_SIZE // 2, 3] = value
         low, high = torch.aminmax(tensor)
         if math.isfinite(float(low)) and math.isfinite(float(high)):
-            missed.append(f"aminmax does not see {name}")
+            missed.append(f"aminmax misses {name}")
         if int(tensor.isfinite().logical_not().sum()) != 1:
-            missed.append(f"isfinite does not see {name}")
+            missed.append(f"isfinite misses {name}")
     return missed
 
 
@@ -151,7 +151,7 @@ def check_sums(device: str) -> Check:
     """The dtype in which the device accumulates float16 products."""
     sums = float16_sums(device)
     return Check(
-        what="float16 products are added up in",
+        what="float16 products accumulate in",
         holds=sums is not None,
         found="float16: partial sums overflow" if sums is None else sums.replace("_", " "),
         is_needed=False,
@@ -165,8 +165,8 @@ def _emulation(device: str) -> Iterator[Check]:
             continue
         emulates = devices.of(accelerator).emulates_bfloat16
         yield Check(
-            what=f"bfloat16 of {accelerator.name}",
+            what=f"bfloat16 on {accelerator.name}",
             holds=not emulates,
-            found="only emulated: slow, and no tensor cores" if emulates else "native",
+            found="only emulated: slow, without tensor cores" if emulates else "native",
             is_needed=False,
         )

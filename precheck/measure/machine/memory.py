@@ -53,7 +53,7 @@ def memory_error(error: BaseException, *, doing: str) -> MemoryExhaustedError:
     """The error that precheck raises for it; ``doing`` says when, as ``while loading``."""
     return MemoryExhaustedError(
         f"out of memory {doing}: {first_line(error)}",
-        hint="leave dtypes out with --dtype, use --quick, or another --device",
+        hint="measure fewer dtypes with --dtype, or use --quick or another --device",
     )
 
 

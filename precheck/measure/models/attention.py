@@ -29,7 +29,7 @@ def switch_attention(model: nn.Module, attn_implementation: str) -> str:
         return attn_implementation
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedConfigurationError(
-            f"attention implementation cannot be chosen for {type(model).__name__}",
+            f"the attention implementation of {type(model).__name__} cannot be chosen",
         )
     _set_attention(model, as_argument(attn_implementation))
     return attn_implementation if is_split(attn_implementation) else attention_of(model)

@@ -46,7 +46,7 @@ def bounded_by_its_files(checkpoint: Checkpoint) -> Iterator[None]:
         if num_parameters > MOST_PARAMETERS or num_elements > most_elements:
             raise CheckpointCorruptError(
                 f"config.json describes a model of more than {num_elements:,} parameters in "
-                f"{num_parameters:,} tensors; the weight files hold {size_bytes:,} bytes",
+                f"{num_parameters:,} tensors; the weight files have {size_bytes:,} bytes",
                 hint="compare config.json with the one that belongs to these weights",
             )
 

@@ -1,4 +1,4 @@
-"""Which configurations become runs: asked for, required by the gate, and the references."""
+"""Which configurations become runs: requested, required by the gate, and the references."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def check_attention_name(name: str, *, trust_remote_code: bool) -> None:
     elif "/" in name:
         if not trust_remote_code:
             raise UsageError(
-                f"attention kernel from the Hub: {name!r} (it is code that would run here)",
+                f"attention kernel from the Hub: {name!r} (it is code, and would run here)",
                 hint="allow it with --trust-remote-code",
             )
     elif name not in attention.names():
-        hint = "kernels of the Hub are named owner/name"
+        hint = "kernels from the Hub are named owner/name"
         raise unknown("attention implementation", name, attention.names(), hint=hint)
 
 

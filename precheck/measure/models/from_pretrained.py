@@ -95,6 +95,6 @@ def load_error(error: Exception, attn_implementation: str | None, loader: type) 
             hint="install it and scan again",
         )
     return CheckpointCorruptError(
-        f"{loader.__name__} does not load: {type(error).__name__}: {first_line(error)}",
-        hint="load it with transformers alone to see the whole error",
+        f"{loader.__name__} cannot be loaded: {type(error).__name__}: {first_line(error)}",
+        hint="load it with plain transformers to see the full error",
     )

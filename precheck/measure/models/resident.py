@@ -70,7 +70,7 @@ class ResidentModels(SharedModels):
             raise MemoryExhaustedError(
                 f"not enough memory for the weights in {dtype}: {num_bytes(needed)} "
                 f"(available {num_bytes(available)})",
-                hint="leave --resident out: weights are then read when they are needed",
+                hint="omit --resident: weights are then read when they are needed",
             )
 
 
@@ -103,7 +103,7 @@ class LiveModels(SharedModels):
 
     def _rebuild(self, _dtype: Dtype, _attn_implementation: str) -> nn.Module:
         raise UnsupportedConfigurationError(
-            f"{type(self._module).__name__} cannot change its attention implementation when live"
+            f"{type(self._module).__name__} cannot change its attention implementation once loaded"
         )
 
     def _make(self, dtype: Dtype) -> nn.Module:

@@ -1,1 +1,1 @@
-"""What is fed to a model."""
+"""The inputs of a scan."""

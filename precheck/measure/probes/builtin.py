@@ -119,7 +119,7 @@ LONG = TextPrompt(
 )
 
 SPOKEN = "The capital of France is Paris, and the river that crosses it is the Seine."
-"""The transcript that a speech model is asked for, up to its last token."""
+"""The transcript that a speech model should give, up to its last token."""
 
 
 HELD_OUT = (

@@ -64,7 +64,7 @@ class ChatTemplate:
             sender.close()
             text, self.problem = _received(receiver)
         except OSError as error:
-            text, self.problem = None, f"the chat template cannot be tried: {first_line(error)}"
+            text, self.problem = None, f"the chat template cannot be run: {first_line(error)}"
         finally:
             receiver.close()
             if child.pid is not None:
@@ -80,7 +80,7 @@ def _received(receiver: Connection) -> tuple[str | None, str | None]:
             return None, f"the chat template takes more than {SECONDS} seconds"
         text, problem = json.loads(receiver.recv_bytes())
     except EOFError:
-        return None, "the chat template takes more memory or time than it may"
+        return None, "the chat template exceeds its limit of memory or time"
     return text, problem
 
 
@@ -106,11 +106,11 @@ def _answer(
             )
         )
     except MemoryError:
-        problem = "the chat template takes more memory than it may"
+        problem = "the chat template exceeds its memory limit"
     except Exception as error:  # noqa: BLE001  a template may raise anything
         problem = f"the chat template fails: {type(error).__name__}: {first_line(error)[:160]}"
     if text is not None and len(text) > MOST_CHARACTERS:
-        problem = f"the chat template writes {len(text):,} characters"
+        problem = f"the chat template returns {len(text):,} characters"
         text = None
     sender.send_bytes(json.dumps((text, problem)).encode())
 

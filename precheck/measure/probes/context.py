@@ -18,7 +18,7 @@ MOST_WORK = 1 << 37
 than the other probes have."""
 
 MOST_SCORES = 1 << 26
-"""Attention scores of a layer, all heads: 256 MiB in float32, which eager attention writes out."""
+"""Attention scores of a layer, all heads: 256 MiB in float32, materialised by eager attention."""
 
 CONTEXT_PROBES = ("context", "vocabulary_context")
 """What it is called: written with a tokenizer, and without one."""

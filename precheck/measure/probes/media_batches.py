@@ -109,7 +109,7 @@ class Processor:
         if not self.takes_media:
             return Media()
         kind = "image" if PIXELS in self._accepts else "sound"
-        not_run = [f"{other} (precheck makes none here)" for other in self._other_kinds]
+        not_run = [f"{other} (precheck has none)" for other in self._other_kinds]
         if self._loaded is None:
             return Media(not_run=(f"{kind} probes ({self._problem})", *not_run))
         batches: list[Batch] = []
@@ -136,13 +136,13 @@ class Processor:
         """
         if PIXELS not in self._accepts or self._loaded is None:
             reason = self._problem or "the model takes no images"
-            raise UsageError(f"{name} has images, and {reason}", hint="leave the images out")
+            raise UsageError(f"{name} has images, but {reason}", hint="omit the images")
         images = [_read_image(path) for path in prompt.images]
         not_run: list[str] = []
         batch = self._batch(name, "image", lambda: self._image_inputs(images, prompt.text), not_run)
         if batch is None:
             raise UsageError(
-                f"{name}: {not_run[0]}", hint="try the images with the processor alone"
+                f"{name}: {not_run[0]}", hint="try the images with the processor on its own"
             )
         return batch
 
@@ -156,7 +156,7 @@ class Processor:
                 with quiet_transformers():
                     self._loaded = load_processor(checkpoint)
             except Exception as error:  # noqa: BLE001  a processor may raise anything
-                self._problem = f"the processor does not load: {_error_line(error)}"
+                self._problem = f"the processor cannot be loaded: {_error_line(error)}"
 
     def _inputs(
         self, images: Sequence[ImageProbe], sounds: Mapping[str, Any]
@@ -178,13 +178,13 @@ class Processor:
                 inputs = make_inputs()
             ids = inputs.pop("input_ids")
             if int(ids.max()) >= self._vocab_size:
-                raise ValueError("it makes tokens that the model has no embedding for")  # noqa: TRY301
+                raise ValueError("it gives tokens that the model has no embedding for")  # noqa: TRY301
         except Exception as error:  # noqa: BLE001  a processor may raise anything
             not_run.append(f"{name} (the processor fails: {_error_line(error)})")
             return None
         media = {key: tensor for key, tensor in inputs.items() if key in self._accepts}
         if not {PIXELS, SOUND} & set(media):
-            not_run.append(f"{name} (the processor makes no {kind} of it)")
+            not_run.append(f"{name} (the processor returns no {kind} for it)")
             return None
         return Batch(
             probes=(
@@ -252,7 +252,7 @@ def _image_token(processor: Any) -> str:
             token = getattr(owner, name, None)
             if token:
                 return str(token)
-    raise ValueError("it has no token for an image")
+    raise ValueError("it has no image token")
 
 
 def _tensors(processed: Any) -> dict[str, Tensor]:
@@ -270,7 +270,7 @@ def _read_image(path: str) -> Image.Image:
             return image.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise UsageError(
-            f"cannot read image: {path!r}: {_error_line(error)}", hint="give a PNG or JPEG file"
+            f"cannot read image: {path!r}: {_error_line(error)}", hint="pass a PNG or JPEG file"
         ) from error
 
 

@@ -106,7 +106,7 @@ def plan_probes(
     batches += given
     if not batches:
         raise UnsupportedModelError(
-            f"no probe can be made: {'; '.join(not_run)}",
+            f"no probe can be built: {'; '.join(not_run)}",
             hint="copy the processor's files into the folder",
         )
     return Plan(batches=tuple(batches), not_run=tuple(not_run))
@@ -221,7 +221,7 @@ def _text_rows(
             problem = vocabulary.template.problem or "there is no chat template"
             not_run.append(f"{prompt.name} ({problem})")
         else:
-            not_run.append(f"{prompt.name} (the tokenizer makes no tokens of it)")
+            not_run.append(f"{prompt.name} (the tokenizer returns no tokens for it)")
     return rows, not_run
 
 

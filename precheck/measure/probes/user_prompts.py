@@ -46,7 +46,7 @@ def user_batches(
         if isinstance(prompt, ImagePrompt)
     ]
     if not rows and not with_images:
-        raise UsageError("no prompts given", hint="give at least one, or leave prompts out")
+        raise UsageError("no prompts given", hint="pass at least one, or omit prompts")
     by_length: dict[int, list[Row]] = {}
     for row in rows:
         by_length.setdefault(len(row.ids), []).append(row)
@@ -57,7 +57,7 @@ def user_batches(
 
 
 def _own(batch: Batch) -> Batch:
-    """The batch as the user's: what is written behind it may be private."""
+    """The batch as the user's: what is generated after it may be private."""
     return replace(batch, probes=tuple(replace(probe, is_own=True) for probe in batch.probes))
 
 
@@ -68,8 +68,8 @@ def _user_row(
     if isinstance(prompt, str):
         if vocabulary.tokenizer is None:
             raise UsageError(
-                f"prompt {index} is text, and {vocabulary.problem}",
-                hint='give token ids: --prompts FILE.jsonl with {"token_ids": [...]}',
+                f"prompt {index} is text, but {vocabulary.problem}",
+                hint='pass token ids: --prompts FILE.jsonl with {"token_ids": [...]}',
             )
         ids = vocabulary.encode(TextPrompt(name=name, text=prompt)) or []
         kind = "text"
@@ -78,10 +78,10 @@ def _user_row(
     if not vocabulary.has_all(ids):
         raise UsageError(
             f"prompt {index} has token ids outside 0 to {vocabulary.size - 1}",
-            hint="give text or ids of this model's vocabulary",
+            hint="pass text, or ids of this model's vocabulary",
         )
     if not ids:
-        raise UsageError(f"prompt {index} is empty", hint="give it some text")
+        raise UsageError(f"prompt {index} is empty", hint="write some text")
     if max_context is not None and len(ids) > max_context:
         raise UsageError(
             f"prompt {index} has {len(ids)} tokens (the model's context is {max_context})",
@@ -91,7 +91,7 @@ def _user_row(
 
 
 def padded_together(batches: list[Batch], *, pad_id: int) -> Iterator[Batch]:
-    """Some of a user's prompts as one left-padded batch, which is what a server makes of them.
+    """Some of a user's prompts as one left-padded batch, as a server would batch them.
 
     Where all are of one length, a shorter row is the beginning of the first.
     """

@@ -63,7 +63,7 @@ class Vocabulary:
         if not isinstance(text, str):
             return None
         first = self.tokenizer.decode(list(ids[:1]))
-        return text or f"an empty answer ({first} is a special token, which is left out)"
+        return text or f"an empty answer ({first} is a special token, which is not shown)"
 
     @property
     def pad_id(self) -> int:
@@ -99,9 +99,11 @@ def read_vocabulary(
                 )
             sample = tokenizer("Hello 1 上海")["input_ids"]
     except Exception as error:  # noqa: BLE001  a tokenizer may raise anything; the scan goes on
-        return Vocabulary(size=size, problem=f"the tokenizer does not load: {type(error).__name__}")
+        return Vocabulary(
+            size=size, problem=f"the tokenizer cannot be loaded: {type(error).__name__}"
+        )
     if not sample:
-        return Vocabulary(size=size, problem="no tokenizer: it makes no tokens of text")
+        return Vocabulary(size=size, problem="no usable tokenizer: it returns no tokens for text")
     if max(sample) >= size:
         return Vocabulary(size=size, problem="the tokenizer has more tokens than the model")
     return Vocabulary(size=size, tokenizer=tokenizer)

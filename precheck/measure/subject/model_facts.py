@@ -28,7 +28,7 @@ def model_facts(
         subject: what is scanned.
         model: the subject's model, in any dtype, with or without weights.
         layout: the model's units.
-        default_attention: what the model uses when nothing is asked for.
+        default_attention: what the model uses by default.
     """
     config = getattr(model, "config", None)
     generates = can_generate(model)

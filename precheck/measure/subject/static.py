@@ -43,11 +43,11 @@ def describe(subject: Subject, *, observe: Observer) -> Measurements:
     checkpoint = subject.checkpoint
     if checkpoint is None:
         raise UsageError(
-            "nothing static to tell of a live module (expected a checkpoint)",
+            "a static check of a live module (expected a checkpoint)",
             hint="save it, or scan it without static=True",
         )
     size = num_bytes(subject.stored_bytes)
-    observe(Announcement(text=f"reading {subject.name} ({size}), running nothing"))
+    observe(Announcement(text=f"reading {subject.name} ({size}) without running it"))
     with quiet_transformers(), checkpoint.open_weights() as stored:
         if checkpoint.is_decoded_by_transformers:
             model = bare_model(checkpoint)

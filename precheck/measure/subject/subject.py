@@ -79,7 +79,7 @@ class CheckpointSubject:
 
     @property
     def may_add_up_in_float16(self) -> bool:
-        """Whether some kernels for its packed weights add up in float16."""
+        """Whether some kernels for its packed weights accumulate in float16."""
         quantization = self.checkpoint.quantization
         return quantization is not None and quantization.method in KERNELS_ADD_UP_IN_FLOAT16
 
@@ -141,7 +141,7 @@ class LiveSubject:
         absent = [name for name, tensor in named if tensor.is_meta]
         if absent:
             raise UnsupportedModelError(
-                f"{len(absent)} tensors of the module have no values, {absent[0]!r} among them "
+                f"{len(absent)} tensors of the module have no values, such as {absent[0]!r} "
                 "(expected none on the meta device)",
                 hint="load its weights into memory, without offloading, or scan its checkpoint",
             )

@@ -36,7 +36,7 @@ def vocab_size(model: nn.Module) -> int:
     if not has_text or embedding is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} takes {input_name}, not token ids",
-            hint="models of images or sound that write no text are not scanned",
+            hint="models of images or sound that do not generate text are not scanned",
         )
     return int(embedding.weight.shape[0])
 
@@ -97,6 +97,6 @@ def decoder_start(model: nn.Module) -> int:
 
 
 def can_generate(model: nn.Module) -> bool:
-    """Whether a model writes text; code that comes with a checkpoint may not say, and counts."""
+    """Whether a model generates text; custom code that does not say counts as generating."""
     method = getattr(model, "can_generate", None)
     return True if method is None else bool(method())

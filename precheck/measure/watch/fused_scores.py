@@ -1,4 +1,4 @@
-"""The raw attention scores that a fused kernel never writes out."""
+"""The raw attention scores that a fused kernel never materialises."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def raw_score_abs_max(query: Tensor, key: Tensor) -> float | None:
-    """Largest ``|q . k|`` before scaling, which eager attention would have to hold.
+    """Largest ``|q . k|`` before scaling, which eager attention would have to store.
 
     Args:
         query: ``(batch, heads, seq, head_dim)``, float32.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Parameters:
-    """The parameters and buffers of one model, told apart by identity.
+    """The parameters and buffers of one model, by identity.
 
     Streaming adds and removes them while the model runs, and those who watch the run read them
     through the same object.

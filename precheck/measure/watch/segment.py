@@ -65,7 +65,7 @@ class OpNode:
     filename: str
     line: int
     sum_bound: float | None = None
-    """Of a product that adds up in float16: the largest ``|x| @ |w|``."""
+    """Of a product that accumulates in float16: the largest ``|x| @ |w|``."""
     overflowed_inside: bool = False
     """Its accumulator overflowed, although its exact result fits."""
     minimum: float | None = None

@@ -18,12 +18,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """The second report against the first."""
+    """The second report compared with the first."""
 
     explanations: tuple[str, ...]
     """What most likely explains it, likeliest first."""
     model: tuple[Change, ...]
-    """Identity, weights and what was asked of them."""
+    """Identity, weights and what was requested."""
     environment: tuple[Change, ...]
     """Versions, devices, arithmetic."""
     runs: tuple[Change, ...]
@@ -31,11 +31,11 @@ class Difference:
     layers: tuple[Change, ...]
     """Of each run that both have, the first layer that differs, and how many do."""
     values: tuple[Change, ...]
-    """Largest values of operations, the farthest apart first."""
+    """Largest values of operations, the largest difference first."""
     gone: tuple[Finding, ...]
-    """Findings of the first alone."""
+    """Findings that only the first has."""
     new: tuple[Finding, ...]
-    """Findings of the second alone."""
+    """Findings that only the second has."""
     advice: tuple[Change, ...]
 
     @property

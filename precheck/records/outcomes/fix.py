@@ -172,8 +172,8 @@ class Float32Recipe:
         schema = content.get("schema") if isinstance(content, dict) else None
         if schema != RECIPE_SCHEMA:
             raise ReportError(
-                f"not a recipe of precheck: schema {schema!r} (expected {RECIPE_SCHEMA!r})",
-                hint="precheck fix MODEL -o DIR writes one, where nothing cheaper is found",
+                f"not a precheck recipe: schema {schema!r} (expected {RECIPE_SCHEMA!r})",
+                hint="precheck fix MODEL -o DIR writes one if no cheaper remedy works",
             )
         try:
             check_bounds(content)
@@ -196,22 +196,22 @@ class Fix:
     sentence: str
     """What was done, or what to do."""
     reasons: tuple[str, ...] = ()
-    """Why not something cheaper, and what stands in the way."""
+    """Why not something cheaper, and what prevents it."""
     notes: tuple[str, ...] = ()
-    """What to know of the fixed checkpoint, and of what it was proved on."""
+    """What to know about the fixed checkpoint, and about what it was proved on."""
     headroom_bits: float
-    """Headroom asked for."""
+    """Requested headroom."""
     factors: tuple[Factor, ...] = ()
     settings: tuple[SettingChange, ...] = ()
     rooms: tuple[OpHeadroom, ...] = ()
-    """Results with less headroom than asked for, before or after."""
+    """Results with less headroom than requested, before or after."""
     recipe: Float32Recipe | None = None
     proof: Proof | None = None
     """None if nothing was made, or with ``--dry-run``."""
 
     @property
     def is_prediction(self) -> bool:
-        """Whether it tells what would be done, as ``--dry-run`` asks."""
+        """Whether it says what would be done, as with ``--dry-run``."""
         needs_proof = self.remedy in {Remedy.RESCALING, Remedy.FLOAT32_MODULES}
         return needs_proof and self.proof is None
 

@@ -12,6 +12,6 @@ class Check:
     what: str
     holds: bool
     found: str
-    """What came out, in words."""
+    """The outcome, in words."""
     is_needed: bool = True
-    """Verdicts cannot be trusted without it; else it is a peculiarity of the device."""
+    """Verdicts cannot be trusted without it; otherwise it only describes the device."""

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from precheck.records.report import Report
 
 _HEAD = """\
-# Findings that are known: precheck scan ... --baseline FILE lets them pass, and fails on new ones.
-# Give each a reason, or delete it. * stands for anything.
+# Known findings: precheck scan ... --baseline FILE accepts them and fails on new ones.
+# Give each a reason, or delete it. * matches anything.
 """
 
 

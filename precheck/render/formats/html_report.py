@@ -71,7 +71,7 @@ class HtmlReport:
             else None,
             around=_table("Layers around it", columns_around(report)),
             charts=list(charts(report)),
-            probes=_table("What each probe did", _probe_columns(report)),
+            probes=_table("Result of each probe", _probe_columns(report)),
             findings=report.findings,
             severity_marks=SEVERITY_MARKS,
             explained=_explained(report),

@@ -36,11 +36,11 @@ UTF-8 are counted here, which is never fewer.
 """
 
 _LONGEST_TEXT = 200
-_CUT = "\n\n[cut: the rest is in the JSON report]\n"
+_CUT = "\n\n[truncated: the rest is in the JSON report]\n"
 
 
 class _Detail(NamedTuple):
-    """How much of the long parts is written out."""
+    """How much of the long parts is included."""
 
     layer_step: int
     """Every so-many-th layer is in the table; 0 leaves it out."""
@@ -48,7 +48,7 @@ class _Detail(NamedTuple):
 
 
 _DETAILS = (*(_Detail(step, 100) for step in (1, 2, 4, 8, 16)), _Detail(0, 30), _Detail(0, 10))
-"""From everything to the least; the first that keeps within the limit is taken."""
+"""From everything to the least; the first that fits the limit is used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +128,7 @@ def _finding(finding: Finding) -> str:
     if finding.snippet:
         parts.append(f"\n{indent(markdown.block(finding.snippet, language='python'), '  ')}\n")
     if finding.in_vain:
-        parts.append(f"  <br>*In vain:* {markdown.prose(finding.in_vain)}")
+        parts.append(f"  <br>*What does not help:* {markdown.prose(finding.in_vain)}")
     if finding.accepted is not None:
         parts.append(f"  <br>*Accepted:* {markdown.prose(finding.accepted)}")
     return "\n".join(parts)
@@ -165,7 +165,7 @@ def _reproduction(report: Report) -> Iterator[str]:
 
 def _environment(report: Report) -> str:
     used = dict.fromkeys(
-        f"{run.requested_attn_implementation} asked for, {run.attn_implementation} used"
+        f"{run.requested_attn_implementation} requested, {run.attn_implementation} used"
         if run.requested_attn_implementation != run.attn_implementation
         else run.attn_implementation
         for run in report.runs

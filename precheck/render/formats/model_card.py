@@ -1,6 +1,6 @@
 """A section for a model card: how large the model's activations get, and what it runs in.
 
-Published research asks that every model card tell it ("Measuring Maximum Activations in Open Large
+Published research asks for it in every model card ("Measuring Maximum Activations in Open Large
 Language Models", https://arxiv.org/abs/2605.15572).
 """
 
@@ -141,7 +141,7 @@ def _safe(report: Report) -> str:
 
 
 def _is_sums(run: Run) -> bool:
-    """What a kernel with float16 sums does is no configuration that one would choose."""
+    """Runs that accumulate in float16 are left out: nobody would choose them."""
     return run.accumulation is Accumulation.FLOAT16
 
 
@@ -174,13 +174,13 @@ def _reached(run: Run) -> str:
 
 
 def _bits_left(report: Report, run: Run) -> str:
-    """The least over every operation, not of the residual stream alone."""
+    """The least over every operation, not only the residual stream."""
     limiting = tightest(report.headroom, run.configuration)
     return DASH if limiting is None or run.dtype.is_reference else bits(limiting[1])
 
 
 def _largest(run: Run) -> LayerTrace | None:
-    """None for a run that is not finite somewhere: what it reached until then is no maximum."""
+    """None for a run that is not finite somewhere: what it reached before that is not a maximum."""
     if not all(layer.is_finite for layer in run.layers):
         return None
     measured = [layer for layer in run.layers if layer.abs_max is not None]
@@ -196,9 +196,9 @@ def _how(report: Report) -> str:
     weights = report.checkpoint.digest
     sentences = [
         "Maximum activation: the largest finite value of the residual stream after any layer;",
-        "headroom: log2 of the dtype's limit over the largest value of the tightest operation;",
+        "headroom: log2 of the dtype's maximum over the largest value of the tightest operation;",
         f"both over {counted(report.coverage.num_tokens, 'token')}.",
-        f"Measured by precheck {report.precheck_version} on {devices} with {versions};",
+        f"Measured with precheck {report.precheck_version} on {devices} with {versions};",
         f"{scope(report)}.",
         *([f"Digest of the weights: {weights}."] if weights else []),
     ]

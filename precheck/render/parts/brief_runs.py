@@ -33,6 +33,7 @@ def run_lines(report: Report) -> Iterator[RenderableType]:
         runs = runs[: MOST_LINES - 1]
     if not runs:
         return
+    rows = [(_name(run), _word(run), _figures(report, run)) for run in runs]
     names, words = (max(row[number].cell_len for row in rows) + _GAP for number in range(2))
     grid = Table.grid()
     grid.add_column(no_wrap=True, overflow="ellipsis")  # the figures give way to a narrow terminal

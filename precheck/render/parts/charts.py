@@ -32,7 +32,7 @@ _DASHES = ([1, 0], [6, 4], [2, 2], [8, 3, 2, 3])
 
 
 class Chart(NamedTuple):
-    """A drawing, and what it says in one sentence for who cannot see it."""
+    """A drawing, and what it says in one sentence for readers who cannot see it."""
 
     title: str
     summary: str
@@ -63,7 +63,7 @@ def _magnitudes(report: Report, section: Section) -> Chart:
     spec = _lines(report, values, section=section, title="largest value (log scale)")
     spec["layer"] += [*_limit_marks(limit), _crosses(report, broken)]
     largest = max((value["size"] for value in values), default=0.0)
-    where = "float16 does not hold them" if largest > limit else "all of them fit in float16"
+    where = "some exceed float16's maximum" if largest > limit else "all of them fit in float16"
     summary = f"The largest value after any {section} layer is {magnitude(largest)}; {where}."
     if broken:
         summary += " A cross marks a layer whose output is not finite."
@@ -99,10 +99,10 @@ def _nonfinite(report: Report, section: Section, *, at: float) -> list[_Row]:
 
 
 def _limit_marks(limit: float) -> list[_Row]:
-    """A line where float16 ends, and where the others do, in words: too far away to be drawn."""
-    line = {"size": limit, "said": f"float16 ends at {magnitude(limit)}"}
+    """A line at float16's maximum, and the others' in words: they are too far away to draw."""
+    line = {"size": limit, "said": f"float16 maximum: {magnitude(limit)}"}
     highest = magnitude(Dtype.FLOAT32.limits.max)
-    above = {"said": f"\N{UPWARDS ARROW} bfloat16 and float32 end at {highest}"}
+    above = {"said": f"\N{UPWARDS ARROW} bfloat16 and float32 maximum: {highest}"}
     size = {"field": "size", "type": "quantitative"}
     label = {"type": "text", "baseline": "bottom"}
     return [
@@ -146,7 +146,7 @@ def _errors(report: Report, section: Section) -> Chart:
     ]
     spec = _lines(report, values, section=section, title="relative error (log scale)", axis=".0e")
     worst = max(values, key=lambda value: value["size"])
-    summary = f"Distance from the float32 run of the same attention; the largest: {worst['said']}."
+    summary = f"Error against the float32 run with the same attention; largest: {worst['said']}."
     return _chart(f"Error after each {section} layer", summary, spec)
 
 
@@ -158,7 +158,7 @@ def _headroom(rows: list[Headroom]) -> Chart:
             "bits": row.headroom_bits[Dtype.FLOAT16],
             "number": bits(row.headroom_bits[Dtype.FLOAT16]),
             "said": f"{shown(row.module)}, {_mechanism(row)}: {magnitude(row.abs_max)}, "
-            f"{bits(row.headroom_bits[Dtype.FLOAT16])} bits left",
+            f"{bits(row.headroom_bits[Dtype.FLOAT16])} bits of headroom",
         }
         for row in sorted(rows, key=lambda row: -row.headroom_bits[Dtype.FLOAT16])
     ]
@@ -169,7 +169,7 @@ def _headroom(rows: list[Headroom]) -> Chart:
         "data": {"values": values},
         "layer": _cells(has_numbers=num_layers <= _MOST_NUMBERS),
     }
-    summary = f"The least is left in {values[-1]['said']}."
+    summary = f"Tightest: {values[-1]['said']}."
     return _chart("Headroom in float16, by mechanism", summary, spec)
 
 
@@ -182,7 +182,7 @@ def _cells(*, has_numbers: bool) -> list[_Row]:
     colour = {
         "field": "bits",
         "type": "quantitative",
-        "title": "bits left in float16",
+        "title": "bits of headroom in float16",
         "scale": {
             "type": "threshold",
             "domain": [0, 1, 4],

@@ -89,7 +89,7 @@ def culprit_facts(report: Report, run: Run, overflow: Overflow) -> list[tuple[st
         if generation.broken_step is not None
     ]
     if steps and min(steps) > 0:
-        facts.append(("when", Text(f"after {counted(min(steps), 'token')} of the answer")))
+        facts.append(("when", Text(f"after {counted(min(steps), 'generated token')}")))
     if overflow.absorbed:
         facts.append(("then", Text(_absorbed(run))))
     if run.stopped_after is not None:
@@ -110,21 +110,29 @@ def _seen(symptom: Symptom) -> list[str]:
 def _absorbed(run: Run) -> str:
     made_finite = "later operations make it finite again"
     is_wrong = run.verdict is Verdict.DEGRADED
-    return f"{made_finite}: no NaN, and wrong numbers" if is_wrong else made_finite
+    return f"{made_finite}: no NaN, but wrong numbers" if is_wrong else made_finite
 
 
 def _size(run: Run, overflow: Overflow) -> str:
     if overflow.mechanism is Mechanism.MASK and not overflow.is_out_of_range:
         return ""
-    limit = f"the limit of {run.dtype} is {magnitude(overflow.limit)}"
+    maximum = f"{run.dtype}'s maximum of {magnitude(overflow.limit)}"
     if overflow.reference_abs_max is None or not overflow.limit:
-        return limit
+        return f"beyond {maximum}"
+    value = magnitude(overflow.reference_abs_max)
     if overflow.partial_sum is not None:
         sums = magnitude(overflow.partial_sum)
-        return f"{magnitude(overflow.reference_abs_max)}, from sums of up to {sums}; {limit}"
+        return f"{value}, from partial sums of up to {sums}, beyond {maximum}"
     times = overflow.reference_abs_max / overflow.limit
-    beyond = f" (x {times:.1f})" if times > 1 else ""
-    return f"{magnitude(overflow.reference_abs_max)} in float32, {limit}{beyond}"
+    relation = _times(times) if times > 1 else "within"
+    return f"{value} in float32, {relation} {maximum}"
+
+
+def _times(ratio: float) -> str:
+    """How far beyond the maximum: ``3.5x``, ``1.02x``; never ``1.0x`` beside a failure."""
+    near = ratio < 1.1  # noqa: PLR2004  where one digit would hide it
+    rounded = f"{ratio:.2f}x" if near else f"{ratio:.1f}x"
+    return "just over" if rounded == "1.00x" else rounded
 
 
 def _probes(report: Report, overflow: Overflow) -> str:

@@ -1,4 +1,4 @@
-"""What stands beside the choice: a comparison of devices, remedies, engines, attention."""
+"""What goes with the choice: a comparison of devices, remedies, engines, attention."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _REFUSED = Mark(DASH, "dim")
 
 
 def deployment(report: Report, *, width: int) -> Iterator[tuple[RenderableType, ...]]:
-    """Sections for the devices that were asked for or found; none where the CPU is all there is."""
+    """Sections for the devices that were named or found; none if there is only the CPU."""
     advised = _on_accelerators(report)
     if report.recommendation is None or report.recommendation not in advised:
         if any(advice.dtype is not None for advice in advised):
-            hint = "Engines, attention kernels and memory of a GPU: --gpu NAME (precheck gpus)"
+            hint = "Engines, kernels and memory of a GPU: --gpu NAME (list: precheck gpus)"
             yield (Text(hint, style="dim"),)
         return
     if len(advised) > 1:
@@ -39,7 +39,7 @@ def deployment(report: Report, *, width: int) -> Iterator[tuple[RenderableType, 
     if first.remedies:
         yield (Text(f"Smaller remedies on {name}", style="bold"), *_remedies(first))
     if first.engines:
-        title = f"Engines on {name}, as their source was on {shown(first.engines[0].read)}"
+        title = f"Serving engines on {name} (source checked {shown(first.engines[0].read)})"
         yield (Text(title, style="bold"), _engines(first.engines))
     if first.attention:
         dtype = shown(first.attention[0].dtype)
@@ -50,7 +50,7 @@ def deployment(report: Report, *, width: int) -> Iterator[tuple[RenderableType, 
 
 
 def _on_accelerators(report: Report) -> list[Recommendation]:
-    """The advice for every device that is no CPU."""
+    """The advice for every device that is not a CPU."""
     return [
         recommendation
         for recommendation in report.recommendations
@@ -71,10 +71,10 @@ def comparison_columns(report: Report) -> list[Column]:
             [Text(shown(advice.target.name), style="bold") for advice in advised],
         ),
         column("use", [_use(advice) for advice in advised]),
-        column("sdpa runs", [Text(shown(_sdpa(advice))) for advice in advised], rank=2),
+        column("sdpa kernel", [Text(shown(_sdpa(advice))) for advice in advised], rank=2),
         column("memory", [Text(_memory(advice)) for advice in advised], rank=1),
         column("weights", [_weights(advice) for advice in advised]),
-        column("tokens of cache", [Text(_tokens(advice)) for advice in advised], rank=1),
+        column("cache tokens", [Text(_tokens(advice)) for advice in advised], rank=1),
         column("unsafe by default", [_unsafe(advice) for advice in advised]),
     ]
 

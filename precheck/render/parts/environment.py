@@ -1,4 +1,4 @@
-"""Where a scan ran, as bug reports ask for it, with what they usually leave out."""
+"""Where a scan ran, as bug reports ask for it, with what they usually omit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def environment_facts(environment: Environment) -> list[tuple[str, str]]:
-    """Label and value of each line: what ``transformers env`` tells, and devices in full."""
+    """Label and value of each line: what ``transformers env`` prints, and devices in full."""
     return [
         *environment.libraries.items(),
         ("Python", environment.python),
@@ -31,7 +31,7 @@ def device_text(device: Device) -> str:
         None if device.memory_bytes is None else num_bytes(device.memory_bytes),
         None if device.driver is None else f"driver {device.driver}",
         "bfloat16 only emulated" if devices.of(device).emulates_bfloat16 else None,
-        None if device.is_usable else "not usable with the torch installed",
+        None if device.is_usable else "not usable with the installed torch",
         f"16-bit instructions: {', '.join(device.features)}" if device.features else None,
     ]
     return ", ".join(part for part in parts if part)

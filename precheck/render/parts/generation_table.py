@@ -1,4 +1,4 @@
-"""What every run wrote behind a prompt, and where it parts from float32 or breaks."""
+"""What every run generated after a prompt, and where it diverges from float32 or fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHORTEST = 20
 
 
 def generation_tables(report: Report, *, width: int) -> Iterator[tuple[str, Table]]:
-    """A title and a table for each prompt that was continued."""
+    """A title and a table for each prompt that runs generated text after."""
     longest = max(_SHORTEST, width - _REST)
     for title, columns in generation_columns(report, longest=longest):
         yield title, table(columns, width=width)
@@ -41,7 +41,7 @@ def generation_columns(report: Report, *, longest: int) -> Iterator[tuple[str, l
             for generation in run.generations
             if generation.probe == prompt
         ]
-        yield f"Written behind {shown(prompt)}", _columns(rows, longest=longest)
+        yield f'Generated after prompt "{shown(prompt)}"', _columns(rows, longest=longest)
 
 
 def _columns(rows: list[tuple[Run, Generation]], *, longest: int) -> list[Column]:
@@ -52,14 +52,14 @@ def _columns(rows: list[tuple[Run, Generation]], *, longest: int) -> list[Column
 
     return [
         words("run", [run.name for run, _ in rows]),
-        words("way", [written.way for _, written in rows]),
+        words("decoding", [written.way for _, written in rows]),
         Column(
-            header="parts at",
+            header="diverges at",
             cells=[Text(_token(written.first_difference)) for _, written in rows],
             rank=1,
         ),
         Column(
-            header="breaks after",
+            header="fails after",
             cells=[
                 Text(
                     _tokens(written.broken_step),

@@ -1,4 +1,4 @@
-"""Markdown as GitHub reads it, with everything that came from outside written out as text."""
+"""Markdown as GitHub reads it, with everything from outside escaped as text."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def code(text: str, *, longest: int = _LONGEST_CELL) -> str:
 
 
 def block(lines: str, *, language: str = "") -> str:
-    """A fenced block; line breaks stay, everything else that acts on a terminal is written out."""
+    """A fenced block; line breaks stay, everything else that acts on a terminal is escaped."""
     inside = "\n".join(shown(line) for line in lines.split("\n"))
     fence = "`" * max(3, max((len(run) for run in re.findall(r"`+", inside)), default=0) + 1)
     return f"{fence}{language}\n{inside}\n{fence}"
@@ -76,7 +76,7 @@ _APART = "<!-- -->"
 
 
 def _unlinked(text: str) -> str:
-    """GitHub links addresses, issues, advisories and commits, and tells people behind an @.
+    """GitHub links addresses, issues, advisories and commits, and notifies people named after an @.
 
     A comment inside prevents it; a backslash does not, once the text has been rendered.
 

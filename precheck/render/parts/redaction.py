@@ -34,7 +34,7 @@ _SHORTEST_NAME = 3
 _SHORTEST_PROMPT = 4
 """Shorter ones would be found inside ordinary words."""
 
-PRIVATE_TEXT = "[what it wrote behind a private prompt]"
+PRIVATE_TEXT = "[redacted: generated after a private prompt]"
 
 
 def redacted(
@@ -44,16 +44,16 @@ def redacted(
     names: Sequence[str] = (),
     prompts: Sequence[str] = (),
 ) -> Report:
-    """The same report, fit to be shown to anybody.
+    """The same report without anything private.
 
     Args:
-        report: any report; what a home folder or a token looks like is known.
-        home: the home folder, where it is none of the usual ones.
-        names: of users, and of whatever else is to be left out as a whole word.
-        prompts: texts to be left out wherever they are quoted.
+        report: any report; home folders and tokens are recognised by their form.
+        home: the home folder, where it is not one of the usual ones.
+        names: of users, and other words to redact.
+        prompts: texts to redact wherever they are quoted.
 
-    A model in a local folder is called by the folder's name. What was written behind a prompt of
-    the user's own is left out.
+    A model in a local folder is called by the folder's name. What was generated after one of the
+    user's own prompts is redacted.
     """
     plain = report.to_dict()
     patterns = [

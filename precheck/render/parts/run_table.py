@@ -59,7 +59,7 @@ def run_columns(report: Report) -> tuple[Column, ...]:
         column("rel. error", _relative_error, rank=7),
         column("perplexity", _perplexity, rank=8),
         words("mechanism", _mechanism, rank=10),
-        words("a user sees", _symptom, rank=9),
+        words("user sees", _symptom, rank=9),
     )
 
 
@@ -74,7 +74,7 @@ def _style(run: Run) -> str:
 
 
 def _largest(report: Report, run: Run) -> str:
-    """The value that ``bits left`` is about: what comes closest to the end of the dtype."""
+    """The value that ``bits left`` is about: what comes closest to the dtype's maximum."""
     limiting = tightest(report.headroom, run.configuration)
     fault = not all(layer.is_finite for layer in run.layers)
     largest = limiting[0].abs_max if limiting else _largest_in_layers(run)
@@ -82,7 +82,7 @@ def _largest(report: Report, run: Run) -> str:
 
 
 def _largest_in_layers(run: Run) -> float | None:
-    """Of a float32 run, whose range nothing comes close to."""
+    """Of a float32 run, where nothing comes close to the maximum."""
     sizes = [layer.abs_max for layer in run.layers if layer.abs_max is not None]
     return max(sizes, default=None)
 

@@ -42,7 +42,7 @@ def verdict_text(verdict: Verdict) -> Text:
 
 
 def shown(text: str) -> str:
-    r"""Text from outside with everything a terminal would act on written out.
+    r"""Text from outside with everything a terminal would act on escaped.
 
     Escape sequences, line breaks, marks that reorder the line and lone surrogates become visible.
 

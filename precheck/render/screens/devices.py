@@ -1,4 +1,4 @@
-"""Devices: those of this machine, and what is known of all."""
+"""Devices: those of this machine, and all known ones."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ _LEAST_ROOM = 20
 
 _SUMS = {
     Float16Sums.FLOAT32: "float32",
-    Float16Sums.SPLIT_K: "float32; partial sums of blocks may be added up in float16",
+    Float16Sums.SPLIT_K: "float32; partial sums of blocks may accumulate in float16",
     Float16Sums.UNKNOWN: "not known",
 }
 
 
 def render_devices(present: Sequence[Device], *, width: int, colour: bool) -> str:
-    """What is here, and a row for every kind of device that is known."""
+    """This machine's devices, and a row for every kind of device that is known."""
     return printed(
-        Text("Here", style="bold"),
+        Text("This machine", style="bold"),
         _here(present, width=width),
         Text(),
-        Text("Known", style="bold"),
+        Text("Known devices", style="bold"),
         _known(width=width),
         Text(),
-        Text("one of them: precheck gpus NAME; advice for it: precheck scan MODEL --gpu NAME"),
+        Text("details: precheck gpus NAME; advice for a device: precheck scan MODEL --gpu NAME"),
         width=width,
         colour=colour,
     )
 
 
 def render_device(device: Hardware, *, width: int, colour: bool) -> str:
-    """Everything known of one device, with its sources."""
+    """Everything known about one device, with its sources."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -61,7 +61,7 @@ def render_device(device: Hardware, *, width: int, colour: bool) -> str:
         ("fp8", fp8),
         ("slower than float32", ", ".join(device.slow) or DASH),
         ("float32 costs", _cost(device)),
-        ("float16 products", f"added up in {_SUMS[device.float16_sums]}"),
+        ("float16 products", f"accumulate in {_SUMS[device.float16_sums]}"),
         ("attention", _attention(device)),
         ("confidence", device.confidence.value),
         *(("assumed", shown(assumption)) for assumption in device.assumptions),
@@ -90,7 +90,7 @@ def _here(present: Sequence[Device], *, width: int) -> Table:
             column("free", [_size(device.memory_free_bytes) for device in present], rank=1),
             column("driver", [device.driver or DASH for device in present], rank=2),
             column("torch", ["yes" if device.is_usable else "cannot use it" for device in present]),
-            column("taken for", [device.architecture for device in hardware], rank=3),
+            column("treated as", [device.architecture for device in hardware], rank=3),
         ),
         width=width,
     )
@@ -113,7 +113,7 @@ def _known(*, width: int) -> Table:
     )
     room = max(_LEAST_ROOM, width - GAP - sum(column.width + GAP for column in columns))
     names = [_products(row, room=room) for row in rows]
-    return table((*columns, column("what", names)), width=width)
+    return table((*columns, column("products", names)), width=width)
 
 
 def _versions(row: DeviceRow) -> str:
@@ -128,7 +128,7 @@ def _versions(row: DeviceRow) -> str:
 
 
 def _products(row: DeviceRow, *, room: int) -> str:
-    """As many names as there is room for, and how many there are besides."""
+    """As many names as there is room for, and how many more there are."""
     names = [product.name for product in row.products] or [row.architecture]
     for most in range(len(names), 0, -1):
         said = listed(tuple(names), most=most)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def render_difference(
     differing: Difference, *, names: tuple[str, str], width: int, colour: bool
 ) -> str:
-    """What most likely explains it first, then everything that differs.
+    """The most likely reason first, then everything that differs.
 
     Args:
         differing: what differs.
@@ -37,7 +37,7 @@ def _lines(differing: Difference, *, names: tuple[str, str]) -> Iterator[Rendera
     if differing.is_empty:
         yield Text("✓ no difference in verdicts, figures and findings", style="bold green")
     else:
-        yield Text("✗ they differ", style="bold red")
+        yield Text("✗ the reports differ", style="bold red")
         for explanation in differing.explanations:
             yield Text(f"→ {shown(explanation)}")
     groups = (

@@ -18,7 +18,7 @@ _WIDEST_PROSE = 100
 
 
 def render_explanation(explained: Explanation, *, width: int, colour: bool) -> str:
-    """The whole section; links are written out."""
+    """The whole section; links are shown in full."""
     from rich.markdown import Markdown  # noqa: PLC0415  slow to import, and nothing else needs it
 
     title = Text(f"{explained.code}: {explained.title}", style="bold")
@@ -31,7 +31,7 @@ def render_codes(explained: Iterable[Explanation], *, width: int, colour: bool) 
     listed = list(explained)
     columns = (
         Column(header="code", cells=[Text(row.code) for row in listed], justify="left"),
-        Column(header="what it says", cells=[Text(row.title) for row in listed], justify="left"),
+        Column(header="meaning", cells=[Text(row.title) for row in listed], justify="left"),
     )
-    hint = Text("all of one: precheck explain CODE", style="dim")
+    hint = Text("details: precheck explain CODE", style="dim")
     return printed(table(columns, width=width), Text(), hint, width=width, colour=colour)

@@ -1,4 +1,4 @@
-"""What a fix did and what it was proved by: for a terminal, and for the model card."""
+"""What a fix did and how it was proved: for a terminal, and for the model card."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ _LONGEST_TEXT = 40
 
 _EXACTNESS = {
     Exactness.EXACT: "in float32 it gives the same logits, bit for bit",
-    Exactness.ROUNDED: "in float32 it gives the same logits but for rounding",
+    Exactness.ROUNDED: "in float32 it gives the same logits, apart from rounding",
     Exactness.EPSILONS: (
-        "in float32 it gives the same logits but for the epsilons of norms, which the config does "
-        "not let scale"
+        "in float32 it gives the same logits, apart from the epsilons of norms, which the config "
+        "cannot scale"
     ),
-    Exactness.APPROXIMATE: "it computes nearly the same, as was allowed (--allow-approximate)",
+    Exactness.APPROXIMATE: "it computes nearly the same result (--allow-approximate)",
 }
 
 
 def render_fix(fix: Fix, *, output: str | None, width: int, colour: bool) -> str:
-    """The whole story on a terminal of this width; it ends with what was written and what is next.
+    """Everything, for a terminal of this width; it ends with what was written and what to do next.
 
     Args:
         fix: what was done.
-        output: the folder that was asked for; None without one.
+        output: the folder that was requested; None without one.
         width: columns.
         colour: whether the terminal shows colours.
     """
@@ -60,12 +60,12 @@ def _ending(fix: Fix, output: str | None) -> Iterator[RenderableType]:
     elif not fix.holds or fix.remedy in {Remedy.NOTHING, Remedy.ATTENTION}:
         yield Text("nothing was written")
     elif fix.remedy is Remedy.RESCALING:
-        yield Text(f"written: {folder}, to be loaded like the original")
+        yield Text(f"wrote {folder}: load it like the original")
         required = f"{fix.dtype}+{shown(fix.attn_implementation)}"
         yield Text(f"next: precheck scan {folder} --require {required}")
     else:
         file = f"{shown(output or 'DIR')}/precheck-recipe.json"
-        yield Text(f"written: {file}")
+        yield Text(f"wrote {file}")
         yield Text(f"next: precheck.apply(model, {file!r}), in Python")
 
 
@@ -92,7 +92,7 @@ def _indented(text: str, *, style: str = "") -> Padding:
 
 
 def changes(fix: Fix) -> Iterator[str]:
-    """What was multiplied, a line for each kind of thing."""
+    """What was multiplied, one line for each factor."""
     count = {(factor.power, factor.shift is not None) for factor in fix.factors}
     for power, is_shifted in sorted(count):
         names = [
@@ -129,7 +129,7 @@ def _bits(value: float | None) -> Text:
 
 
 def _proof_blocks(fix: Fix, proof: Proof, *, width: int) -> Iterator[RenderableType]:
-    on = f"on {proof.num_tokens:,} tokens that were not used to choose"
+    on = f"on {proof.num_tokens:,} tokens not used to choose the fix"
     claim = f"Proved {on}: {_claim(fix, proof)}" if proof.holds else f"Not proved {on}:"
     yield Text()
     yield Text(claim, style="bold")
@@ -154,17 +154,17 @@ def _proof_blocks(fix: Fix, proof: Proof, *, width: int) -> Iterator[RenderableT
 
 
 def _claim(fix: Fix, proof: Proof) -> str:
-    """What the figures say; nothing of float32 where that was not run."""
+    """What the figures say; nothing about float32 where that was not run."""
     if proof.exactness is None:
-        return f"with these modules in float32, {fix.dtype} gives nearly the logits of float32"
+        return f"with these modules in float32, {fix.dtype} gives nearly the same logits as float32"
     return _EXACTNESS[proof.exactness]
 
 
 def _rounded(proof: Proof) -> str:
     total = max(1, proof.num_changed)
     return (
-        f"of {proof.num_changed:,} values that were multiplied, in float16 "
-        f"{percent(proof.num_became_zero / total)} became zero, "
+        f"of the {proof.num_changed:,} values that were multiplied, "
+        f"{percent(proof.num_became_zero / total)} became zero in float16, "
         f"{percent(proof.num_became_subnormal / total)} subnormal"
     )
 
@@ -188,7 +188,7 @@ def _run_columns(runs: Sequence[ProofRun]) -> tuple[Column, ...]:
         ),
         figures("largest\ndifference", [_difference(run) for run in runs], rank=1),
         Column(
-            header="writes",
+            header="generates",
             cells=[Text(shown(repr(e.greedy or ""))[:_LONGEST_TEXT]) for e in runs],
             rank=3,
             justify="left",
@@ -214,8 +214,8 @@ def render_fix_card(fix: Fix) -> str:
         f"## Rescaled for {fix.dtype}",
         "",
         (
-            f"Made from {code(fix.model)} by precheck {prose(fix.precheck_version)}: weights were "
-            f"multiplied by powers of two, so that every result fits into {fix.dtype}."
+            f"Made from {code(fix.model)} with precheck {prose(fix.precheck_version)}: weights "
+            f"were multiplied by powers of two, so that every result fits into {fix.dtype}."
         ),
     ]
     proof = fix.proof
@@ -228,7 +228,7 @@ def render_fix_card(fix: Fix) -> str:
             *(_card_row(run) for run in proof.runs),
         ]
     lines += ["", *(f"- {prose(change)}" for change in (*changes(fix), *fix.notes)), ""]
-    lines.append("Every factor and figure: `precheck-fix.json`.")
+    lines.append("All factors and figures: `precheck-fix.json`.")
     return "\n".join(lines) + "\n"
 
 

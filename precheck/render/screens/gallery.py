@@ -57,7 +57,7 @@ def _unsafe(report: Report) -> Text:
 
 
 def _short(report: Report, run: Run) -> str:
-    """``fp16``, with what tells it from the other runs of its dtype that are fine."""
+    """``fp16``, with what distinguishes it from the runs of its dtype that are fine."""
     if run.accumulation is Accumulation.FLOAT16:
         return f"{run.dtype.short} sums"
     siblings = [
@@ -95,7 +95,7 @@ def _because(report: Report) -> str:
     if run is None or run.first_overflow is None:
         limiting = None if run is None else tightest(report.headroom, run.configuration)
         if limiting is not None:
-            return f"{bits(limiting[1])} bits left"
+            return f"{bits(limiting[1])} bits of headroom"
         finding = _finding(report)
         return finding.code if finding else DASH
     return str(run.first_overflow.mechanism).replace("_", " ")
@@ -120,7 +120,7 @@ def _use(report: Report) -> str:
 
 
 def _finding(report: Report) -> Finding | None:
-    """The gravest that asks for something."""
+    """The gravest finding that needs action."""
     return next(
         (finding for finding in report.findings if finding.severity is not Severity.NOTE), None
     )

@@ -32,7 +32,9 @@ def render_selftest(checks: Sequence[Check], *, width: int, colour: bool) -> str
     if failed:
         end = Text("Do not trust verdicts on this device.", style="bold red")
     elif odd:
-        end = Text("Verdicts can be trusted; the device has its peculiarities (!).", style="bold")
+        end = Text(
+            "Verdicts can be trusted here; ! marks peculiarities of the device.", style="bold"
+        )
     else:
         end = Text("Verdicts can be trusted here.", style="bold green")
     return printed(grid, Text(), end, width=min(width, 110), colour=colour)

@@ -129,7 +129,7 @@ def test_what_does_not_show_again_is_not_handed_out(
 ) -> None:
     monkeypatch.setattr(capsule, "_breaks", lambda *_args, **_named: False)
     _, said = scanned("qwen2-eager", tmp_path / "capsule", quick=True)
-    assert said[-1] == "no capsule: model.layers.3 alone does not overflow outside the scan"
+    assert said[-1] == "no capsule: run on its own, model.layers.3 does not overflow"
     assert not list(tmp_path.iterdir())
 
 

@@ -96,7 +96,7 @@ def test_a_failure_that_begins_after_some_steps_fails_the_run(later: Report) -> 
     assert first.probes == ("prompt_1",)
     assert broken.generations[2].broken_step is None
     (finding,) = (finding for finding in later.findings if finding.code == "PC101")
-    assert f"it begins after {greedy.broken_step} tokens of the answer" in finding.message
+    assert f"it starts after {greedy.broken_step} generated tokens" in finding.message
     assert later.recommendation is not None
     # which of the two, says what the processor computes natively
     assert later.recommendation.dtype in {"bfloat16", "float32"}
@@ -144,8 +144,8 @@ def test_other_architectures_write_without_a_tokenizer(name: str, tmp_path: Path
 def test_the_table_shows_text_and_error_at_any_width(later: Report) -> None:
     for width in (80, 200):
         shown = render_console(later, width=width, colour=False, all_layers=False)
-        assert "Written behind prompt_1" in shown
-        assert "Written behind prompt_2" in shown
+        assert "Generated after prompt prompt_1" in shown
+        assert "Generated after prompt prompt_2" in shown
         assert max(map(len, shown.split("\n"))) <= width
 
 

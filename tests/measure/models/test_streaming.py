@@ -388,7 +388,7 @@ def test_a_file_that_ends_while_it_is_read(tmp_path: Path) -> None:
         name = list(weights)[-1]
         cut_off(file)
         buffer = torch.empty(weights.nbytes(name), dtype=torch.uint8)
-        with pytest.raises(CheckpointCorruptError, match="it ended while it was read"):
+        with pytest.raises(CheckpointCorruptError, match="it was truncated while it was read"):
             weights.read_into(name, buffer)
 
 

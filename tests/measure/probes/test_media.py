@@ -321,5 +321,5 @@ def test_the_prompts_file_takes_images_beside_it(tmp_path: Path) -> None:
         ImagePrompt(text="What?", images=(str(tmp_path / "a.png"), "/b.png")),
     )
     file.write_text(json.dumps({"text": "What?", "images": [1]}))
-    with pytest.raises(UsageError, match='"images" holds something else than paths'):
+    with pytest.raises(UsageError, match='"images" contains something other than paths'):
         read_prompts(file)

@@ -211,6 +211,6 @@ def test_a_loop_over_tokens_is_not_gone_through_for_the_long_text(
         monkeypatch.setattr(LlamaMLP, "forward", by_token)
         monkeypatch.setattr("precheck.measure.run_waves.MOST_ADDED_OPS", 1000)
     report = scan(tiny_llama, dtypes=("float32",))
-    too_long = ("context (too many steps, one for each token)",) if has_loop else ()
+    too_long = ("context (too many steps, one per token)",) if has_loop else ()
     assert report.coverage.probes_not_run == too_long
     assert (longest(report) > LONG_TOKENS) is not has_loop

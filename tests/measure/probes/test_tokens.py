@@ -236,7 +236,7 @@ def test_prompts_that_cannot_run_are_refused(prompts: list[list[int]], message: 
 
 
 def test_text_needs_a_tokenizer() -> None:
-    with pytest.raises(UsageError, match="prompt 1 is text, and no tokenizer"):
+    with pytest.raises(UsageError, match="prompt 1 is text, but no tokenizer"):
         plan(MUTE, prompts=["text"])
 
 

@@ -1,4 +1,4 @@
-"""The figures of one run, added up batch by batch."""
+"""The figures of one run, collected batch by batch."""
 
 from __future__ import annotations
 
@@ -170,14 +170,14 @@ def _key(overflow: Overflow) -> tuple[str, str, str]:
 
 
 def _symptom(broken: list[Generation]) -> Symptom | None:
-    """What a user sees of a run that breaks while it generates."""
+    """What a user sees of a run that fails while it generates."""
     if not broken:
         return None
     texts = {generation.way: _text(generation) for generation in reversed(broken)}
-    unbroken = "did not break so far"
+    unbroken = "did not fail"
     return Symptom(greedy=texts.get(GREEDY, unbroken), sampling=texts.get(SAMPLED, unbroken))
 
 
 def _text(broken: Generation) -> str:
-    text = f"breaks after {counted(broken.broken_step or 0, 'token')}: {broken.text or ''}"
+    text = f"fails after {counted(broken.broken_step or 0, 'token')}: {broken.text or ''}"
     return text if broken.error is None else f"{text}, then raises {broken.error}"
