@@ -19,6 +19,7 @@ from precheck.render.parts.layer_table import layer_tables
 from precheck.render.parts.printed import printed
 from precheck.render.parts.run_table import run_table
 from precheck.render.parts.words import SEVERITY_MARKS, VERDICT_MARKS, shown
+from precheck.render.parts.wrapping import Within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -89,9 +90,9 @@ def _sections(
         yield (narrow(_finding(finding, report=report)), *_snippet(finding))
     if codes := [row.code for row in report.findings if row.severity is not Severity.NOTE]:
         yield (Text(f"More on a finding: precheck explain {shown(codes[0])}", style="dim"),)
-    yield tuple(narrow(part) for part in advice(report))
+    yield tuple(Within(part, prose) for part in advice(report))
     for section in deployment(report, width=prose):
-        yield tuple(narrow(part) for part in section)
+        yield tuple(Within(part, prose) for part in section)
 
 
 def _marked(line: Headline) -> RenderableType:

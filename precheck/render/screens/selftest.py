@@ -10,6 +10,7 @@ from rich.text import Text
 from precheck.records.finding import Verdict
 from precheck.render.parts.printed import printed
 from precheck.render.parts.words import VERDICT_MARKS, shown
+from precheck.render.parts.wrapping import longest_word
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,14 +20,12 @@ if TYPE_CHECKING:
 
 def render_selftest(checks: Sequence[Check], *, width: int, colour: bool) -> str:
     """A row for each check, and what follows from them."""
+    rows = [_row(check) for check in checks]
     grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(ratio=3, overflow="fold")
-    grid.add_column(ratio=2, overflow="fold")
-    for check in checks:
-        mark = VERDICT_MARKS[_verdict(check)]
-        grid.add_row(
-            Text(f"{mark.symbol} {shown(check.what)}", style=mark.style), Text(shown(check.found))
-        )
+    for column in zip(*rows, strict=True):
+        grid.add_column(min_width=longest_word(column))
+    for row in rows:
+        grid.add_row(*row)
     failed = [check for check in checks if check.is_needed and not check.holds]
     odd = [check for check in checks if not check.is_needed and not check.holds]
     if failed:
@@ -36,6 +35,12 @@ def render_selftest(checks: Sequence[Check], *, width: int, colour: bool) -> str
     else:
         end = Text("Verdicts can be trusted here.", style="bold green")
     return printed(grid, Text(), end, width=min(width, 110), colour=colour)
+
+
+def _row(check: Check) -> tuple[Text, Text]:
+    mark = VERDICT_MARKS[_verdict(check)]
+    what = Text(f"{mark.symbol} {shown(check.what)}", style=mark.style)
+    return what, Text(shown(check.found))
 
 
 def _verdict(check: Check) -> Verdict:
