@@ -271,6 +271,13 @@ class Report:
         runs = ", ".join(f"{run.name}: {run.verdict}" for run in self.runs)
         return f"<precheck report on {self.model.id}: {runs or 'nothing was run'}>"
 
+    def _repr_html_(self) -> str:
+        """The HTML report in a frame: what a notebook shows."""
+        # only a notebook asks for it, and records know no renderer otherwise
+        from precheck.render.formats.notebook import framed  # noqa: PLC0415
+
+        return framed(self)
+
     @property
     def recommendations(self) -> tuple[Recommendation, ...]:
         """For every device that was asked for, the foremost first."""

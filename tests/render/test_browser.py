@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import NoAlertPresentException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
@@ -244,6 +245,44 @@ def test_it_prints_what_is_folded_too(browser: Chrome, pages: Path) -> None:
         prefer(browser)
     printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
     assert base64.b64decode(printed["data"]).startswith(b"%PDF-")
+
+
+_NOTEBOOK = """<!doctype html>
+<title>A notebook</title>
+<style>table, svg, h1 {{ display: none }} p {{ color: rgb(1, 2, 3) }}</style>
+<p id="before">before</p>
+<table id="own"><tr><td>a table of the notebook</td></tr></table>
+{report}
+"""
+
+
+@pytest.mark.parametrize("name", ["qwen2-eager", "evil"])
+def test_in_a_notebook_neither_page_touches_the_other(
+    browser: Chrome, tmp_path: Path, name: str
+) -> None:
+    fragment = STORIES[name]._repr_html_()
+    page = tmp_path / "notebook.html"
+    page.write_text(_NOTEBOOK.format(report=fragment), encoding="utf-8")
+    opened(browser, tmp_path, "notebook")
+    prefer(browser)
+    own = "return getComputedStyle(document.getElementById(arguments[0])).{}"
+    assert browser.execute_script(own.format("color"), "before") == "rgb(1, 2, 3)"
+    assert browser.execute_script(own.format("display"), "own") == "none"
+    assert script(browser, "return document.scripts.length") == 0
+    frame = browser.find_element(By.TAG_NAME, "iframe")
+    assert frame.size["height"] == 640
+    assert frame.size["width"] > 1100
+    browser.switch_to.frame(frame)
+    try:
+        heading = browser.find_element(By.TAG_NAME, "h1")
+        assert heading.text.startswith("✗ ")
+        assert heading.is_displayed()
+        assert all(each.is_displayed() for each in browser.find_elements(By.TAG_NAME, "svg"))
+        assert browser.find_element(By.CSS_SELECTOR, "main table").is_displayed()
+    finally:
+        browser.switch_to.default_content()
+    with pytest.raises(NoAlertPresentException):
+        browser.switch_to.alert.accept()
 
 
 def test_what_a_report_holds_runs_nothing(browser: Chrome, pages: Path) -> None:
