@@ -104,6 +104,15 @@ def test_what_is_left_beside_nan_is_no_largest_value() -> None:
     assert "decoder layer 3, float16 + eager: not finite" in told(rest)
 
 
+def test_layers_that_only_broken_runs_came_to_are_on_the_axis() -> None:
+    short = tuple(
+        replace(run, layers=run.layers[: 6 if run is BROKEN.runs[3] else 3]) for run in BROKEN.runs
+    )
+    chart = drawn(replace(BROKEN, runs=short))[SIZES]
+    assert written(chart)[:6] == ["0", "1", "2", "3", "4", "5"]
+    assert "decoder layer 5, float16 + eager: not finite" in told(chart)
+
+
 def test_an_overflow_in_another_part_is_told_beside_every_chart() -> None:
     row = hand_made.scores_overflow(section=Section.HEAD, layer=None, mechanism=Mechanism.LOGITS)
     runs = (*BROKEN.runs[:3], replace(BROKEN.runs[3], overflows=(row,)), *BROKEN.runs[4:])

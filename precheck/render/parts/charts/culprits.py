@@ -64,10 +64,9 @@ def _size(overflow: Overflow) -> float | None:
     return overflow.partial_sum or overflow.reference_abs_max
 
 
-def culprit_marks(marks: list[Culprit], values: list[Row]) -> Iterator[Row]:
+def culprit_marks(marks: list[Culprit], *, layers: list[int]) -> Iterator[Row]:
     """A diamond for each, with its label on the side where there is room."""
-    layers = [value["layer"] for value in values]
-    middle = (min(layers) + max(layers)) / 2 if layers else 0
+    middle = (layers[0] + layers[-1]) / 2
     rows: list[Row] = [
         {
             "layer": mark.overflow.layer,

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 _HEIGHT = 280
 _DASHES = ([1, 0], [6, 4], [2, 2], [8, 3, 2, 3])
-_WIDTHS = {Dtype.FLOAT32: 7, Dtype.FLOAT16: 4, Dtype.BFLOAT16: 2}
-"""The later ones are drawn upon the earlier, so that equal values show all of them."""
 _MOST_TICKS = 16
 _FEW_TICKS = 3
 
@@ -30,8 +28,20 @@ def name(run: Run) -> str:
     return cut(run.name)
 
 
+def layers_of(runs: Sequence[Run], section: Section) -> list[int]:
+    """The layers of a part of the model that any of the runs came to."""
+    indices = {layer.index for run in runs for layer in run.layers if layer.section is section}
+    return sorted(indices)
+
+
 def line_spec(
-    runs: Sequence[Run], values: list[Row], *, section: Section, title: str, form: str, top: float
+    runs: Sequence[Run],
+    values: list[Row],
+    *,
+    section: Section,
+    title: str,
+    form: str,
+    top: float,
 ) -> Row:
     """The lines and points of values, each with ``layer``, ``run``, ``size`` and ``said``.
 
@@ -44,9 +54,10 @@ def line_spec(
         top: what else the vertical axis has to reach.
     """
     channels = encoding(runs)
-    drawn_first = {name(run): _depth(run) for run in runs}
-    values = sorted(values, key=lambda value: drawn_first[value["run"]])
-    layers = sorted({value["layer"] for value in values})
+    widths = {name(run): _width(run) for run in runs}
+    values = sorted(values, key=lambda value: widths[value["run"]], reverse=True)
+    layers = layers_of(runs, section)
+    channels["x"]["scale"]["domain"] = [layers[0], layers[-1]]
     channels["x"] |= {
         "title": f"{section} layer",
         "axis": {"values": _thinned(layers), "format": "d", "labelFlush": False},
@@ -70,14 +81,14 @@ def line_spec(
 
 def encoding(runs: Sequence[Run]) -> Row:
     """How a value becomes a place, a colour, a width and dashes."""
-    first = {name(run): run for run in sorted(runs, key=_depth)}
+    first = {name(run): run for run in sorted(runs, key=_width, reverse=True)}
     variants = list(dict.fromkeys(_variant(run) for run in runs))
     looks = {
         "color": [_colour(run) for run in first.values()],
         "strokeDash": [
             _DASHES[variants.index(_variant(run)) % len(_DASHES)] for run in first.values()
         ],
-        "strokeWidth": [_WIDTHS[run.dtype] for run in first.values()],
+        "strokeWidth": [_width(run) for run in first.values()],
     }
     by_run = {"field": "run", "type": "nominal", "title": None}
     return {
@@ -94,9 +105,11 @@ def encoding(runs: Sequence[Run]) -> Row:
     }
 
 
-def _depth(run: Run) -> int:
-    """What lies below is drawn first."""
-    return list(_WIDTHS).index(run.dtype)
+def _width(run: Run) -> int:
+    """The wider ones are drawn first, so that lines of equal values are all seen."""
+    if run.dtype.is_reference:
+        return 7
+    return 4 if run.dtype is Dtype.FLOAT16 else 2
 
 
 def _variant(run: Run) -> Configuration:

@@ -9,7 +9,7 @@ from precheck.records.quantities import magnitude
 from precheck.render.parts.charts.chart import Chart, Row, chart
 from precheck.render.parts.charts.culprits import culprit_marks, culprits, sentences
 from precheck.render.parts.charts.drawing import WIDTH
-from precheck.render.parts.charts.lines import encoding, line_spec, name
+from precheck.render.parts.charts.lines import encoding, layers_of, line_spec, name
 
 if TYPE_CHECKING:
     from precheck.records.report import Report
@@ -30,7 +30,12 @@ def sizes(report: Report, section: Section) -> Chart:
         form="~s",
         top=max([_LIMIT, *(mark.size for mark in marks)]),
     )
-    spec["layer"] += [*_limit_marks(), _crosses(report, broken), *culprit_marks(marks, values)]
+    layers = layers_of(report.runs, section)
+    spec["layer"] += [
+        *_limit_marks(),
+        _crosses(report, broken),
+        *culprit_marks(marks, layers=layers),
+    ]
     largest = max((value["size"] for value in values), default=0.0)
     end = "float16 holds that" if largest <= _LIMIT else f"float16 ends at {magnitude(_LIMIT)}"
     summary = [
