@@ -25,8 +25,10 @@ from precheck.render.screens.difference import render_difference
 from precheck.render.screens.explanation import render_explanation
 from precheck.render.screens.fix import render_fix
 from precheck.render.screens.selftest import render_selftest
+from tests import hand_made
 from tests.judge import stories
 from tests.render.test_fix_report import FIX, RECIPE
+from tests.render.wide import too_wide
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -117,6 +119,17 @@ def test_a_long_path_is_whole_in_a_difference(width: int) -> None:
     )
     assert text.count(LONG) == 2
     assert before.model.id in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_a_difference_is_as_wide_as_the_terminal(width: int) -> None:
+    names = ("/mnt/somewhere/qwen2-eager.json", "/mnt/somewhere/t5.json")
+    compared = difference(
+        judge(hand_made.qwen2_eager(), version="1"), judge(stories.gemma3(), version="1")
+    )
+    text = render_difference(compared, names=names, width=width, colour=False)
+    assert too_wide(text, width=width) == []
+    assert text.count(names[0]) > 2
 
 
 def test_a_long_folder_is_whole_after_a_fix() -> None:

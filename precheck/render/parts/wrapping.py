@@ -15,7 +15,7 @@ from rich.measure import Measurement
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
@@ -78,9 +78,24 @@ def labelled(rows: Iterable[tuple[Text, Text]]) -> Iterator[Wrapped]:
         yield Wrapped(text, label, indent)
 
 
-def longest_word(texts: Iterable[Text]) -> int:
-    """Columns that a cell needs, so that no word of these is broken."""
-    return max((cell_len(word) for text in texts for word in text.plain.split()), default=0)
+def shares(columns: Sequence[Sequence[Text]], *, room: int) -> list[int] | None:
+    """How wide each column of a table is, so that no word is broken; None where that is too wide.
+
+    >>> shares([[Text("a few words")], [Text("one")]], room=12)
+    [9, 3]
+    """
+    least = [max(map(_longest_word, column)) for column in columns]
+    if sum(least) > room:
+        return None
+    widths = [min(room, max(cell.cell_len for cell in column)) for column in columns]
+    while sum(widths) > room:
+        wrapping = [place for place, width in enumerate(widths) if width > least[place]]
+        widths[max(wrapping, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _longest_word(text: Text) -> int:
+    return max(map(cell_len, text.plain.split()), default=0)
 
 
 def command(line: str, *, style: str = "cyan") -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -132,7 +133,7 @@ def _products(row: DeviceRow, *, room: int) -> str:
         said = listed(tuple(names), most=most)
         if len(said) <= room:
             return said
-    return f"{names[0][: room - 1]}…"
+    return shorten(names[0], room, placeholder="\N{HORIZONTAL ELLIPSIS}")
 
 
 def _attention(device: Hardware) -> str:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from precheck.render.parts.printed import printed
 from precheck.render.parts.words import SEVERITY_MARKS, shown
-from precheck.render.parts.wrapping import labelled, longest_word, wrapped
+from precheck.render.parts.wrapping import labelled, shares, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -76,9 +76,9 @@ def _changes(
         [Text(shown(part)) for part in (change.what, change.first, change.second)]
         for change in changes
     ]
-    longest = [longest_word(column) for column in zip(head, *rows, strict=True)]
-    if sum(longest) + _GAP * len(longest) <= width:
-        yield _table(head, rows, longest=longest)
+    widths = shares(list(zip(head, *rows, strict=True)), room=width - _GAP * len(head))
+    if widths is not None:
+        yield _table(head, rows, widths=widths)
         return
     yield head[0]
     for what, *values in rows:
@@ -89,10 +89,10 @@ def _changes(
         )
 
 
-def _table(head: Sequence[Text], rows: Sequence[Sequence[Text]], *, longest: list[int]) -> Table:
+def _table(head: Sequence[Text], rows: Sequence[Sequence[Text]], *, widths: list[int]) -> Table:
     grid = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), show_edge=False)
-    for name, least in zip(head, longest, strict=True):
-        grid.add_column(name, min_width=least)
+    for name, width in zip(head, widths, strict=True):
+        grid.add_column(name, width=width)
     for row in rows:
         grid.add_row(*row)
     return grid

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
 from rich.text import Text
 
 from precheck.records.finding import Verdict
 from precheck.render.parts.printed import printed
 from precheck.render.parts.words import VERDICT_MARKS, shown
-from precheck.render.parts.wrapping import longest_word
+from precheck.render.parts.wrapping import labelled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,13 +18,7 @@ if TYPE_CHECKING:
 
 
 def render_selftest(checks: Sequence[Check], *, width: int, colour: bool) -> str:
-    """A row for each check, and what follows from them."""
-    rows = [_row(check) for check in checks]
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    for column in zip(*rows, strict=True):
-        grid.add_column(min_width=longest_word(column))
-    for row in rows:
-        grid.add_row(*row)
+    """A line for each check, and what follows from them."""
     failed = [check for check in checks if check.is_needed and not check.holds]
     odd = [check for check in checks if not check.is_needed and not check.holds]
     if failed:
@@ -34,13 +27,14 @@ def render_selftest(checks: Sequence[Check], *, width: int, colour: bool) -> str
         end = Text("Verdicts can be trusted; the device has its peculiarities (!).", style="bold")
     else:
         end = Text("Verdicts can be trusted here.", style="bold green")
-    return printed(grid, Text(), end, width=min(width, 110), colour=colour)
+    lines = labelled(_line(check) for check in checks)
+    return printed(*lines, Text(), end, width=min(width, 110), colour=colour)
 
 
-def _row(check: Check) -> tuple[Text, Text]:
+def _line(check: Check) -> tuple[Text, Text]:
     mark = VERDICT_MARKS[_verdict(check)]
-    what = Text(f"{mark.symbol} {shown(check.what)}", style=mark.style)
-    return what, Text(shown(check.found))
+    what = (shown(check.what), mark.style)
+    return Text(mark.symbol, style=mark.style), Text.assemble(what, f": {shown(check.found)}")
 
 
 def _verdict(check: Check) -> Verdict:
