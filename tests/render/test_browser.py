@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from selenium import webdriver
 from selenium.common.exceptions import NoAlertPresentException
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
@@ -270,7 +271,7 @@ def test_in_a_notebook_neither_page_touches_the_other(
     assert browser.execute_script(own.format("display"), "own") == "none"
     assert script(browser, "return document.scripts.length") == 0
     frame = browser.find_element(By.TAG_NAME, "iframe")
-    assert frame.size["height"] == 640
+    assert frame.size["height"] > 600
     assert frame.size["width"] > 1100
     browser.switch_to.frame(frame)
     try:
@@ -283,6 +284,21 @@ def test_in_a_notebook_neither_page_touches_the_other(
         browser.switch_to.default_content()
     with pytest.raises(NoAlertPresentException):
         browser.switch_to.alert.accept()
+
+
+def test_in_a_notebook_the_report_is_made_higher_at_its_corner(
+    browser: Chrome, tmp_path: Path
+) -> None:
+    page = tmp_path / "notebook.html"
+    page.write_text(_NOTEBOOK.format(report=STORIES["all-safe"]._repr_html_()), encoding="utf-8")
+    opened(browser, tmp_path, "notebook")
+    box = browser.find_element(By.TAG_NAME, "iframe").find_element(By.XPATH, "..")
+    before, half = box.size["height"], (box.size["width"] // 2, box.size["height"] // 2)
+    dragged = ActionChains(browser).move_to_element_with_offset(box, half[0] - 4, half[1] - 4)
+    dragged.click_and_hold().pause(0.1).move_by_offset(0, 100).pause(0.1).release().perform()
+    assert box.size["height"] == before + 100
+    frame = browser.find_element(By.TAG_NAME, "iframe")
+    assert box.size["height"] - 20 < frame.size["height"] < box.size["height"]
 
 
 def test_what_a_report_holds_runs_nothing(browser: Chrome, pages: Path) -> None:

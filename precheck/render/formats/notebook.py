@@ -22,10 +22,10 @@ _FRAME = """\
 <div style="position: relative; height: 640px; overflow: hidden; resize: vertical">
 <p>{line}<br>If that is all you see here, trust the notebook to see the whole report.</p>
 <iframe title="{line}" srcdoc="{page}" sandbox="allow-popups allow-popups-to-escape-sandbox"
- style="position: absolute; inset: 0; width: 100%; height: 100%; border: 0"></iframe>
+ style="position: absolute; inset: 0; width: 100%; height: calc(100% - 1rem); border: 0"></iframe>
 </div>
 """
-"""The frame covers the line, which is for pages that leave frames out."""
+"""The frame covers the line, which is for pages that leave frames out, and not the corner."""
 
 
 def framed(report: Report) -> str:
