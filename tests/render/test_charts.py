@@ -169,6 +169,14 @@ def test_what_runs_in_float32_stays_blank() -> None:
     assert not [text for text in cells if text.startswith("model.layers.4, residual")]
 
 
+def test_labels_of_many_layers_do_not_touch() -> None:
+    rows = tuple(replace(row, layer=layer) for row in BROKEN.headroom[:4] for layer in range(80))
+    found = written(drawn(replace(BROKEN, headroom=rows))[HEADROOM])
+    layers, legend = {str(5 * number) for number in range(16)}, {"0", "1", "4"}
+    assert {text for text in found if text.isdecimal()} == layers | legend
+    assert not [text for text in found if "." in text], "no cell has room for its number"
+
+
 def test_of_two_rows_in_one_cell_the_tighter_one_is_shown() -> None:
     twice = (
         *BROKEN.headroom,

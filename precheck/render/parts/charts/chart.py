@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from precheck.render.parts.charts.drawing import drawn
 from precheck.render.parts.words import shown
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MOST_TICKS = 16
 _LONGEST = 44
 """Characters of a run or a mechanism in a legend."""
 
@@ -31,3 +36,8 @@ def cut(text: str) -> str:
     """Cut here: Vega would cut between the halves of a surrogate pair, and fail."""
     text = shown(text)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def thinned(ticks: Sequence[float]) -> list[float]:
+    """As many of the ticks of an axis as have room for their labels."""
+    return list(ticks)[:: math.ceil(len(ticks) / _MOST_TICKS) or 1]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from precheck.records.precision import Dtype, headroom_bits
 from precheck.records.quantities import bits, magnitude
-from precheck.render.parts.charts.chart import Chart, Row, chart, cut
+from precheck.render.parts.charts.chart import Chart, Row, chart, cut, thinned
 from precheck.render.parts.words import shown
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ def headroom(report: Report, section: Section) -> Chart | None:
     if not cells:
         return None
     values = [_value(cell) for cell in cells]
-    num_layers = len({value["layer"] for value in values})
+    layers = sorted({value["layer"] for value in values})
     spec = {
         "height": _ROW * len({value["mechanism"] for value in values}),
         "data": {"values": values},
-        "layer": _marks(has_numbers=num_layers <= _MOST_NUMBERS),
+        "layer": _marks(layers),
     }
     least = min(cells, key=lambda cell: cell.left)
     summary = [f"The least is left in {_said(least)}.", *_outside(report, than=least)]
@@ -104,10 +104,11 @@ def _outside(report: Report, *, than: _Cell) -> list[str]:
     return [f"Outside the layers less is left: {_said(least)}."] if least.left < than.left else []
 
 
-def _marks(*, has_numbers: bool) -> list[Row]:
+def _marks(layers: list[int]) -> list[Row]:
     """A coloured cell for each layer and mechanism, with its number where there is room."""
+    ticks = {"labelAngle": 0, "values": thinned(layers)}
     axes = {
-        "x": {"field": "layer", "type": "ordinal", "title": "layer", "axis": {"labelAngle": 0}},
+        "x": {"field": "layer", "type": "ordinal", "title": "layer", "axis": ticks},
         "y": {"field": "mechanism", "type": "nominal", "title": None, "axis": {"labelLimit": 0}},
     }
     colour = {
@@ -129,7 +130,7 @@ def _marks(*, has_numbers: bool) -> list[Row]:
         "mark": {"type": "text", "color": "var(--on-cell)", "fontSize": 12},
         "encoding": {**axes, "text": {"field": "number"}},
     }
-    return [cell, number] if has_numbers else [cell]
+    return [cell, number] if len(layers) <= _MOST_NUMBERS else [cell]
 
 
 def _mechanism(row: Headroom) -> str:

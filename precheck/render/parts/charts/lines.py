@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from precheck.records.precision import Accumulation, Dtype
-from precheck.render.parts.charts.chart import Row, cut
+from precheck.render.parts.charts.chart import Row, cut, thinned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _HEIGHT = 280
 _DASHES = ([1, 0], [6, 4], [2, 2], [8, 3, 2, 3])
-_MOST_TICKS = 16
 _FEW_TICKS = 3
 
 
@@ -60,7 +59,7 @@ def line_spec(
     channels["x"]["scale"]["domain"] = [layers[0], layers[-1]]
     channels["x"] |= {
         "title": f"{section} layer",
-        "axis": {"values": _thinned(layers), "format": "d", "labelFlush": False},
+        "axis": {"values": thinned(layers), "format": "d", "labelFlush": False},
     }
     low, high = _domain([value["size"] for value in values], top=top)
     channels["y"]["scale"]["domain"] = [low, high]
@@ -132,10 +131,6 @@ def _ticks(low: float, high: float) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     tens = [ten for power in powers if low <= (ten := float(f"1e{power}")) <= high]
     if len(tens) >= _FEW_TICKS:
-        return _thinned(tens)
+        return thinned(tens)
     steps = [float(f"{step}e{power}") for power in powers for step in (1, 2, 5)]
     return [step for step in steps if low <= step <= high] or [low, high]
-
-
-def _thinned(ticks: Sequence[float]) -> list[float]:
-    return list(ticks)[:: math.ceil(len(ticks) / _MOST_TICKS) or 1]
