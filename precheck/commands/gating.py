@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from precheck.commands import terminal
 from precheck.errors import BaselineError, ExitCode
 from precheck.judge.baseline import Accepted, accept, read_baseline
 from precheck.judge.gate import FailOn, gate
 from precheck.records.configuration import Configuration
+from precheck.records.gate import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from precheck.records.gate import Gate
     from precheck.records.report import Report
 
 
@@ -44,15 +45,17 @@ class Gating:
         """The report with the findings marked that the baseline lets pass."""
         return accept(report, self.baseline)
 
-    def exit_code(self, report: Report, *, quiet: bool) -> ExitCode:
-        """What the process ends with; the reasons are said on stderr."""
-        outcome = gate(report, require=self.require, fail_on=self.fail_on)
-        if not quiet:
-            for reason in outcome.reasons:
-                terminal.say(f"gate {'holds' if outcome.holds else 'fails'}: {reason}")
-        if not report.complete:
-            return ExitCode.INCOMPLETE
-        return ExitCode.GATE_HOLDS if outcome.holds else ExitCode.GATE_FAILS
+    def judge(self, report: Report) -> Gate:
+        """PASS, FAIL or INCOMPLETE."""
+        return gate(report, require=self.require, fail_on=self.fail_on)
+
+
+EXIT_CODES = {
+    Outcome.PASS: ExitCode.GATE_HOLDS,
+    Outcome.FAIL: ExitCode.GATE_FAILS,
+    Outcome.INCOMPLETE: ExitCode.INCOMPLETE,
+}
+"""What the process ends with."""
 
 
 def _text(path: Path) -> str:

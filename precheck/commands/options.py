@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from precheck.facts.engines import EngineName
 from precheck.judge.gate import FailOn
 from precheck.render import SUFFIXES, Format
 
@@ -26,7 +27,20 @@ TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="No progress and no table; PASS or FAIL stays.")
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show all tables, findings and advice.")
+]
+DeployedFor = Annotated[EngineName, typer.Option("--for", help="Engine to show the command for.")]
+Gpus = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GPU",
+        help="Judge and advise for this GPU (T4, sm_75), not the one found. Repeatable.",
+    ),
+]
 Output = Annotated[
     list[Path] | None,
     typer.Option(
@@ -50,7 +64,9 @@ Redact = Annotated[
         " markdown and card alone.",
     ),
 ]
-AllLayers = Annotated[bool, typer.Option("--all-layers", help="Show every layer.")]
+AllLayers = Annotated[
+    bool, typer.Option("--all-layers", help="Show every layer; implies --verbose.")
+]
 Baseline = Annotated[
     Path | None,
     typer.Option(
@@ -62,9 +78,9 @@ Baseline = Annotated[
 Require = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="DTYPE+ATTN",
-        help="Fail unless this one is good, such as float16+sdpa; without it the checkpoint's"
-        " own dtype and attention. Repeatable.",
+        metavar="DTYPE[+ATTN]",
+        help="Configuration to gate on, such as float16+sdpa (default: the checkpoint's own dtype"
+        " and attention). Repeatable.",
     ),
 ]
 FailOnOption = Annotated[FailOn, typer.Option("--fail-on", help="What makes the exit code 1.")]

@@ -7,20 +7,25 @@ from typing import Annotated
 
 import typer
 
-from precheck.commands.gating import Gating
+from precheck.commands import terminal
+from precheck.commands.browser import show_in_browser
+from precheck.commands.gating import EXIT_CODES, Gating
 from precheck.commands.options import (
     AllLayers,
     Baseline,
     Card,
     Debug,
-    FailOnOption,
+    DeployedFor,
+    Gpus,
     Output,
     Redact,
     Require,
     StdoutFormat,
+    Verbose,
 )
-from precheck.commands.writing import plan_writing
-from precheck.errors import UsageError
+from precheck.commands.writing import Detail, plan_writing
+from precheck.facts.engines import EngineName
+from precheck.judge import judge_again
 from precheck.judge.gate import FailOn
 from precheck.render import Format
 from precheck.saved import read_report
@@ -35,34 +40,42 @@ def report(
     output: Output = None,
     card: Card = None,
     redact: Redact = None,
+    verbose: Verbose = False,
     all_layers: AllLayers = False,
+    gpu: Gpus = None,
+    deployed_for: DeployedFor = EngineName.TRANSFORMERS,
     require: Require = None,
     baseline: Baseline = None,
-    fail_on: FailOnOption = FailOn.NEVER,
+    fail_on: Annotated[
+        FailOn | None,
+        typer.Option("--fail-on", help="What makes the exit code 1 (default: no gate)."),
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Show it as HTML in the browser.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Show a saved report, write it in other formats, or gate on it.
+    """Show a saved report, judge it for other GPUs, write it in other formats, or gate on it.
 
-    Exit code 0, unless --fail-on asks for a gate; 3: REPORT cannot be read.
+    Exit code 0, unless --require or --fail-on asks for a gate; 3: REPORT cannot be read.
     """
     del debug
-    if require and fail_on is FailOn.NEVER:
-        raise UsageError(
-            "--require without a gate (expected --fail-on error or warning)",
-            hint="add --fail-on error",
-        )
     writing = plan_writing(
         output=output,
         card=card,
         stdout_format=stdout_format,
         redact=redact,
-        all_layers=all_layers,
+        detail=Detail.of(verbose=verbose, all_layers=all_layers),
     )
-    gating = Gating.of(require=require, baseline=baseline, fail_on=fail_on)
-    accepted = gating.accept(read_report(saved))
+    is_gate = bool(require) or fail_on not in {None, FailOn.NEVER}
+    gating = Gating.of(require=require, baseline=baseline, fail_on=fail_on or FailOn.ERROR)
+    read = read_report(saved)
+    accepted = gating.accept(judge_again(read, gpus=gpu) if gpu else read)
+    outcome = gating.judge(accepted)
     try:
-        writing.on_stdout(accepted)
+        writing.on_stdout(accepted, outcome, engine=deployed_for.label)
     finally:
         writing.into_files(accepted)
-    if fail_on is not FailOn.NEVER:
-        raise typer.Exit(gating.exit_code(accepted, quiet=False))
+    if open_:
+        show_in_browser(accepted)
+    if is_gate:
+        terminal.say(outcome.line)
+        raise typer.Exit(EXIT_CODES[outcome.outcome])

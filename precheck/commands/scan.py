@@ -9,15 +9,17 @@ import typer
 
 from precheck import pipeline
 from precheck.commands import arguments, terminal
-from precheck.commands.gating import Gating
+from precheck.commands.gating import EXIT_CODES, Gating
 from precheck.commands.importing import import_torch
 from precheck.commands.options import (
     AllLayers,
     Baseline,
     Card,
     Debug,
+    DeployedFor,
     Device,
     FailOnOption,
+    Gpus,
     Model,
     Output,
     Quiet,
@@ -26,6 +28,7 @@ from precheck.commands.options import (
     Revision,
     StdoutFormat,
     TrustRemoteCode,
+    Verbose,
 )
 from precheck.commands.scan_options import (
     Accumulations,
@@ -34,7 +37,6 @@ from precheck.commands.scan_options import (
     BuiltinProbes,
     CapsuleFolder,
     Dtypes,
-    Gpus,
     MaxMemory,
     NumGenerated,
     PromptFile,
@@ -43,10 +45,12 @@ from precheck.commands.scan_options import (
     Resident,
     Static,
 )
-from precheck.commands.writing import Writing, plan_writing
+from precheck.commands.writing import Detail, Writing, plan_writing
 from precheck.errors import ExitCode, ScanInterrupted
+from precheck.facts.engines import EngineName
 from precheck.judge.gate import FailOn
 from precheck.measure.processes import is_first_process
+from precheck.records.gate import Outcome
 from precheck.records.report import Report
 from precheck.render import Format
 
@@ -74,17 +78,19 @@ def scan(
     card: Card = None,
     stdout_format: StdoutFormat = Format.TABLE,
     redact: Redact = None,
+    verbose: Verbose = False,
     all_layers: AllLayers = False,
     quiet: Quiet = False,
     debug: Debug = False,
     gpu: Gpus = None,
+    deployed_for: DeployedFor = EngineName.TRANSFORMERS,
     require: Require = None,
     baseline: Baseline = None,
     fail_on: FailOnOption = FailOn.ERROR,
 ) -> None:
     """Measure MODEL in every dtype and attention implementation, and say which to use.
 
-    Exit code 0: the gate holds, 1: it does not, 2: usage, 3: not completed.
+    Exit code 0: PASS, 1: FAIL, 2: usage, 3: INCOMPLETE.
     """
     del debug
     is_first = is_first_process()
@@ -95,7 +101,8 @@ def scan(
         card=card if is_first else None,
         stdout_format=stdout_format,
         redact=redact,
-        all_layers=all_layers,
+        detail=Detail.of(verbose=verbose, all_layers=all_layers),
+        quiet=quiet,
         prompts=own,
     )
     gating = Gating.of(require=require, baseline=baseline, fail_on=fail_on)
@@ -122,44 +129,65 @@ def scan(
         static=static,
         capsule=capsule,
     )
-    report = _report(measured, writing=writing, gating=gating, quiet=quiet, writes=is_first)
-    if is_first:
-        raise typer.Exit(gating.exit_code(report, quiet=quiet))
+    _finish(
+        measured,
+        writing=writing,
+        gating=gating,
+        engine=deployed_for.label,
+        quiet=quiet,
+        writes=is_first,
+    )
 
 
-def _report(
-    measured: Callable[..., Report], *, writing: Writing, gating: Gating, quiet: bool, writes: bool
-) -> Report:
-    """Scans, and writes the report; what was measured until Ctrl-C is written too.
+def _finish(
+    measured: Callable[..., Report],
+    *,
+    writing: Writing,
+    gating: Gating,
+    engine: str,
+    quiet: bool,
+    writes: bool,
+) -> None:
+    """Scans, writes the report, and ends; what was measured until Ctrl-C is written too.
 
     Args:
         measured: makes the report, and takes whom to tell what happens.
         writing: where the report goes.
-        gating: what may be accepted in it.
+        gating: judges it.
+        engine: the one to show the command for.
         quiet: show no progress.
         writes: this process writes; others have told it what they found.
 
     Raises:
-        typer.Exit: interrupted.
+        typer.Exit: the gate's answer, or that the scan was interrupted.
     """
     report: Report | None = None
     try:
         with terminal.progress(quiet=quiet) as observe:
             import_torch(observe)
             report = measured(observe=observe)
-        if writes:
-            report = gating.accept(report)
-            try:
-                writing.on_stdout(report)
-            finally:
-                writing.into_files(report)
+        if not writes:
+            return
+        report = gating.accept(report)
+        outcome = gating.judge(report)
+        try:
+            writing.on_stdout(report, outcome, engine=engine)
+        finally:
+            writing.into_files(report)
     except KeyboardInterrupt as interrupted:
         terminal.say("interrupted")
         if isinstance(interrupted, ScanInterrupted) and isinstance(interrupted.partial, Report):
             report = interrupted.partial
-        if report is not None:
-            writing.into_files(report)
-            for path, _ in writing.files:
-                terminal.say(f"what was measured until then is in {path}")
+        if writes:
+            _write_partial(report, writing=writing, gating=gating)
         raise typer.Exit(ExitCode.INTERRUPTED) from interrupted
-    return report
+    terminal.say(outcome.line)
+    raise typer.Exit(EXIT_CODES[outcome.outcome])
+
+
+def _write_partial(report: Report | None, *, writing: Writing, gating: Gating) -> None:
+    if report is None:
+        terminal.say(f"{Outcome.INCOMPLETE}: nothing was measured")
+        return
+    writing.into_files(report)
+    terminal.say(gating.judge(report).line)

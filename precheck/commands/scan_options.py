@@ -75,9 +75,3 @@ CapsuleFolder = Annotated[
         help="Write the layer that overflows here, with a script that shows it without the model.",
     ),
 ]
-Gpus = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="GPU", help="Advise for this GPU (T4, sm_75), not the one found. Repeatable."
-    ),
-]

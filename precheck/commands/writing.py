@@ -5,20 +5,44 @@ from __future__ import annotations
 import getpass
 import shutil
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from precheck.commands import arguments, terminal
 from precheck.errors import UsageError
 from precheck.records.prompts import ImagePrompt
-from precheck.render import RENDERERS, SUFFIXES, Format, render_console
+from precheck.render import (
+    RENDERERS,
+    SUFFIXES,
+    Format,
+    render_brief,
+    render_console,
+    render_verdict,
+)
 from precheck.render.parts.redaction import redacted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from precheck.records.gate import Gate
     from precheck.records.prompts import Prompt
     from precheck.records.report import Report
+
+
+class Detail(Enum):
+    """How much of a report the terminal shows."""
+
+    BRIEF = auto()
+    TABLES = auto()
+    ALL_LAYERS = auto()
+
+    @classmethod
+    def of(cls, *, verbose: bool, all_layers: bool) -> Self:
+        """What ``-v`` and ``--all-layers`` ask for."""
+        if all_layers:
+            return cls.ALL_LAYERS
+        return cls.TABLES if verbose else cls.BRIEF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,24 +55,37 @@ class Writing:
     files: tuple[tuple[Path, Format], ...]
     stdout_format: Format
     redact: bool | None
-    all_layers: bool
+    detail: Detail
+    quiet: bool = False
+    """No table on stdout, and no word of the files; other formats on stdout stay."""
     prompts: tuple[str, ...] = ()
 
-    def on_stdout(self, report: Report) -> None:
+    def on_stdout(self, report: Report, gate: Gate, *, engine: str) -> None:
         """Writes it there.
+
+        Args:
+            report: what was measured.
+            gate: what the table begins with.
+            engine: the one to show the command for.
 
         Raises:
             UsageError: stdout cannot be written.
         """
         report = self._fit(report, self.stdout_format)
-        if self.stdout_format is Format.TABLE:
-            width = shutil.get_terminal_size().columns
-            text = render_console(
-                report, width=width, colour=terminal.has_colour(), all_layers=self.all_layers
-            )
-        else:
-            text = RENDERERS[self.stdout_format].render(report)
-        terminal.write_stdout(text)
+        if self.stdout_format is not Format.TABLE:
+            terminal.write_stdout(RENDERERS[self.stdout_format].render(report))
+        elif not self.quiet:
+            terminal.write_stdout(self._table(report, gate, engine=engine))
+
+    def _table(self, report: Report, gate: Gate, *, engine: str) -> str:
+        width, colour = shutil.get_terminal_size().columns, terminal.has_colour()
+        if self.detail is Detail.BRIEF:
+            return render_brief(report, gate, engine=engine, width=width, colour=colour)
+        verdict = render_verdict(report, gate, width=width, colour=colour)
+        tables = render_console(
+            report, width=width, colour=colour, all_layers=self.detail is Detail.ALL_LAYERS
+        )
+        return f"{verdict}\n{tables}"
 
     def into_files(self, report: Report) -> None:
         """Writes every file, also those after one that fails: a scan is expensive.
@@ -61,6 +98,10 @@ class Writing:
             try:
                 text = RENDERERS[format_].render(self._fit(report, format_))
                 terminal.write_whole(path, text)
+                if not self.quiet:
+                    terminal.say(
+                        f"{'wrote' if report.complete else 'partial results written to'} {path}"
+                    )
             except UsageError as error:
                 failures.append(error)
         if failures:
@@ -78,7 +119,8 @@ def plan_writing(
     card: Path | None,
     stdout_format: Format,
     redact: bool | None,
-    all_layers: bool,
+    detail: Detail,
+    quiet: bool = False,
     prompts: Sequence[Prompt] | None = None,
 ) -> Writing:
     """Checked before anything long begins.
@@ -98,7 +140,8 @@ def plan_writing(
         files=tuple(files),
         stdout_format=stdout_format,
         redact=redact,
-        all_layers=all_layers,
+        detail=detail,
+        quiet=quiet,
         prompts=tuple(text for text in texts if isinstance(text, str)),
     )
 

@@ -10,6 +10,21 @@ from precheck.facts.table import read_table
 from precheck.records.precision import Dtype
 
 
+class EngineName(StrEnum):
+    """The engines as they are typed."""
+
+    TRANSFORMERS = "transformers"
+    VLLM = "vllm"
+    SGLANG = "sglang"
+    LLAMA_CPP = "llama.cpp"
+    TGI = "tgi"
+
+    @property
+    def label(self) -> str:
+        """As the engine spells itself."""
+        return engine(self.value.replace(".", "_")).name
+
+
 class Below(StrEnum):
     """What an engine does on a GPU without bfloat16."""
 

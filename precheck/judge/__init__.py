@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from precheck.judge.report import judge
+from precheck.judge.report import judge, judge_again
 
-__all__ = ["judge"]
+__all__ = ["judge", "judge_again"]

@@ -9,11 +9,13 @@ from precheck.judge.advice.recommend import recommend
 from precheck.judge.advice.static import recommend_unmeasured
 from precheck.judge.evidence import Evidence
 from precheck.judge.findings.rules import findings
+from precheck.judge.targets import found
 from precheck.judge.verdict import verdict
 from precheck.records.report import Report
 
 if TYPE_CHECKING:
-    from precheck.facts.hardware import Hardware
+    from collections.abc import Sequence
+
     from precheck.records.report import Measurements
 
 
@@ -29,7 +31,7 @@ def judge(measurements: Measurements, *, gpus: tuple[str, ...] = (), version: st
     Raises:
         UsageError: a GPU name that is not known.
     """
-    targets = tuple(devices.find(name) for name in gpus) or _found(measurements)
+    targets = tuple(devices.find(name) for name in gpus) or found(measurements.environment)
     evidence = Evidence(
         measurements=measurements,
         runs=tuple(
@@ -61,14 +63,14 @@ def judge(measurements: Measurements, *, gpus: tuple[str, ...] = (), version: st
     )
 
 
-def _found(measurements: Measurements) -> tuple[Hardware, ...]:
-    """The accelerators that were found, one of each kind, or the CPU."""
-    present = measurements.environment.devices
-    kinds = {
-        (device.name, device.memory_bytes): device
-        for device in reversed(present)
-        if device.kind != "cpu"
-    }
-    accelerators = tuple(devices.of(device) for device in reversed(kinds.values()))
-    processors = tuple(devices.of(device) for device in present if device.kind == "cpu")
-    return accelerators or processors[:1] or (devices.find("cpu"),)
+def judge_again(report: Report, *, gpus: Sequence[str]) -> Report:
+    """A saved report judged for other devices, by the rules and tables of this version.
+
+    Args:
+        report: its runs, figures and facts stay.
+        gpus: devices to advise for, the first one foremost.
+
+    Raises:
+        UsageError: a GPU name that is not known.
+    """
+    return judge(report.measurements, gpus=tuple(gpus), version=report.precheck_version)

@@ -79,6 +79,8 @@ def _gravest(
 def _without_an_answer(trace: RunTrace, *, runs: Sequence[RunTrace]) -> tuple[Verdict, str] | None:
     """Verdict and reason of a run whose output says nothing; None where it does."""
     reference = reference_of(trace, runs=runs)
+    if not trace.is_finished:
+        return Verdict.INCOMPLETE, trace.failure or "the scan ended early"
     if trace.failure is not None:
         # Libraries go on to what to report where; the whole text stays in ``failure``.
         return Verdict.FAILED, first_sentence(trace.failure)

@@ -97,12 +97,12 @@ class Gathered:
         self.break_off(error.message)
 
     def break_off(self, reason: str) -> None:
-        """Makes the scan incomplete: runs that have not broken so far count as failed."""
+        """Makes the scan incomplete, and the runs that have not broken so far."""
         self.incomplete_reason = reason
         for runs in self.totals.values():
             for run in runs:
-                if not run.reaches_output:
-                    run.failure = run.failure or reason
+                if not run.reaches_output and run.failure is None:
+                    run.failure, run.is_finished = reason, False
 
 
 def measurements(prepared: Prepared, inputs: Inputs, gathered: Gathered) -> Measurements:

@@ -69,7 +69,7 @@ def prepare(subject: Subject, request: Request, *, device: str) -> Iterator[Prep
             models,
             dtypes=request.dtypes,
             attn_implementations=request.attn_implementations,
-            required=request.required or _deployed(subject, default),
+            required=_required(subject, request, default),
             device=device,
             accumulations=_accumulations(subject, request),
         )
@@ -100,8 +100,15 @@ def _accumulations(subject: Subject, request: Request) -> frozenset[Accumulation
     return frozenset(Accumulation if subject.may_add_up_in_float16 else {Accumulation.FLOAT32})
 
 
-def _deployed(subject: Subject, default_attention: str) -> tuple[Configuration, ...]:
-    """What ``from_pretrained(dtype="auto")`` would run: the gate's configuration."""
+def _required(
+    subject: Subject, request: Request, default_attention: str
+) -> tuple[Configuration, ...]:
+    """What the gate judges: what was required, else what ``from_pretrained(dtype="auto")`` runs."""
+    if request.required:
+        return tuple(
+            configuration.with_attention(configuration.attn_implementation or default_attention)
+            for configuration in request.required
+        )
     dtype = deployed_dtype(subject.declared_dtype, subject.tensor_dtypes)
     configuration = deployed_configuration(dtype, attn_implementation=default_attention)
     return () if configuration is None else (configuration,)

@@ -66,6 +66,6 @@ def check_request(request: Request, *, trust_remote_code: bool) -> None:
         UsageError: an unknown attention implementation, or a device that this machine lacks.
     """
     required = (configuration.attn_implementation for configuration in request.required)
-    for name in (*(request.attn_implementations or ()), *required):
+    for name in (*(request.attn_implementations or ()), *filter(None, required)):
         check_attention_name(name, trust_remote_code=trust_remote_code)
     resolve_device(request.device)

@@ -38,15 +38,15 @@ class Configuration:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The configuration written as ``DTYPE+ATTN``.
+        """The configuration written as ``DTYPE+ATTN``, or ``DTYPE`` for the default attention.
 
         Raises:
             UsageError: it is not written so, or there is no such dtype.
         """
         dtype, plus, attn = (part.strip() for part in text.partition("+"))
-        if not (dtype and plus and attn):
+        if not dtype or (plus and not attn):
             raise UsageError(
-                f"configuration not understood: {text!r} (expected DTYPE+ATTN)",
+                f"configuration not understood: {text!r} (expected DTYPE+ATTN or DTYPE)",
                 hint="write it like --require float16+sdpa",
             )
         return cls(dtype=Dtype.named(dtype), attn_implementation=attn)

@@ -29,6 +29,8 @@ class Verdict(StrEnum):
     """What a run amounts to; the first that holds, gravest first."""
 
     FAILED = "failed"
+    INCOMPLETE = "incomplete"
+    """The scan ended before the run did, and nothing had overflowed until then."""
     OVERFLOW = "overflow"
     DEGRADED = "degraded"
     ABSORBED = "absorbed"
@@ -36,6 +38,16 @@ class Verdict(StrEnum):
     SAFE = "safe"
 
 
+VERBS = {
+    Verdict.FAILED: "could not be run",
+    Verdict.INCOMPLETE: "is incomplete",
+    Verdict.OVERFLOW: "overflows",
+    Verdict.DEGRADED: "loses accuracy",
+    Verdict.ABSORBED: "absorbs an overflow",
+    Verdict.LOW_HEADROOM: "has less than one bit of headroom",
+    Verdict.SAFE: "is safe",
+}
+"""What a run with the verdict does."""
 USABLE = frozenset({Verdict.SAFE, Verdict.LOW_HEADROOM, Verdict.ABSORBED})
 """Verdicts of runs that answer as float32 does."""
 

@@ -23,18 +23,22 @@ def plain(record: object) -> dict[str, Any]:
     return fields
 
 
-def within_bounds(part: Any, *, depth: int = 0) -> Any:
+def within_bounds(settings: dict[str, Any] | None) -> dict[str, Any] | None:
     """A checkpoint's own settings as a record can hold them.
 
     Integers beyond ``LARGEST`` become text, and what is nested deeper than a report can be is
     left out.
     """
+    return None if settings is None else {key: _bounded(settings[key], 1) for key in settings}
+
+
+def _bounded(part: object, depth: int) -> object:
     if isinstance(part, dict | list) and depth > DEEPEST // 2:
         return None
     if isinstance(part, dict):
-        return {str(key): within_bounds(value, depth=depth + 1) for key, value in part.items()}
+        return {str(key): _bounded(value, depth + 1) for key, value in part.items()}
     if isinstance(part, list):
-        return [within_bounds(value, depth=depth + 1) for value in part]
+        return [_bounded(value, depth + 1) for value in part]
     return str(part) if isinstance(part, int) and abs(part) > LARGEST else part
 
 

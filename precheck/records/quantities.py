@@ -35,6 +35,17 @@ def bits(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}"  # noqa: PLR2004  three digits
 
 
+def times(ratio: float) -> str:
+    """How many times larger one value is; what is larger never looks equal.
+
+    >>> times(3.519), times(1.0224), times(1.00004), times(120.0), times(0.5)
+    ('3.5x', '1.02x', '1.00004x', '120x', '0.5x')
+    """
+    texts = (f"{ratio:.{digits}g}" for digits in range(2, 18))
+    text = next((text for text in texts if ratio <= 1 or float(text) > 1), "1")
+    return f"{magnitude(ratio) if 'e' in text else text}x"
+
+
 def percent(share: float) -> str:
     """A share of one; only what is exactly none or all is written as 0% or 100%.
 

@@ -11,7 +11,7 @@ from precheck.errors import ReportError
 from precheck.records.advice import Recommendation
 from precheck.records.answers import Embedding
 from precheck.records.configuration import Configuration
-from precheck.records.finding import Finding, Verdict
+from precheck.records.finding import VERBS, Finding, Verdict
 from precheck.records.plain import check_bounds
 from precheck.records.plain import plain as plain_data
 from precheck.records.precision import Dtype
@@ -228,6 +228,16 @@ class Run(RunTrace):
     reason: str | None = None
     first_overflow: Overflow | None = None
 
+    @property
+    def outcome(self) -> str:
+        """What happens, behind the run's name: ``overflows in layer 3: ...``."""
+        first = self.first_overflow
+        words = VERBS[self.verdict]
+        if self.verdict is Verdict.OVERFLOW and first is not None and first.place:
+            words += f" in {first.place}"
+        is_told = self.verdict not in {Verdict.SAFE, Verdict.INCOMPLETE} and self.reason
+        return f"{words}: {self.reason}" if is_told else words
+
     @classmethod
     def judged(
         cls,
@@ -277,6 +287,11 @@ class Report:
         from precheck.render.formats.notebook import framed  # noqa: PLC0415
 
         return framed(self)
+
+    @property
+    def measurements(self) -> Measurements:
+        """What was measured, as it was before it was judged."""
+        return Measurements(**{row.name: getattr(self, row.name) for row in fields(Measurements)})
 
     @property
     def recommendations(self) -> tuple[Recommendation, ...]:

@@ -62,6 +62,14 @@ class Overflow:
         return self.reference_abs_max is not None and self.reference_abs_max > self.limit
 
     @property
+    def place(self) -> str | None:
+        """``layer 3``, with its part where that is not the decoder; None outside all layers."""
+        if self.layer is None:
+            return None
+        part = "" if self.section is Section.DECODER else f"{self.section} "
+        return f"{part}layer {self.layer}"
+
+    @property
     def event(self) -> str:
         """What happened, in words."""
         if self.mechanism is Mechanism.MASK and not self.is_out_of_range:
@@ -195,6 +203,8 @@ class RunTrace:
     stopped_after: str | None = None
     """Module after which the run was NaN everywhere and stopped."""
     failure: str | None = None
+    is_finished: bool = True
+    """False where the scan ended before the run did; ``failure`` says why."""
     overflows: tuple[Overflow, ...] = ()
     """One row per (module, op, source), in model order."""
     reaches_output: bool = False

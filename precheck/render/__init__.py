@@ -8,18 +8,28 @@ from typing import TYPE_CHECKING, Protocol
 
 from precheck.render.formats.baseline_report import BaselineReport
 from precheck.render.formats.console_report import ConsoleReport, render_console
+from precheck.render.formats.github_report import GithubReport
 from precheck.render.formats.html_report import HtmlReport
 from precheck.render.formats.json_report import JsonReport
 from precheck.render.formats.markdown_report import MarkdownReport
 from precheck.render.formats.model_card import ModelCard
 from precheck.render.formats.sarif_report import SarifReport
+from precheck.render.screens.brief import render_brief, render_verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from precheck.records.report import Report
 
-__all__ = ["RENDERERS", "SUFFIXES", "Format", "Renderer", "render_console"]
+__all__ = [
+    "RENDERERS",
+    "SUFFIXES",
+    "Format",
+    "Renderer",
+    "render_brief",
+    "render_console",
+    "render_verdict",
+]
 
 
 class Format(StrEnum):
@@ -32,6 +42,7 @@ class Format(StrEnum):
     SARIF = "sarif"
     CARD = "card"
     BASELINE = "baseline"
+    GITHUB = "github"
 
     @property
     def is_public(self) -> bool:
@@ -59,6 +70,7 @@ RENDERERS: Mapping[Format, Renderer] = MappingProxyType(
         Format.SARIF: SarifReport(),
         Format.CARD: ModelCard(),
         Format.BASELINE: BaselineReport(),
+        Format.GITHUB: GithubReport(),
     }
 )
 
@@ -66,7 +78,8 @@ SUFFIXES: Mapping[str, Format] = MappingProxyType(
     {
         renderer.extension: format_
         for format_, renderer in RENDERERS.items()
-        if format_ is not Format.CARD  # Markdown too: --card FILE
+        # the card is Markdown too: --card FILE; annotations are read from stdout
+        if format_ not in {Format.CARD, Format.GITHUB}
     }
 )
 """The format that a file's suffix chooses."""

@@ -8,11 +8,13 @@ import pytest
 from precheck.judge import judge
 from precheck.judge.gate import FailOn, gate
 from precheck.records.configuration import Configuration
-from precheck.records.finding import Verdict
+from precheck.records.finding import VERBS, Verdict
+from precheck.records.gate import Outcome
 from precheck.records.precision import Dtype
 from precheck.records.report import CheckpointAudit
 from precheck.records.stored import TensorFault
 from tests import hand_made
+from tests.judge import stories
 
 if TYPE_CHECKING:
     from precheck.records.report import Measurements, Report
@@ -32,7 +34,7 @@ QWEN2 = judged(hand_made.qwen2_eager())
 def test_the_declared_dtype_with_the_default_attention_is_gated() -> None:
     outcome = gate(QWEN2, fail_on=FailOn.ERROR)
     assert outcome.holds
-    assert outcome.reasons == ("bfloat16 + sdpa: safe.",)
+    assert outcome.reasons == ("bfloat16 + sdpa is safe",)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_what_was_not_measured_does_not_pass() -> None:
     required = (configuration("float16", "flash_attention_2"),)
     outcome = gate(QWEN2, require=required, fail_on=FailOn.ERROR)
     assert not outcome.holds
-    assert outcome.reasons == ("float16 + flash_attention_2 was not measured.",)
+    assert outcome.reasons == ("float16 + flash_attention_2 was not measured",)
 
 
 def test_a_requirement_matches_what_was_asked_for_or_what_was_used() -> None:
@@ -123,7 +125,7 @@ def test_a_float32_run_that_is_not_finite_is_rejected() -> None:
 def test_without_a_declared_dtype_the_stored_one_is_gated() -> None:
     scan = hand_made.qwen2_eager()
     scan = replace(scan, model=replace(scan.model, declared_dtype=None))
-    assert gate(judged(scan), fail_on=FailOn.ERROR).reasons == ("bfloat16 + sdpa: safe.",)
+    assert gate(judged(scan), fail_on=FailOn.ERROR).reasons == ("bfloat16 + sdpa is safe",)
 
 
 def test_a_dtype_that_is_not_measured_asks_for_a_requirement() -> None:
@@ -141,7 +143,7 @@ def test_without_a_known_default_every_run_of_the_dtype_is_gated() -> None:
     scan = replace(scan, model=replace(scan.model, default_attn_implementation=None))
     outcome = gate(judged(scan), fail_on=FailOn.ERROR)
     assert not outcome.holds
-    assert "bfloat16 + eager: degraded" in outcome.reasons[0]
+    assert "bfloat16 + eager loses accuracy" in outcome.reasons[0]
 
 
 def test_never_rejects_nothing() -> None:
@@ -196,6 +198,118 @@ def test_a_saved_run_that_contradicts_itself_is_not_trusted(why: str, verdict: V
     )
     outcome = gate(replace(QWEN2, runs=runs), fail_on=FailOn.ERROR)
     assert not outcome.holds
-    assert outcome.reasons == (
-        f"bfloat16 + sdpa: {verdict.replace('_', ' ')}, but {why}: scan again.",
+    assert outcome.reasons == (f"bfloat16 + sdpa {VERBS[verdict]}, but {why}: scan again",)
+
+
+def on(gpu: str, measurements: Measurements) -> Report:
+    return judge(measurements, gpus=(gpu,), version="0.1.0")
+
+
+def test_a_gpu_that_is_named_is_what_the_gate_is_about() -> None:
+    t4 = gate(on("T4", hand_made.qwen2_eager()), fail_on=FailOn.ERROR)
+    assert t4.outcome is Outcome.FAIL
+    assert t4.line.startswith(
+        "FAIL: bfloat16 + sdpa on T4 should not be used: bfloat16 is only emu"
     )
+    a100 = gate(on("A100", hand_made.qwen2_eager()), fail_on=FailOn.ERROR)
+    assert a100.line == "PASS: bfloat16 + sdpa on A100 is safe"
+
+
+def test_every_gpu_that_is_named_has_to_pass() -> None:
+    report = judge(hand_made.qwen2_eager(), gpus=("A100", "T4"), version="0.1.0")
+    outcome = gate(report, fail_on=FailOn.ERROR)
+    assert [(each.device, each.holds) for each in outcome.deployments] == [
+        ("A100", True),
+        ("T4", False),
+    ]
+    assert not outcome.holds
+    assert gate(report, require=(configuration("float16", "sdpa"),), fail_on=FailOn.ERROR).holds
+
+
+@pytest.mark.parametrize("gpu", ["T4", "V100", "A100", "H100", "RTX 3090", "sm_75", "M2 Max"])
+def test_the_gate_and_the_advice_agree_on_a_gpu(gpu: str) -> None:
+    for scan in (hand_made.qwen2_eager(), hand_made.measurements(), stories.gemma3()):
+        report = on(gpu, scan)
+        advised = report.recommendation
+        assert advised is not None
+        if advised.dtype is None:
+            continue
+        chosen = Configuration.of(advised)
+        assert gate(report, require=(chosen,), fail_on=FailOn.ERROR).holds
+
+
+def test_the_usual_gpus_that_nobody_named_are_not_gated() -> None:
+    outcome = gate(QWEN2, fail_on=FailOn.ERROR)
+    assert [each.device for each in outcome.deployments] == [None]
+
+
+def test_a_dtype_alone_is_required_with_the_default_attention() -> None:
+    outcome = gate(QWEN2, require=(Configuration.parse("float16"),), fail_on=FailOn.ERROR)
+    assert outcome.line == "PASS: float16 + sdpa is safe"
+
+
+@pytest.mark.parametrize(
+    ("required", "line"),
+    [
+        ("float16+sdpa", "FAIL: float16 + sdpa overflows, documented: "),
+        ("float16", "FAIL: float16 + "),
+        ("bfloat16", "PASS: bfloat16 + "),
+        ("float32+eager", "PASS: float32 + eager has no known problem (static check only, not mea"),
+    ],
+)
+def test_without_runs_what_is_documented_of_the_required_one_counts(
+    required: str, line: str
+) -> None:
+    gemma = judged(stories.static())
+    assert gemma.is_static
+    outcome = gate(gemma, require=(Configuration.parse(required),), fail_on=FailOn.ERROR)
+    assert outcome.line.startswith(line)
+
+
+def test_a_stored_weight_beyond_float16_fails_float16_without_a_run() -> None:
+    beyond = CheckpointAudit(
+        out_of_float16_range=(TensorFault(name="model.norm.weight", num_elements=1, abs_max=1e5),)
+    )
+    scan = replace(hand_made.measurements(), checkpoint=beyond, runs=(), is_static=True)
+    required = (configuration("float16", "sdpa"),)
+    outcome = gate(judged(scan), require=required, fail_on=FailOn.ERROR)
+    assert "model.norm.weight is stored beyond float16's range" in outcome.line
+    assert outcome.outcome is Outcome.FAIL
+
+
+def stopped_early(*, layers: int) -> Report:
+    scan = hand_made.measurements()
+    runs = tuple(
+        replace(
+            run,
+            failure="interrupted",
+            is_finished=False,
+            layers=run.layers[:layers],
+            logits=None,
+        )
+        for run in scan.runs
+    )
+    return judged(replace(scan, runs=runs, complete=False, incomplete_reason="interrupted"))
+
+
+@pytest.mark.parametrize("fail_on", list(FailOn))
+def test_what_was_stopped_is_incomplete_and_not_failed(fail_on: FailOn) -> None:
+    report = stopped_early(layers=2)
+    assert {run.verdict for run in report.runs} == {Verdict.INCOMPLETE}
+    assert "PC402" not in {finding.code for finding in report.findings}
+    num_layers = report.model.num_decoder_layers
+    assert gate(report, fail_on=fail_on).line == (
+        f"INCOMPLETE: stopped after layer 2 of {num_layers}, no verdict (interrupted)"
+    )
+
+
+def test_what_was_stopped_before_the_first_layer_measured_nothing() -> None:
+    line = gate(stopped_early(layers=0), fail_on=FailOn.ERROR).line
+    assert line == "INCOMPLETE: nothing was measured, no verdict (interrupted)"
+
+
+def test_an_overflow_that_was_seen_before_the_end_stays_one() -> None:
+    scan = hand_made.qwen2_eager()
+    report = judged(replace(scan, complete=False, incomplete_reason="interrupted"))
+    assert Verdict.OVERFLOW in {run.verdict for run in report.runs}
+    assert gate(report, fail_on=FailOn.ERROR).outcome is Outcome.INCOMPLETE

@@ -9,6 +9,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import jsonschema
 import pytest
@@ -18,6 +19,7 @@ from markdown_it import MarkdownIt
 
 from precheck.judge import judge
 from precheck.judge.baseline import accept, read_baseline
+from precheck.records.finding import Verdict
 from precheck.records.traces import LayerTrace, Section
 from precheck.render import RENDERERS, SUFFIXES, Format
 from precheck.render.formats.markdown_report import LIMIT
@@ -44,11 +46,17 @@ LOOKS = re.compile(r"<(svg|style)\b.*?</\1>", re.DOTALL)
 
 
 @pytest.mark.parametrize("story", list(REPORTS))
-@pytest.mark.parametrize("written_as", [Format.MARKDOWN, Format.SARIF, Format.CARD])
-def test_the_file_is_as_it_was_last_approved(story: str, written_as: Format) -> None:
-    text = RENDERERS[written_as].render(REPORTS[story])
-    suffix = "card.md" if written_as is Format.CARD else RENDERERS[written_as].extension[1:]
-    assert_golden(text, f"{story}.{suffix}")
+@pytest.mark.parametrize(
+    ("written_as", "suffix"),
+    [
+        (Format.MARKDOWN, "md"),
+        (Format.SARIF, "sarif"),
+        (Format.CARD, "card.md"),
+        (Format.GITHUB, "github.txt"),
+    ],
+)
+def test_the_file_is_as_it_was_last_approved(story: str, written_as: Format, suffix: str) -> None:
+    assert_golden(RENDERERS[written_as].render(REPORTS[story]), f"{story}.{suffix}")
 
 
 @pytest.mark.parametrize("story", list(REPORTS))
@@ -63,7 +71,7 @@ def test_the_baseline_is_as_it_was_last_approved() -> None:
 
 
 def test_each_suffix_chooses_one_format() -> None:
-    assert set(SUFFIXES.values()) == set(Format) - {Format.CARD}
+    assert set(SUFFIXES.values()) == set(Format) - {Format.CARD, Format.GITHUB}
 
 
 @pytest.mark.parametrize("written_as", list(Format))
@@ -261,7 +269,67 @@ def test_the_card_is_read_by_the_hub_library(story: str) -> None:
     assert card.data.get("tags") == ["precheck"]
     assert "## Numerical range and precision" in card.text
     page = _Page(MarkdownIt("gfm-like", {"linkify": False}).render(card.text))
-    assert not {"script", "img", "a"} & set(page.tags)
+    assert not {"script", "a"} & set(page.tags)
+    loaded = [value or "" for name, value in page.attributes if name == "src"]
+    assert len(loaded) <= 1
+    assert all(re.fullmatch(BADGE, each) for each in loaded)
+
+
+BADGE = r"https://img\.shields\.io/badge/precheck-([\w.%~]|--)+-(brightgreen|yellow|red)"
+
+
+def badge(report: Report) -> str | None:
+    text = RENDERERS[Format.CARD].render(report)
+    found = re.search(rf"!\[precheck: [^\n]+\]\({BADGE}\)", text)
+    return found[0] if found else None
+
+
+def deployed_is(verdict: Verdict, *, attn_implementation: str = "sdpa") -> Report:
+    report = REPORTS["all-safe"]
+    runs = tuple(
+        replace(
+            run,
+            verdict=verdict,
+            attn_implementation=attn_implementation,
+            requested_attn_implementation=attn_implementation,
+        )
+        if report.model.deployed == run.configuration
+        else run
+        for run in report.runs
+    )
+    model = replace(report.model, default_attn_implementation=attn_implementation)
+    return replace(report, runs=runs, model=model)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "end"),
+    [
+        (Verdict.SAFE, "safe-brightgreen)"),
+        (Verdict.LOW_HEADROOM, "low%20headroom-yellow)"),
+        (Verdict.OVERFLOW, "overflow-red)"),
+    ],
+)
+def test_the_badge_is_the_verdict_of_a_plain_load(verdict: Verdict, end: str) -> None:
+    shown = badge(deployed_is(verdict))
+    assert shown is not None
+    assert shown.endswith(f"/badge/precheck-bfloat16%20%2B%20sdpa%20{end}")
+
+
+@pytest.mark.parametrize("name", ["a-b_c", "x](http://evil.example)", "a/b?c#d", "上海", "%2B"])
+def test_any_attention_is_text_in_the_badge(name: str) -> None:
+    shown = badge(deployed_is(Verdict.SAFE, attn_implementation=name))
+    assert shown is not None
+    part = shown.partition("/badge/precheck-")[2].removesuffix("-brightgreen)")
+    assert unquote(part.replace("--", "-").replace("__", "_")) == f"bfloat16 + {name} safe"
+
+
+def test_no_badge_for_what_was_not_measured_or_is_broken() -> None:
+    safe = deployed_is(Verdict.SAFE)
+    assert badge(safe)
+    assert badge(replace(safe, complete=False)) is None
+    assert badge(replace(safe, runs=())) is None
+    assert badge(REPORTS["broken-checkpoint"]) is None
+    assert badge(REPORTS["static-on-t4"]) is None
 
 
 def test_the_card_tells_the_maximum_of_each_configuration_and_where() -> None:

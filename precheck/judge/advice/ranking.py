@@ -11,7 +11,7 @@ from precheck.judge.advice.closeness import distances
 from precheck.judge.devices.fit import does_not_fit, fit
 from precheck.judge.devices.standing import lacks_attention, lacks_dtype
 from precheck.judge.thresholds import PREFER_FLOAT16
-from precheck.records.finding import USABLE, Verdict
+from precheck.records.finding import USABLE, VERBS, Verdict
 from precheck.records.precision import Dtype
 from precheck.records.quantities import bits
 from precheck.records.tightest import tightest
@@ -23,15 +23,6 @@ if TYPE_CHECKING:
     from precheck.records.report import Run
 
 _GRAVITY = {verdict: gravity for gravity, verdict in enumerate(reversed(Verdict))}
-
-VERDICT_WORDS = {
-    Verdict.FAILED: "could not be run",
-    Verdict.OVERFLOW: "overflows",
-    Verdict.DEGRADED: "loses accuracy",
-    Verdict.ABSORBED: "absorbs an overflow",
-    Verdict.LOW_HEADROOM: "has little headroom",
-    Verdict.SAFE: "safe",
-}
 
 
 class Rank(NamedTuple):
@@ -66,7 +57,7 @@ def gravest_runs(evidence: Evidence) -> dict[Configuration, Run]:
 def why_not(evidence: Evidence, run: Run, device: Hardware) -> str | None:
     """Why this run's configuration cannot be used on the device at all."""
     if run.verdict not in USABLE:
-        return f"{VERDICT_WORDS[run.verdict]}; {run.reason}"
+        return f"{VERBS[run.verdict]}; {run.reason}"
     dtype = lacks_dtype(evidence, run.configuration, device=device)
     attention = lacks_attention(evidence, run.configuration, device=device)
     return dtype or (f"{run.attn_implementation} {attention}" if attention else None)
@@ -139,7 +130,7 @@ def worse(
 def _worse_verdict(other: Run, chosen: Configuration, *, why_bfloat16: str) -> str:
     if other.verdict is Verdict.LOW_HEADROOM and why_bfloat16:
         return f"usable; {why_bfloat16}"
-    return f"{VERDICT_WORDS[other.verdict]}; {chosen} does not"
+    return f"{VERBS[other.verdict]}; {chosen} does not"
 
 
 def _worse_attention(other: str, chosen: str) -> str:

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 
 from precheck.facts import devices
 from precheck.facts.hardware import Hardware, Support
-from precheck.judge.advice.ranking import VERDICT_WORDS, gravest_runs, rank_of, why_not, worse
+from precheck.judge.advice.ranking import gravest_runs, rank_of, why_not, worse
 from precheck.judge.advice.remedies import remedies
 from precheck.judge.devices.attention_options import attention_options
 from precheck.judge.devices.engines import engine_advice
@@ -42,7 +42,7 @@ from precheck.judge.findings import checkpoint
 from precheck.records.advice import Recommendation, Rejected
 from precheck.records.attention import as_argument
 from precheck.records.configuration import Configuration
-from precheck.records.finding import Confidence, Verdict
+from precheck.records.finding import VERBS, Confidence, Verdict
 from precheck.records.loss import loss
 from precheck.records.precision import Arithmetic, Dtype
 from precheck.records.quantities import bits, listed, magnitude, python_string
@@ -178,7 +178,8 @@ def _reasons(evidence: Evidence, run: Run, *, device: Hardware) -> tuple[str, ..
     figures = loss(run).sentence
     tight = tightest(measurements.headroom, run.configuration)
     longest = measurements.coverage.longest_probe_tokens
-    reasons = [f"{VERDICT_WORDS[run.verdict]}{f': {run.reason}' if run.reason else ''}"]
+    verdict = VERBS[run.verdict].removeprefix("is ")
+    reasons = [f"{verdict}{f': {run.reason}' if run.reason else ''}"]
     if run.verdict is not Verdict.ABSORBED and figures and not run.dtype.is_reference:
         reasons.append(figures)
     if tight is not None and run.verdict is Verdict.SAFE and run.dtype is Dtype.FLOAT16:

@@ -39,6 +39,14 @@ def causes(first: Report, second: Report, pairs: list[Pair]) -> Iterator[str]:
     if models[0] != models[1]:
         yield f"They are about different models: {models[0]}, {models[1]}."
         return
+    incomplete = [
+        f"The {which} scan is incomplete ({report.incomplete_reason or 'it ended early'})"
+        for which, report in (("first", first), ("second", second))
+        if not report.complete
+    ]
+    if incomplete:
+        yield f"{'. '.join(incomplete)}. What it did not reach differs for that reason only."
+        return
     references = [pair for pair in pairs if pair.first.configuration.is_reference]
     rescaled = _rescaled(first, second, references)
     if rescaled is not None:

@@ -13,7 +13,7 @@ from precheck.judge.devices.standing import Standing, standing
 from precheck.judge.prediction import FUSED, PRODUCTS
 from precheck.records.advice import EngineAdvice
 from precheck.records.configuration import Configuration
-from precheck.records.finding import Confidence, Verdict
+from precheck.records.finding import USABLE, VERBS, Confidence
 from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
     from precheck.records.report import ModelFacts
 
 _LLAMA_CPP_TYPES = {Dtype.FLOAT16: "f16", Dtype.BFLOAT16: "bf16", Dtype.FLOAT32: "f32"}
-
-_EFFECTS = {
-    Verdict.OVERFLOW: "overflows",
-    Verdict.DEGRADED: "loses accuracy",
-    Verdict.FAILED: "could not be run",
-}
 
 
 class Default(NamedTuple):
@@ -288,7 +282,7 @@ def _effect(evidence: Evidence, outcome: Standing | None) -> str:
         return ": not measured"
     if verdict is None:
         return f": {outcome.prediction.why}"
-    return f": {_EFFECTS[verdict]}" if verdict in _EFFECTS else ""
+    return "" if verdict in USABLE else f": {VERBS[verdict]}"
 
 
 def _emulated(dtype: Dtype | None, device: Hardware) -> str:

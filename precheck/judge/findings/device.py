@@ -121,7 +121,7 @@ def could_not_run(evidence: Evidence) -> Iterator[Finding]:
     """Configurations that were asked for and could not be run."""
     reasons: dict[str, list[int]] = {}
     for index, run in enumerate(evidence.runs):
-        if run.failure is not None:
+        if run.failure is not None and run.is_finished:
             reasons.setdefault(run.failure, []).append(index)
     for failure, runs in reasons.items():
         names = ", ".join(

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from rich.text import Text
 
-from precheck.records.finding import USABLE
+from precheck.records.finding import USABLE, Severity, Verdict
 from precheck.records.precision import Accumulation
 from precheck.records.quantities import bits, counted, magnitude
 from precheck.records.tightest import tightest
@@ -27,6 +28,17 @@ if TYPE_CHECKING:
 
     from precheck.records.report import Report, Run
     from precheck.records.traces import LayerTrace
+
+_BADGE = "https://img.shields.io/badge"
+"""**Source**: https://shields.io/badges/static-badge"""
+_COLOURS = {
+    Verdict.SAFE: "brightgreen",
+    Verdict.LOW_HEADROOM: "yellow",
+    Verdict.ABSORBED: "yellow",
+    Verdict.DEGRADED: "red",
+    Verdict.OVERFLOW: "red",
+    Verdict.FAILED: "red",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +78,43 @@ def _metadata(report: Report) -> ModelCardData:
 
 def _sections(report: Report) -> Iterator[str]:
     yield "## Numerical range and precision"
+    yield from _badge(report)
     yield _safe(report)
     if report.runs:
         yield markdown.table(_columns(report))
     yield _how(report)
+
+
+def _badge(report: Report) -> Iterator[str]:
+    """The verdict of what a plain load would run, as a picture.
+
+    None where nothing was measured of it, or where its weights are broken in every dtype.
+    """
+    is_broken = any(
+        finding.severity is Severity.ERROR and finding.code.startswith("PC5")
+        for finding in report.findings
+    )
+    runs = [run for run in report.runs if _is_deployed(report, run)]
+    if runs and report.complete and not is_broken:
+        gravest = min(runs, key=lambda run: list(Verdict).index(run.verdict))
+        words = f"{gravest.name} {gravest.verdict.replace('_', ' ')}"
+        address = f"{_BADGE}/precheck-{_badge_text(words)}-{_COLOURS[gravest.verdict]}"
+        yield f"![precheck: {markdown.prose(words)}]({address})"
+
+
+def _is_deployed(report: Report, run: Run) -> bool:
+    """Whether a plain load would run it; with any attention where the default is not known."""
+    any_attention = run.configuration.with_attention("")
+    return report.model.deployed in {run.requested, run.configuration, any_attention}
+
+
+def _badge_text(words: str) -> str:
+    """Words as a part of the badge's address, in which a dash ends a part.
+
+    >>> _badge_text("float16 + flash_attn-2 safe")
+    'float16%20%2B%20flash__attn--2%20safe'
+    """
+    return quote(shown(words).replace("-", "--").replace("_", "__"), safe="")
 
 
 def _safe(report: Report) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from precheck.records.finding import USABLE, Severity, Verdict
+from precheck.records.finding import USABLE, VERBS, Severity, Verdict
 from precheck.records.quantities import counted, listed
-from precheck.records.traces import Section
 from precheck.render.parts.words import shown
 
 if TYPE_CHECKING:
@@ -14,19 +13,16 @@ if TYPE_CHECKING:
 
     from precheck.records.finding import Finding
     from precheck.records.report import Report, Run
-    from precheck.records.traces import Overflow
 
-_SAYS = {
-    Verdict.OVERFLOW: ("overflows", "overflow"),
-    Verdict.DEGRADED: ("loses accuracy", "lose accuracy"),
-    Verdict.FAILED: ("could not be run", "could not be run"),
-    Verdict.ABSORBED: ("absorbs an overflow", "absorb an overflow"),
-    Verdict.LOW_HEADROOM: (
-        "has less than one bit of headroom",
-        "have less than one bit of headroom",
-    ),
+_PLURALS = {
+    Verdict.OVERFLOW: "overflow",
+    Verdict.DEGRADED: "lose accuracy",
+    Verdict.FAILED: "could not be run",
+    Verdict.INCOMPLETE: "are incomplete",
+    Verdict.ABSORBED: "absorb an overflow",
+    Verdict.LOW_HEADROOM: "have less than one bit of headroom",
 }
-"""What one run with the verdict does, and what several do; gravest for a reader first."""
+"""What several runs with the verdict do; gravest for a reader first."""
 
 
 _MEDIA = {
@@ -47,7 +43,7 @@ class Headline(NamedTuple):
 
 def headline(report: Report) -> Headline:
     """One line with the gravest that was found, or that all is well."""
-    broken = _broken(report)
+    broken = broken_checkpoint(report)
     if broken is not None:
         return Headline(Verdict.OVERFLOW, f"BROKEN: {broken.gist}")
     if report.is_static:
@@ -55,15 +51,16 @@ def headline(report: Report) -> Headline:
     if not report.runs:
         return Headline(Verdict.FAILED, "NOTHING WAS MEASURED")
     said = [
-        f"{listed(names, most=2)} {words[len(names) > 1]}{_layers(report, verdict)}"
-        for verdict, words in _SAYS.items()
+        f"{listed(names, most=2)} {words if len(names) > 1 else VERBS[verdict]}"
+        f"{_layers(report, verdict)}"
+        for verdict, words in _PLURALS.items()
         if (names := _names(report, verdict))
     ]
     if not said:
         return Headline(
             Verdict.SAFE, f"SAFE in {_all(len(report.runs))} measured, {_tried(report)}"
         )
-    gravest = next(verdict for verdict in _SAYS if _names(report, verdict))
+    gravest = next(verdict for verdict in _PLURALS if _names(report, verdict))
     return Headline(gravest, "; ".join(said))
 
 
@@ -75,7 +72,7 @@ def scope(report: Report) -> str:
     longest = counted(report.coverage.longest_probe_tokens, "token")
     is_in_headline = headline(report).verdict is Verdict.SAFE
     parts = [probes if is_in_headline else f"not tested beyond {longest} ({probes})"]
-    if _broken(report) is not None:
+    if broken_checkpoint(report) is not None:
         parts = ["the runs only show how broken weights round"]
     elif _usable(report) < len(report.runs):
         runs = counted(len(report.runs), "configuration")
@@ -83,6 +80,11 @@ def scope(report: Report) -> str:
     if not report.complete:
         parts.append(f"INCOMPLETE: {report.incomplete_reason or 'the scan ended early'}")
     return shown("; ".join(parts))
+
+
+def tested(report: Report) -> str:
+    """How far the verdict reaches: ``up to 2,048 of 32,768 tokens (65 probes)``."""
+    return f"{_tried(report)} ({counted(len(report.probes), 'probe')})"
 
 
 def _tried(report: Report) -> str:
@@ -128,7 +130,8 @@ def _static(report: Report) -> Headline:
     return Headline(Verdict.SAFE, f"NOT RUN: nothing is known against {declared}")
 
 
-def _broken(report: Report) -> Finding | None:
+def broken_checkpoint(report: Report) -> Finding | None:
+    """The finding that makes every run of the checkpoint meaningless; None where there is none."""
     return next(
         (
             finding
@@ -149,17 +152,12 @@ def _of(report: Report, verdict: Verdict) -> Iterable[Run]:
 
 
 def _layers(report: Report, verdict: Verdict) -> str:
-    places = {_place(run.first_overflow) for run in _of(report, verdict)}
+    places = {
+        None if run.first_overflow is None else run.first_overflow.place
+        for run in _of(report, verdict)
+    }
     (place, *others) = places
     return "" if others or place is None else f" in {place}"
-
-
-def _place(overflow: Overflow | None) -> str | None:
-    """``layer 3``, and of which part if it is not the decoder's."""
-    if overflow is None or overflow.layer is None:
-        return None
-    part = "" if overflow.section is Section.DECODER else f"{overflow.section} "
-    return f"{part}layer {overflow.layer}"
 
 
 def _usable(report: Report) -> int:

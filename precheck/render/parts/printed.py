@@ -6,6 +6,7 @@ import io
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.text import Text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,5 +36,7 @@ def printed(*renderables: RenderableType, width: int, colour: bool) -> str:
         _environ={},
     )
     for renderable in renderables:
-        console.print(renderable, crop=False)
+        # the console forgets what a text says of itself
+        is_whole = isinstance(renderable, Text) and renderable.no_wrap
+        console.print(renderable, crop=False, soft_wrap=bool(is_whole))
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().split("\n"))

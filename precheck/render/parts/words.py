@@ -21,6 +21,7 @@ class Mark(NamedTuple):
 
 VERDICT_MARKS = {
     Verdict.FAILED: Mark("✗", "red"),
+    Verdict.INCOMPLETE: Mark("?", "yellow"),
     Verdict.OVERFLOW: Mark("✗", "red"),
     Verdict.DEGRADED: Mark("▼", "red"),
     Verdict.ABSORBED: Mark("○", "yellow"),

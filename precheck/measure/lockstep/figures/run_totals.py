@@ -50,6 +50,7 @@ class RunTotals:
     reference_nonfinite: bool = False
     symptom: Symptom | None = None
     failure: str | None = None
+    is_finished: bool = True
     stopped_after: str | None = None
     """The block whose output was NaN everywhere, so that those after it were not computed."""
     sums: SumsTotals = field(default_factory=SumsTotals)
@@ -87,6 +88,7 @@ class RunTotals:
             reference_nonfinite=self.reference_nonfinite or other.reference_nonfinite,
             symptom=self.symptom or other.symptom,
             failure=self.failure or other.failure,
+            is_finished=self.is_finished and other.is_finished,
             stopped_after=self._stopped_after(other),
             sums=self.sums.merge(other.sums),
             num_watched=self.num_watched + other.num_watched,
@@ -139,6 +141,7 @@ class RunTotals:
             partial_sums=self.sums.record,
             experts_implementation=skeleton.experts_implementation,
             failure=self.failure,
+            is_finished=self.is_finished,
             stopped_after=self.stopped_after,
             overflows=self._overflows(broken),
             reaches_output=self.reaches_output or bool(broken and not is_reference),

@@ -44,6 +44,15 @@ class _Loaded:
     parameters: dict[Dtype, dict[str, nn.Parameter]] = field(default_factory=dict)
     buffers: dict[Dtype, list[Tensor]] = field(default_factory=dict)
     """Tensors whose memory the parameters take, besides the stored ones."""
+    parts: dict[tuple[Dtype, int], tuple[nn.Parameter, bool]] = field(default_factory=dict)
+    """Of the large parameter: parts by dtype and first row, and whether each is faulty."""
+    part_buffers: list[Tensor] = field(default_factory=list)
+
+    @property
+    def num_bytes(self) -> int:
+        """What all of it takes."""
+        cast = (tensor for tensors in self.buffers.values() for tensor in tensors)
+        return sum(tensor.nbytes for tensor in (*self.stored.values(), *cast, *self.part_buffers))
 
 
 class ParameterReader:
@@ -171,6 +180,7 @@ class ParameterReader:
             self._buffers.reclaim(*self._current.stored.values())
             for buffers in self._current.buffers.values():
                 self._buffers.reclaim(*buffers)
+            self._buffers.reclaim(*self._current.part_buffers)
         self._current = None
 
     def _drop_next(self) -> None:
@@ -180,14 +190,15 @@ class ParameterReader:
 
     def _make_room(self, loaded: _Loaded, num_bytes: int) -> None:
         """Drops parameters of other dtypes, oldest first, until ``num_bytes`` fit the budget."""
-        next_stored = () if self._next is None else self._next.stored.values()
-        stored = sum(tensor.nbytes for tensor in (*loaded.stored.values(), *next_stored))
         for dtype in list(loaded.parameters):
-            cast = sum(tensor.nbytes for cast in loaded.buffers.values() for tensor in cast)
-            if stored + cast + num_bytes <= self.budget:
+            if self._has_room(loaded, num_bytes):
                 break
             del loaded.parameters[dtype]
             self._buffers.reclaim(*loaded.buffers.pop(dtype))
+
+    def _has_room(self, loaded: _Loaded, num_bytes: int) -> bool:
+        next_bytes = 0 if self._next is None else self._next.num_bytes
+        return loaded.num_bytes + next_bytes + num_bytes <= self.budget
 
     def _convert(
         self,
@@ -247,15 +258,28 @@ class ParameterReader:
         return index.to(ids.device), _parameter(cast), is_faulty
 
     def part(self, conversion: Conversion, dtype: Dtype, rows: slice) -> tuple[nn.Parameter, bool]:
-        """Rows of a parameter, valid until the next part is read, and whether they are faulty."""
+        """Rows of a parameter, valid until the next part is read, and whether they are faulty.
+
+        Where there is room, they are kept for the next run or batch that needs them.
+        """
         self._buffers.reclaim(*self._part)
+        self._part = []
         (source,) = conversion.sources
-        whole = None if self._current is None else self._current.stored.get(source)
+        current = self._current
+        whole = None if current is None else current.stored.get(source)
+        if current is not None and (dtype, rows.start) in current.parts:
+            return current.parts[dtype, rows.start]
         part = self._tensors.read_part(source, rows) if whole is None else whole[rows]
         cast = self._tensors.cast(part, self._parameters.dtype_of(conversion.target, dtype))
         read = [part] if whole is None else []  # a part of a whole tensor is not its own memory
-        self._part = [*read, *([] if cast is part else [cast])]
-        return _parameter(cast), _is_faulty(part, cast, dtype)
+        memory = [*read, *([] if cast is part else [cast])]
+        found = _parameter(cast), _is_faulty(part, cast, dtype)
+        if current is not None and self._has_room(current, sum(each.nbytes for each in memory)):
+            current.parts[dtype, rows.start] = found
+            current.part_buffers += memory
+        else:
+            self._part = memory
+        return found
 
     def audit(self, *, is_complete: bool) -> CheckpointAudit:
         """The audit of what was read so far, or of everything; nothing loaded is used any more."""

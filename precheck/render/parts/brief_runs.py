@@ -1,0 +1,87 @@
+"""A line for each measured configuration; of many, for those that break."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from precheck.records.finding import USABLE, Verdict
+from precheck.records.loss import loss
+from precheck.records.precision import Dtype
+from precheck.records.quantities import bits, counted, first_sentence, nats, percent
+from precheck.records.tightest import tightest
+from precheck.render.parts.words import VERDICT_MARKS, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
+
+    from precheck.records.report import Report, Run
+
+MOST_LINES = 6
+
+
+def run_lines(report: Report) -> Iterator[RenderableType]:
+    """All runs where there are at most six; else the broken ones first, and how many more."""
+    runs = list(report.runs)
+    if len(runs) > MOST_LINES:
+        runs.sort(key=lambda run: run.verdict in USABLE)
+        runs = runs[: MOST_LINES - 1]
+    if not runs:
+        return
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(3):
+        grid.add_column(no_wrap=True, overflow="ellipsis")
+    for run in runs:
+        mark = VERDICT_MARKS[run.verdict]
+        word = Text(run.verdict.replace("_", " "), style=mark.style)
+        name = Text.assemble("  ", (mark.symbol, mark.style), f" {shown(run.name)}")
+        grid.add_row(name, word, Text(shown(_figures(report, run)), style="dim"))
+    yield grid
+    if len(runs) < len(report.runs):
+        more = counted(len(report.runs) - len(runs), "more configuration")
+        yield Text(f"    and {more}: -v", style="dim")
+
+
+def _word(run: Run) -> Text:
+    style = VERDICT_MARKS[run.verdict].style
+    return Text(run.verdict.replace("_", " "), style=style)
+
+
+def _name(run: Run) -> Text:
+    mark = VERDICT_MARKS[run.verdict]
+    return Text.assemble("  ", (mark.symbol, mark.style), f" {shown(run.name)}")
+
+
+def _figures(report: Report, run: Run) -> str:
+    """What the verdict rests on, short enough for the line."""
+    first = run.first_overflow
+    if run.verdict in {Verdict.FAILED, Verdict.INCOMPLETE}:
+        return first_sentence(run.reason or "")
+    if run.verdict is Verdict.OVERFLOW:
+        place = None if first is None else first.place or str(first.section)
+        return ", ".join(
+            filter(None, (place, None if first is None else first.mechanism.replace("_", " ")))
+        )
+    return ", ".join((*_headroom(report, run), *_precision(run)))
+
+
+def _headroom(report: Report, run: Run) -> Iterator[str]:
+    limiting = tightest(report.headroom, run.configuration)
+    if limiting is not None and run.dtype is Dtype.FLOAT16:
+        yield f"{bits(limiting[1])} bits of headroom"
+
+
+def _precision(run: Run) -> Iterator[str]:
+    if run.dtype.is_reference:
+        return
+    figures = loss(run)
+    if figures.kl_divergence is not None:
+        yield f"KL {nats(figures.kl_divergence)}"
+    if run.logits is not None and run.logits.top1_agreement is not None:
+        yield f"top-1 agreement {percent(run.logits.top1_agreement)}"
+    if run.answers is not None and run.answers.error is not None:
+        yield f"error of the answers {percent(run.answers.error)}"
