@@ -16,10 +16,12 @@ from precheck.facts.devices import find, table
 from precheck.facts.findings import explanations
 from precheck.judge import judge
 from precheck.judge.comparison.difference import difference
+from precheck.judge.gate import FailOn, gate
 from precheck.records.outcomes.selftest import Check
 from precheck.render import render_console
 from precheck.render.parts.printed import printed
 from precheck.render.parts.wrapping import Within, labelled, wrapped
+from precheck.render.screens.brief import render_brief
 from precheck.render.screens.devices import render_device
 from precheck.render.screens.difference import render_difference
 from precheck.render.screens.explanation import render_explanation
@@ -32,6 +34,8 @@ from tests.render.wide import too_wide
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from precheck.records.report import Report
 
 ADDRESS = re.compile(r"https?://[^\s)\]]+")
 LONG = "/mnt/models/" + "a-folder-with-a-long-name/" * 4 + "checkpoint"
@@ -95,11 +99,21 @@ def test_sources_of_devices_are_whole(width: int) -> None:
         assert_whole(words, render_device(device, width=width, colour=False))
 
 
-def test_a_long_path_is_whole_in_advice_and_commands() -> None:
+def far_away() -> Report:
     measured = stories.gemma3()
-    report = judge(
-        replace(measured, model=replace(measured.model, id=LONG)), gpus=("T4",), version="1"
-    )
+    model = replace(measured.model, id=LONG)
+    return judge(replace(measured, model=model), gpus=("T4",), version="1")
+
+
+def test_a_long_path_is_whole_in_the_default_output() -> None:
+    report = far_away()
+    gated = gate(report, fail_on=FailOn.ERROR)
+    text = render_brief(report, gated, engine="transformers", width=80, colour=False)
+    assert text.count(LONG) == 3, "which model, what to use, what is next"
+
+
+def test_a_long_path_is_whole_in_advice_and_commands() -> None:
+    report = far_away()
     assert report.recommendation is not None
     commands = [engine.command for engine in report.recommendation.engines if engine.command]
     assert any(LONG in command for command in commands)
