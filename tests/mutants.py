@@ -55,6 +55,7 @@ ANSWERS, TEXTS = (
     "tests/measure/lockstep/figures/test_answers.py",
     "tests/measure/lockstep/figures/test_text_divergence.py",
 )
+CHARTS = "tests/render/test_charts.py"
 REACH = "tests/measure/probes/test_reach.py"
 NAMES, SCALES = "tests/checkpoint/test_names.py", "tests/checkpoint/test_scales.py"
 EXAMINED = ("tests/measure/blame/test_examine.py", "tests/measure/blame/test_silence.py")
@@ -101,6 +102,9 @@ DETECTORS = (
     off("measure/probes/first_tokens.py", "_outliers", "[]", REACH),
     off("measure/probes/context.py", "context_tokens", "0", REACH),
     off("render/parts/headline.py", "_tried", '""', "tests/render/test_console.py"),
+    off("render/parts/charts/culprits.py", "culprits", "[]", CHARTS),
+    off("render/parts/charts/headroom.py", "_got_there", "True", CHARTS),
+    off("render/parts/charts/headroom.py", "_got_there", "False", CHARTS),
     off(
         "judge/findings/live.py",
         "cast_as_a_whole",

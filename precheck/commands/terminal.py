@@ -101,9 +101,7 @@ def _problem_line(event: Announcement | Step) -> None:
 
 def has_colour() -> bool:
     """Whether stdout shows colours or ``FORCE_COLOR`` says so; never with ``NO_COLOR``."""
-    if sys.stdout is None:  # closed by whoever started the process
-        return False
-    console = Console(file=sys.stdout)
+    console = Console()
     return console.color_system is not None and not console.no_color
 
 
@@ -135,7 +133,7 @@ def write_stdout(text: str) -> None:
 
 
 def _write(stream: TextIO | None, text: str) -> None:
-    if stream is None:  # closed, as in has_colour()
+    if stream is None:  # closed by whoever started the process
         return
     try:
         stream.write(text)

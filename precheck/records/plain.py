@@ -1,10 +1,12 @@
-"""A record as plain data."""
+"""A record as plain data, and whether plain data is a report."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import msgspec
+
+from precheck.errors import ReportError
 
 LARGEST = 2**53
 """Beyond it other readers of JSON round integers; no count or size of a model comes near."""
@@ -59,3 +61,34 @@ def check_bounds(tree: object) -> None:
             left.extend((value, f"{path}[{i}]", depth + 1) for i, value in enumerate(part))
         elif isinstance(part, int) and abs(part) > LARGEST:
             raise ValueError(f"an integer of more than {LARGEST:,} - at `{path}`")
+
+
+def check_schema(plain: object, expected: str) -> None:
+    """Nothing, if this is a report of the schema that is expected.
+
+    Raises:
+        ReportError: it is of another schema, or no report at all.
+    """
+    schema = plain.get("schema") if isinstance(plain, dict) else None
+    if (
+        not isinstance(plain, dict)
+        or not isinstance(schema, str)
+        or "precheck_version" not in plain
+    ):
+        raise ReportError(
+            f"not a precheck report (expected an object with schema {expected!r})",
+            hint="write one: precheck scan MODEL -o report.json",
+        )
+    if schema != expected:
+        raise ReportError(
+            f"report schema not readable: {schema!r} (expected {expected!r})",
+            hint=written_by(plain) or "read it with the precheck that wrote it",
+        )
+
+
+def written_by(plain: dict[str, Any]) -> str | None:
+    """Which precheck to read it with; None where the report does not say."""
+    version = plain.get("precheck_version")
+    if not isinstance(version, str):
+        return None
+    return f"precheck {version[:40]} wrote it: read it with that version or a newer one"

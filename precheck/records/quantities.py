@@ -25,11 +25,13 @@ def magnitude(value: float) -> str:
 
 
 def bits(value: float) -> str:
-    """Headroom in bits, its sign always shown where it is not enough.
+    """Headroom in bits; what is missing is never written as nothing.
 
-    >>> bits(1.0), bits(-1.82), bits(112.7)
-    ('1.0', '-1.8', '113')
+    >>> bits(1.0), bits(-1.82), bits(-0.032), bits(112.7)
+    ('1.0', '-1.8', '-0.03', '113')
     """
+    if -0.05 < value < 0:  # noqa: PLR2004  what one decimal would round to 0
+        return f"{value:.1g}"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}"  # noqa: PLR2004  three digits
 
 

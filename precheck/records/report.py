@@ -12,7 +12,7 @@ from precheck.records.advice import Recommendation
 from precheck.records.answers import Embedding
 from precheck.records.configuration import Configuration
 from precheck.records.finding import VERBS, Finding, Verdict
-from precheck.records.plain import check_bounds
+from precheck.records.plain import check_bounds, check_schema, written_by
 from precheck.records.plain import plain as plain_data
 from precheck.records.precision import Dtype
 from precheck.records.sizes import AttentionFacts, CacheSize, Widths
@@ -281,6 +281,13 @@ class Report:
         runs = ", ".join(f"{run.name}: {run.verdict}" for run in self.runs)
         return f"<precheck report on {self.model.id}: {runs or 'nothing was run'}>"
 
+    def _repr_html_(self) -> str:
+        """The HTML report in a frame: what a notebook shows."""
+        # only a notebook asks for it, and records know no renderer otherwise
+        from precheck.render.formats.notebook import framed  # noqa: PLC0415
+
+        return framed(self)
+
     @property
     def measurements(self) -> Measurements:
         """What was measured, as it was before it was judged."""
@@ -307,14 +314,14 @@ class Report:
             ReportError: another major schema, another tool's file, or fields that are missing, of
                 another type, or that point to a run that is not there.
         """
-        _check_schema(plain)
+        check_schema(plain, SCHEMA)
         try:
             check_bounds(plain)
             report = msgspec.convert(plain, cls)
         # UnicodeEncodeError is a ValueError: half a surrogate pair where a word is expected
         except (msgspec.ValidationError, ValueError) as error:
             raise ReportError(
-                f"report not readable: {error}", hint=_written_by(plain) or "scan again"
+                f"report not readable: {error}", hint=written_by(plain) or "scan again"
             ) from error
         runs = range(len(report.runs))
         for number, finding in enumerate(report.findings):
@@ -325,29 +332,3 @@ class Report:
                     hint="scan again; reports are not meant to be edited by hand",
                 )
         return report
-
-
-def _check_schema(plain: object) -> None:
-    schema = plain.get("schema") if isinstance(plain, dict) else None
-    if (
-        not isinstance(plain, dict)
-        or not isinstance(schema, str)
-        or "precheck_version" not in plain
-    ):
-        raise ReportError(
-            f"not a precheck report (expected an object with schema {SCHEMA!r})",
-            hint="write one: precheck scan MODEL -o report.json",
-        )
-    if schema != SCHEMA:
-        raise ReportError(
-            f"report schema not readable: {schema!r} (expected {SCHEMA!r})",
-            hint=_written_by(plain) or "read it with the precheck that wrote it",
-        )
-
-
-def _written_by(plain: dict[str, Any]) -> str | None:
-    """Which precheck to read it with; None where the report does not say."""
-    version = plain.get("precheck_version")
-    if not isinstance(version, str):
-        return None
-    return f"precheck {version[:40]} wrote it: read it with that version or a newer one"

@@ -180,8 +180,8 @@ def test_a_broken_checkpoint_can_be_accepted_too() -> None:
         ('[[accept]]\ncode = "PC301"\n', "reason"),
         ('[[accept]]\ncode = "PC301"\nreason = " "\n', "has no reason"),
         ('[[accept]]\ncode = "PC999"\nreason = "x"\n', "unknown finding code 'PC999'"),
-        ('[[accept]]\ncode = "PC301"\nreason = "x"\nmodul = "y"\n', "unknown key: modul"),
-        ('[[acept]]\ncode = "PC301"\nreason = "x"\n', "unknown key: acept"),
+        ('[[accept]]\ncode = "PC301"\nreason = "x"\nmodul = "y"\n', "unknown field `modul`"),
+        ('[[acept]]\ncode = "PC301"\nreason = "x"\n', "unknown field `acept`"),
     ],
 )
 def test_what_cannot_be_understood_is_refused(text: str, said: str) -> None:

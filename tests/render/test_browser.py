@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import NoAlertPresentException
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
@@ -244,6 +246,59 @@ def test_it_prints_what_is_folded_too(browser: Chrome, pages: Path) -> None:
         prefer(browser)
     printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
     assert base64.b64decode(printed["data"]).startswith(b"%PDF-")
+
+
+_NOTEBOOK = """<!doctype html>
+<title>A notebook</title>
+<style>table, svg, h1 {{ display: none }} p {{ color: rgb(1, 2, 3) }}</style>
+<p id="before">before</p>
+<table id="own"><tr><td>a table of the notebook</td></tr></table>
+{report}
+"""
+
+
+@pytest.mark.parametrize("name", ["qwen2-eager", "evil"])
+def test_in_a_notebook_neither_page_touches_the_other(
+    browser: Chrome, tmp_path: Path, name: str
+) -> None:
+    fragment = STORIES[name]._repr_html_()
+    page = tmp_path / "notebook.html"
+    page.write_text(_NOTEBOOK.format(report=fragment), encoding="utf-8")
+    opened(browser, tmp_path, "notebook")
+    prefer(browser)
+    own = "return getComputedStyle(document.getElementById(arguments[0])).{}"
+    assert browser.execute_script(own.format("color"), "before") == "rgb(1, 2, 3)"
+    assert browser.execute_script(own.format("display"), "own") == "none"
+    assert script(browser, "return document.scripts.length") == 0
+    frame = browser.find_element(By.TAG_NAME, "iframe")
+    assert frame.size["height"] > 600
+    assert frame.size["width"] > 1100
+    browser.switch_to.frame(frame)
+    try:
+        heading = browser.find_element(By.TAG_NAME, "h1")
+        assert heading.text.startswith("✗ ")
+        assert heading.is_displayed()
+        assert all(each.is_displayed() for each in browser.find_elements(By.TAG_NAME, "svg"))
+        assert browser.find_element(By.CSS_SELECTOR, "main table").is_displayed()
+    finally:
+        browser.switch_to.default_content()
+    with pytest.raises(NoAlertPresentException):
+        browser.switch_to.alert.accept()
+
+
+def test_in_a_notebook_the_report_is_made_higher_at_its_corner(
+    browser: Chrome, tmp_path: Path
+) -> None:
+    page = tmp_path / "notebook.html"
+    page.write_text(_NOTEBOOK.format(report=STORIES["all-safe"]._repr_html_()), encoding="utf-8")
+    opened(browser, tmp_path, "notebook")
+    box = browser.find_element(By.TAG_NAME, "iframe").find_element(By.XPATH, "..")
+    before, half = box.size["height"], (box.size["width"] // 2, box.size["height"] // 2)
+    dragged = ActionChains(browser).move_to_element_with_offset(box, half[0] - 4, half[1] - 4)
+    dragged.click_and_hold().pause(0.1).move_by_offset(0, 100).pause(0.1).release().perform()
+    assert box.size["height"] == before + 100
+    frame = browser.find_element(By.TAG_NAME, "iframe")
+    assert box.size["height"] - 20 < frame.size["height"] < box.size["height"]
 
 
 def test_what_a_report_holds_runs_nothing(browser: Chrome, pages: Path) -> None:

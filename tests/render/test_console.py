@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from rich.cells import cell_len
 
 from precheck.judge import judge
 from precheck.records.precision import Dtype
@@ -16,6 +15,7 @@ from precheck.render import RENDERERS, Format, render_console
 from precheck.render.parts.words import shown
 from tests import hand_made
 from tests.judge import stories
+from tests.render.wide import too_wide
 
 if TYPE_CHECKING:
     from precheck.records.report import Measurements, Report
@@ -64,7 +64,7 @@ def test_advice_for_gpus_is_as_it_was_last_approved(story: str, width: int) -> N
     measured, gpus = GPU_STORIES[story]
     report = judge(measured, gpus=gpus, version="0.1.0")
     text = render_console(report, width=width, colour=False)
-    assert max(cell_len(line) for line in text.split("\n")) <= width
+    assert too_wide(text, width=width) == []
     assert_golden(text, f"{story}-{width}.txt")
 
 
@@ -82,7 +82,7 @@ def test_the_json_file_is_as_it_was_last_approved() -> None:
 @pytest.mark.parametrize("all_layers", [False, True])
 def test_no_line_is_wider_than_the_terminal(story: str, width: int, all_layers: bool) -> None:
     text = plain(STORIES[story], width=width, all_layers=all_layers)
-    assert max(cell_len(line) for line in text.split("\n")) <= width
+    assert too_wide(text, width=width) == []
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from rich.cells import cell_len
 
 from precheck.records.finding import Verdict
 from precheck.records.outcomes.fix import (
@@ -27,6 +26,7 @@ from precheck.records.precision import Dtype
 from precheck.render.screens.fix import render_fix, render_fix_card
 from tests.render.evil import EVIL
 from tests.render.test_console import assert_golden
+from tests.render.wide import too_wide
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -150,7 +150,7 @@ STORIES = {
 @pytest.mark.parametrize("story", STORIES)
 def test_no_line_is_wider_than_the_terminal(story: str, width: int) -> None:
     text = render_fix(STORIES[story], output="fixed", width=width, colour=False)
-    assert max(cell_len(line) for line in text.split("\n")) <= width
+    assert too_wide(text, width=width) == []
 
 
 def test_the_first_line_says_whether_it_runs() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from rich.cells import cell_len
 
 from precheck.facts.findings import explanations
 from precheck.judge import judge
@@ -16,6 +15,7 @@ from precheck.render.screens.difference import render_difference
 from precheck.render.screens.explanation import render_codes, render_explanation
 from tests import hand_made
 from tests.render.test_console import assert_golden
+from tests.render.wide import too_wide
 
 
 def compared(*, width: int, colour: bool = False) -> str:
@@ -31,7 +31,7 @@ def compared(*, width: int, colour: bool = False) -> str:
 def test_a_difference_is_shown_as_it_was_last_approved(width: int) -> None:
     text = compared(width=width)
     assert_golden(text, f"difference-{width}.txt")
-    assert max(cell_len(line) for line in text.split("\n")) <= width
+    assert too_wide(text, width=width) == []
 
 
 def test_a_difference_is_told_without_colour_too() -> None:
@@ -49,7 +49,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
         render_explanation(each, width=width, colour=False) for each in explanations().values()
     ]
     texts.append(render_codes(explanations().values(), width=width, colour=False))
-    assert max(cell_len(line) for text in texts for line in text.split("\n")) <= width
+    assert [line for text in texts for line in too_wide(text, width=width)] == []
 
 
 def test_the_environment_tells_what_bug_reports_leave_out() -> None:

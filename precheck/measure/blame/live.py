@@ -36,6 +36,7 @@ from precheck.measure.watch.op_kinds import op_kind
 from precheck.measure.watch.parameters import Parameters
 from precheck.measure.watch.source_line import source_line
 from precheck.measure.watch.trees import copied, tensors_in
+from precheck.records.quantities import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,8 +137,18 @@ class Watch:
         self._uncompiled = ExitStack()
         self._overflows: tuple[Overflow, ...] = ()
         self._num_forwards = 0
+        self._num_watched = 0
         self._broken_forward: int | None = None
         self._is_origin = True
+
+    def __repr__(self) -> str:
+        """In a line: the model, how much was watched, and what broke."""
+        overflow = self.first_overflow
+        found = "no overflow"
+        if overflow is not None:
+            found = f"{overflow.event} in {overflow.module!r}, {overflow.op} at {overflow.source}"
+        forwards = counted(self._num_watched, "forward")
+        return f"<precheck watch on {type(self._model).__name__}: {forwards} watched, {found}>"
 
     @property
     def first_overflow(self) -> Overflow | None:
@@ -195,7 +206,9 @@ class Watch:
         if not is_whole:
             return not self._overflows
         number, self._num_forwards = self._num_forwards, self._num_forwards + 1
-        return not self._overflows and number % self._sample_every == 0
+        is_watched = not self._overflows and number % self._sample_every == 0
+        self._num_watched += is_watched
+        return is_watched
 
     def _report(self, stretch: BrokenStretch) -> None:
         """Names what broke in a stretch of the forward whose result is not finite."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from precheck.records.finding import Severity
@@ -19,9 +17,10 @@ from precheck.render.parts.layer_table import layer_tables
 from precheck.render.parts.printed import printed
 from precheck.render.parts.run_table import run_table
 from precheck.render.parts.words import SEVERITY_MARKS, VERDICT_MARKS, shown
+from precheck.render.parts.wrapping import Within, Wrapped, command, labelled, wrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from rich.console import RenderableType
 
@@ -70,13 +69,15 @@ def _sections(
 ) -> Iterator[Sequence[RenderableType]]:
     """Everything there is to print, in the order of its weight."""
 
-    def narrow(renderable: RenderableType, *, indent: int = 0) -> RenderableType:
-        return Padding(renderable, (0, width - prose, 0, indent), expand=False)
+    def narrow(renderables: Iterable[RenderableType]) -> tuple[RenderableType, ...]:
+        return tuple(Within(renderable, prose) for renderable in renderables)
 
-    yield (
-        narrow(_marked(headline(report))),
-        narrow(Text(scope(report), style="dim"), indent=2),
-        narrow(Text(identity(report), style="dim"), indent=2),
+    yield narrow(
+        (
+            _marked(headline(report)),
+            wrapped(Text(scope(report), style="dim"), indent=2),
+            wrapped(Text(identity(report), style="dim"), indent=2),
+        )
     )
     if not report.is_static:
         yield (run_table(report, width=width),)
@@ -86,21 +87,18 @@ def _sections(
     for title, written in generation_tables(report, width=width):
         yield (Text(title, style="bold"), written)
     for finding in report.findings:
-        yield (narrow(_finding(finding, report=report)), *_snippet(finding))
+        yield (*narrow(_finding(finding, report=report)), *_snippet(finding))
     if codes := [row.code for row in report.findings if row.severity is not Severity.NOTE]:
         yield (Text(f"More on a finding: precheck explain {shown(codes[0])}", style="dim"),)
-    yield tuple(narrow(part) for part in advice(report))
+    yield narrow(advice(report))
     for section in deployment(report, width=prose):
-        yield tuple(narrow(part) for part in section)
+        yield narrow(section)
 
 
 def _marked(line: Headline) -> RenderableType:
     mark = VERDICT_MARKS[line.verdict]
-    grid = Table.grid(padding=(0, 1, 0, 0))
-    grid.add_row(
-        *(Text(part, style=f"bold {mark.style}") for part in (mark.symbol, shown(line.words)))
-    )
-    return grid
+    style = f"bold {mark.style}"
+    return Wrapped(Text(shown(line.words), style=style), Text(mark.symbol, style=style), 2)
 
 
 def _layers_around(report: Report, *, width: int) -> Iterator[Sequence[RenderableType]]:
@@ -117,27 +115,24 @@ def _all_layers(report: Report, *, width: int) -> Iterator[Sequence[RenderableTy
         yield (layers,) if number else (title, layers)
 
 
-def _finding(finding: Finding, *, report: Report) -> RenderableType:
+def _finding(finding: Finding, *, report: Report) -> Iterator[RenderableType]:
     """Code and message; what to do and what not, unless it is a note."""
     mark = SEVERITY_MARKS[finding.severity]
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
     label = Text(f"{mark.symbol} {shown(finding.code)} {finding.severity}", style=mark.style)
-    grid.add_row(label, Text(shown(_short(finding, report=report))))
+    texts = [Text(shown(_short(finding, report=report)))]
     if finding.severity is not Severity.NOTE:
-        grid.add_row("", Text(f"→ {shown(finding.advice)}"))
+        texts.append(Text(f"→ {shown(finding.advice)}"))
         if finding.in_vain:
-            grid.add_row("", Text(shown(finding.in_vain), style="dim"))
+            texts.append(Text(shown(finding.in_vain), style="dim"))
     if finding.accepted is not None:
-        grid.add_row("", Text(f"accepted: {shown(finding.accepted)}", style="green"))
-    return grid
+        texts.append(Text(f"accepted: {shown(finding.accepted)}", style="green"))
+    yield from labelled((Text() if number else label, text) for number, text in enumerate(texts))
 
 
 def _snippet(finding: Finding) -> Iterator[RenderableType]:
     """Code to copy, each line as it is: at the margin, and never wrapped."""
     for line in finding.snippet.splitlines():
-        yield Text(shown(line), style="cyan", no_wrap=True, overflow="ignore")
+        yield command(shown(line))
 
 
 def _short(finding: Finding, *, report: Report) -> str:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jinja2 import Template
+    from markdown_it.renderer import RendererHTML
+    from markdown_it.token import Token
+    from markdown_it.utils import EnvType, OptionsDict
     from markupsafe import Markup
 
     from precheck.records.report import Report, Run
@@ -150,8 +153,17 @@ def _explained(report: Report) -> dict[str, Markup]:
 
     documented = explanations()
     markdown = MarkdownIt("commonmark", {"html": False})
+    markdown.add_render_rule("link_open", _link_open)
     return {
         code: Markup(markdown.render(documented[code].text))  # noqa: S704  it comes with precheck
         for code in {finding.code for finding in report.findings}
         if code in documented
     }
+
+
+def _link_open(
+    renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType
+) -> str:
+    """A link into a tab of its own: inside a notebook's frame other sites refuse to be shown."""
+    tokens[index].attrs |= {"target": "_blank", "rel": "noreferrer"}
+    return renderer.renderToken(tokens, index, options, env)

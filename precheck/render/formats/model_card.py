@@ -7,10 +7,9 @@ Language Models", https://arxiv.org/abs/2605.15572).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-import yaml
 from rich.text import Text
 
 from precheck.records.finding import USABLE, Severity, Verdict
@@ -24,6 +23,8 @@ from precheck.render.parts.words import DASH, shown, verdict_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from huggingface_hub import ModelCardData
 
     from precheck.records.report import Report, Run
     from precheck.records.traces import LayerTrace
@@ -47,39 +48,32 @@ class ModelCard:
     extension: str = ".md"
 
     def render(self, report: Report) -> str:
-        """The section; the metadata is what huggingface_hub's ``ModelCard`` reads.
-
-        **Source**: the ``model-index`` of
-        https://github.com/huggingface/hub-docs/blob/main/modelcard.md
-        """
-        metadata = yaml.safe_dump(_metadata(report), allow_unicode=True, sort_keys=False)
-        return f"---\n{metadata}---\n\n" + "\n\n".join(_sections(report)) + "\n"
+        """The section; the metadata is what huggingface_hub's ``ModelCard`` reads."""
+        metadata = _metadata(report).to_yaml()
+        return f"---\n{metadata}\n---\n\n" + "\n\n".join(_sections(report)) + "\n"
 
 
-def _metadata(report: Report) -> dict[str, Any]:
+def _metadata(report: Report) -> ModelCardData:
+    from huggingface_hub import EvalResult, ModelCardData  # noqa: PLC0415  only this format needs it
+
     name = shown(report.model.local_id.rstrip("/").rpartition("/")[2] or "model")
-    metrics = [
-        {
-            "type": "max_activation",
-            "name": f"Maximum activation, {shown(run.name)}",
-            "value": largest.abs_max,
-            "verified": False,
-        }
+    probes = counted(len(report.probes), "probe")
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="precheck-probes",
+            dataset_name=f"precheck {shown(report.precheck_version)}, {probes}",
+            metric_type="max_activation",
+            metric_name=f"Maximum activation, {shown(run.name)}",
+            metric_value=largest.abs_max,
+            verified=False,
+        )
         for run in report.runs
         if (largest := _largest(run)) is not None
     ]
-    if not metrics:
-        return {"tags": ["precheck"]}
-    probes = counted(len(report.probes), "probe")
-    result = {
-        "task": {"type": "text-generation"},
-        "dataset": {
-            "type": "precheck-probes",
-            "name": f"precheck {shown(report.precheck_version)}, {probes}",
-        },
-        "metrics": metrics,
-    }
-    return {"tags": ["precheck"], "model-index": [{"name": name, "results": [result]}]}
+    if not results:
+        return ModelCardData(tags=["precheck"])
+    return ModelCardData(tags=["precheck"], model_name=name, eval_results=results)
 
 
 def _sections(report: Report) -> Iterator[str]:

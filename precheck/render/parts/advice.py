@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
 from rich.text import Text
 
 from precheck.render.parts.words import shown
+from precheck.render.parts.wrapping import command, labelled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from rich.console import RenderableType
 
@@ -36,34 +36,34 @@ def advice(report: Report) -> Iterator[RenderableType]:
 def _use(devices: list[Recommendation]) -> Iterator[RenderableType]:
     first = devices[0]
     for line in first.snippets.get("transformers", "").split("\n"):
-        yield Text(f"    {shown(line)}", style="cyan", overflow="fold")
-    grid = _grid()
-    for label, device in zip(["on", *[""] * len(devices)], devices, strict=False):
-        grid.add_row("", label, _device(device))
-    grid.add_row("", "because", Text(shown("; ".join(_reasons(first)))))
+        yield command(f"    {shown(line)}")
     whys: dict[str, list[str]] = {}
     for rejected in first.rejected:
         whys.setdefault(rejected.why, []).append(rejected.name)
-    for label, (why, names) in zip(["not", *[""] * len(whys)], whys.items(), strict=False):
-        grid.add_row("", label, Text(f"{shown(', '.join(names))}: {shown(why)}"))
-    yield grid
+    rows = [
+        *_under("on", [_device(device) for device in devices]),
+        *_under("because", [Text(shown("; ".join(_reasons(first))))]),
+        *_under(
+            "not",
+            [Text(f"{shown(', '.join(names))}: {shown(why)}") for why, names in whys.items()],
+        ),
+    ]
+    yield from labelled(rows)
 
 
 def _nothing(devices: list[Recommendation]) -> Iterator[RenderableType]:
     yield Text("Nothing can be recommended", style="bold")
-    grid = _grid()
-    for label, device in zip(["on", *[""] * len(devices)], devices, strict=False):
-        grid.add_row("", label, Text(shown(device.target.name)))
-    grid.add_row("", "because", Text(shown("; ".join(devices[0].reasons))))
-    yield grid
+    rows = [
+        *_under("on", [Text(shown(device.target.name)) for device in devices]),
+        *_under("because", [Text(shown("; ".join(devices[0].reasons)))]),
+    ]
+    yield from labelled(rows)
 
 
-def _grid() -> Table:
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(width=0)
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    return grid
+def _under(label: str, texts: Sequence[Text]) -> Iterator[tuple[Text, Text]]:
+    """The texts, the first of them behind the label."""
+    for text in texts:
+        yield Text(f"  {label}" if text is texts[0] else "", style="dim"), text
 
 
 def _device(advised: Recommendation) -> Text:

@@ -34,7 +34,8 @@ def run_lines(report: Report) -> Iterator[RenderableType]:
     if not runs:
         return
     rows = [(_name(run), _word(run), _figures(report, run)) for run in runs]
-    names, words = (max(row[number].cell_len for row in rows) + _GAP for number in range(2))
+    names = max(name.cell_len for name, _, _ in rows) + _GAP
+    words = max(word.cell_len for _, word, _ in rows) + _GAP
     grid = Table.grid()
     grid.add_column(no_wrap=True, overflow="ellipsis")  # the figures give way to a narrow terminal
     for name, word, figures in rows:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
 from rich.text import Text
 
 from precheck.records.finding import Verdict
 from precheck.records.quantities import num_bytes
 from precheck.render.parts.columns import Column, table
 from precheck.render.parts.words import DASH, VERDICT_MARKS, Mark, shown, verdict_text
+from precheck.render.parts.wrapping import command, labelled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,12 +40,12 @@ def deployment(report: Report, *, width: int) -> Iterator[tuple[RenderableType, 
         yield (Text(f"Smaller remedies on {name}", style="bold"), *_remedies(first))
     if first.engines:
         title = f"Serving engines on {name} (source checked {shown(first.engines[0].read)})"
-        yield (Text(title, style="bold"), _engines(first.engines))
+        yield (Text(title, style="bold"), *_engines(first.engines))
     if first.attention:
         dtype = shown(first.attention[0].dtype)
         yield (
             Text(f"Attention in {dtype} on {name}", style="bold"),
-            _attention(first.attention),
+            *_attention(first.attention),
         )
 
 
@@ -118,17 +118,17 @@ def _unsafe(advised: Recommendation) -> Text:
     return Text(shown(", ".join(names)), style="red") if names else Text(DASH)
 
 
-def _engines(engines: tuple[EngineAdvice, ...]) -> Table:
-    grid = _grid()
+def _engines(engines: tuple[EngineAdvice, ...]) -> Iterator[RenderableType]:
+    rows: list[tuple[Text, Text]] = []
     for engine in engines:
         mark = _engine_mark(engine)
         name = Text(f"{mark.symbol} {shown(engine.engine)}", style=mark.style)
-        grid.add_row(name, Text(shown(f"{engine.default} ({engine.version})")))
+        rows.append((name, Text(shown(f"{engine.default} ({engine.version})"))))
         if engine.command is not None:
-            grid.add_row("", Text(shown(engine.command), style="cyan"))
+            rows.append((Text(), Text(shown(engine.command), style="cyan")))
         elif engine.default_dtype is not None:
-            grid.add_row("", Text(shown(engine.why)))
-    return grid
+            rows.append((Text(), Text(shown(engine.why))))
+    yield from labelled(rows)
 
 
 def _engine_mark(engine: EngineAdvice) -> Mark:
@@ -139,41 +139,39 @@ def _engine_mark(engine: EngineAdvice) -> Mark:
     return VERDICT_MARKS[Verdict.SAFE if engine.is_default_safe else Verdict.OVERFLOW]
 
 
-def _attention(options: tuple[AttentionOption, ...]) -> Table:
-    grid = _grid(columns=3)
-    for option in options:
-        if not option.usable:
-            grid.add_row(
-                shown(option.attn_implementation), Text(DASH, style="dim"), shown(option.why)
-            )
-            continue
-        verdict = Text("? not measured", style="yellow")
-        if option.verdict is not None:
-            verdict = verdict_text(option.verdict)
-        kernel = f"{option.kernel}: {option.why}" if option.kernel else option.why
-        how = "; ".join(part for part in (option.confidence, shown(kernel)) if part)
-        grid.add_row(shown(option.attn_implementation), verdict, how)
-    return grid
+def _attention(options: tuple[AttentionOption, ...]) -> Iterator[RenderableType]:
+    yield from labelled(
+        (
+            Text(shown(option.attn_implementation)),
+            Text.assemble(_standing(option), "  ", _how(option)),
+        )
+        for option in options
+    )
+
+
+def _standing(option: AttentionOption) -> Text:
+    if not option.usable:
+        return Text(DASH, style="dim")
+    if option.verdict is None:
+        return Text("? not measured", style="yellow")
+    return verdict_text(option.verdict)
+
+
+def _how(option: AttentionOption) -> str:
+    if not option.usable:
+        return shown(option.why)
+    kernel = f"{option.kernel}: {option.why}" if option.kernel else option.why
+    return "; ".join(part for part in (option.confidence, shown(kernel)) if part)
 
 
 def _remedies(advised: Recommendation) -> Iterator[RenderableType]:
-    grid = _grid()
+    rows: list[tuple[Text, Text]] = []
     for remedy in advised.remedies:
         mark = VERDICT_MARKS[Verdict.SAFE if remedy.helps else Verdict.OVERFLOW]
         helps = "helps" if remedy.helps else "does not help"
-        grid.add_row(
-            Text(f"{mark.symbol} {helps}", style=mark.style),
-            Text(f"{shown(remedy.what)}: {shown(remedy.why)} ({remedy.confidence})"),
-        )
-    yield grid
+        what = Text(f"{shown(remedy.what)}: {shown(remedy.why)} ({remedy.confidence})")
+        rows.append((Text(f"{mark.symbol} {helps}", style=mark.style), what))
+    yield from labelled(rows)
     for remedy in advised.remedies:
         for line in (remedy.snippet or "").splitlines():
-            yield Text(f"    {shown(line)}", style="cyan", overflow="fold")
-
-
-def _grid(*, columns: int = 2) -> Table:
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    for _ in range(columns - 1):
-        grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    return grid
+            yield command(f"    {shown(line)}")

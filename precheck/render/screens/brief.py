@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +15,7 @@ from precheck.render.parts.headline import broken_checkpoint, identity, tested
 from precheck.render.parts.next_steps import next_steps, use_lines
 from precheck.render.parts.printed import printed
 from precheck.render.parts.words import SEVERITY_MARKS, VERDICT_MARKS, Mark, shown
+from precheck.render.parts.wrapping import Wrapped, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +66,7 @@ def _verdict(report: Report, gate: Gate) -> Iterator[RenderableType]:
         yield _marked(_UNKNOWN, gate.line)
     if broken is None and (elsewhere := _elsewhere(report, gate)) is not None:
         yield _marked(VERDICT_MARKS[Verdict.OVERFLOW], elsewhere)
-    yield Padding(Text(identity(report), style="dim"), (0, 0, 0, 2))
+    yield wrapped(Text(identity(report), style="dim"), indent=2)
 
 
 def _deployed(report: Report, deployment: Deployment) -> str:
@@ -129,11 +129,13 @@ def _details(report: Report, gate: Gate, engine: str) -> Iterator[RenderableType
 def _line(label: str, value: Text) -> RenderableType:
     """A label and its value, which goes on under itself; a command to copy stays in one line."""
     name = Text(f"  {label:{_LABEL_WIDTH}}", style="dim")
-    if value.no_wrap and value.overflow is None:
+    if not value.no_wrap:
+        return Wrapped(value, name, name.cell_len)
+    if value.overflow is None:
         return Text.assemble(name, value, no_wrap=True)
     grid = Table.grid()
-    grid.add_column(width=_LABEL_WIDTH + 2, no_wrap=True)
-    grid.add_column(overflow="fold")
+    grid.add_column(width=name.cell_len, no_wrap=True)
+    grid.add_column()
     grid.add_row(name, value)
     return grid
 
@@ -159,6 +161,5 @@ def _is_told_here(finding: Finding, report: Report) -> bool:
 
 
 def _marked(mark: Mark, words: str) -> RenderableType:
-    grid = Table.grid(padding=(0, 1, 0, 0))
-    grid.add_row(*(Text(part, style=f"bold {mark.style}") for part in (mark.symbol, shown(words))))
-    return grid
+    style = f"bold {mark.style}"
+    return Wrapped(Text(shown(words), style=style), Text(mark.symbol, style=style), 2)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
-from rich.table import Table
 from rich.text import Text
 
 from precheck.facts import attention, devices
@@ -13,9 +13,12 @@ from precheck.records.quantities import listed, num_bytes
 from precheck.render.parts.columns import GAP, Column, table
 from precheck.render.parts.printed import printed
 from precheck.render.parts.words import DASH, shown
+from precheck.render.parts.wrapping import labelled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from rich.table import Table
 
     from precheck.facts.devices import DeviceRow
     from precheck.records.report import Device
@@ -47,9 +50,6 @@ def render_devices(present: Sequence[Device], *, width: int, colour: bool) -> st
 
 def render_device(device: Hardware, *, width: int, colour: bool) -> str:
     """Everything known about one device, with its sources."""
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
     fp8 = "not known" if device.fp8 is None else "native" if device.fp8 else "no"
     rows = [
         ("device", shown(device.name)),
@@ -67,9 +67,8 @@ def render_device(device: Hardware, *, width: int, colour: bool) -> str:
         *(("assumed", shown(assumption)) for assumption in device.assumptions),
         *(("source" if not number else "", source) for number, source in enumerate(device.sources)),
     ]
-    for label, text in rows:
-        grid.add_row(label, Text(text))
-    return printed(grid, width=width, colour=colour)
+    lines = labelled((Text(label, style="dim"), Text(text)) for label, text in rows)
+    return printed(*lines, width=width, colour=colour)
 
 
 def _here(present: Sequence[Device], *, width: int) -> Table:
@@ -134,7 +133,7 @@ def _products(row: DeviceRow, *, room: int) -> str:
         said = listed(tuple(names), most=most)
         if len(said) <= room:
             return said
-    return f"{names[0][: room - 1]}…"
+    return shorten(names[0], room, placeholder="\N{HORIZONTAL ELLIPSIS}")
 
 
 def _attention(device: Hardware) -> str:

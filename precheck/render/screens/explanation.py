@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 
 from precheck.render.parts.columns import Column, table
 from precheck.render.parts.printed import printed
+from precheck.render.parts.wrapping import wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from rich.console import Console, ConsoleOptions, RenderResult
 
     from precheck.facts.findings import Explanation
 
@@ -18,11 +21,18 @@ _WIDEST_PROSE = 100
 
 
 def render_explanation(explained: Explanation, *, width: int, colour: bool) -> str:
-    """The whole section; links are shown in full."""
-    from rich.markdown import Markdown  # noqa: PLC0415  slow to import, and nothing else needs it
+    """The whole section; links are shown in full, and never broken."""
+    from rich.markdown import Markdown, Paragraph  # noqa: PLC0415  slow, and only needed here
+
+    class _Whole(Paragraph):
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            yield wrapped(self.text)
+
+    class _Section(Markdown):
+        elements: ClassVar = {**Markdown.elements, "paragraph_open": _Whole}
 
     title = Text(f"{explained.code}: {explained.title}", style="bold")
-    body = Markdown(explained.text, hyperlinks=False)
+    body = _Section(explained.text, hyperlinks=False)
     return printed(title, body, width=min(width, _WIDEST_PROSE), colour=colour)
 
 

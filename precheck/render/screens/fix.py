@@ -6,7 +6,6 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from rich.console import Group
-from rich.padding import Padding
 from rich.text import Text
 
 from precheck.records.outcomes.fix import Exactness, Remedy, run_label
@@ -16,6 +15,7 @@ from precheck.render.parts.columns import Column, table
 from precheck.render.parts.markdown import code, prose
 from precheck.render.parts.printed import printed
 from precheck.render.parts.words import DASH, shown, verdict_text
+from precheck.render.parts.wrapping import Wrapped, command, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -56,24 +56,24 @@ def _ending(fix: Fix, output: str | None) -> Iterator[RenderableType]:
     dtype = "" if fix.dtype is Dtype.FLOAT16 else f" --for {fix.dtype}"
     if fix.is_prediction:
         yield Text("nothing was written (--dry-run)")
-        yield Text(f"next: precheck fix {model}{dtype} -o {folder}")
+        yield command(f"next: precheck fix {model}{dtype} -o {folder}", style="")
     elif not fix.holds or fix.remedy in {Remedy.NOTHING, Remedy.ATTENTION}:
         yield Text("nothing was written")
     elif fix.remedy is Remedy.RESCALING:
-        yield Text(f"wrote {folder}: load it like the original")
+        yield wrapped(Text(f"wrote {folder}: load it like the original"))
         required = f"{fix.dtype}+{shown(fix.attn_implementation)}"
-        yield Text(f"next: precheck scan {folder} --require {required}")
+        yield command(f"next: precheck scan {folder} --require {required}", style="")
     else:
         file = f"{shown(output or 'DIR')}/precheck-recipe.json"
-        yield Text(f"wrote {file}")
-        yield Text(f"next: precheck.apply(model, {file!r}), in Python")
+        yield wrapped(Text(f"wrote {file}"))
+        yield command(f"next: precheck.apply(model, {file!r}), in Python", style="")
 
 
 def _blocks(fix: Fix, *, width: int) -> Iterator[RenderableType]:
     mark, style = ("✓", "green") if fix.holds else ("✗", "red")
     if fix.is_prediction:
         mark, style = "?", "yellow"
-    yield Text(f"{mark} {shown(fix.model)}: {shown(fix.sentence)}", style=f"bold {style}")
+    yield wrapped(Text(f"{mark} {shown(fix.model)}: {shown(fix.sentence)}", style=f"bold {style}"))
     yield from (_indented(reason) for reason in fix.reasons)
     if fix.factors or fix.settings:
         yield Text()
@@ -86,9 +86,9 @@ def _blocks(fix: Fix, *, width: int) -> Iterator[RenderableType]:
         yield from _proof_blocks(fix, fix.proof, width=width)
 
 
-def _indented(text: str, *, style: str = "") -> Padding:
+def _indented(text: str, *, style: str = "") -> Wrapped:
     """By two columns, in every line."""
-    return Padding(Text(shown(text), style=style), (0, 0, 0, 2), expand=False)
+    return wrapped(Text(shown(text), style=style), indent=2)
 
 
 def changes(fix: Fix) -> Iterator[str]:

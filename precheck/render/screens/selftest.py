@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
 from rich.text import Text
 
 from precheck.records.finding import Verdict
 from precheck.render.parts.printed import printed
 from precheck.render.parts.words import VERDICT_MARKS, shown
+from precheck.render.parts.wrapping import labelled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,15 +18,7 @@ if TYPE_CHECKING:
 
 
 def render_selftest(checks: Sequence[Check], *, width: int, colour: bool) -> str:
-    """A row for each check, and what follows from them."""
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(ratio=3, overflow="fold")
-    grid.add_column(ratio=2, overflow="fold")
-    for check in checks:
-        mark = VERDICT_MARKS[_verdict(check)]
-        grid.add_row(
-            Text(f"{mark.symbol} {shown(check.what)}", style=mark.style), Text(shown(check.found))
-        )
+    """A line for each check, and what follows from them."""
     failed = [check for check in checks if check.is_needed and not check.holds]
     odd = [check for check in checks if not check.is_needed and not check.holds]
     if failed:
@@ -37,7 +29,14 @@ def render_selftest(checks: Sequence[Check], *, width: int, colour: bool) -> str
         )
     else:
         end = Text("Verdicts can be trusted here.", style="bold green")
-    return printed(grid, Text(), end, width=min(width, 110), colour=colour)
+    lines = labelled(_line(check) for check in checks)
+    return printed(*lines, Text(), end, width=min(width, 110), colour=colour)
+
+
+def _line(check: Check) -> tuple[Text, Text]:
+    mark = VERDICT_MARKS[_verdict(check)]
+    what = (shown(check.what), mark.style)
+    return Text(mark.symbol, style=mark.style), Text.assemble(what, f": {shown(check.found)}")
 
 
 def _verdict(check: Check) -> Verdict:

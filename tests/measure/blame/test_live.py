@@ -60,6 +60,24 @@ def test_names_the_operation_that_breaks_the_prompt(folders: dict[str, Path]) ->
     assert watch.is_origin
 
 
+def test_a_watch_says_in_a_line_what_it_saw(folders: dict[str, Path]) -> None:
+    model, tokenizer = loaded(folders["qwen2-eager"], attn_implementation="sdpa")
+    inputs = tokenizer("Hello", return_tensors="pt")
+    with precheck.watch(model, sample_every=2) as sound:
+        model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert repr(sound) == "<precheck watch on Qwen2ForCausalLM: 2 forwards watched, no overflow>"
+    broken, _ = loaded(folders["qwen2-eager"], attn_implementation="eager")
+    with precheck.watch(broken) as watch:
+        broken.generate(**inputs, max_new_tokens=3, do_sample=False)
+    first = watch.first_overflow
+    assert first is not None
+    assert repr(watch) == (
+        "<precheck watch on Qwen2ForCausalLM: 1 forward watched, overflow of the raw attention "
+        "scores (QK^T before scaling) in 'model.layers.3.self_attn', "
+        f"aten.bmm at {first.source}>"
+    )
+
+
 @pytest.mark.parametrize("part", ["model", "layers"])
 def test_what_is_compiled_is_watched_uncompiled(folders: dict[str, Path], part: str) -> None:
     model, tokenizer = loaded(folders["qwen2-eager"], attn_implementation="eager")

@@ -10,8 +10,8 @@ from typing import Any
 
 _VEGA_LITE = "5.20"
 """The version that the specifications are written for."""
-WIDTH = 640
-"""Of the drawing without its axes, in pixels."""
+WIDTH = 480
+"""Of the drawing without its axes, in pixels: as a whole it fits on a phone, and can be read."""
 
 _SVG = "http://www.w3.org/2000/svg"
 _CONFIG = {
@@ -20,27 +20,31 @@ _CONFIG = {
     "view": {"stroke": None},
     "padding": {"left": 40, "right": 8, "top": 24, "bottom": 4},
     "axis": {
+        "aria": False,  # what is pointed at tells its figure, and nothing else
         "labelColor": "var(--soft)",
         "titleColor": "var(--soft)",
         "gridColor": "var(--line)",
         "domainColor": "var(--line)",
         "tickColor": "var(--line)",
         "titleFontWeight": "normal",
-        "labelFontSize": 12,
-        "titleFontSize": 12,
+        "labelFontSize": 13,
+        "titleFontSize": 13,
     },
     "legend": {
+        "aria": False,
         "labelColor": "var(--text)",
         "titleColor": "var(--soft)",
         "titleFontWeight": "normal",
-        "labelFontSize": 12,
+        "titleFontSize": 13,
+        "labelFontSize": 13,
         "orient": "bottom",
         "symbolType": "stroke",
-        "columns": 3,
+        "symbolSize": 700,
+        "columns": 2,
         "columnPadding": 32,
         "labelLimit": 0,
     },
-    "text": {"color": "var(--text)"},
+    "text": {"color": "var(--text)", "fontSize": 12},
 }
 
 
