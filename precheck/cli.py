@@ -23,9 +23,8 @@ from precheck.version import __version__
 
 app = typer.Typer(
     name="precheck",
-    add_completion=False,
     no_args_is_help=True,
-    rich_markup_mode=None,  # plain help: the README holds it, and a test compares them
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

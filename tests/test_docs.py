@@ -43,7 +43,7 @@ def help_of(*command: str) -> str:
         text=True,
         env=os.environ | {"COLUMNS": "80", "NO_COLOR": "1"},
     )
-    return ran.stdout.strip()
+    return "\n".join(line.rstrip() for line in ran.stdout.strip("\n").splitlines())
 
 
 def blocks(text: str, *, language: str) -> list[str]:
@@ -96,8 +96,27 @@ def test_what_an_addition_touches_is_there() -> None:
 
 
 @pytest.mark.pinned("its line breaks are those of the tested typer")
-def test_readme_shows_the_help_of_scan() -> None:
-    assert help_of("scan") in README
+COMMANDS = ("scan", "report", "diff", "fix", "explain", "demo", "gpus", "env")
+
+
+def test_a_page_shows_the_help_of_every_command() -> None:
+    page = ROOT / "docs" / "commands.md"
+    helps = "".join(
+        f"\n## precheck {name}\n\n```text\n{help_of(name)}\n```\n" for name in COMMANDS
+    )
+    text = (
+        "# Commands\n\nWhat `precheck COMMAND --help` prints. `precheck --install-completion` lets"
+        " the shell complete\nflags, dtypes, attention implementations, GPUs, finding codes and"
+        f" built-in models.\n{helps}"
+    )
+    if os.environ.get("PRECHECK_UPDATE_GOLDEN") == "1":
+        page.write_text(text, encoding="utf-8")
+    assert page.read_text(encoding="utf-8") == text
+
+
+def test_the_readme_is_short() -> None:
+    """Whatever else there is to say is documentation."""
+    assert len(README.splitlines()) < 200
 
 
 @pytest.mark.parametrize("page", ["README.md", "README.zh.md", "docs/exit-codes.md"])

@@ -10,7 +10,7 @@ import typer
 
 from precheck import pipeline
 from precheck.checkpoint.output.folders import check_empty
-from precheck.commands import terminal
+from precheck.commands import completion, terminal
 from precheck.commands.importing import import_torch
 from precheck.commands.options import Debug
 from precheck.errors import UsageError, unknown
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 def demo(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Built-in model to save.")
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="Built-in model to save.", autocompletion=completion.demos
+        ),
     ] = None,
     *,
     output: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from precheck.commands import terminal
+from precheck.commands import completion, terminal
 from precheck.commands.importing import import_torch
 from precheck.commands.options import Debug
 from precheck.errors import ExitCode
@@ -27,7 +27,9 @@ def explain(
     code: Annotated[
         str | None,
         typer.Argument(
-            metavar="CODE", help="A code (PC301 or 301) or a word; without one, all are listed."
+            metavar="CODE",
+            help="A code (PC301 or 301) or a word; without one, all are listed.",
+            autocompletion=completion.codes,
         ),
     ] = None,
     *,
@@ -82,7 +84,9 @@ def gpus(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="NAME", help="Show everything known about this one: T4, sm_75, gfx942."
+            metavar="NAME",
+            help="Show everything known about this one: T4, sm_75, gfx942.",
+            autocompletion=completion.gpus,
         ),
     ] = None,
     *,

@@ -7,38 +7,76 @@ from typing import Annotated
 
 import typer
 
+from precheck.commands import completion
 from precheck.facts.engines import EngineName
 from precheck.judge.gate import FailOn
 from precheck.render import SUFFIXES, Format
 
-# main() reads the flag itself, because it needs it before the arguments are parsed.
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
+MODEL_PANEL = "The model"
+MEASURE_PANEL = "What to measure"
+JUDGE_PANEL = "What to judge"
+WRITE_PANEL = "What to write"
+SHOW_PANEL = "What to show"
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Local folder, Hub id, or demo:NAME.")]
+# main() reads the flag itself, because it needs it before the arguments are parsed.
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show tracebacks of errors.", rich_help_panel=SHOW_PANEL)
+]
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Local folder, Hub id, or demo:NAME.",
+        autocompletion=completion.models,
+    ),
+]
 Revision = Annotated[
     str | None,
-    typer.Option(metavar="REV", help="Branch, tag or commit of a Hub id."),
+    typer.Option(
+        metavar="REV", help="Branch, tag or commit of a Hub id.", rich_help_panel=MODEL_PANEL
+    ),
 ]
 Device = Annotated[
     str,
-    typer.Option(metavar="DEVICE", help="auto, cpu, cuda:0 or mps."),
+    typer.Option(metavar="DEVICE", help="auto, cpu, cuda:0 or mps.", rich_help_panel=MEASURE_PANEL),
 ]
 TrustRemoteCode = Annotated[
     bool,
-    typer.Option("--trust-remote-code", help="Allow code that comes with the checkpoint to run."),
+    typer.Option(
+        "--trust-remote-code",
+        help="Allow code that comes with the checkpoint to run.",
+        rich_help_panel=MODEL_PANEL,
+    ),
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", help="No progress and no table; PASS or FAIL stays.")
+    bool,
+    typer.Option(
+        "--quiet", help="No progress and no table; PASS or FAIL stays.", rich_help_panel=SHOW_PANEL
+    ),
 ]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Show all tables, findings and advice.")
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="Show all tables, findings and advice.", rich_help_panel=SHOW_PANEL
+    ),
 ]
-DeployedFor = Annotated[EngineName, typer.Option("--for", help="Engine to show the command for.")]
+DeployedFor = Annotated[
+    EngineName,
+    typer.Option(
+        "--for",
+        metavar="ENGINE",
+        help=f"Engine to show the command for: {', '.join(EngineName)}.",
+        rich_help_panel=JUDGE_PANEL,
+    ),
+]
 Gpus = Annotated[
     list[str] | None,
     typer.Option(
         metavar="GPU",
         help="Judge and advise for this GPU (T4, sm_75), not the one found. Repeatable.",
+        autocompletion=completion.gpus,
+        rich_help_panel=JUDGE_PANEL,
     ),
 ]
 Output = Annotated[
@@ -49,12 +87,26 @@ Output = Annotated[
         metavar="FILE",
         help=f"Write the report here; the suffix selects the format ({', '.join(SUFFIXES)})."
         " Repeatable.",
+        rich_help_panel=WRITE_PANEL,
     ),
 ]
-StdoutFormat = Annotated[Format, typer.Option("--format", help="Format on stdout.")]
+StdoutFormat = Annotated[
+    Format,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help=f"Format on stdout: {', '.join(Format)}.",
+        rich_help_panel=SHOW_PANEL,
+    ),
+]
 Card = Annotated[
     Path | None,
-    typer.Option("--card", metavar="FILE", help="Write a section for the model card here."),
+    typer.Option(
+        "--card",
+        metavar="FILE",
+        help="Write a section for the model card here.",
+        rich_help_panel=WRITE_PANEL,
+    ),
 ]
 Redact = Annotated[
     bool | None,
@@ -62,10 +114,14 @@ Redact = Annotated[
         "--redact/--no-redact",
         help="Redact home folders, user names, tokens and private prompts. Default: only in"
         " Markdown and model cards.",
+        rich_help_panel=WRITE_PANEL,
     ),
 ]
 AllLayers = Annotated[
-    bool, typer.Option("--all-layers", help="Show every layer; implies --verbose.")
+    bool,
+    typer.Option(
+        "--all-layers", help="Show every layer; implies --verbose.", rich_help_panel=SHOW_PANEL
+    ),
 ]
 Baseline = Annotated[
     Path | None,
@@ -74,6 +130,7 @@ Baseline = Annotated[
         metavar="FILE",
         help="Accept the findings listed in this file, each with a reason (--format baseline"
         " writes one).",
+        rich_help_panel=JUDGE_PANEL,
     ),
 ]
 Require = Annotated[
@@ -82,8 +139,16 @@ Require = Annotated[
         metavar="DTYPE[+ATTN]",
         help="Configuration that must be usable, e.g. float16+sdpa (default: the checkpoint's own"
         " dtype and attention). Repeatable.",
+        autocompletion=completion.configurations,
+        rich_help_panel=JUDGE_PANEL,
     ),
 ]
 FailOnOption = Annotated[
-    FailOn, typer.Option("--fail-on", help="Lowest severity that makes the exit code 1.")
+    FailOn,
+    typer.Option(
+        "--fail-on",
+        metavar="SEVERITY",
+        help="Lowest severity that makes the exit code 1: error, warning or never.",
+        rich_help_panel=JUDGE_PANEL,
+    ),
 ]

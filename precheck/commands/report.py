@@ -11,6 +11,8 @@ from precheck.commands import terminal
 from precheck.commands.browser import show_in_browser
 from precheck.commands.gating import EXIT_CODES, Gating
 from precheck.commands.options import (
+    JUDGE_PANEL,
+    SHOW_PANEL,
     AllLayers,
     Baseline,
     Card,
@@ -48,9 +50,17 @@ def report(
     baseline: Baseline = None,
     fail_on: Annotated[
         FailOn | None,
-        typer.Option("--fail-on", help="What makes the exit code 1 (default: no gate)."),
+        typer.Option(
+            "--fail-on",
+            metavar="SEVERITY",
+            help="Lowest severity that makes the exit code 1: error or warning (default: no gate).",
+            rich_help_panel=JUDGE_PANEL,
+        ),
     ] = None,
-    open_: Annotated[bool, typer.Option("--open", help="Show it as HTML in the browser.")] = False,
+    open_: Annotated[
+        bool,
+        typer.Option("--open", help="Show it as HTML in the browser.", rich_help_panel=SHOW_PANEL),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Show a saved report, judge it for other GPUs, write it in other formats, or gate on it.

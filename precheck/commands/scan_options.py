@@ -7,24 +7,42 @@ from typing import Annotated
 
 import typer
 
+from precheck.commands import completion
+from precheck.commands.options import MEASURE_PANEL, MODEL_PANEL, WRITE_PANEL
+
 Dtypes = Annotated[
     str,
-    typer.Option(metavar="LIST", help="Dtypes to measure, comma-separated."),
+    typer.Option(
+        metavar="LIST",
+        help="Dtypes to measure, comma-separated.",
+        autocompletion=completion.dtypes,
+        rich_help_panel=MEASURE_PANEL,
+    ),
 ]
 AttnImplementations = Annotated[
     str | None,
     typer.Option(
         metavar="LIST",
         help="Attention implementations to measure (default: the model's own, and eager).",
+        autocompletion=completion.attentions,
+        rich_help_panel=MEASURE_PANEL,
     ),
 ]
 AllowPickle = Annotated[
     bool,
-    typer.Option("--allow-pickle", help="Read pickled weights, which can execute code."),
+    typer.Option(
+        "--allow-pickle",
+        help="Read pickled weights, which can execute code.",
+        rich_help_panel=MODEL_PANEL,
+    ),
 ]
 PromptText = Annotated[
     list[str] | None,
-    typer.Option(metavar="TEXT", help="Run this prompt instead of the built-in ones. Repeatable."),
+    typer.Option(
+        metavar="TEXT",
+        help="Run this prompt instead of the built-in ones. Repeatable.",
+        rich_help_panel=MEASURE_PANEL,
+    ),
 ]
 PromptFile = Annotated[
     Path | None,
@@ -32,20 +50,34 @@ PromptFile = Annotated[
         metavar="FILE",
         help='Run the prompts in this file: one per line, or .jsonl with "text", "token_ids" or'
         ' "text" and "images".',
+        rich_help_panel=MEASURE_PANEL,
     ),
 ]
 BuiltinProbes = Annotated[
     bool,
-    typer.Option("--builtin-probes", help="Run the built-in prompts as well."),
+    typer.Option(
+        "--builtin-probes", help="Run the built-in prompts as well.", rich_help_panel=MEASURE_PANEL
+    ),
 ]
-Quick = Annotated[bool, typer.Option("--quick", help="Run one short batch only.")]
+Quick = Annotated[
+    bool,
+    typer.Option("--quick", help="Run one short batch only.", rich_help_panel=MEASURE_PANEL),
+]
 MaxMemory = Annotated[
     str | None,
-    typer.Option(metavar="SIZE", help="Memory limit, e.g. 4GiB (default: all free memory)."),
+    typer.Option(
+        metavar="SIZE",
+        help="Memory limit, e.g. 4GiB (default: all free memory).",
+        rich_help_panel=MEASURE_PANEL,
+    ),
 ]
 Resident = Annotated[
     bool,
-    typer.Option("--resident", help="Keep all weights in memory, once per dtype."),
+    typer.Option(
+        "--resident",
+        help="Keep all weights in memory, once per dtype.",
+        rich_help_panel=MEASURE_PANEL,
+    ),
 ]
 Accumulations = Annotated[
     str | None,
@@ -53,6 +85,7 @@ Accumulations = Annotated[
         metavar="LIST",
         help="Dtypes that kernels accumulate in, float32 or float16 (default: float32; both for"
         " GPTQ and AWQ).",
+        rich_help_panel=MEASURE_PANEL,
     ),
 ]
 NumGenerated = Annotated[
@@ -60,12 +93,15 @@ NumGenerated = Annotated[
     typer.Option(
         metavar="N",
         help="Generate N tokens after each prompt, in every configuration, greedy and sampled.",
+        rich_help_panel=MEASURE_PANEL,
     ),
 ]
 Static = Annotated[
     bool,
     typer.Option(
-        "--static", help="Run nothing: use config, headers, weights and documented facts."
+        "--static",
+        help="Run nothing: use config, headers, weights and documented facts.",
+        rich_help_panel=MEASURE_PANEL,
     ),
 ]
 CapsuleFolder = Annotated[
@@ -74,5 +110,6 @@ CapsuleFolder = Annotated[
         metavar="DIR",
         help="Write the layer that overflows here, with a script that reproduces it without the"
         " model.",
+        rich_help_panel=WRITE_PANEL,
     ),
 ]

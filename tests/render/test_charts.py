@@ -74,7 +74,10 @@ def test_the_value_that_broke_a_run_is_on_the_chart_and_in_its_words() -> None:
 
 def test_a_sound_model_has_no_culprit() -> None:
     chart = drawn(hand_made.measurements())[SIZES]
-    assert chart.summary == "The largest value after any decoder layer is 17.6; float16 can represent that."
+    assert (
+        chart.summary
+        == "The largest value after any decoder layer is 17.6; float16 can represent that."
+    )
     assert not [text for text in told(chart) if "attention scores" in text]
 
 
