@@ -111,6 +111,8 @@ def scan(
         max_memory=max_memory,
         is_resident=resident,
         is_static=static,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
         num_generated=_positive(generate),
         accumulations=_accumulations(accumulations),
         capsule=None if capsule is None else Path(capsule),
@@ -121,7 +123,7 @@ def scan(
             "a tokenizer for a checkpoint (expected only with a live module)",
             hint="omit tokenizer: the checkpoint's own is used",
         )
-    check_request(request, trust_remote_code=trust_remote_code)
+    check_request(request)
     subject = _subject(
         model,
         tokenizer=tokenizer,

@@ -95,15 +95,13 @@ def test_what_an_addition_touches_is_there() -> None:
     assert missing == []
 
 
-@pytest.mark.pinned("its line breaks are those of the tested typer")
 COMMANDS = ("scan", "report", "diff", "fix", "explain", "demo", "gpus", "env")
 
 
+@pytest.mark.pinned("its line breaks are those of the tested typer")
 def test_a_page_shows_the_help_of_every_command() -> None:
     page = ROOT / "docs" / "commands.md"
-    helps = "".join(
-        f"\n## precheck {name}\n\n```text\n{help_of(name)}\n```\n" for name in COMMANDS
-    )
+    helps = "".join(f"\n## precheck {name}\n\n```text\n{help_of(name)}\n```\n" for name in COMMANDS)
     text = (
         "# Commands\n\nWhat `precheck COMMAND --help` prints. `precheck --install-completion` lets"
         " the shell complete\nflags, dtypes, attention implementations, GPUs, finding codes and"

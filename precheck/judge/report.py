@@ -49,6 +49,7 @@ def judge(measurements: Measurements, *, gpus: tuple[str, ...] = (), version: st
         complete=measurements.complete,
         incomplete_reason=measurements.incomplete_reason,
         seed=measurements.seed,
+        options=measurements.options,
         model=measurements.model,
         checkpoint=measurements.checkpoint,
         environment=measurements.environment,

@@ -118,6 +118,7 @@ def measurements(prepared: Prepared, inputs: Inputs, gathered: Gathered) -> Meas
         runs=(*_traces(prepared, gathered, totals), *prepared.failed),
         headroom=headroom_rows(_peaks(prepared, totals)),
         seed=SEED,
+        options=prepared.request.options,
         complete=is_complete,
         incomplete_reason=gathered.incomplete_reason,
     )

@@ -53,13 +53,36 @@ class Request:
     witness: Witness | None = None
     """Is shown what the report does not keep."""
 
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What changes a scan besides dtypes, attention and device, as flags of the command."""
+        flags = {
+            "--static": self.is_static,
+            "--quick": self.quick,
+            "--builtin-probes": self.builtin_probes,
+            "--resident": self.is_resident,
+            "--trust-remote-code": self.trust_remote_code,
+            "--allow-pickle": self.allow_pickle,
+        }
+        values = {
+            "--generate": str(self.num_generated or ""),
+            "--accumulation": ",".join(self.accumulations or ()),
+        }
+        return (
+            *(flag for flag, is_set in flags.items() if is_set),
+            *(word for flag, value in values.items() if value for word in (flag, value)),
+        )
+
     @property
     def runs_builtin_probes(self) -> bool:
         """Whether the built-in probes are run, alone or besides ``prompts``."""
         return self.prompts is None or self.builtin_probes
 
 
-def check_request(request: Request, *, trust_remote_code: bool) -> None:
+def check_request(request: Request) -> None:
     """Refuses what no checkpoint could run with, before one is downloaded.
 
     Raises:
@@ -67,5 +90,5 @@ def check_request(request: Request, *, trust_remote_code: bool) -> None:
     """
     required = (configuration.attn_implementation for configuration in request.required)
     for name in (*(request.attn_implementations or ()), *filter(None, required)):
-        check_attention_name(name, trust_remote_code=trust_remote_code)
+        check_attention_name(name, trust_remote_code=request.trust_remote_code)
     resolve_device(request.device)

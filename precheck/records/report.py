@@ -213,6 +213,8 @@ class Measurements:
     runs: tuple[RunTrace, ...]
     headroom: tuple[Headroom, ...]
     seed: int
+    options: tuple[str, ...] = ()
+    """Flags of the command that change the scan besides dtypes, attention and device."""
     complete: bool = True
     incomplete_reason: str | None = None
     """Why ``complete`` is false."""
@@ -273,6 +275,8 @@ class Report:
     other_recommendations: tuple[Recommendation, ...] = ()
     """For the other devices that were named, or the usual ones if there is no accelerator."""
     incomplete_reason: str | None = None
+    options: tuple[str, ...] = ()
+    """Flags of the command that change the scan besides dtypes, attention and device."""
     is_static: bool = False
     """Nothing was run: config, headers and weights were read, and every advice is predicted."""
 

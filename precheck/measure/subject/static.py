@@ -30,11 +30,16 @@ if TYPE_CHECKING:
     from precheck.measure.subject.subject import Subject
 
 
-def describe(subject: Subject, *, observe: Observer) -> Measurements:
+def describe(subject: Subject, *, options: tuple[str, ...], observe: Observer) -> Measurements:
     """Everything that is known before a forward; no run, no probe.
 
     Reads the stored weights once, to count those that leave float16, and nothing else that is
     large. Weights that transformers alone can decode are not audited.
+
+    Args:
+        subject: a checkpoint.
+        options: flags of the scan, for the report.
+        observe: told what happens while it happens.
 
     Raises:
         UsageError: a live module, which has nothing stored.
@@ -70,6 +75,7 @@ def describe(subject: Subject, *, observe: Observer) -> Measurements:
         runs=(),
         headroom=(),
         seed=SEED,
+        options=options,
         is_static=True,
     )
 

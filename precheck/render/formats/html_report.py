@@ -19,7 +19,7 @@ from precheck.render.parts.environment import environment_facts
 from precheck.render.parts.generation_table import generation_columns
 from precheck.render.parts.headline import headline, identity, scope
 from precheck.render.parts.layer_table import layer_columns
-from precheck.render.parts.reproduction import install_command, own_prompts, scan_command
+from precheck.render.parts.reproduction import own_prompts, reproduction
 from precheck.render.parts.run_table import run_columns
 from precheck.render.parts.source_link import source_link
 from precheck.render.parts.words import DASH, SEVERITY_MARKS, VERDICT_MARKS, shown
@@ -84,8 +84,7 @@ class HtmlReport:
             ],
             layers=_table("Largest value after each layer", layer_columns(report)),
             environment=environment_facts(report.environment),
-            install=install_command(report),
-            scan=scan_command(report),
+            reproduction=reproduction(report).splitlines(),
             own_prompts=own_prompts(report),
         )
 

@@ -13,10 +13,9 @@ from precheck.render.parts.generation_table import generation_columns
 from precheck.render.parts.headline import headline, identity, scope
 from precheck.render.parts.layer_table import layer_columns
 from precheck.render.parts.reproduction import (
-    install_command,
     own_prompts,
     plain_reproduction,
-    scan_command,
+    reproduction,
 )
 from precheck.render.parts.run_table import run_columns
 from precheck.render.parts.source_link import source_link
@@ -150,8 +149,7 @@ def _recommendation(report: Report) -> Iterator[str]:
 
 
 def _reproduction(report: Report) -> Iterator[str]:
-    commands = f"{install_command(report)}\n{scan_command(report)}"
-    parts = ["## How to reproduce", markdown.block(commands, language="sh")]
+    parts = ["## How to reproduce", markdown.block(reproduction(report), language="sh")]
     own = own_prompts(report)
     if own:
         noun = "prompt" if own == 1 else "prompts"

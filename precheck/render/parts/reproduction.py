@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from precheck.records.attention import as_argument
 from precheck.records.quantities import python_string
 from precheck.render.parts.culprit import focus
+from precheck.version import PROJECT_URL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,24 +25,32 @@ def scan_command(report: Report) -> str:
     if report.model.revision is not None:
         words += ["--revision", report.model.revision]
     if report.is_static:
-        return shlex.join((*words, "--static"))
+        return shlex.join((*words, *report.options))
     dtypes = dict.fromkeys(run.dtype.value for run in report.runs)
     asked = dict.fromkeys(run.requested_attn_implementation for run in report.runs)
     devices = dict.fromkeys(run.device for run in report.runs)
     if dtypes:
         words += ["--dtype", ",".join(dtypes), "--attn", ",".join(asked), "--device", *devices]
-    return shlex.join(words)
+    return shlex.join((*words, *report.options))
 
 
-def install_command(report: Report) -> str:
+def reproduction(report: Report) -> str:
+    """What to type to get the same report, a line for each command."""
+    return "\n".join((*_install_command(report), scan_command(report)))
+
+
+def _install_command(report: Report) -> Iterator[str]:
     """The versions that the scan ran with; local ones such as +cpu are another index's."""
+    if not PROJECT_URL:
+        return
     libraries = report.environment.libraries
     pinned = [
         f"{name}=={libraries[name].partition('+')[0]}"
         for name in _SAME_VERSIONS
         if name in libraries
     ]
-    return shlex.join(("pip", "install", f"precheck-llm=={report.precheck_version}", *pinned))
+    source = f"git+{PROJECT_URL}@v{report.precheck_version}"
+    yield shlex.join(("pip", "install", source, *pinned))
 
 
 def own_prompts(report: Report) -> int:
