@@ -169,6 +169,8 @@ def test_commands_exist(page: Path) -> None:
                     known = help_of(command)
                     flags = [each.split("=")[0] for each in rest if each.startswith("-")]
                     assert [flag for flag in flags if flag not in known] == []
+                case ["pip", "install", "."]:
+                    pass
                 case ["make", *targets]:
                     targets = [target for target in targets if "=" not in target]
                     assert [target for target in targets if f"\n{target}:" not in makefile] == []
@@ -205,7 +207,7 @@ def test_both_readmes_show_the_same_picture() -> None:
         for name in ("README.md", "README.zh.md")
     ]
     assert shown[0] == shown[1]
-    assert "culprit of float16 + eager" in shown[0]
+    assert "only with eager attention: float16 overflows in layer 3" in shown[0]
 
 
 def test_every_command_is_documented() -> None:

@@ -86,7 +86,7 @@ def _documented(
         words = f"{VERBS[prediction.verdict]}, documented: {prediction.why}"
     beyond = evidence.measurements.checkpoint.out_of_float16_range
     if holds and configuration.dtype is Dtype.FLOAT16 and beyond:
-        holds, words = False, f"overflows: {beyond[0].name} is stored beyond float16's range"
+        holds, words = False, f"overflows: {beyond[0].name} exceeds float16's maximum"
     return Deployment(
         configuration=configuration,
         device=None,

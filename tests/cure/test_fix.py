@@ -91,9 +91,9 @@ def test_norms_of_one_plus_w_are_rounded(tmp_path: Path) -> None:
 
 
 def ten_lines() -> str:
-    readme = Path(__file__).parents[2] / "README.md"
+    page = Path(__file__).parents[2] / "docs" / "fix.md"
     blocks = re.findall(
-        r"^```python\n(.*?)^```", readme.read_text("utf-8"), re.DOTALL | re.MULTILINE
+        r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE
     )
     (block,) = (text for text in blocks if "precheck-recipe.json" in text)
     return str(block)
@@ -120,7 +120,7 @@ def test_a_recipe_where_epsilons_are_not_in_the_config(
         precheck.apply(model, file)
         applied = model(**tiny_inputs("opt")).logits
         assert kl_divergence(exact, applied) < 1e-4
-        # the README's lines do the same without precheck
+        # the page's lines do the same without precheck
         monkeypatch.chdir(tmp_path)
         exec(ten_lines(), {"model": plain})  # noqa: S102  our own documentation
         assert torch.equal(plain(**tiny_inputs("opt")).logits, applied)

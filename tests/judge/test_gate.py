@@ -273,7 +273,7 @@ def test_a_stored_weight_beyond_float16_fails_float16_without_a_run() -> None:
     scan = replace(hand_made.measurements(), checkpoint=beyond, runs=(), is_static=True)
     required = (configuration("float16", "sdpa"),)
     outcome = gate(judged(scan), require=required, fail_on=FailOn.ERROR)
-    assert "model.norm.weight is stored beyond float16's range" in outcome.line
+    assert "model.norm.weight exceeds float16's maximum" in outcome.line
     assert outcome.outcome is Outcome.FAIL
 
 

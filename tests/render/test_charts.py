@@ -67,7 +67,8 @@ def test_the_value_that_broke_a_run_is_on_the_chart_and_in_its_words() -> None:
     assert "attention scores 231,000" in written(chart)
     assert "float16 + eager: attention scores 231,000" in told(chart)
     assert (
-        "17.6; float16 can represent that. float16 + eager breaks inside decoder layer 3 (diamond): "
+        "17.6; float16 can represent that. "
+        "float16 + eager breaks inside decoder layer 3 (diamond): "
         "the raw attention scores (QK^T before scaling), 231,000." in chart.summary
     )
 
