@@ -106,7 +106,7 @@ def test_a_report_of_it_is_read_back(gemma3: Path) -> None:
 
 
 def test_prompts_and_live_modules_are_refused(gemma3: Path) -> None:
-    with pytest.raises(UsageError, match="nothing to be run"):
+    with pytest.raises(UsageError, match="static runs nothing"):
         precheck.scan(gemma3, static=True, prompts=("hello",))
     with pytest.raises(UsageError, match="live module"):
         precheck.scan(tiny("llama"), static=True)
