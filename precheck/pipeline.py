@@ -53,15 +53,15 @@ def scan(
 ) -> Report:
     """The report on a checkpoint or a live model, measured in every requested configuration.
 
-    A live model is left as it was: no hook, mode, thread or changed setting, also after an error.
+    A live model is left unchanged: no hook, mode, thread or setting remains, even after an error.
 
     Args:
         model: a local folder, a Hub id, ``demo:NAME``, or a live module.
-        tokenizer: of a live module, for probes of text: called with a text it returns
+        tokenizer: for a live module, for text probes: called with a text it returns
             ``{"input_ids": [...]}``. A checkpoint has its own.
-        dtypes: names such as ``float16``, or torch's dtypes, or one; None measures all three.
-        attn_implementations: transformers' names, or one; None takes the model's default, and
-            eager where that differs.
+        dtypes: names such as ``float16``, torch's dtypes, or a single one; None measures all three.
+        attn_implementations: transformers' names, or a single one; None measures the model's
+            default, and eager where that differs.
         prompts: texts, token-id lists and ``ImagePrompt``, instead of the built-in probes; None
             keeps those.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:0`` or ``mps``.
@@ -71,17 +71,17 @@ def scan(
         gpus: advise for these (``T4``, ``sm_75``) instead of the device that was found.
         require: configurations (``float16+sdpa``) to measure whatever ``dtypes`` and the defaults
             say.
-        builtin_probes: keep the built-in probes besides ``prompts``.
-        quick: one short batch.
-        max_memory: bytes that the scan may take on its device; None takes what is free.
+        builtin_probes: run the built-in probes as well as ``prompts``.
+        quick: run one short batch only.
+        max_memory: memory limit on the scan's device, in bytes; None uses all free memory.
         resident: keep all weights in memory, once for each dtype, instead of reading them when
             they are needed. A live module's always are.
         accumulations: what kernels accumulate matrix products in; ``float16`` adds a run that shows
-            what a kernel with float16 sums would do. None: both for GPTQ and AWQ, else float32.
+            what such a kernel would do. None: both for GPTQ and AWQ, otherwise float32.
         generate: tokens to generate after each prompt, greedy and sampled, in every run.
-        capsule: folder to write the layer that overflows to, with a script that shows it without
-            the model; nothing is written where nothing overflows.
-        static: run nothing; read config, headers and weights, and say what is documented.
+        capsule: folder for the layer that overflows, with a script that reproduces it without the
+            model; nothing is written if nothing overflows.
+        static: run nothing; use config, headers, weights and documented facts.
         observe: receives progress.
 
     Raises:

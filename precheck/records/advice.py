@@ -10,7 +10,7 @@ from precheck.records.finding import Confidence, Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """The device an advice is for."""
+    """The device that the advice is for."""
 
     name: str
     compute_capability: str | None = None
@@ -40,7 +40,7 @@ class Fit:
 
     dtype: str
     weights_bytes: int
-    """As stored where they are quantised, else in the dtype; what is kept in float32 counts so."""
+    """As stored if quantised, otherwise in the dtype; modules kept in float32 count as float32."""
     activation_bytes: int
     """Estimate: one sequence of ``num_prefill_tokens`` in a fused attention implementation."""
     num_prefill_tokens: int
@@ -51,7 +51,7 @@ class Fit:
     usable_bytes: int | None
     """What an engine takes of the device by default; None where the memory is not known."""
     num_cache_tokens: int | None
-    """Tokens of cache that fit beside weights and activations; None where that is not known."""
+    """Cache tokens that fit next to weights and activations; None if that is not known."""
     fits: bool | None
 
 
@@ -68,7 +68,7 @@ class AttentionOption:
     kernel: str | None
     """What torch's scaled_dot_product_attention would run; other implementations are their own."""
     verdict: Verdict | None
-    """None where nothing measured says anything about it."""
+    """None if no measurement applies to it."""
     confidence: Confidence
     why: str
 
@@ -87,7 +87,7 @@ class EngineAdvice:
     default: str
     """What it does without a flag."""
     is_default_safe: bool | None
-    """None where nothing measured says anything about it, and where it is only emulated."""
+    """None if no measurement applies to it, or the dtype is only emulated."""
     command: str | None
     """What to run; None where no flag helps."""
     why: str
@@ -96,7 +96,7 @@ class EngineAdvice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remedy:
-    """Something smaller than another dtype that was looked into."""
+    """A remedy smaller than another dtype that was considered."""
 
     what: str
     helps: bool

@@ -36,7 +36,7 @@ class AnswerKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswersTrace:
-    """One answer for each input, against the reference's; a softmax says nothing of them.
+    """One answer for each input, compared with the reference's, without a softmax.
 
     Over ordinary inputs and the user's own whose answers are finite; over all where those are few.
     """

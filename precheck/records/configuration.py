@@ -17,7 +17,7 @@ from precheck.records.precision import Accumulation, Dtype
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """What a run is asked to be, or is: dtype, attention implementation, and what varies besides.
+    """What a run is, or was requested to be: dtype, attention implementation, and what else varies.
 
     >>> print(Configuration.parse("fp16+sdpa"))
     float16 + sdpa

@@ -43,7 +43,7 @@ def deployed_configuration(dtype: str | None, *, attn_implementation: str) -> Co
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What the checkpoint says it is."""
+    """The model, by its checkpoint's config and headers."""
 
     id: str
     revision: str | None
@@ -63,14 +63,14 @@ class ModelFacts:
     attention: AttentionFacts | None = None
     """None in reports of earlier versions."""
     cache: CacheSize | None = None
-    """None where the config does not tell, and for models that keep none."""
+    """None if the config does not show it, and for models without a cache."""
     widths: Widths | None = None
     generates: bool = True
-    """Whether it writes text; else its answers are scores or embeddings."""
+    """Whether it generates text; otherwise its answers are scores or embeddings."""
     embedding: Embedding | None = None
     """What is done with the hidden states of a model that has no head and generates nothing."""
     clamps: tuple[str, ...] = ()
-    """Lines of modeling code that clamp values into a dtype's range: ``modeling_t5.py:151``."""
+    """Lines of modeling code that clamp values to a dtype's range: ``modeling_t5.py:151``."""
 
     @property
     def deployed(self) -> Configuration | None:
@@ -108,15 +108,15 @@ class CheckpointAudit:
     """Parameters the model has and the checkpoint lacks: newly initialised, so random."""
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
-    """Parameters whose stored shape is another: newly initialised too."""
+    """Parameters stored with another shape: newly initialised too."""
     shapes: tuple[ShapeFault, ...] = ()
     """Both shapes of each of these; empty in reports of earlier versions."""
     renamings: tuple[Renaming, ...] = ()
-    """Missing parameters that are stored, under names that are among the unexpected ones."""
+    """Missing parameters that are stored under one of the unexpected names."""
     untied: tuple[Tie, ...] = ()
     """Tied by the config, but stored with different values."""
     tieable: tuple[Tie, ...] = ()
-    """Missing, not tied by the config, and of the shape of what it could be tied to."""
+    """Missing, not tied in the config, but of the same shape as a possible source."""
     unscaled: tuple[str, ...] = ()
     """Stored weights in float8, or packed, that are used without the scale they need."""
     unread_scales: tuple[str, ...] = ()
@@ -176,7 +176,7 @@ class Device:
     features: tuple[str, ...] = ()
     """Of a CPU: instruction sets for 16-bit numbers and what they build on, as torch names them."""
     is_usable: bool = True
-    """Whether the torch that is installed can run on it."""
+    """Whether the installed torch can run on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,7 +224,7 @@ class Measurements:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run(RunTrace):
-    """A run and what it amounts to."""
+    """A run with its verdict."""
 
     verdict: Verdict
     reason: str | None = None
@@ -278,10 +278,10 @@ class Report:
     options: tuple[str, ...] = ()
     """Flags of the command that change the scan besides dtypes, attention and device."""
     is_static: bool = False
-    """Nothing was run: config, headers and weights were read, and every advice is predicted."""
+    """Nothing was run: config, headers and weights were read, and all advice is predicted."""
 
     def __repr__(self) -> str:
-        """In a line: a report has a thousand fields."""
+        """One line: a report has a thousand fields."""
         runs = ", ".join(f"{run.name}: {run.verdict}" for run in self.runs)
         return f"<precheck report on {self.model.id}: {runs or 'nothing was run'}>"
 

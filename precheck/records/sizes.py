@@ -10,7 +10,7 @@ class AttentionFacts:
     """What decides which attention implementations a model can have; of its text part."""
 
     supported: tuple[str, ...]
-    """Implementations that the class says it has, by transformers' names."""
+    """Implementations that the class announces, by transformers' names."""
     flash_kernels: tuple[str, ...] | None = None
     """The only FlashAttention implementations it works with; None: any."""
     num_heads: int | None = None
@@ -45,7 +45,7 @@ class CacheSize:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Widths:
-    """What decides the memory that a forward takes beside weights and cache."""
+    """What decides the memory of a forward besides weights and cache."""
 
     hidden: int
     """Elements of a token in the residual stream."""

@@ -1,4 +1,4 @@
-"""What is kept of a tensor, and how two of these become one."""
+"""The statistics kept of a tensor, and how two of them merge."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorFault:
-    """One stored tensor that is not what it should be, and by how much."""
+    """A faulty stored tensor, and how much of it is affected."""
 
     name: str
     num_elements: int
@@ -17,7 +17,7 @@ class TensorFault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapeFault:
-    """A parameter that is stored in another shape than the model's."""
+    """A parameter stored with another shape than the model expects."""
 
     name: str
     stored: tuple[int, ...]
@@ -25,21 +25,21 @@ class ShapeFault:
 
     @property
     def is_shard(self) -> bool:
-        """Whether a sharded optimizer left it so: empty, or a part of it in one flat row."""
+        """Whether it is a shard of a training run: empty, or a part of it in one flat row."""
         is_empty = 0 in self.stored and 0 not in self.expected
         return is_empty or len(self.stored) == 1 < len(self.expected)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renaming:
-    """Parameters that are stored under other names, which differ in the same part each."""
+    """Parameters stored under other names, all of which differ in the same part."""
 
     old: str
-    """The part as it is stored, with its dot: ``_orig_mod.``; empty where it is lacking."""
+    """The part as it is stored, with its dot: ``_orig_mod.``; empty if it is missing."""
     new: str
-    """What the model has in its place; empty if nothing."""
+    """What the model has instead; empty if nothing."""
     is_prefix: bool
-    """Whether the part is where names begin; else it stands somewhere inside."""
+    """Whether names begin with the part; otherwise it is somewhere inside."""
     stored: tuple[str, ...]
     """Names in the checkpoint."""
     parameters: tuple[str, ...]
@@ -51,6 +51,6 @@ class Tie:
     """Two parameters that are one where the config ties them."""
 
     name: str
-    """The one that is given up: ``lm_head.weight``."""
+    """The one that the tie replaces: ``lm_head.weight``."""
     source: str
-    """The one that stands for both: ``model.embed_tokens.weight``."""
+    """The one used for both: ``model.embed_tokens.weight``."""

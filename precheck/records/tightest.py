@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def bits_left(row: Headroom, configuration: Configuration) -> float | None:
-    """Bits left in this row, or None where it does not count for the configuration."""
+    """Headroom of this row in bits; None if it does not count for the configuration."""
     if row.attn_implementation not in {None, configuration.attn_implementation}:
         return None
     return row.headroom_bits.get(configuration.dtype)
@@ -21,6 +21,6 @@ def bits_left(row: Headroom, configuration: Configuration) -> float | None:
 def tightest(
     rows: Iterable[Headroom], configuration: Configuration
 ) -> tuple[Headroom, float] | None:
-    """The row with the fewest bits left for this configuration, and those bits."""
+    """The row with the least headroom for this configuration, and its headroom in bits."""
     counting = [(row, left) for row in rows if (left := bits_left(row, configuration)) is not None]
     return min(counting, key=lambda pair: pair[1], default=None)

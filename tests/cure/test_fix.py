@@ -92,9 +92,7 @@ def test_norms_of_one_plus_w_are_rounded(tmp_path: Path) -> None:
 
 def ten_lines() -> str:
     page = Path(__file__).parents[2] / "docs" / "fix.md"
-    blocks = re.findall(
-        r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE
-    )
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
     (block,) = (text for text in blocks if "precheck-recipe.json" in text)
     return str(block)
 
@@ -137,7 +135,7 @@ def refuses_what_it_is_not_for(recipe: Path, model: Path) -> None:
         precheck.apply(tiny("llama").half(), recipe)
     for content in ('{"schema": "precheck/1"}', "[]"):
         recipe.write_text(content)
-        with pytest.raises(ReportError, match="not a recipe"):
+        with pytest.raises(ReportError, match="not a precheck recipe"):
             precheck.apply(tiny("llama").half(), recipe)
 
 
@@ -169,7 +167,7 @@ READERS = {
     "a reader without a norm": (
         "hidden_states = hidden_states + 1e-4 * torch.tanh(hidden_states)",
         "aten.tanh at modeling_mine.py",
-        "hands no factor on",
+        "does not pass a factor on",
     ),
     "an input of every layer": (
         "hidden_states = hidden_states + torch.linspace(0, 1, 32).to(hidden_states)",
@@ -179,7 +177,7 @@ READERS = {
     "a clamp": (
         "hidden_states = hidden_states.clamp(-60000.0, 60000.0) + 0.5 * hidden_states",
         "aten.clamp at modeling_mine.py",
-        "cut off at a constant",
+        "clamped to a constant",
     ),
 }
 
@@ -241,4 +239,4 @@ def test_what_cannot_be_traced_gets_a_recipe(tmp_path: Path) -> None:
     )
     outcome = fix_custom(custom, tmp_path)
     assert outcome.remedy is Remedy.FLOAT32_MODULES
-    assert "depend on numbers" in outcome.reasons[1]
+    assert "depend on values" in outcome.reasons[1]

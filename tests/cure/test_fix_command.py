@@ -91,7 +91,7 @@ def test_diff_explains_the_two_checkpoints_to_each_other(shell: Shell, model: Pa
     ended = shell("before.json", "after.json", command="diff")
     assert ended.code == ExitCode.GATE_FAILS
     printed = " ".join(ended.out.split())
-    assert "weights times powers of two, as precheck fix writes it" in printed
+    assert "weights multiplied by powers of two, as precheck fix does" in printed
     assert "in float32 the logits are the same; the residual stream is scaled by 2^-8" in printed
 
 
@@ -117,7 +117,7 @@ def test_a_dry_run_needs_no_folder(shell: Shell) -> None:
         "model",
         command="fix",
         code=ExitCode.USAGE,
-        says="no folder to write into",
+        says="no output folder",
         hint="--dry-run",
     )
 
@@ -164,7 +164,7 @@ def test_what_is_broken_in_float32_stays_broken(shell: Shell, model: Path) -> No
     change_weights(model, spoil)
     ended = run(shell, model, "-o", "fixed")
     assert (ended.code, ended.left) == (ExitCode.GATE_FAILS, ())
-    assert "broken in float32 itself" in ended.out
+    assert "broken in float32 as well" in ended.out
 
 
 def test_quantised_weights_are_refused_by_name(shell: Shell) -> None:
@@ -193,7 +193,7 @@ def test_a_disk_too_small_is_said_before_anything_is_read(shell: Shell, model: P
         "fixed",
         command="fix",
         code=ExitCode.USAGE,
-        says="not enough room",
+        says="not enough disk space",
         hint="choose another disk",
     )
     assert "scanning" not in ended.err
@@ -324,7 +324,7 @@ def test_the_original_is_never_what_is_replaced(shell: Shell, model: Path) -> No
             *(model, "-o", output, "--overwrite"),
             command="fix",
             code=ExitCode.USAGE,
-            says="the original lies in the output folder",
+            says="the original is inside the output folder",
             hint="choose another folder",
         )
 
@@ -371,8 +371,8 @@ def test_leftovers_are_offered_for_removal(shell: Shell) -> None:
         (folder / "new/model.safetensors").write_bytes(b"0" * 3000)
         assert "killed process" not in tell("--remove-leftovers")
     found = f"2.9 KiB left by a killed process: {folder}"
-    assert f"{found} (--remove-leftovers)\n" in tell()
-    assert f"{found} (--remove-leftovers)\n" in tell("--remove-leftovers", "--dry-run")
+    assert f"{found} (--remove-leftovers deletes it)\n" in tell()
+    assert f"{found} (--remove-leftovers deletes it)\n" in tell("--remove-leftovers", "--dry-run")
     assert f"removed {found}\n" in tell("--remove-leftovers")
     assert not folder.exists()
 

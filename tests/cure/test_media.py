@@ -71,7 +71,7 @@ def test_what_could_not_be_fed_is_refused_with_the_reason(
     monkeypatch.setattr("precheck.cure.media.synthetic.arrays", lambda *_, **__: iter(()))
     outcome = fixed(planted("LLaVA", tmp_path / "model"), tmp_path / "fixed")
     assert (outcome.remedy, outcome.holds) == (Remedy.NONE, False)
-    assert outcome.sentence == "it takes images, and a fix could be proved only on text"
+    assert outcome.sentence == "it takes images, but a fix could be proved only on text"
     assert any("no processor" in reason for reason in outcome.reasons)
     assert not (tmp_path / "fixed").exists()
 
@@ -83,7 +83,7 @@ def test_a_processor_that_does_not_load_is_named_without_the_folder(tmp_path: Pa
     assert set(media.synthetic) == {"image", "video"}
     assert {batch.probes[0].kind for batch in media.proving} == {"image", "video"}
     (note,) = media_notes(media)
-    assert "the processor does not load" in note
+    assert "the processor cannot be loaded" in note
     assert str(tmp_path) not in note
 
 

@@ -38,7 +38,7 @@ def test_sums_in_float16_are_diagnosed_completely(reports: dict[str, Report]) ->
         abs_max=(0.0, 100.0),
         probes=frozenset(broken.first_overflow.probes),
         greedy="!!!!",
-        in_vain="Hooks on modules see a sound input and an infinite output",
+        in_vain="Hooks on modules see a normal input and an infinite output",
         recommended="float16 + sdpa",
     )
     check(report, expected)

@@ -45,7 +45,7 @@ EXPECTED = {
         layer=3,
         abs_max=(230_000, 231_000),
         greedy="!!!!",
-        in_vain="Temperature, a repetition penalty, an epsilon or clipping the logits",
+        in_vain="Temperature, repetition penalty, an epsilon or clipping the logits",
         recommended="float16 + sdpa",
     ),
     "qwen3-headroom": Diagnosis(

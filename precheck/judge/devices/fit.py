@@ -54,6 +54,8 @@ def fit(measurements: Measurements, *, device: Hardware, dtype: Dtype) -> Fit:
     num_cache_tokens = None
     if left is not None and per_token_cache:
         num_cache_tokens = max(0, left // per_token_cache)
+        if model.max_context is not None:
+            num_cache_tokens = min(num_cache_tokens, model.max_context)
     return Fit(
         dtype=dtype,
         weights_bytes=weights,

@@ -61,7 +61,9 @@ def unsafe_defaults(evidence: Evidence) -> Iterator[Finding]:
                 severity=Severity.WARNING,
                 confidence=Confidence.PREDICTED,
                 message=f"{advice.engine} {advice.version} on {device.name}: {advice.default}.",
-                advice=f"Run: {advice.command}" if advice.command else f"{advice.why}.",
+                advice=f"Run: {advice.command}"
+                if advice.command
+                else f"{advice.why[0].upper()}{advice.why[1:]}.",
             )
 
 

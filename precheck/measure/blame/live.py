@@ -93,17 +93,17 @@ class _Recorder(TorchDispatchMode):
 
 
 class Watch:
-    """Names the first operation that breaks while a model of yours runs.
+    """Names the first operation that breaks while your model runs.
 
-    A context manager: hooks are there inside the ``with`` block alone, also after an exception.
-    Inside it, what ``torch.compile`` has compiled runs uncompiled.
+    A context manager: its hooks exist only inside the ``with`` block, even after an exception.
+    Inside it, code that ``torch.compile`` compiled runs uncompiled.
 
     Args:
         model: a transformers model, or any module whose layers are in one list.
-        sample_every: watch one forward of so many, for serving; of a fault that begins between
-            two only the traces are found.
+        sample_every: watch one forward in this many, for serving; of a fault that starts between
+            two watched forwards, only the consequences are found.
         products: computes matrix products where the device has no arithmetic for the dtype.
-        parameters: those of ``model``, kept up to date where they come and go.
+        parameters: those of ``model``, kept up to date where they are loaded and dropped.
 
     Raises:
         UsageError: ``sample_every`` is not positive.
@@ -166,17 +166,17 @@ class Watch:
 
     @property
     def is_origin(self) -> bool:
-        """Whether it began there; a sampled watch may only find what an earlier fault left."""
+        """Whether the fault started there; a sampled watch may find only its consequences."""
         return self._is_origin
 
     @property
     def broken_forward(self) -> int | None:
-        """Which forward broke, from 0 (the prompt); None while none has."""
+        """Which forward broke, from 0 (the prompt); None if none has so far."""
         return self._broken_forward
 
     @property
     def num_forwards(self) -> int:
-        """Forwards that began inside the ``with`` block."""
+        """Forwards that started inside the ``with`` block."""
         return self._num_forwards
 
     def __enter__(self) -> Self:

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from precheck.records.finding import Verdict
 from precheck.records.quantities import magnitude, times
+from precheck.render.parts.culprit import layer_of_all
 from precheck.render.parts.words import shown
 
 _BROKEN = (Verdict.OVERFLOW, Verdict.DEGRADED)
@@ -41,7 +42,7 @@ def culprit_lines(report: Report, run: Run | None) -> Iterator[tuple[str, Text]]
         return
     first = run.first_overflow
     if first is not None and run.verdict is Verdict.OVERFLOW:
-        yield from _of_overflow(run, first)
+        yield from _of_overflow(report, run, first)
         return
     index = next(number for number, other in enumerate(report.runs) if other is run)
     for finding in report.findings:
@@ -53,8 +54,8 @@ def culprit_lines(report: Report, run: Run | None) -> Iterator[tuple[str, Text]]
             return
 
 
-def _of_overflow(run: Run, first: Overflow) -> Iterator[tuple[str, Text]]:
-    place = "" if first.layer is None else f" ({first.section} layer {first.layer})"
+def _of_overflow(report: Report, run: Run, first: Overflow) -> Iterator[tuple[str, Text]]:
+    place = "" if first.layer is None else f" ({layer_of_all(report, first)})"
     yield "where", Text(shown(f"{first.module}{place}, in {run.name}"), style="bold")
     operation = shown(f"{first.op} at {first.source}: {first.code}")
     yield "operation", Text(operation, no_wrap=True, overflow="ellipsis")

@@ -13,13 +13,14 @@ from precheck.records.finding import Verdict
 from precheck.records.loss import relative_error
 from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Accumulation
-from precheck.records.quantities import counted, listed, magnitude, percent
+from precheck.records.quantities import counted, listed, magnitude, percent, times
+from precheck.records.traces import Section
 from precheck.render.parts.columns import Column, table
 from precheck.render.parts.words import DASH, VERDICT_MARKS, shown
 
 if TYPE_CHECKING:
     from precheck.records.report import Report, Run
-    from precheck.records.traces import LayerTrace, Overflow, Section, Symptom
+    from precheck.records.traces import LayerTrace, Overflow, Symptom
 
 _REACH = 2
 """Layers shown before and after the one that matters."""
@@ -72,9 +73,9 @@ def culprit_panel(report: Report, *, width: int) -> Panel | None:
 
 def culprit_facts(report: Report, run: Run, overflow: Overflow) -> list[tuple[str, Text]]:
     """Label and value of every fact about an overflow; a label may go on in the next line."""
-    place = f"{overflow.module}"
+    place = overflow.module
     if overflow.layer is not None:
-        place += f"  ({overflow.section} layer {overflow.layer})"
+        place += f"  ({layer_of_all(report, overflow)})"
     facts = [
         ("where", Text(shown(place), style="bold")),
         ("operation", Text(f"{shown(overflow.op)} at {shown(overflow.source)}", style="bold")),
@@ -101,6 +102,13 @@ def culprit_facts(report: Report, run: Run, overflow: Overflow) -> list[tuple[st
     return [(label, value) for label, value in facts if value.plain]
 
 
+def layer_of_all(report: Report, overflow: Overflow) -> str:
+    """``decoder layer 3 of 0-5``; how many other parts have is not in the report."""
+    last = report.model.num_decoder_layers - 1
+    of = f" of 0-{last}" if overflow.section is Section.DECODER and last > 0 else ""
+    return f"{overflow.section} layer {overflow.layer}{of}"
+
+
 def _seen(symptom: Symptom) -> list[str]:
     """What a user sees, a line each."""
     texts = (("greedy: ", symptom.greedy), ("sampling: ", symptom.sampling), ("", symptom.answer))
@@ -123,16 +131,9 @@ def _size(run: Run, overflow: Overflow) -> str:
     if overflow.partial_sum is not None:
         sums = magnitude(overflow.partial_sum)
         return f"{value}, from partial sums of up to {sums}, beyond {maximum}"
-    times = overflow.reference_abs_max / overflow.limit
-    relation = _times(times) if times > 1 else "within"
+    ratio = overflow.reference_abs_max / overflow.limit
+    relation = times(ratio) if ratio > 1 else "within"
     return f"{value} in float32, {relation} {maximum}"
-
-
-def _times(ratio: float) -> str:
-    """How far beyond the maximum: ``3.5x``, ``1.02x``; never ``1.0x`` beside a failure."""
-    near = ratio < 1.1  # noqa: PLR2004  where one digit would hide it
-    rounded = f"{ratio:.2f}x" if near else f"{ratio:.1f}x"
-    return "just over" if rounded == "1.00x" else rounded
 
 
 def _probes(report: Report, overflow: Overflow) -> str:
@@ -232,7 +233,8 @@ def size_cell(trace: LayerTrace | None) -> Text:
         return Text(DASH, style="dim")
     faults = [name for name, n in (("NaN", trace.num_nan), ("inf", trace.num_inf)) if n]
     finite = [] if trace.abs_max is None else [magnitude(trace.abs_max)]
-    return Text(" + ".join([*finite, *faults]) or DASH, style="red" if faults else "")
+    words = ", then ".join(filter(None, (*finite, " and ".join(faults))))
+    return Text(words or DASH, style="red" if faults else "")
 
 
 def _error_cell(trace: LayerTrace | None) -> Text:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _REST = 58
 """Columns that are not the text's."""
 _SHORTEST = 20
+_AFTER = 6
+"""Characters to show of what follows a divergence."""
 
 
 def generation_tables(report: Report, *, width: int) -> Iterator[tuple[str, Table]]:
@@ -68,7 +70,13 @@ def _columns(rows: list[tuple[Run, Generation]], *, longest: int) -> list[Column
                 for _, written in rows
             ],
         ),
-        words("text", [_text(written)[:longest] for _, written in rows]),
+        words(
+            "text",
+            [
+                _text(written, reference=_reference(run, written, rows=rows), longest=longest)
+                for run, written in rows
+            ],
+        ),
     ]
 
 
@@ -82,7 +90,39 @@ def _tokens(step: int | None) -> str:
     return "the prompt" if step == 0 else f"{step} token{'s' if step > 1 else ''}"
 
 
-def _text(generation: Generation) -> str:
-    """The text, and the error that ended it."""
-    text = repr(generation.text or "")
-    return text if generation.error is None else f"{generation.error} after {text}"
+def _reference(
+    run: Run, written: Generation, *, rows: list[tuple[Run, Generation]]
+) -> Generation | None:
+    """What float32 wrote in the same way, with the same attention."""
+    return next(
+        (
+            other
+            for of_run, other in rows
+            if other.way == written.way and of_run.configuration == run.configuration.reference
+        ),
+        None,
+    )
+
+
+def _text(generation: Generation, *, reference: Generation | None, longest: int) -> str:
+    """The text, and the error that ended it; where it is cut, so that the divergence is seen."""
+    text, expected = (_quoted(each) for each in (generation, reference))
+    error = "" if generation.error is None else f"{generation.error} after "
+    if reference is None or text == expected:
+        return f"{error}{text}"[:longest]
+    at = next(
+        (
+            number
+            for number, pair in enumerate(zip(text, expected, strict=False))
+            if len(set(pair)) > 1
+        ),
+        min(len(text), len(expected)),
+    )
+    if at + len(error) < longest - _AFTER:
+        return f"{error}{text}"[:longest]
+    start = max(0, at - (longest - _AFTER) // 2)
+    return f"{error}\N{HORIZONTAL ELLIPSIS}{text[start:]}"[:longest]
+
+
+def _quoted(generation: Generation | None) -> str:
+    return repr((generation.text if generation else "") or "")

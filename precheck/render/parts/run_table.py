@@ -78,7 +78,8 @@ def _largest(report: Report, run: Run) -> str:
     limiting = tightest(report.headroom, run.configuration)
     fault = not all(layer.is_finite for layer in run.layers)
     largest = limiting[0].abs_max if limiting else _largest_in_layers(run)
-    return f"{'' if largest is None else magnitude(largest)}{' NaN' if fault else ''}" or DASH
+    words = ("" if largest is None else magnitude(largest), "NaN" if fault else "")
+    return ", then ".join(filter(None, words)) or DASH
 
 
 def _largest_in_layers(run: Run) -> float | None:

@@ -158,7 +158,7 @@ def test_it_tells_what_it_is(tmp_path: Path) -> None:
     assert description["module"] == "model.layers.3.self_attn"
     assert description["reference_abs_max"] == pytest.approx(230_000, rel=0.01)
     text = (tmp_path / "capsule" / "README.md").read_text(encoding="utf-8")
-    assert "share a capsule only if the prompt may be shared" in text
+    assert "share a capsule only if you may share the prompt" in text
 
 
 @pytest.mark.parametrize(

@@ -144,8 +144,8 @@ def test_other_architectures_write_without_a_tokenizer(name: str, tmp_path: Path
 def test_the_table_shows_text_and_error_at_any_width(later: Report) -> None:
     for width in (80, 200):
         shown = render_console(later, width=width, colour=False, all_layers=False)
-        assert "Generated after prompt prompt_1" in shown
-        assert "Generated after prompt prompt_2" in shown
+        assert 'Generated after prompt "prompt_1"' in shown
+        assert 'Generated after prompt "prompt_2"' in shown
         assert max(map(len, shown.split("\n"))) <= width
 
 

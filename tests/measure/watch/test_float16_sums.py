@@ -131,7 +131,7 @@ def test_a_kernel_is_proved_to_be_safe_where_no_sum_can_leave_float16(tmp_path: 
     assert run.partial_sums.num_products % 22 == 0
     (proof,) = (finding for finding in report.findings if finding.code == "PC115")
     assert proof.severity is Severity.NOTE
-    assert "cannot overflow here, in whatever order" in proof.message
+    assert "cannot overflow here, whatever the order" in proof.message
 
 
 def test_packed_weights_are_measured_with_both_by_default_and_others_on_request(
