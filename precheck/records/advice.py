@@ -51,7 +51,10 @@ class Fit:
     usable_bytes: int | None
     """What an engine takes of the device by default; None where the memory is not known."""
     num_cache_tokens: int | None
-    """Cache tokens that fit next to weights and activations; None if that is not known."""
+    """Cache tokens that fit next to weights and activations, at most the model's context.
+
+    None where that is not known.
+    """
     fits: bool | None
 
 
