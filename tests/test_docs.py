@@ -198,13 +198,11 @@ def test_the_recipe_for_github_actions_is_yaml_with_steps() -> None:
     assert yaml.safe_load(recipe)["permissions"]["security-events"] == "write"
 
 
-def test_both_readmes_show_the_same_picture() -> None:
+@pytest.mark.parametrize("page", ["README.zh.md", "docs/index.md"])
+def test_pages_show_the_picture_of_the_readme(page: str) -> None:
     shown = [
-        (ROOT / name)
-        .read_text(encoding="utf-8")
-        .partition("<!-- picture")[2]
-        .partition("-->\n\n")[0]
-        for name in ("README.md", "README.zh.md")
+        text.partition("<!-- picture")[2].partition("-->\n\n")[0]
+        for text in (README, (ROOT / page).read_text(encoding="utf-8"))
     ]
     assert shown[0] == shown[1]
     assert "only with eager attention: float16 overflows in layer 3" in shown[0]
