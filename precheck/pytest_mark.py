@@ -90,11 +90,8 @@ class Asked:
         """Why the model does not pass, a line each; none if it does."""
         report = accept(report, self.baseline)
         outcome = gate(report, require=self.require, fail_on=FailOn(self.fail_on))
-        if report.complete and outcome.holds:
+        if outcome.holds:
             return []
-        reasons = [f"FAIL: {reason}" for reason in outcome.reasons]
-        if not report.complete:
-            reasons = [f"INCOMPLETE: {report.incomplete_reason or 'the scan ended early'}"]
         wanted = self.require or (report.model.deployed,)
         judged = {i for i, run in enumerate(report.runs) if not _names_of(run).isdisjoint(wanted)}
         findings = [
@@ -104,7 +101,7 @@ class Asked:
             and finding.accepted is None
             and (not finding.runs or not judged.isdisjoint(finding.runs))
         ]
-        return [shown(line) for line in (*reasons, *findings)]
+        return [shown(line) for line in (outcome.line, *findings)]
 
 
 def _names_of(run: Run) -> frozenset[Configuration]:

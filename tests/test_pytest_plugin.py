@@ -102,7 +102,7 @@ def test_a_checkpoint_passes_or_fails_in_what_is_required(
     assert "never reached" not in said
     ended.stdout.fnmatch_lines(
         [
-            "FAIL: float16 + eager: overflow*",
+            "FAIL: float16 + eager overflows in layer 3: *",
             "PC301: float16 + eager: overflow of the raw attention scores * modeling_qwen2.py:*",
             "*- Captured precheck call -*",
             "*float16*eager*overflow*layer 3*",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
+from rich.cells import cell_len
 from rich.text import Text
 
 from precheck.records.finding import USABLE, Verdict
@@ -25,8 +25,11 @@ MOST_LINES = 6
 _GAP = 2
 
 
-def run_lines(report: Report) -> Iterator[RenderableType]:
-    """All runs where there are at most six; else the broken ones first, and how many more."""
+def run_lines(report: Report, *, width: int) -> Iterator[RenderableType]:
+    """All runs where there are at most six; else the broken ones first, and how many more.
+
+    Where the terminal is narrow, the last figures of a line are left out.
+    """
     runs = list(report.runs)
     if len(runs) > MOST_LINES:
         runs.sort(key=lambda run: run.verdict in USABLE)
@@ -36,13 +39,11 @@ def run_lines(report: Report) -> Iterator[RenderableType]:
     rows = [(_name(run), _word(run), _figures(report, run)) for run in runs]
     names = max(name.cell_len for name, _, _ in rows) + _GAP
     words = max(word.cell_len for _, word, _ in rows) + _GAP
-    grid = Table.grid()
-    grid.add_column(no_wrap=True, overflow="ellipsis")  # the figures give way to a narrow terminal
     for name, word, figures in rows:
         name.pad_right(names - name.cell_len)
         word.pad_right(words - word.cell_len)
-        grid.add_row(Text.assemble(name, word, (shown(figures), "dim")))
-    yield grid
+        kept = _fitting(figures, width=width - names - words)
+        yield Text.assemble(name, word, (shown(", ".join(kept)), "dim"))
     if len(runs) < len(report.runs):
         more = counted(len(report.runs) - len(runs), "more configuration")
         yield Text(f"    and {more}: -v", style="dim")
@@ -58,17 +59,24 @@ def _name(run: Run) -> Text:
     return Text.assemble("  ", (mark.symbol, mark.style), f" {shown(run.name)}")
 
 
-def _figures(report: Report, run: Run) -> str:
-    """What the verdict rests on, short enough for the line."""
+def _fitting(figures: tuple[str, ...], *, width: int) -> tuple[str, ...]:
+    """The first of them that fit; the very first always."""
+    kept = figures
+    while len(kept) > 1 and cell_len(", ".join(kept)) > width:
+        kept = kept[:-1]
+    return kept
+
+
+def _figures(report: Report, run: Run) -> tuple[str, ...]:
+    """What the verdict rests on, most important first."""
     first = run.first_overflow
     if run.verdict in {Verdict.FAILED, Verdict.INCOMPLETE}:
-        return first_sentence(run.reason or "")
+        return (first_sentence(run.reason or ""),)
     if run.verdict is Verdict.OVERFLOW:
         place = None if first is None else first.place or str(first.section)
-        return ", ".join(
-            filter(None, (place, None if first is None else first.mechanism.replace("_", " ")))
-        )
-    return ", ".join((*_headroom(report, run), *_precision(run)))
+        what = None if first is None else first.mechanism.replace("_", " ")
+        return tuple(filter(None, (place, what)))
+    return (*_headroom(report, run), *_precision(run))
 
 
 def _headroom(report: Report, run: Run) -> Iterator[str]:
