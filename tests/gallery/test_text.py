@@ -159,7 +159,7 @@ def test_half_after_loading_is_named_as_what_would_break(reports: dict[str, Repo
     found = next(finding for finding in reports["t5-half"].findings if finding.code == "PC507")
     assert found.severity is Severity.WARNING
     assert found.module == "encoder.block.3.layer.1.DenseReluDense.wo"
-    assert ".half() on a loaded model casts these as well, and it overflows" in found.advice
+    assert ".half() on a loaded model casts these as well, and then it overflows" in found.advice
 
 
 def test_a_live_t5_after_half_is_broken(tmp_path: Path) -> None:
