@@ -43,7 +43,12 @@ def render_brief(report: Report, gate: Gate, *, engine: str, width: int, colour:
         width: columns of the terminal.
         colour: with ANSI colours; no information is in the colour alone.
     """
-    lines = [*_verdict(report, gate), *run_lines(report, width=width), Text(), *_details(report, gate, engine)]
+    lines = [
+        *_verdict(report, gate),
+        *run_lines(report, width=width),
+        Text(),
+        *_details(report, gate, engine),
+    ]
     return f"{printed(*lines, width=width, colour=colour)}\n"
 
 
