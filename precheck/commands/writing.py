@@ -18,7 +18,6 @@ from precheck.render import (
     Format,
     render_brief,
     render_console,
-    render_verdict,
 )
 from precheck.render.parts.redaction import redacted
 
@@ -81,11 +80,13 @@ class Writing:
         width, colour = shutil.get_terminal_size().columns, terminal.has_colour()
         if self.detail is Detail.BRIEF:
             return render_brief(report, gate, engine=engine, width=width, colour=colour)
-        verdict = render_verdict(report, gate, width=width, colour=colour)
-        tables = render_console(
-            report, width=width, colour=colour, all_layers=self.detail is Detail.ALL_LAYERS
+        return render_console(
+            report,
+            width=width,
+            colour=colour,
+            all_layers=self.detail is Detail.ALL_LAYERS,
+            gate=gate,
         )
-        return f"{verdict}\n{tables}"
 
     def into_files(self, report: Report) -> None:
         """Writes every file, also those after one that fails: a scan is expensive.

@@ -14,7 +14,7 @@ from precheck.render.formats.json_report import JsonReport
 from precheck.render.formats.markdown_report import MarkdownReport
 from precheck.render.formats.model_card import ModelCard
 from precheck.render.formats.sarif_report import SarifReport
-from precheck.render.screens.brief import render_brief, render_verdict
+from precheck.render.screens.brief import render_brief
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,6 @@ __all__ = [
     "Renderer",
     "render_brief",
     "render_console",
-    "render_verdict",
 ]
 
 

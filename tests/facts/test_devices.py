@@ -124,6 +124,7 @@ def test_a_gpu_that_torch_cannot_use_is_said_to_be_one() -> None:
     [
         (("amx_fp16", "amx_bf16", "avx512_fp16", "avx512_bf16", "avx512_f"), NATIVE, NATIVE),
         (("amx_bf16", "avx512_fp16", "avx512_bf16", "avx512_f", "avx2"), NATIVE, NATIVE),
+        (("avx512_fp16", "avx512_bf16", "avx512_f", "avx2"), NATIVE, NATIVE),
         (("avx512_bf16", "avx512_f", "avx2"), EMULATED, NATIVE),
         (("avx512_f", "avx2"), EMULATED, EMULATED),
         (("avx2",), EMULATED, EMULATED),

@@ -122,6 +122,13 @@ def test_what_is_deployed_and_breaks_is_not_said_to_break_elsewhere() -> None:
     assert "elsewhere" not in text
 
 
+def test_only_with_is_said_where_nothing_else_breaks() -> None:
+    both = brief(QWEN2, require=("float16+eager",)).splitlines()
+    assert both[1] == "✗ also: bfloat16 + eager loses accuracy" or both[2] == (
+        "✗ also: bfloat16 + eager loses accuracy"
+    )
+
+
 def test_a_healthy_model_has_no_culprit() -> None:
     text = brief(hand_made.measurements())
     assert not re.search(r"^  (where|operation|size|why|also) ", text, flags=re.MULTILINE)

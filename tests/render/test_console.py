@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from precheck.judge import judge
+from precheck.judge.gate import FailOn, gate
 from precheck.records.precision import Dtype
 from precheck.records.traces import Symptom
 from precheck.render import RENDERERS, Format, render_console
@@ -233,3 +234,13 @@ def test_several_runs_with_one_verdict_share_its_sentence() -> None:
     )
     first = plain(hand_made.measurements(runs=runs)).split("\n")[0]
     assert first == "○ float16 + sdpa, float16 + eager absorb an overflow in layer 3"
+
+
+def test_with_the_gate_it_begins_with_what_would_be_deployed() -> None:
+    report = judged(hand_made.qwen2_eager())
+    answer = gate(report, fail_on=FailOn.ERROR)
+    text = render_console(report, width=100, colour=False, gate=answer)
+    assert text.startswith("✓ bfloat16 + sdpa: safe, ")
+    assert text.count(report.model.architecture) == 1
+    below = render_console(report, width=100, colour=False).partition("\n\n")[2]
+    assert text.partition("\n\n")[2] == below

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from precheck.records.finding import Severity
 from precheck.render.parts.advice import advice
+from precheck.render.parts.brief.verdict import verdict_lines
 from precheck.render.parts.culprit import culprit_panel, focus, layers_around
 from precheck.render.parts.deployment import deployment
 from precheck.render.parts.generation_table import generation_tables
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from precheck.records.finding import Finding
+    from precheck.records.gate import Gate
     from precheck.records.report import Report
     from precheck.render.parts.headline import Headline
 
@@ -48,7 +50,14 @@ class ConsoleReport:
         )
 
 
-def render_console(report: Report, *, width: int, colour: bool, all_layers: bool = False) -> str:
+def render_console(
+    report: Report,
+    *,
+    width: int,
+    colour: bool,
+    all_layers: bool = False,
+    gate: Gate | None = None,
+) -> str:
     """The report as text.
 
     Args:
@@ -56,29 +65,25 @@ def render_console(report: Report, *, width: int, colour: bool, all_layers: bool
         width: columns of the terminal.
         colour: with ANSI colours; no information is in the colour alone.
         all_layers: every layer of every run as well.
+        gate: begin with its answer; None: with the gravest of all runs.
     """
     prose = min(width, _WIDEST_PROSE)
     renderables: list[RenderableType] = []
-    for section in _sections(report, prose=prose, width=width, all_layers=all_layers):
+    sections = _sections(report, gate, prose=prose, width=width, all_layers=all_layers)
+    for section in sections:
         renderables += [Text(), *section] if renderables else section
     return f"{printed(*renderables, width=width, colour=colour)}\n"
 
 
 def _sections(
-    report: Report, *, prose: int, width: int, all_layers: bool
+    report: Report, gate: Gate | None, *, prose: int, width: int, all_layers: bool
 ) -> Iterator[Sequence[RenderableType]]:
     """Everything there is to print, in the order of its weight."""
 
     def narrow(renderables: Iterable[RenderableType]) -> tuple[RenderableType, ...]:
         return tuple(Within(renderable, prose) for renderable in renderables)
 
-    yield narrow(
-        (
-            _marked(headline(report)),
-            wrapped(Text(scope(report), style="dim"), indent=2),
-            wrapped(Text(identity(report), style="dim"), indent=2),
-        )
-    )
+    yield narrow(_head(report, gate))
     if not report.is_static:
         yield (run_table(report, width=width),)
     if (panel := culprit_panel(report, width=prose)) is not None:
@@ -93,6 +98,15 @@ def _sections(
     yield narrow(advice(report))
     for section in deployment(report, width=prose):
         yield narrow(section)
+
+
+def _head(report: Report, gate: Gate | None) -> tuple[RenderableType, ...]:
+    """The gate's answer, or the gravest of all runs; how far it reaches, and for which model."""
+    reach = wrapped(Text(scope(report), style="dim"), indent=2)
+    if gate is not None:
+        return (*verdict_lines(report, gate), reach)
+    which = wrapped(Text(identity(report), style="dim"), indent=2)
+    return (_marked(headline(report)), reach, which)
 
 
 def _marked(line: Headline) -> RenderableType:

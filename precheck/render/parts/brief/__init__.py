@@ -1,0 +1,1 @@
+"""What the default output is made of."""

@@ -1,0 +1,89 @@
+"""The first lines: may it be deployed, what breaks elsewhere, which model it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from precheck.records.finding import USABLE, VERBS, Severity, Verdict
+from precheck.records.quantities import listed
+from precheck.render.parts.headline import broken_checkpoint, identity, tested
+from precheck.render.parts.words import SEVERITY_MARKS, VERDICT_MARKS, Mark, shown
+from precheck.render.parts.wrapping import Wrapped, wrapped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
+
+    from precheck.records.gate import Deployment, Gate
+    from precheck.records.report import Report, Run
+
+_UNKNOWN = Mark("?", "yellow")
+
+
+def verdict_lines(report: Report, gate: Gate) -> Iterator[RenderableType]:
+    """What would be deployed, what breaks elsewhere, and which model this is about."""
+    broken = broken_checkpoint(report)
+    if broken is not None:
+        yield _marked(SEVERITY_MARKS[Severity.ERROR], f"BROKEN: {broken.headline} ({broken.code})")
+    else:
+        for deployment in gate.deployments if report.complete else ():
+            yield _marked(_mark(deployment), _deployed(report, deployment))
+        if not gate.deployments and report.complete:
+            yield _marked(_UNKNOWN, "; ".join(gate.reasons))
+    if not report.complete:
+        yield _marked(_UNKNOWN, gate.line)
+    if broken is None and (elsewhere := _elsewhere(report, gate)) is not None:
+        yield _marked(VERDICT_MARKS[Verdict.OVERFLOW], elsewhere)
+    yield wrapped(Text(identity(report), style="dim"), indent=2)
+
+
+def _deployed(report: Report, deployment: Deployment) -> str:
+    words = deployment.words.removeprefix("is ").removeprefix("has ")
+    is_told = deployment.verdict is Verdict.SAFE and deployment.holds and not report.is_static
+    return f"{deployment.name}: {words}{f', {tested(report)}' if is_told else ''}"
+
+
+def _mark(deployment: Deployment) -> Mark:
+    if not deployment.holds:
+        return VERDICT_MARKS[
+            Verdict.INCOMPLETE if deployment.verdict is Verdict.INCOMPLETE else Verdict.OVERFLOW
+        ]
+    return _UNKNOWN if deployment.verdict is None else VERDICT_MARKS[deployment.verdict]
+
+
+def _elsewhere(report: Report, gate: Gate) -> str | None:
+    """What breaks in configurations that nobody would deploy; None where nothing does."""
+    deployed = {deployment.configuration for deployment in gate.deployments}
+    broken = [run for run in report.runs if run.verdict not in USABLE | {Verdict.INCOMPLETE}]
+    others = [run for run in broken if not {run.configuration, run.requested} & deployed]
+    if not others:
+        return None
+    is_all = len(others) == len(broken)
+    attentions = {run.attn_implementation for run in others}
+    usable = {run.attn_implementation for run in report.runs if run.verdict in USABLE}
+    if is_all and len(attentions) == 1 and usable - attentions:
+        said = listed(tuple(f"{run.dtype} {_does(run)}" for run in others), most=4)
+        return f"only with {attentions.pop()} attention: {said}"
+    does = {(run.dtype, _does(run)) for run in others}
+    if is_all and len(does) == 1:
+        return f"only in {others[0].dtype}: {_does(others[0])} with {listed(_attentions(others))}"
+    said = listed(tuple(f"{run.name} {_does(run)}" for run in others), most=4)
+    return f"{'elsewhere' if is_all else 'also'}: {said}"
+
+
+def _attentions(runs: list[Run]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(run.attn_implementation for run in runs))
+
+
+def _does(run: Run) -> str:
+    first = run.first_overflow
+    is_placed = run.verdict is Verdict.OVERFLOW and first is not None and first.place
+    return f"{VERBS[run.verdict]}{f' in {first.place}' if first and is_placed else ''}"
+
+
+def _marked(mark: Mark, words: str) -> RenderableType:
+    style = f"bold {mark.style}"
+    return Wrapped(Text(shown(words), style=style), Text(mark.symbol, style=style), 2)
