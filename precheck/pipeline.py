@@ -59,7 +59,8 @@ def scan(
         model: a local folder, a Hub id, ``demo:NAME``, or a live module.
         tokenizer: for a live module, for text probes: called with a text it returns
             ``{"input_ids": [...]}``. A checkpoint has its own.
-        dtypes: names such as ``float16``, torch's dtypes, or a single one; None measures all three.
+        dtypes: names such as ``float16``, torch's dtypes, or a single one; ``auto`` is the
+            checkpoint's own. None measures all three.
         attn_implementations: transformers' names, or a single one; None measures the model's
             default, and eager where that differs.
         prompts: texts, token-id lists and ``ImagePrompt``, instead of the built-in probes; None
@@ -100,8 +101,10 @@ def scan(
     from precheck.measure.request import Request, check_request
 
     observe = observe or _ignore
+    named = [name for name in _each(dtypes) if name != "auto"]
     request = Request(
-        dtypes=tuple(Dtype) if dtypes is None else tuple(map(_dtype, _each(dtypes))),
+        dtypes=tuple(Dtype) if dtypes is None else tuple(map(_dtype, named)),
+        with_own_dtype=len(named) < len(_each(dtypes)),
         attn_implementations=None if attn_implementations is None else _each(attn_implementations),
         required=tuple(map(_configuration, _each(require))),
         prompts=prompts,

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from precheck.errors import UsageError, unknown
 from precheck.records.precision import Dtype
@@ -23,13 +23,15 @@ _JSON_PROMPTS = (
 )
 
 
-def dtypes(text: str) -> tuple[Dtype, ...]:
-    """The dtypes of a comma list, each once.
+def dtypes(text: str) -> tuple[Dtype | Literal["auto"], ...]:
+    """The dtypes of a comma list, each once; ``auto`` is the checkpoint's own.
 
-    >>> dtypes("fp16,float32")
-    (<Dtype.FLOAT16: 'float16'>, <Dtype.FLOAT32: 'float32'>)
+    >>> dtypes("fp16,auto")
+    (<Dtype.FLOAT16: 'float16'>, 'auto')
     """
-    return tuple(map(Dtype.named, names(text, flag="--dtype")))
+    return tuple(
+        "auto" if name == "auto" else Dtype.named(name) for name in names(text, flag="--dtype")
+    )
 
 
 def names(text: str, *, flag: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ Dtypes = Annotated[
     str,
     typer.Option(
         metavar="LIST",
-        help="Dtypes to measure, comma-separated.",
+        help="Dtypes to measure, comma-separated; auto is the checkpoint's own.",
         autocompletion=completion.dtypes,
         rich_help_panel=MEASURE_PANEL,
     ),

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from precheck.checkpoint.architecture import find_architecture
-from precheck.errors import UnsupportedModelError
+from precheck.errors import UnsupportedModelError, UsageError
 from precheck.measure.machine.torch_settings import uncompiled
 from precheck.measure.models.configurations import build_groups
 from precheck.measure.subject.model_facts import model_facts
-from precheck.records.precision import Accumulation
+from precheck.records.precision import Accumulation, Dtype
 from precheck.records.report import deployed_configuration, deployed_dtype
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def prepare(subject: Subject, request: Request, *, device: str) -> Iterator[Prep
         default = models.default_attention()
         groups, failed = build_groups(
             models,
-            dtypes=request.dtypes,
+            dtypes=_dtypes(subject, request),
             attn_implementations=request.attn_implementations,
             required=_required(subject, request, default),
             device=device,
@@ -98,6 +98,23 @@ def _accumulations(subject: Subject, request: Request) -> frozenset[Accumulation
     if request.accumulations is not None:
         return frozenset(request.accumulations)
     return frozenset(Accumulation if subject.may_add_up_in_float16 else {Accumulation.FLOAT32})
+
+
+def _dtypes(subject: Subject, request: Request) -> tuple[Dtype, ...]:
+    """Those that were named, and the checkpoint's own where ``auto`` was among them.
+
+    Raises:
+        UsageError: its own is not one of those that are measured.
+    """
+    if not request.with_own_dtype:
+        return request.dtypes
+    own = deployed_dtype(subject.declared_dtype, subject.tensor_dtypes)
+    if own not in set(Dtype):
+        raise UsageError(
+            f"the checkpoint's own dtype is not measured: {own} (expected {', '.join(Dtype)})",
+            hint="name the dtypes: --dtype float16,bfloat16",
+        )
+    return tuple(dict.fromkeys((*request.dtypes, Dtype(own))))
 
 
 def _required(

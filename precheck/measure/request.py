@@ -24,6 +24,8 @@ class Request:
     """The arguments of ``precheck.scan`` that decide what is measured."""
 
     dtypes: tuple[Dtype, ...]
+    with_own_dtype: bool = False
+    """Run the checkpoint's own dtype besides ``dtypes``."""
     attn_implementations: tuple[str, ...] | None = None
     """None takes the model's default, and eager where that differs."""
     required: tuple[Configuration, ...] = ()

@@ -29,7 +29,9 @@ class Dtype(StrEnum):
         for dtype in cls:
             if name in {dtype, dtype.short, _ALIASES.get(dtype)}:
                 return dtype
-        raise unknown("dtype", name, cls, hint="fp16, bf16, fp32, half and float are dtypes too")
+        raise unknown(
+            "dtype", name, cls, hint="fp16, bf16, fp32, half, float and auto are understood too"
+        )
 
     @property
     def is_reference(self) -> bool:

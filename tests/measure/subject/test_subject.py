@@ -105,3 +105,13 @@ def test_a_module_without_values_is_refused(absent: str) -> None:
     with pytest.raises(UnsupportedModelError, match="have no values") as refused:
         precheck.scan(model, quick=True)
     assert "load its weights" in str(refused.value.hint)
+
+
+def test_auto_is_the_dtype_of_the_checkpoint(tmp_path: Path) -> None:
+    half = save_checkpoint(tiny("llama").half(), tmp_path / "half", tokenizer=True)
+    report = precheck.scan(half, dtypes="auto", attn_implementations=["sdpa", "eager"], quick=True)
+    assert {run.name for run in report.runs} == {
+        f"{dtype} + {attn}" for dtype in ("float32", "float16") for attn in ("sdpa", "eager")
+    }
+    both = precheck.scan(half, dtypes=["auto", "bfloat16"], attn_implementations="sdpa", quick=True)
+    assert {str(run.dtype) for run in both.runs} == {"float32", "float16", "bfloat16"}
