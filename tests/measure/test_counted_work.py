@@ -11,6 +11,7 @@ import torch
 from precheck.checkpoint import checkpoint_audit
 from precheck.checkpoint.tensor_audit import audit_chunk
 from precheck.checkpoint.weights import Weights
+from precheck.measure.models import split_head
 from precheck.measure.models.skeleton import Skeleton
 from precheck.measure.models.streaming.tensor_reader import TensorReader
 from precheck.pipeline import scan
@@ -81,6 +82,20 @@ def test_everything_is_read_audited_and_cast_once(
     assert counts["torch.bfloat16"] == 0  # it is stored so
     assert len(report.runs) == 6
     assert counts["forwards"] == 6 * NUM_BATCHES
+
+
+def test_parts_of_a_head_are_cast_once_where_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split_head, "PART_BYTES", 1 << 13)
+    folder, model = saved(tmp_path)
+    with counted(monkeypatch) as counts:
+        scan(folder, attn_implementations=["eager", "sdpa"])
+    assert len(split_head.parts_of(*model.get_output_embeddings().weight.shape)) > 1
+    assert counts["forwards"] == 6 * NUM_BATCHES
+    whole = num_elements(model) - num_elements(model.get_input_embeddings())  # read by rows
+    assert counts["torch.float32"] == 4 * whole
+    assert counts["torch.float16"] == 2 * whole
 
 
 def test_nothing_is_cast_for_a_run_that_has_stopped(
