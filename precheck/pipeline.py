@@ -100,6 +100,10 @@ def scan(
     # torch and transformers take seconds to import; precheck --help does not wait for them.
     from precheck.measure.request import Request, check_request
 
+    if max_memory is not None and not isinstance(max_memory, int):
+        raise UsageError(
+            f"max_memory is {max_memory!r} (expected bytes)", hint="max_memory=4 * 2**30"
+        )
     observe = observe or _ignore
     named = [name for name in _each(dtypes) if name != "auto"]
     request = Request(
@@ -273,6 +277,11 @@ def _check_combination(model: str | Path | nn.Module, request: Request) -> None:
 
 def _check_text(prompts: Sequence[Prompt]) -> None:
     for number, prompt in enumerate(prompts, start=1):
+        if not isinstance(prompt, str | ImagePrompt | Sequence):
+            raise UsageError(
+                f"prompt {number} is not understood: {prompt!r} (expected a text or token ids)",
+                hint='precheck.scan(model, prompts=["a text", [1, 2, 3]])',
+            )
         try:
             text = prompt.text if isinstance(prompt, ImagePrompt) else prompt
             if isinstance(text, str):

@@ -6,7 +6,8 @@ import json
 import os
 import re
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal
+from enum import StrEnum
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from precheck.errors import UsageError, unknown
 from precheck.records.precision import Dtype
@@ -16,6 +17,8 @@ from precheck.render import SUFFIXES
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
 
 _JSON_PROMPTS = (
     'write one object per line, like {"text": "Hello"}, {"token_ids": [1, 2]} or '
@@ -32,6 +35,27 @@ def dtypes(text: str) -> tuple[Dtype | Literal["auto"], ...]:
     return tuple(
         "auto" if name == "auto" else Dtype.named(name) for name in names(text, flag="--dtype")
     )
+
+
+def choice(kind: type[_Choice], text: str, *, what: str) -> _Choice:
+    """The value of a closed choice, in any case.
+
+    Raises:
+        UsageError: there is none of that name; the hint names a close one.
+    """
+    for value in kind:
+        if value == text.strip().lower():
+            return value
+    raise unknown(what, text, kind, hint="")
+
+
+def each(texts: Sequence[str] | None) -> tuple[str, ...]:
+    """The values of a repeatable option, which may be comma lists too.
+
+    >>> each(["T4,A100", "H100"])
+    ('T4', 'A100', 'H100')
+    """
+    return tuple(name.strip() for text in texts or () for name in text.split(","))
 
 
 def names(text: str, *, flag: str) -> tuple[str, ...]:

@@ -10,7 +10,16 @@ from precheck.facts.findings import explanations
 from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+
+
+def values(kind: Iterable[str]) -> Callable[[str], list[str]]:
+    """Of a closed choice."""
+
+    def offers(incomplete: str) -> list[str]:
+        return _beginning(incomplete, kind)
+
+    return offers
 
 
 def models(incomplete: str) -> list[str]:
@@ -31,7 +40,7 @@ def codes(incomplete: str) -> list[str]:
 def gpus(incomplete: str) -> list[str]:
     """Names of products and compute capabilities."""
     rows = devices.table().device
-    products = (product.name for row in rows for product in row.products)
+    products = (product.name.replace(" ", "-") for row in rows for product in row.products)
     return _beginning(incomplete, (*products, *(row.id for row in rows)))
 
 

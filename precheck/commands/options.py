@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from precheck.commands import completion
+from precheck.commands import arguments, completion
 from precheck.facts.engines import EngineName
 from precheck.judge.gate import FailOn
 from precheck.render import SUFFIXES, Format
+
+FAIL_ON = partial(arguments.choice, FailOn, what="severity")
 
 MODEL_PANEL = "The model"
 MEASURE_PANEL = "What to measure"
@@ -66,6 +69,8 @@ DeployedFor = Annotated[
     typer.Option(
         "--for",
         metavar="ENGINE",
+        parser=partial(arguments.choice, EngineName, what="engine"),
+        autocompletion=completion.values(EngineName),
         help=f"Engine to show the command for: {', '.join(EngineName)}.",
         rich_help_panel=JUDGE_PANEL,
     ),
@@ -95,6 +100,8 @@ StdoutFormat = Annotated[
     typer.Option(
         "--format",
         metavar="FORMAT",
+        parser=partial(arguments.choice, Format, what="format"),
+        autocompletion=completion.values(Format),
         help=f"Format on stdout: {', '.join(Format)}.",
         rich_help_panel=SHOW_PANEL,
     ),
@@ -148,6 +155,8 @@ FailOnOption = Annotated[
     typer.Option(
         "--fail-on",
         metavar="SEVERITY",
+        parser=FAIL_ON,
+        autocompletion=completion.values(FailOn),
         help="Lowest severity that makes the exit code 1: error, warning or never.",
         rich_help_panel=JUDGE_PANEL,
     ),

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from precheck.commands import terminal
+from precheck.commands import arguments, completion, terminal
 from precheck.commands.browser import show_in_browser
 from precheck.commands.gating import EXIT_CODES, Gating
 from precheck.commands.options import (
+    FAIL_ON,
     JUDGE_PANEL,
     SHOW_PANEL,
     AllLayers,
@@ -20,6 +21,7 @@ from precheck.commands.options import (
     DeployedFor,
     Gpus,
     Output,
+    Quiet,
     Redact,
     Require,
     StdoutFormat,
@@ -42,6 +44,7 @@ def report(
     output: Output = None,
     card: Card = None,
     redact: Redact = None,
+    quiet: Quiet = False,
     verbose: Verbose = False,
     all_layers: AllLayers = False,
     gpu: Gpus = None,
@@ -53,6 +56,8 @@ def report(
         typer.Option(
             "--fail-on",
             metavar="SEVERITY",
+            parser=FAIL_ON,
+            autocompletion=completion.values(FailOn),
             help="Lowest severity that makes the exit code 1: error or warning (default: no gate).",
             rich_help_panel=JUDGE_PANEL,
         ),
@@ -74,11 +79,13 @@ def report(
         stdout_format=stdout_format,
         redact=redact,
         detail=Detail.of(verbose=verbose, all_layers=all_layers),
+        quiet=quiet,
     )
     is_gate = bool(require) or fail_on not in {None, FailOn.NEVER}
     gating = Gating.of(require=require, baseline=baseline, fail_on=fail_on or FailOn.ERROR)
     read = read_report(saved)
-    accepted = gating.accept(judge_again(read, gpus=gpu) if gpu else read)
+    gpus = arguments.each(gpu)
+    accepted = gating.accept(judge_again(read, gpus=gpus) if gpus else read)
     outcome = gating.judge(accepted)
     try:
         writing.on_stdout(accepted, outcome, engine=deployed_for.label)

@@ -120,7 +120,7 @@ def scan(
         revision=revision,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
-        gpus=tuple(gpu or ()),
+        gpus=arguments.each(gpu),
         require=gating.require,
         builtin_probes=builtin_probes,
         quick=quick,

@@ -94,7 +94,7 @@ def _broken(report: Report, *, is_strict: bool) -> Iterator[str]:
         is_error = finding.severity is Severity.ERROR and (is_of_checkpoint or report.is_static)
         is_warning = is_strict and report.is_static and finding.severity is Severity.WARNING
         if (is_error or is_warning) and finding.accepted is None:
-            yield f"{finding.headline.rstrip('.')} ({finding.code})"
+            yield f"{finding.gist} ({finding.code})"
     is_accepted = any(finding.code == "PC113" and finding.accepted for finding in report.findings)
     for run in report.runs:
         if run.reference_nonfinite and not is_accepted:

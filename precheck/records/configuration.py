@@ -44,12 +44,12 @@ class Configuration:
             UsageError: it is not written so, or there is no such dtype.
         """
         dtype, plus, attn = (part.strip() for part in text.partition("+"))
-        if not dtype or (plus and not attn):
+        if not dtype or (plus and not attn) or "," in text:
             raise UsageError(
                 f"not a configuration: {text!r} (expected DTYPE+ATTN or DTYPE)",
                 hint="write it like --require float16+sdpa",
             )
-        return cls(dtype=Dtype.named(dtype), attn_implementation=attn)
+        return cls(dtype=Dtype.named(dtype.lower()), attn_implementation=attn)
 
     @property
     def is_plain(self) -> bool:

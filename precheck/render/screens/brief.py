@@ -46,19 +46,21 @@ def render_brief(report: Report, gate: Gate, *, engine: str, width: int, colour:
         *verdict_lines(report, gate),
         *run_lines(report, width=width),
         Text(),
-        *_details(report, gate, engine),
+        *_details(report, gate, engine, width=width),
     ]
     return f"{printed(*lines, width=width, colour=colour)}\n"
 
 
-def _details(report: Report, gate: Gate, engine: str) -> Iterator[RenderableType]:
+def _details(report: Report, gate: Gate, engine: str, *, width: int) -> Iterator[RenderableType]:
     """Culprit, other findings, what to use and what to type next, behind their labels."""
-    for label, value in culprit_lines(report, focus_of(report, gate)):
+    run = focus_of(report, gate)
+    for label, value in culprit_lines(report, run):
         yield _line(label, value)
-    for number, (finding, words) in enumerate(_other_findings(report)):
+    for number, (finding, words) in enumerate(_other_findings(report, engine)):
         style = SEVERITY_MARKS[finding.severity].style
         yield _line("" if number else "also", Text(shown(words), style=style))
-    for label, value in (*use_lines(report, engine), *next_steps(report)):
+    steps = next_steps(report, run, width=width - _LABEL_WIDTH - 2)
+    for label, value in (*use_lines(report, gate, engine), *steps):
         yield _line(label, value)
 
 
@@ -76,11 +78,12 @@ def _line(label: str, value: Text) -> RenderableType:
     return grid
 
 
-def _other_findings(report: Report) -> Iterator[tuple[Finding, str]]:
+def _other_findings(report: Report, engine: str) -> Iterator[tuple[Finding, str]]:
     """Errors and warnings that no line of a run says already, one of each code, gravest first."""
     by_code: dict[str, list[Finding]] = {}
     for finding in report.findings:
-        if _is_told_here(finding, report):
+        is_of_an_engine = finding.code == "PC403" and engine != "transformers"  # told beside "use"
+        if _is_told_here(finding, report) and not is_of_an_engine:
             by_code.setdefault(finding.code, []).append(finding)
     for first, *others in list(by_code.values())[:_MOST_FINDINGS]:
         more = f" (and {len(others)} more)" if others else ""
@@ -93,4 +96,4 @@ def _is_told_here(finding: Finding, report: Report) -> bool:
     if finding.code in _IN_RUNS or finding == broken_checkpoint(report):
         return False
     verdicts = {report.runs[index].verdict for index in finding.runs}
-    return not verdicts & {Verdict.OVERFLOW, Verdict.LOW_HEADROOM, Verdict.ABSORBED}
+    return not verdicts - {Verdict.SAFE}

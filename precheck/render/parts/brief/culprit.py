@@ -41,7 +41,7 @@ def culprit_lines(report: Report, run: Run | None) -> Iterator[tuple[str, Text]]
     if run is None:
         return
     first = run.first_overflow
-    if first is not None and run.verdict is Verdict.OVERFLOW:
+    if first is not None:
         yield from _of_overflow(report, run, first)
         return
     index = next(number for number, other in enumerate(report.runs) if other is run)
@@ -49,6 +49,7 @@ def culprit_lines(report: Report, run: Run | None) -> Iterator[tuple[str, Text]]
         if finding.code == "PC201" and index in finding.runs:
             told = finding.message.removeprefix(finding.gist).lstrip(". ")
             yield "where", Text(shown(f"{finding.module or 'no layer alone'}, in {run.name}"))
+            told = " ".join(each for each in told.split(". ") if not each.startswith("It starts"))
             if told:
                 yield "why", Text(shown(told))
             return

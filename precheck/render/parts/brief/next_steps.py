@@ -5,9 +5,11 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.text import Text
 
 from precheck.records.finding import Severity
+from precheck.records.quantities import listed
 from precheck.render.parts.headline import broken_checkpoint
 from precheck.render.parts.words import shown
 
@@ -15,53 +17,109 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from precheck.records.advice import EngineAdvice, Recommendation
-    from precheck.records.report import Report
+    from precheck.records.gate import Gate
+    from precheck.records.report import Report, Run
 
 _CURE = "precheck fix"
+_OWN = "transformers"
+"""The library whose default the gate judges."""
 
 
-def use_lines(report: Report, engine: str) -> Iterator[tuple[str, Text]]:
-    """The recommended configuration on the first device, as a command for the engine."""
+def use_lines(report: Report, gate: Gate, engine: str) -> Iterator[tuple[str, Text]]:
+    """What is recommended on each device that was named or found, and the engine's command."""
     broken = broken_checkpoint(report)
     if broken is not None:
         yield "do", Text(shown(broken.advice))
         return
     if report.recommendation is None or not report.complete:
         return
-    advised, row = _advised(report, engine)
+    groups: dict[tuple[str, str | None], list[Recommendation]] = {}
+    for advised in _advised(report, gate, engine):
+        groups.setdefault((advised.name, _command(advised, engine)), []).append(advised)
+    deployed = {str(deployment.configuration) for deployment in gate.deployments}
+    for (name, command), devices in groups.items():
+        where = shown(listed(tuple(advised.target.name for advised in devices), most=4))
+        first, row = devices[0], _row(devices[0], engine)
+        if command is None:
+            by = "" if engine == _OWN else f" in {engine}"
+            why = row.why if row is not None and first.dtype else "; ".join(first.reasons)
+            yield "use", Text(shown(f"nothing{by} on {where}: {why}"))
+            continue
+        if engine != _OWN and row is not None:
+            yield "by default", Text(shown(f"{engine} on {where}: {row.default}"))
+        elif len(groups) > 1 or {name} != deployed or not gate.holds:
+            yield "use", Text.assemble((shown(name), "bold"), f" on {where}:")
+            yield "", _whole(command)
+            continue
+        yield "use", _whole(command)
+
+
+def _advised(report: Report, gate: Gate, engine: str) -> list[Recommendation]:
+    """The advice for what the gate judged; of the usual GPUs, the first that the engine runs on."""
+    named = {deployment.device for deployment in gate.deployments} - {None}
+    advised = [each for each in report.recommendations if each.target.name in named]
+    if advised:
+        return advised
+    for each in report.recommendations:
+        row = _row(each, engine)
+        if row is not None and row.default_dtype is not None:
+            return [each]
+    return [report.recommendations[0]]
+
+
+def _row(advised: Recommendation, engine: str) -> EngineAdvice | None:
+    return next((row for row in advised.engines if row.engine == engine), None)
+
+
+def _command(advised: Recommendation, engine: str) -> str | None:
+    """One line to paste; None where the engine has nothing that is known to be safe."""
+    row = _row(advised, engine)
     command = advised.snippets.get(engine) or (None if row is None else row.command)
     if advised.dtype is None or command is None:
-        why = row.why if row is not None and advised.dtype else "; ".join(advised.reasons)
-        by = "" if engine == "transformers" else f" in {engine}"
-        yield "use", Text(shown(f"nothing{by} on {advised.target.name}: {why}"))
-        return
-    # what is pasted must not be broken
-    one_line = " ".join(part.strip() for part in command.splitlines())
-    # what is pasted must not be broken
-    one_line = one_line.replace("( ", "(").replace(" )", ")")
-    yield "use", Text(shown(one_line), style="cyan", no_wrap=True)
+        return None
+    line = " ".join(part.strip() for part in command.splitlines())
+    return line.replace("( ", "(").replace(" )", ")")
 
 
-def _advised(report: Report, engine: str) -> tuple[Recommendation, EngineAdvice | None]:
-    """The first device's advice; of the usual ones, the first on which the engine runs."""
-    for advised in report.recommendations:
-        for row in advised.engines:
-            if row.engine == engine and row.default_dtype is not None:
-                return advised, row
-    first = report.recommendations[0]
-    return first, next((row for row in first.engines if row.engine == engine), None)
+def _whole(command: str) -> Text:
+    """What is pasted must not be broken."""
+    return Text(shown(command), style="cyan", no_wrap=True)
 
 
-def next_steps(report: Report) -> Iterator[tuple[str, Text]]:
-    """What helps further, most useful first."""
+def next_steps(report: Report, run: Run | None, *, width: int) -> Iterator[tuple[str, Text]]:
+    """What helps further, most useful first, each step whole.
+
+    Args:
+        report: what is shown.
+        run: the one that is explained; None where all are fine.
+        width: columns for a line of steps.
+    """
+    label, line = "next", ""
+    for step in _steps(report, run):
+        longer = f"{line} \N{MIDDLE DOT} {step}" if line else step
+        if line and cell_len(longer) > width:
+            yield label, Text(line)
+            label, longer = "", step
+        line = longer
+    yield label, Text(line)
+
+
+def _steps(report: Report, run: Run | None) -> Iterator[str]:
     if not report.complete:
-        yield "next", Text("scan again; --quick takes one short batch")
+        yield "scan again; --quick takes one short batch"
         return
-    codes = [row.code for row in report.findings if row.severity is not Severity.NOTE]
-    steps = [f"precheck explain {shown(codes[0])}"] if codes else []
+    findings = [row for row in report.findings if row.severity is not Severity.NOTE]
+    index = next((number for number, other in enumerate(report.runs) if other is run), None)
+    findings.sort(key=lambda row: index not in row.runs)  # of the run that is explained first
+    name = shlex.quote(report.model.id)
+    if findings:
+        yield f"precheck explain {shown(findings[0].code)}"
     if any(_CURE in finding.advice for finding in report.findings):
-        steps.append(f"precheck fix {shown(shlex.quote(report.model.local_id))} -o fixed")
-    steps.append("-v for more")
-    if codes:
-        steps.append("-o bug.md for a bug report")
-    yield "next", Text(" · ".join(steps))
+        yield f"precheck fix {shown(name)} -o fixed"
+    is_built_in = report.model.local_id != report.model.id
+    if is_built_in:  # the folder that "use" names is not there yet
+        saved = report.model.local_id.removeprefix("./")
+        yield f"precheck demo {shown(saved)} -o {shown(saved)}"
+    yield "-v for more"
+    if findings and not is_built_in:
+        yield "-o bug.md for a bug report"

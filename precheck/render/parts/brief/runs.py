@@ -75,8 +75,17 @@ def _figures(report: Report, run: Run) -> tuple[str, ...]:
     if run.verdict is Verdict.OVERFLOW:
         place = None if first is None else first.place or str(first.section)
         what = None if first is None else first.mechanism.replace("_", " ")
-        return tuple(filter(None, (place, what)))
+        return tuple(filter(None, (place, what, _answer(run))))
     return (*_headroom(report, run), *_precision(run))
+
+
+def _answer(run: Run) -> str | None:
+    """What a user sees: the text that greedy decoding gives, such as ``!!!!!!!!``."""
+    greedy = None if run.symptom is None else run.symptom.greedy
+    text = (greedy or "").rpartition("): ")[2].partition(" (")[0]
+    if not text:
+        return None
+    return text if text.startswith("an ") else f"answers {text}"
 
 
 def _headroom(report: Report, run: Run) -> Iterator[str]:

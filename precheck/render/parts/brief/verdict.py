@@ -38,6 +38,9 @@ def verdict_lines(report: Report, gate: Gate) -> Iterator[RenderableType]:
     if broken is None and (elsewhere := _elsewhere(report, gate)) is not None:
         yield _marked(VERDICT_MARKS[Verdict.OVERFLOW], elsewhere)
     yield wrapped(Text(identity(report), style="dim"), indent=2)
+    if broken is not None and report.runs:
+        only = "the runs only show how these weights round, whatever the model would be"
+        yield wrapped(Text(only, style="dim"), indent=2)
 
 
 def _deployed(report: Report, deployment: Deployment) -> str:
@@ -51,7 +54,10 @@ def _mark(deployment: Deployment) -> Mark:
         return VERDICT_MARKS[
             Verdict.INCOMPLETE if deployment.verdict is Verdict.INCOMPLETE else Verdict.OVERFLOW
         ]
-    return _UNKNOWN if deployment.verdict is None else VERDICT_MARKS[deployment.verdict]
+    if deployment.verdict is None:
+        return _UNKNOWN
+    is_accepted = deployment.verdict not in USABLE
+    return SEVERITY_MARKS[Severity.WARNING] if is_accepted else VERDICT_MARKS[deployment.verdict]
 
 
 def _elsewhere(report: Report, gate: Gate) -> str | None:
