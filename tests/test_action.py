@@ -164,7 +164,7 @@ def test_the_page_tells_every_input_and_uses_what_there_is() -> None:
 
 def test_a_model_that_passes(runner: Runner, healthy: Path) -> None:
     ended = runner.scan(
-        model=str(healthy), require="float16+sdpa\nbfloat16+eager\n", gpu="T4\nA100 80GB\n"
+        model=str(healthy), require="float16+sdpa\nfloat32+eager\n", gpu="T4\nA100 80GB\n"
     )
     assert ended.code == 0, ended.output
     assert ended.outputs["exit-code"] == "0"
@@ -214,7 +214,7 @@ def test_a_hostile_name_is_a_name(runner: Runner) -> None:
     assert ended.outputs["report"] == HOSTILE
     (error,) = ended.commands
     assert (error.name, error.properties) == ("error", {"title": "precheck"})
-    assert "configuration not understood" in error.data
+    assert "unknown dtype" in error.data
     assert list(runner.workspace.rglob("touched")) == []
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SCAN = ("scan", "demo:llama-product", "--quick")
-VERDICT = "float16 + sdpa, float16 + eager overflow in layer 4"
+VERDICT = "✗ float16 + sdpa: overflows in layer 4"
 
 
 def started(
@@ -104,7 +104,7 @@ def test_a_signal_keeps_what_was_measured(sent: signal.Signals, tmp_path: Path) 
         time.sleep(0.05)
     _, err = process.communicate(timeout=120)
     assert process.returncode == ExitCode.INTERRUPTED, err
-    assert "what was measured until then is in report.json" in err
+    assert "partial results written to report.json" in err
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert not report["complete"]
     assert report["incomplete_reason"] == "interrupted"

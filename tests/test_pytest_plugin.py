@@ -231,7 +231,9 @@ def test_an_incomplete_scan_is_no_pass(run: Callable[..., RunResult], healthy: P
         """
     )
     ended.assert_outcomes(failed=1)
-    ended.stdout.fnmatch_lines(["INCOMPLETE: stopped"])
+    ended.stdout.fnmatch_lines(
+        ["INCOMPLETE: stopped before all probes were done, no verdict (stopped)"]
+    )
 
 
 def test_a_watched_model_fails_where_it_breaks(run: Callable[..., RunResult]) -> None:

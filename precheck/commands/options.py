@@ -55,7 +55,9 @@ TrustRemoteCode = Annotated[
 Quiet = Annotated[
     bool,
     typer.Option(
-        "--quiet", help="No progress and no table; PASS or FAIL stays.", rich_help_panel=SHOW_PANEL
+        "--quiet",
+        help="No progress and no table; the line with PASS, FAIL or INCOMPLETE stays.",
+        rich_help_panel=SHOW_PANEL,
     ),
 ]
 Verbose = Annotated[

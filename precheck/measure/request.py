@@ -60,12 +60,11 @@ class Request:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """What changes a scan besides dtypes, attention and device, as flags of the command."""
+        """What changes a scan's results besides dtypes, attention and device, as flags."""
         flags = {
             "--static": self.is_static,
             "--quick": self.quick,
             "--builtin-probes": self.builtin_probes,
-            "--resident": self.is_resident,
             "--trust-remote-code": self.trust_remote_code,
             "--allow-pickle": self.allow_pickle,
         }

@@ -93,7 +93,7 @@ def test_norms_of_one_plus_w_are_rounded(tmp_path: Path) -> None:
 def ten_lines() -> str:
     page = Path(__file__).parents[2] / "docs" / "fix.md"
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    (block,) = (text for text in blocks if "precheck-recipe.json" in text)
+    (block,) = (text for text in blocks if "tree_map" in text)
     return str(block)
 
 

@@ -13,7 +13,7 @@ from precheck.judge import judge
 from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype
 from precheck.records.traces import LayerTrace, Section
-from precheck.render.parts.charts import charts
+from precheck.render.parts.charts import charts, lines
 from tests import hand_made
 from tests.judge import stories
 
@@ -235,3 +235,11 @@ def test_charts_of_every_story_are_drawn() -> None:
     for measured in (stories.gemma3(), stories.llama_product(), stories.qwen2()):
         assert SIZES in drawn(measured)
     assert drawn(stories.static()) == {}
+
+
+@pytest.mark.parametrize("top", [-3.0, 0.0, 5e-324, 1.7e308])
+@pytest.mark.parametrize("sizes", [[], [0.0], [-1.0, 2.0], [5e-324], [1.7e308]])
+def test_no_saved_size_breaks_the_scale(sizes: list[float], top: float) -> None:
+    low, high = lines.domain(sizes, top=top)
+    assert 0 < low <= high
+    assert lines.ticks(low, high)

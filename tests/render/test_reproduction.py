@@ -29,7 +29,7 @@ REPORT = judge(hand_made.qwen2_eager(), version="0.1.0")
             {"quick": True, "accumulations": ["float16", "float32"]},
             "--accumulation float16,float32",
         ),
-        ({"quick": True, "resident": True}, "--quick --resident"),
+        ({"quick": True, "resident": True}, "--quick"),
         ({"static": True}, "--static"),
     ],
 )

@@ -67,5 +67,5 @@ def test_what_something_unknown_was_written_into_is_not_known_any_more() -> None
 
 
 def test_a_token_without_a_row_is_an_error_as_it_will_be_when_it_runs() -> None:
-    with pytest.raises(UntraceableError, match="token 16 has no row"):
+    with pytest.raises(UntraceableError, match="token 16 is outside the vocabulary"):
         traced(lambda model: model(torch.tensor([16])))

@@ -16,6 +16,7 @@ from precheck.records.mechanism import Mechanism
 from precheck.render.formats.console_report import render_console
 from tests.measure.blame.test_live import FINE, LATER
 from tests.measure.scans import run_of
+from tests.render.wide import too_wide
 from tests.tiny_models import architectures, save_checkpoint, tiny
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def test_the_table_shows_text_and_error_at_any_width(later: Report) -> None:
         shown = render_console(later, width=width, colour=False, all_layers=False)
         assert 'Generated after prompt "prompt_1"' in shown
         assert 'Generated after prompt "prompt_2"' in shown
-        assert max(map(len, shown.split("\n"))) <= width
+        assert too_wide(shown, width=width) == []
 
 
 def test_a_negative_number_is_a_usage_error() -> None:

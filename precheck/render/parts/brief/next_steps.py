@@ -36,7 +36,6 @@ def use_lines(report: Report, gate: Gate, engine: str) -> Iterator[tuple[str, Te
     groups: dict[tuple[str, str | None], list[Recommendation]] = {}
     for advised in _advised(report, gate, engine):
         groups.setdefault((advised.name, _command(advised, engine)), []).append(advised)
-    deployed = {str(deployment.configuration) for deployment in gate.deployments}
     for (name, command), devices in groups.items():
         where = shown(listed(tuple(advised.target.name for advised in devices), most=4))
         first, row = devices[0], _row(devices[0], engine)
@@ -47,7 +46,7 @@ def use_lines(report: Report, gate: Gate, engine: str) -> Iterator[tuple[str, Te
             continue
         if engine != _OWN and row is not None:
             yield "by default", Text(shown(f"{engine} on {where}: {row.default}"))
-        elif len(groups) > 1 or {name} != deployed or not gate.holds:
+        elif len(groups) > 1 or not gate.holds:
             yield "use", Text.assemble((shown(name), "bold"), f" on {where}:")
             yield "", _whole(command)
             continue

@@ -61,9 +61,9 @@ def line_spec(
         "title": f"{section} layer",
         "axis": {"values": thinned(layers), "format": "d", "labelFlush": False},
     }
-    low, high = _domain([value["size"] for value in values], top=top)
+    low, high = domain([value["size"] for value in values], top=top)
     channels["y"]["scale"]["domain"] = [low, high]
-    channels["y"] |= {"title": title, "axis": {"format": form, "values": _ticks(low, high)}}
+    channels["y"] |= {"title": title, "axis": {"format": form, "values": ticks(low, high)}}
     line = {key: channel for key, channel in channels.items() if key != "description"}
     return {
         "height": _HEIGHT,
@@ -120,13 +120,13 @@ def _colour(run: Run) -> str:
     return "var(--sums)" if run.accumulation is Accumulation.FLOAT16 else f"var(--{run.dtype})"
 
 
-def _domain(sizes: list[float], *, top: float) -> tuple[float, float]:
+def domain(sizes: list[float], *, top: float) -> tuple[float, float]:
     """From below the smallest to above the largest, with room for a label."""
-    low, high = min(sizes, default=1.0), max([*sizes, top])
-    return max(low / 1.5, sys.float_info.min), min(high * 3, sys.float_info.max)
+    low = max(min(sizes, default=1.0) / 1.5, sys.float_info.min)
+    return low, max(low, min(max([*sizes, top]) * 3, sys.float_info.max))
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Powers of ten, with steps between them where they are few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     tens = [ten for power in powers if low <= (ten := float(f"1e{power}")) <= high]
