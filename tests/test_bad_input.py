@@ -690,7 +690,7 @@ def test_out_of_memory_in_a_later_layer_keeps_those_before(shell: Shell, error: 
     assert not report.complete
     assert str(report.incomplete_reason).startswith("out of memory during the scan")
     assert {len(run.layers) for run in report.runs} == {1}
-    assert {run.verdict for run in report.runs} == {Verdict.FAILED, Verdict.INCOMPLETE}
+    assert {run.verdict for run in report.runs} == {Verdict.INCOMPLETE}
     assert all(str(run.reason) in str(report.incomplete_reason) for run in report.runs)
 
 

@@ -101,7 +101,8 @@ class Gathered:
         self.incomplete_reason = reason
         for runs in self.totals.values():
             for run in runs:
-                if not run.reaches_output and run.failure is None:
+                # what stopped the scan may have been met by one of its runs first
+                if not run.reaches_output and run.failure in {None, reason}:
                     run.failure, run.is_finished = reason, False
 
 
