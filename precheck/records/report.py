@@ -237,6 +237,8 @@ class Run(RunTrace):
         words = VERBS[self.verdict]
         if self.verdict is Verdict.OVERFLOW and first is not None and first.place:
             words += f" in {first.place}"
+        if self.verdict is Verdict.LOW_HEADROOM and self.reason:
+            return f"has {self.reason}"
         is_told = self.verdict not in {Verdict.SAFE, Verdict.INCOMPLETE} and self.reason
         return f"{words}: {self.reason}" if is_told else words
 

@@ -202,3 +202,23 @@ def test_threads_and_arithmetic_make_no_difference(
             torch.set_num_threads(threads)
     assert compared.is_empty
     assert any(change.what.startswith("arithmetic of float16") for change in compared.environment)
+
+
+def test_a_scan_that_was_stopped_is_not_said_to_have_lost_findings() -> None:
+    whole = judge(hand_made.qwen2_eager(), version="0.1.0")
+    runs = tuple(
+        replace(run, failure="interrupted", is_finished=False, reaches_output=False, overflows=())
+        for run in hand_made.qwen2_eager().runs
+    )
+    scan = replace(
+        hand_made.qwen2_eager(), runs=runs, complete=False, incomplete_reason="interrupted"
+    )
+    compared = difference(whole, judge(scan, version="0.1.0"))
+    assert not compared.is_empty
+    assert (compared.runs, compared.gone, compared.new, compared.layers) == ((), (), (), ())
+    assert compared.explanations == (
+        (
+            "The second scan is incomplete (interrupted). "
+            "What it did not reach differs for that reason only."
+        ),
+    )

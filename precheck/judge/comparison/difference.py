@@ -37,11 +37,16 @@ _MOST_VALUES = 5
 def difference(first: Report, second: Report) -> Difference:
     """In what the second report differs from the first, and the most likely reason."""
     pairs = pairs_of(first, second)
+    explanations = tuple(causes(first, second, pairs))
+    model = tuple(_model_changes(first, second))
+    environment = tuple(_environment_changes(first, second, pairs))
+    if first.complete != second.complete:  # what one did not reach is no difference
+        return Difference(explanations=explanations, model=model, environment=environment)
     layers = tuple(change for pair in pairs if (change := _layer_change(pair)) is not None)
     return Difference(
-        explanations=tuple(causes(first, second, pairs)),
-        model=tuple(_model_changes(first, second)),
-        environment=tuple(_environment_changes(first, second, pairs)),
+        explanations=explanations,
+        model=model,
+        environment=environment,
         runs=(
             *missing_runs(first, second),
             *(change for pair in pairs for change in figures(pair)),

@@ -26,17 +26,17 @@ class Difference:
     """Identity, weights and what was requested."""
     environment: tuple[Change, ...]
     """Versions, devices, arithmetic."""
-    runs: tuple[Change, ...]
+    runs: tuple[Change, ...] = ()
     """Verdicts, figures, and runs that only one of them has."""
-    layers: tuple[Change, ...]
+    layers: tuple[Change, ...] = ()
     """Of each run that both have, the first layer that differs, and how many do."""
-    values: tuple[Change, ...]
+    values: tuple[Change, ...] = ()
     """Largest values of operations, the largest difference first."""
-    gone: tuple[Finding, ...]
+    gone: tuple[Finding, ...] = ()
     """Findings that only the first has."""
-    new: tuple[Finding, ...]
+    new: tuple[Finding, ...] = ()
     """Findings that only the second has."""
-    advice: tuple[Change, ...]
+    advice: tuple[Change, ...] = ()
 
     @property
     def is_empty(self) -> bool:
