@@ -106,7 +106,7 @@ class Asked:
 
 def _names_of(run: Run) -> frozenset[Configuration]:
     """What a run can be required as: as asked for, as it ran, and by its dtype."""
-    return frozenset({run.requested, run.configuration, run.configuration.with_attention("")})
+    return run.configurations | {run.configuration.with_attention("")}
 
 
 def files_of(model: str | Path) -> list[tuple[str, int, int]]:

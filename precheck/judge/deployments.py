@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from precheck.facts.hardware import Hardware
     from precheck.records.configuration import Configuration
-    from precheck.records.finding import Finding
     from precheck.records.report import Report, Run
 
 
@@ -32,9 +31,8 @@ _EXPLAINS = {
     Verdict.LOW_HEADROOM: frozenset({"PC114"}),
 }
 """The findings that say why a run has its verdict."""
-_ODD_INPUTS = frozenset({"PC204"})
+_ODD_INPUTS = "PC204"
 """Accuracy that is lost on inputs such as emoji or punctuation only."""
-_GRAVITY = {verdict: gravity for gravity, verdict in enumerate(Verdict)}
 
 
 def deployments(
@@ -54,9 +52,11 @@ def deployments(
     for configuration in require or deployed:
         default = report.model.default_attn_implementation or ""
         whole = configuration.with_attention(configuration.attn_implementation or default)
-        judged = _measured(report, whole, rejected=rejected, is_strict=is_strict)
-        if report.is_static:
-            judged = _documented(evidence, whole, rejected=rejected)
+        judged = (
+            _documented(evidence, whole, rejected=rejected)
+            if report.is_static
+            else _measured(report, whole, rejected=rejected, is_strict=is_strict)
+        )
         for device in devices:
             yield _on(device, judged, evidence=evidence)
         if not devices:
@@ -109,7 +109,7 @@ def _measured(
         for run in _matching(report, configuration)
     ]
     if runs:
-        gravest = min(runs, key=lambda run: (run.holds, _GRAVITY[run.verdict or Verdict.SAFE]))
+        gravest = min(runs, key=lambda run: (run.holds, (run.verdict or Verdict.SAFE).order))
         asked = configuration if configuration.attn_implementation else gravest.configuration
         return replace(gravest, configuration=asked)
     return Deployment(
@@ -127,14 +127,15 @@ def _matching(report: Report, configuration: Configuration) -> tuple[Run, ...]:
         return tuple(
             run for run in report.runs if run.configuration.with_attention("") == configuration
         )
-    return tuple(run for run in report.runs if configuration in {run.requested, run.configuration})
+    return tuple(run for run in report.runs if configuration in run.configurations)
 
 
 def _of_run(
     report: Report, run: Run, *, rejected: frozenset[Verdict], is_strict: bool
 ) -> Deployment:
     holds, words = run.verdict not in rejected, run.outcome
-    explaining = _findings_of(report, run, codes=_EXPLAINS.get(run.verdict, frozenset()))
+    findings = report.findings_of(run)
+    explaining = [row for row in findings if row.code in _EXPLAINS.get(run.verdict, ())]
     contradiction = _contradiction(run)
     if contradiction is not None:
         holds, words = False, f"{VERBS[run.verdict]}, but {contradiction}: scan again"
@@ -142,8 +143,8 @@ def _of_run(
         codes = listed(tuple(dict.fromkeys(finding.code for finding in explaining)))
         holds, words = True, f"{VERBS[run.verdict]}, accepted by the baseline ({codes})"
     elif holds and is_strict:
-        for finding in _findings_of(report, run, codes=_ODD_INPUTS):
-            if finding.accepted is None:
+        for finding in findings:
+            if finding.code == _ODD_INPUTS and finding.accepted is None:
                 holds, words = False, f"{VERBS[run.verdict]}, but: {finding.message.rstrip('.')}"
     return Deployment(
         configuration=run.configuration, device=None, verdict=run.verdict, holds=holds, words=words
@@ -163,10 +164,3 @@ def _contradiction(run: Run) -> str | None:
     if run.first_overflow is not None and not run.first_overflow.absorbed:
         return "an overflow was not absorbed"
     return None
-
-
-def _findings_of(report: Report, run: Run, *, codes: frozenset[str]) -> list[Finding]:
-    index = next(index for index, other in enumerate(report.runs) if other is run)
-    return [
-        finding for finding in report.findings if index in finding.runs and finding.code in codes
-    ]

@@ -31,8 +31,6 @@ FUSED = "a fused kernel"
 PRODUCTS = frozenset(mechanism for mechanism, row in MECHANISMS.items() if row.is_product)
 """What is in 16 bits where activations between products are kept in float32."""
 
-_GRAVITY = {verdict: gravity for gravity, verdict in enumerate(Verdict)}
-
 
 class Prediction(NamedTuple):
     """A verdict and why; ``verdict`` is None where nothing is known."""
@@ -89,7 +87,7 @@ def predict(
 
 
 def _as_measured(runs: list[Run], confidence: Confidence, why: str) -> Prediction:
-    gravest = min(runs, key=lambda run: _GRAVITY[run.verdict])
+    gravest = min(runs, key=lambda run: run.verdict.order)
     reasons = (gravest.reason, why)
     return Prediction(gravest.verdict, confidence, "; ".join(filter(None, reasons)))
 
@@ -157,7 +155,7 @@ def _documented(
     ]
     if not facts:
         return Prediction(None, Confidence.PREDICTED, "not measured, and nothing is documented")
-    gravest = min(facts, key=lambda fact: _GRAVITY[fact.effect])
+    gravest = min(facts, key=lambda fact: fact.effect.order)
     return Prediction(gravest.effect, Confidence.DOCUMENTED, gravest.fact)
 
 

@@ -37,6 +37,11 @@ class Verdict(StrEnum):
     LOW_HEADROOM = "low_headroom"
     SAFE = "safe"
 
+    @property
+    def order(self) -> int:
+        """Its place among them: 0 for the gravest."""
+        return list(type(self)).index(self)
+
 
 VERBS = {
     Verdict.FAILED: "could not be run",

@@ -231,16 +231,19 @@ class Run(RunTrace):
     first_overflow: Overflow | None = None
 
     @property
-    def outcome(self) -> str:
-        """What happens, behind the run's name: ``overflows in layer 3: ...``."""
+    def effect(self) -> str:
+        """What happens, behind the run's name: ``overflows in layer 3``."""
         first = self.first_overflow
-        words = VERBS[self.verdict]
-        if self.verdict is Verdict.OVERFLOW and first is not None and first.place:
-            words += f" in {first.place}"
+        is_placed = self.verdict is Verdict.OVERFLOW and first is not None and first.place
+        return f"{VERBS[self.verdict]}{f' in {first.place}' if first and is_placed else ''}"
+
+    @property
+    def outcome(self) -> str:
+        """The effect and the reason: ``overflows in layer 3: ...``."""
         if self.verdict is Verdict.LOW_HEADROOM and self.reason:
             return f"has {self.reason}"
         is_told = self.verdict not in {Verdict.SAFE, Verdict.INCOMPLETE} and self.reason
-        return f"{words}: {self.reason}" if is_told else words
+        return f"{self.effect}: {self.reason}" if is_told else self.effect
 
     @classmethod
     def judged(
@@ -293,6 +296,11 @@ class Report:
         from precheck.render.formats.notebook import framed  # noqa: PLC0415
 
         return framed(self)
+
+    def findings_of(self, run: Run) -> tuple[Finding, ...]:
+        """The findings about one of its runs."""
+        index = next(number for number, other in enumerate(self.runs) if other is run)
+        return tuple(finding for finding in self.findings if index in finding.runs)
 
     @property
     def measurements(self) -> Measurements:

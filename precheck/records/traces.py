@@ -225,6 +225,11 @@ class RunTrace:
         return Configuration.of(self)
 
     @property
+    def configurations(self) -> frozenset[Configuration]:
+        """What it may be named by: what is really in use, and what was requested."""
+        return frozenset({self.configuration, self.requested})
+
+    @property
     def requested(self) -> Configuration:
         """What was requested: transformers may use another attention implementation."""
         return self.configuration.with_attention(self.requested_attn_implementation)

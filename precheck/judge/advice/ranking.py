@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from precheck.records.configuration import Configuration
     from precheck.records.report import Run
 
-_GRAVITY = {verdict: gravity for gravity, verdict in enumerate(reversed(Verdict))}
-
 
 class Rank(NamedTuple):
     """How good a usable run is; smaller is better, compared from left to right."""
@@ -49,7 +47,7 @@ def gravest_runs(evidence: Evidence) -> dict[Configuration, Run]:
     gravest: dict[Configuration, Run] = {}
     for run in evidence.runs:
         other = gravest.get(run.configuration)
-        if other is None or _GRAVITY[run.verdict] > _GRAVITY[other.verdict]:
+        if other is None or run.verdict.order < other.verdict.order:
             gravest[run.configuration] = run
     return gravest
 
@@ -75,7 +73,7 @@ def rank_of(
         does_not_fit=bool(why_it_does_not_fit),
         is_slow=is_slow(run.dtype, device),
         num_bytes=run.dtype.limits.num_bytes,
-        gravity=_GRAVITY[run.verdict],
+        gravity=-run.verdict.order,
         dtype_order=float16_order if run.dtype is Dtype.FLOAT16 else 1,
         attention_order=preference(run.attn_implementation),
         name=run.name,

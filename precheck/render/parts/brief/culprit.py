@@ -11,15 +11,14 @@ from precheck.records.quantities import magnitude, times
 from precheck.render.parts.culprit import layer_of_all
 from precheck.render.parts.words import shown
 
-_BROKEN = (Verdict.OVERFLOW, Verdict.DEGRADED)
-"""Gravest first."""
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from precheck.records.gate import Gate
     from precheck.records.report import Report, Run
     from precheck.records.traces import Overflow
+
+_BROKEN = frozenset({Verdict.OVERFLOW, Verdict.DEGRADED})
 
 
 def focus_of(report: Report, gate: Gate) -> Run | None:
@@ -28,10 +27,7 @@ def focus_of(report: Report, gate: Gate) -> Run | None:
     broken = [run for run in report.runs if run.verdict in _BROKEN]
     return min(
         broken,
-        key=lambda run: (
-            not {run.configuration, run.requested} & deployed,
-            _BROKEN.index(run.verdict),
-        ),
+        key=lambda run: (not run.configurations & deployed, run.verdict.order),
         default=None,
     )
 
@@ -44,9 +40,8 @@ def culprit_lines(report: Report, run: Run | None) -> Iterator[tuple[str, Text]]
     if first is not None:
         yield from _of_overflow(report, run, first)
         return
-    index = next(number for number, other in enumerate(report.runs) if other is run)
-    for finding in report.findings:
-        if finding.code == "PC201" and index in finding.runs:
+    for finding in report.findings_of(run):
+        if finding.code == "PC201":
             told = finding.message.removeprefix(finding.gist).lstrip(". ")
             yield "where", Text(shown(f"{finding.module or 'no layer alone'}, in {run.name}"))
             told = " ".join(each for each in told.split(". ") if not each.startswith("It starts"))

@@ -108,8 +108,8 @@ def _steps(report: Report, run: Run | None) -> Iterator[str]:
         yield "scan again; --quick takes one short batch"
         return
     findings = [row for row in report.findings if row.severity is not Severity.NOTE]
-    index = next((number for number, other in enumerate(report.runs) if other is run), None)
-    findings.sort(key=lambda row: index not in row.runs)  # of the run that is explained first
+    explained = () if run is None else report.findings_of(run)
+    findings.sort(key=lambda row: row not in explained)
     name = shlex.quote(report.model.id)
     if findings:
         yield f"precheck explain {shown(findings[0].code)}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from precheck.records.finding import USABLE, VERBS, Severity, Verdict
+from precheck.records.finding import USABLE, Severity, Verdict
 from precheck.records.quantities import listed
 from precheck.render.parts.headline import broken_checkpoint, identity, tested
 from precheck.render.parts.words import SEVERITY_MARKS, VERDICT_MARKS, Mark, shown
@@ -64,30 +64,24 @@ def _elsewhere(report: Report, gate: Gate) -> str | None:
     """What breaks in configurations that nobody would deploy; None where nothing does."""
     deployed = {deployment.configuration for deployment in gate.deployments}
     broken = [run for run in report.runs if run.verdict not in USABLE | {Verdict.INCOMPLETE}]
-    others = [run for run in broken if not {run.configuration, run.requested} & deployed]
+    others = [run for run in broken if not run.configurations & deployed]
     if not others:
         return None
     is_all = len(others) == len(broken)
     attentions = {run.attn_implementation for run in others}
     usable = {run.attn_implementation for run in report.runs if run.verdict in USABLE}
     if is_all and len(attentions) == 1 and usable - attentions:
-        said = listed(tuple(f"{run.dtype} {_does(run)}" for run in others), most=4)
+        said = listed(tuple(f"{run.dtype} {run.effect}" for run in others), most=4)
         return f"only with {attentions.pop()} attention: {said}"
-    does = {(run.dtype, _does(run)) for run in others}
+    does = {(run.dtype, run.effect) for run in others}
     if is_all and len(does) == 1:
-        return f"only in {others[0].dtype}: {_does(others[0])} with {listed(_attentions(others))}"
-    said = listed(tuple(f"{run.name} {_does(run)}" for run in others), most=4)
+        return f"only in {others[0].dtype}: {others[0].effect} with {listed(_attentions(others))}"
+    said = listed(tuple(f"{run.name} {run.effect}" for run in others), most=4)
     return f"{'elsewhere' if is_all else 'also'}: {said}"
 
 
 def _attentions(runs: list[Run]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(run.attn_implementation for run in runs))
-
-
-def _does(run: Run) -> str:
-    first = run.first_overflow
-    is_placed = run.verdict is Verdict.OVERFLOW and first is not None and first.place
-    return f"{VERBS[run.verdict]}{f' in {first.place}' if first and is_placed else ''}"
 
 
 def _marked(mark: Mark, words: str) -> RenderableType:
