@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[1]
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunResult]:
     """Runs a suite with this plugin alone, in a process of its own."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    for told_of_ci in ("CI", "BUILD_NUMBER"):  # where pytest repeats whole messages in its summary
+        monkeypatch.delenv(told_of_ci, raising=False)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", ""))))
 
     def run(suite: str, *arguments: str) -> RunResult:
