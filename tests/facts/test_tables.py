@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from precheck.facts import architectures, attention, devices, engines, families
+from precheck.facts import architectures, attention, devices, engines, families, formats
 from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
@@ -39,6 +39,11 @@ TABLES: Mapping[str, tuple[str, Mapping[str, str], Sequence[tuple[str, ...]]]] =
         families.table().read,
         families.table().sources,
         [each.sources for each in families.table().family],
+    ),
+    "formats": (
+        formats.table().read,
+        formats.table().sources,
+        [each.sources for each in (*formats.table().cache, *formats.table().weight)],
     ),
 }
 

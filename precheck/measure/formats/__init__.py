@@ -1,0 +1,1 @@
+"""Number formats: what storing a tensor in one makes of its numbers."""
