@@ -142,14 +142,11 @@ class Numbers:
     @property
     def num_per_scale(self) -> int | None:
         """How many numbers share a scale; None for so many that it does not count."""
-        match self.granularity:
-            case Granularity.GROUP:
-                return self.group_size
-            case Granularity.BLOCK:
-                return self.group_size and self.group_size**2
-            case Granularity.HEAD:
-                return ELEMENTS_PER_HEAD
-        return None
+        if self.granularity is Granularity.HEAD:
+            return ELEMENTS_PER_HEAD
+        if self.granularity is Granularity.BLOCK:
+            return self.group_size and self.group_size**2
+        return self.group_size
 
     @property
     def bits(self) -> float:
@@ -266,8 +263,8 @@ Format = TypeVar("Format", CacheFormat, WeightFormat)
 
 def _named(name: str, rows: Mapping[str, Format], *, what: str) -> Format:
     given = name.lower().replace("-", "_")
-    for row in rows.values():
-        if given in {row.name, *row.aliases}:
-            return row
-    aliases = ", ".join(alias for row in rows.values() for alias in row.aliases)
-    raise unknown(what, name, rows, hint=f"{aliases} are understood too")
+    aliases = {alias: row for row in rows.values() for alias in row.aliases}
+    found = rows.get(given) or aliases.get(given)
+    if found is None:
+        raise unknown(what, name, rows, hint=f"{', '.join(aliases)} are understood too")
+    return found

@@ -43,7 +43,8 @@ TABLES: Mapping[str, tuple[str, Mapping[str, str], Sequence[tuple[str, ...]]]] =
     "formats": (
         formats.table().read,
         formats.table().sources,
-        [each.sources for each in (*formats.table().cache, *formats.table().weight)],
+        [row.sources for row in formats.table().cache]
+        + [row.sources for row in formats.table().weight],
     ),
 }
 

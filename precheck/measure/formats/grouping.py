@@ -36,12 +36,9 @@ class Grouping:
     @property
     def dims(self) -> tuple[int, ...]:
         """The dimensions of ``grouped`` in which numbers share a scale."""
-        match self.numbers.granularity:
-            case Granularity.TENSOR:
-                return tuple(range(len(self.shape)))
-            case Granularity.BLOCK:
-                return (-3, -1)
-        return (-1,)
+        if self.numbers.granularity is Granularity.TENSOR:
+            return tuple(range(len(self.shape)))
+        return (-3, -1) if self.numbers.granularity is Granularity.BLOCK else (-1,)
 
     def grouped(self, tensor: Tensor) -> Tensor:
         """The tensor with a dimension for groups; for blocks ``(..., rows, row, columns, column)``.
@@ -49,11 +46,10 @@ class Grouping:
         A view where no group is filled up.
         """
         if self.numbers.granularity is Granularity.GROUP:
-            return _filled(tensor, -1, self._size).unflatten(-1, (-1, self._size))
+            return _cut(_filled(tensor, -1, self._size), -1, self._size)
         if self.numbers.granularity is Granularity.BLOCK:
             filled = _filled(_filled(tensor, -1, self._size), -2, self._size)
-            columns = filled.unflatten(-1, (-1, self._size))
-            return columns.unflatten(-3, (-1, self._size))
+            return _cut(_cut(filled, -1, self._size), -3, self._size)
         return tensor
 
     def restored(self, grouped: Tensor) -> Tensor:
@@ -64,6 +60,12 @@ class Grouping:
             joined = grouped.flatten(-2).flatten(-3, -2)
             return joined[..., : self.shape[-2], : self.shape[-1]]
         return grouped
+
+
+def _cut(tensor: Tensor, dim: int, size: int) -> Tensor:
+    shape = list(tensor.shape)
+    shape[dim:] = [shape[dim] // size, size, *shape[len(shape) + dim + 1 :]]
+    return tensor.reshape(shape)
 
 
 def _filled(tensor: Tensor, dim: int, size: int) -> Tensor:
