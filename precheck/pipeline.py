@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from precheck.checkpoint.output.folders import check_empty, check_parent
 from precheck.errors import ScanInterrupted, UsageError
-from precheck.facts import devices
+from precheck.facts import devices, format_names
 from precheck.judge import judge
 from precheck.records.configuration import Configuration
 from precheck.records.precision import Accumulation, Dtype
@@ -46,6 +46,8 @@ def scan(
     max_memory: int | None = None,
     resident: bool = False,
     accumulations: Sequence[Accumulation | str] | None = None,
+    kv_cache_dtypes: Sequence[str] | str = (),
+    quantizations: Sequence[str] | str = (),
     generate: int = 0,
     static: bool = False,
     capsule: str | Path | None = None,
@@ -79,6 +81,9 @@ def scan(
             they are needed. A live module's always are.
         accumulations: what kernels accumulate matrix products in; ``float16`` adds a run that shows
             what such a kernel would do. None: both for GPTQ and AWQ, otherwise float32.
+        kv_cache_dtypes: formats of the key-value cache (``fp8_e4m3``), a run more for each, in the
+            dtype and attention that would be deployed; ``all`` for every one.
+        quantizations: formats of the weights (``int4``), in the same way.
         generate: tokens to generate after each prompt, greedy and sampled, in every run.
         capsule: folder for the layer that overflows, with a script that reproduces it without the
             model; nothing is written if nothing overflows.
@@ -122,6 +127,8 @@ def scan(
         allow_pickle=allow_pickle,
         num_generated=_positive(generate),
         accumulations=_accumulations(accumulations),
+        kv_cache_dtypes=format_names.cache_names(_each(kv_cache_dtypes)),
+        quantizations=format_names.weight_names(_each(quantizations)),
         capsule=None if capsule is None else Path(capsule),
     )
     _check_combination(model, request)
@@ -240,7 +247,8 @@ def _dtype(name: Dtype | str | torch.dtype) -> Dtype:
 
 
 def _configuration(name: Configuration | str) -> Configuration:
-    return Configuration.parse(name) if isinstance(name, str) else name
+    configuration = Configuration.parse(name) if isinstance(name, str) else name
+    return format_names.canonical(configuration)
 
 
 def _accumulations(names: Sequence[Accumulation | str] | None) -> tuple[Accumulation, ...] | None:
@@ -259,6 +267,10 @@ def _check_combination(model: str | Path | nn.Module, request: Request) -> None:
         raise UsageError(
             "prompts or tokens to generate, but static runs nothing",
             hint="omit --static to run them",
+        )
+    if request.is_static and (request.kv_cache_dtypes or request.quantizations):
+        raise UsageError(
+            "formats to measure, but static runs nothing", hint="omit --static to run them"
         )
     if request.capsule is None:
         return

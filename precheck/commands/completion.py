@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from precheck.checkpoint.gallery import GALLERY
-from precheck.facts import attention, devices
+from precheck.facts import attention, devices, formats
 from precheck.facts.findings import explanations
 from precheck.records.precision import Dtype
 
@@ -52,6 +52,16 @@ def dtypes(incomplete: str) -> list[str]:
 def attentions(incomplete: str) -> list[str]:
     """The last name of a list of attention implementations."""
     return _in_list(incomplete, attention.names())
+
+
+def cache_formats(incomplete: str) -> list[str]:
+    """The last name of a list of formats of the key-value cache."""
+    return _in_list(incomplete, (*formats.CACHE_FORMATS, "all"))
+
+
+def weight_formats(incomplete: str) -> list[str]:
+    """The last name of a list of formats of the weights."""
+    return _in_list(incomplete, (*formats.WEIGHT_FORMATS, "all"))
 
 
 def configurations(incomplete: str) -> list[str]:

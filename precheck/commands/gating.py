@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from precheck.errors import BaselineError, ExitCode
+from precheck.facts import format_names
 from precheck.judge.baseline import Accepted, accept, read_baseline
 from precheck.judge.gate import FailOn, gate
 from precheck.records.configuration import Configuration
@@ -36,7 +37,9 @@ class Gating:
             BaselineError: a baseline that cannot be read.
         """
         return cls(
-            require=tuple(map(Configuration.parse, require or ())),
+            require=tuple(
+                format_names.canonical(Configuration.parse(text)) for text in require or ()
+            ),
             baseline=() if baseline is None else read_baseline(_text(baseline)),
             fail_on=fail_on,
         )

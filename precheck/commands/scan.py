@@ -37,10 +37,12 @@ from precheck.commands.scan_options import (
     BuiltinProbes,
     CapsuleFolder,
     Dtypes,
+    KvCacheDtypes,
     MaxMemory,
     NumGenerated,
     PromptFile,
     PromptText,
+    Quantizations,
     Quick,
     Resident,
     Static,
@@ -71,6 +73,8 @@ def scan(
     max_memory: MaxMemory = None,
     resident: Resident = False,
     accumulation: Accumulations = None,
+    kv_cache_dtype: KvCacheDtypes = None,
+    quantization: Quantizations = None,
     generate: NumGenerated = 0,
     static: Static = False,
     capsule: CapsuleFolder = None,
@@ -113,6 +117,12 @@ def scan(
         accumulations=None
         if accumulation is None
         else arguments.names(accumulation, flag="--accumulation"),
+        kv_cache_dtypes=()
+        if kv_cache_dtype is None
+        else arguments.names(kv_cache_dtype, flag="--kv-cache-dtype"),
+        quantizations=()
+        if quantization is None
+        else arguments.names(quantization, flag="--quantization"),
         dtypes=arguments.dtypes(dtype),
         max_memory=arguments.size(max_memory, flag="--max-memory"),
         prompts=own,

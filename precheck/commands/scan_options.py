@@ -88,6 +88,26 @@ Accumulations = Annotated[
         rich_help_panel=MEASURE_PANEL,
     ),
 ]
+KvCacheDtypes = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-cache-dtype",
+        metavar="LIST",
+        help="Formats of the key-value cache to measure, e.g. fp8_e4m3,int8; all for every one.",
+        autocompletion=completion.cache_formats,
+        rich_help_panel=MEASURE_PANEL,
+    ),
+]
+Quantizations = Annotated[
+    str | None,
+    typer.Option(
+        "--quantization",
+        metavar="LIST",
+        help="Formats of the weights to measure, e.g. fp8,int4,nvfp4; all for every one.",
+        autocompletion=completion.weight_formats,
+        rich_help_panel=MEASURE_PANEL,
+    ),
+]
 NumGenerated = Annotated[
     int,
     typer.Option(

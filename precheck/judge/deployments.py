@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 _EXPLAINS = {
     Verdict.FAILED: frozenset({"PC402"}),
-    Verdict.OVERFLOW: frozenset({"PC111", *(row.code for row in MECHANISMS.values())}),
-    Verdict.DEGRADED: frozenset({"PC201"}),
+    Verdict.OVERFLOW: frozenset(
+        {"PC111", "PC602", "PC603", *(row.code for row in MECHANISMS.values())}
+    ),
+    Verdict.DEGRADED: frozenset({"PC201", "PC602", "PC603"}),
     Verdict.ABSORBED: frozenset({"PC112"}),
     Verdict.LOW_HEADROOM: frozenset({"PC114"}),
 }

@@ -27,9 +27,24 @@ class Evidence:
         return tuple(index for index, run in enumerate(self.runs) if run.reference_nonfinite)
 
     def with_verdict(self, *verdicts: Verdict) -> Iterable[tuple[int, Run]]:
-        """Index and run of those with one of these verdicts, broken references left out."""
+        """Index and run of those with one of these verdicts.
+
+        Broken references are left out, and runs with a format, whose findings are their own.
+        """
         return (
             (index, run)
             for index, run in enumerate(self.runs)
-            if run.verdict in verdicts and not run.reference_nonfinite
+            if run.verdict in verdicts
+            and not run.reference_nonfinite
+            and not run.configuration.has_format
         )
+
+    @property
+    def with_formats(self) -> Iterable[tuple[int, Run]]:
+        """Index and run of those whose cache or weights are stored in a format."""
+        return ((index, run) for index, run in enumerate(self.runs) if run.configuration.has_format)
+
+    def without_formats(self, run: Run) -> Run | None:
+        """The same configuration with everything stored in the dtype; None if it was not run."""
+        plain = run.configuration.without_formats
+        return next((other for other in self.runs if other.configuration == plain), None)

@@ -19,8 +19,17 @@ if TYPE_CHECKING:
     from precheck.records.traces import Headroom, Overflow, RunTrace
 
 
-def is_degraded(figures: Loss) -> bool:
-    """Whether a figure of a run's precision is beyond its threshold."""
+def is_degraded(figures: Loss, *, has_format: bool = False) -> bool:
+    """Whether a figure of a run's precision is beyond its threshold.
+
+    Args:
+        figures: the run's.
+        has_format: something is stored in a format, which may cost more than a dtype. Where there
+            is a KL divergence it decides alone: the error of what is stored does not tell how much
+            worse the answers are (https://github.com/ahb-sjsu/turboquant-pro/issues/98).
+    """
+    if has_format and figures.kl_divergence is not None:
+        return figures.kl_divergence > thresholds.DEGRADED_FORMAT_KL_DIVERGENCE.value
     answers = figures.answers
     of_scores = answers is not None and answers.kind is AnswerKind.SCORES
     limit = thresholds.DEGRADED_SCORES if of_scores else thresholds.DEGRADED_RELATIVE_ERROR
@@ -66,7 +75,8 @@ def _gravest(
         return broken
     figures = loss(trace)
     # A float32 run is only ever compared with another: where they differ (PC305), neither is worse.
-    if not trace.configuration.is_reference and is_degraded(figures):
+    has_format = trace.configuration.has_format
+    if not trace.configuration.is_reference and is_degraded(figures, has_format=has_format):
         return Verdict.DEGRADED, figures.sentence
     if trace.overflows:
         return Verdict.ABSORBED, _absorbed_reason(trace, figures=figures)

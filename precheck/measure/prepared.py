@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from precheck.checkpoint.architecture import find_architecture
@@ -11,6 +11,7 @@ from precheck.errors import UnsupportedModelError, UsageError
 from precheck.measure.machine.torch_settings import uncompiled
 from precheck.measure.models.configurations import build_groups
 from precheck.measure.subject.model_facts import model_facts
+from precheck.records.configuration import Configuration
 from precheck.records.precision import Accumulation, Dtype
 from precheck.records.report import deployed_configuration, deployed_dtype
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.request import Request
     from precheck.measure.subject.subject import Subject
-    from precheck.records.configuration import Configuration
     from precheck.records.report import ModelFacts
     from precheck.records.traces import RunTrace
 
@@ -65,11 +65,15 @@ def prepare(subject: Subject, request: Request, *, device: str) -> Iterator[Prep
     """
     with closing(subject.models(device=device, is_resident=request.is_resident)) as models:
         default = models.default_attention()
+        dtypes = _dtypes(subject, request)
         groups, failed = build_groups(
             models,
-            dtypes=_dtypes(subject, request),
+            dtypes=dtypes,
             attn_implementations=request.attn_implementations,
-            required=_required(subject, request, default),
+            required=(
+                *_required(subject, request, default),
+                *_with_formats(subject, request, dtypes, default),
+            ),
             device=device,
             accumulations=_accumulations(subject, request),
         )
@@ -129,3 +133,23 @@ def _required(
     dtype = deployed_dtype(subject.declared_dtype, subject.tensor_dtypes)
     configuration = deployed_configuration(dtype, attn_implementation=default_attention)
     return () if configuration is None else (configuration,)
+
+
+def _with_formats(
+    subject: Subject, request: Request, dtypes: tuple[Dtype, ...], default_attention: str
+) -> Iterator[Configuration]:
+    """A configuration for each format, in the measured 16-bit dtype that engines would choose.
+
+    That is the checkpoint's own; of one in float32 it is bfloat16, as all engines but transformers
+    do.
+    """
+    own = deployed_dtype(subject.declared_dtype, subject.tensor_dtypes)
+    preferred = (own, Dtype.BFLOAT16, Dtype.FLOAT16)
+    halves = [name for name in preferred if name in dtypes and Dtype(name).is_half]
+    dtype = Dtype(next(iter((*halves, *dtypes))))
+    attention = next(iter(request.attn_implementations or ()), default_attention)
+    plain = Configuration(dtype=dtype, attn_implementation=attention)
+    for name in request.kv_cache_dtypes:
+        yield replace(plain, kv_cache_dtype=name)
+    for name in request.quantizations:
+        yield replace(plain, quantization=name)

@@ -50,6 +50,10 @@ class Request:
     """Generate after each of ``prompts`` if there are some, instead of after a built-in one."""
     accumulations: tuple[Accumulation, ...] | None = None
     """The dtypes that matrix products accumulate in; None decides by the checkpoint."""
+    kv_cache_dtypes: tuple[str, ...] = ()
+    """Formats of the key-value cache, one more run each."""
+    quantizations: tuple[str, ...] = ()
+    """Formats of the weights, one more run each."""
     capsule: Path | None = None
     """Folder to write the layer that overflows to."""
     witness: Witness | None = None
@@ -71,6 +75,8 @@ class Request:
         values = {
             "--generate": str(self.num_generated or ""),
             "--accumulation": ",".join(self.accumulations or ()),
+            "--kv-cache-dtype": ",".join(self.kv_cache_dtypes),
+            "--quantization": ",".join(self.quantizations),
         }
         return (
             *(flag for flag, is_set in flags.items() if is_set),

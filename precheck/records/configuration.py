@@ -1,9 +1,9 @@
 """What a run is: the one place that knows.
 
-Another way in which runs can vary (a format of the key-value cache, of the weights) is a field here
-whose default means "not varied", its spelling in ``parse`` and ``__str__``, and a field of the same
-name in the records that JSON holds: ``RunTrace``, ``Recommendation`` and ``Rejected``. What
-matches, counts, ranks or names runs asks here.
+Another way in which runs can vary is a field here whose default means "not varied", its spelling in
+``parse`` and ``__str__``, and a field of the same name in the records that JSON holds: ``RunTrace``
+and, where it can be advised, ``Recommendation`` and ``Rejected``. What matches, counts, ranks or
+names runs asks here.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ class Configuration:
     dtype: Dtype
     attn_implementation: str
     accumulation: Accumulation = Accumulation.FLOAT32
+    kv_cache_dtype: str | None = None
+    """Format in which keys and values are stored; None: in the dtype."""
+    quantization: str | None = None
+    """Format of weights, and of activations where it has one; None: the dtype."""
 
     @classmethod
     def of(cls, record: object) -> Self:
@@ -40,16 +44,34 @@ class Configuration:
     def parse(cls, text: str) -> Self:
         """The configuration written as ``DTYPE+ATTN``, or ``DTYPE`` for the default attention.
 
+        Formats follow, each at most once: ``+kv:FORMAT`` of the key-value cache, ``+q:FORMAT`` of
+        the weights.
+
+        >>> print(Configuration.parse("bf16 + sdpa + kv:fp8_e4m3"))
+        bfloat16 + sdpa + kv:fp8_e4m3
+
         Raises:
             UsageError: it is not written so, or there is no such dtype.
         """
-        dtype, plus, attn = (part.strip() for part in text.partition("+"))
-        if not dtype or (plus and not attn) or "," in text:
+        dtype, *parts = (part.strip() for part in text.split("+"))
+        formats = {
+            prefix: [part.removeprefix(prefix) for part in parts if part.startswith(prefix)]
+            for prefix in _FORMATS
+        }
+        named = [part for part in parts if not part.startswith(tuple(_FORMATS))]
+        values = [dtype, *named, *(value for of_kind in formats.values() for value in of_kind)]
+        if not all(values) or "," in text or max(map(len, (named, *formats.values()))) > 1:
             raise UsageError(
-                f"not a configuration: {text!r} (expected DTYPE+ATTN or DTYPE)",
+                f"not a configuration: {text!r} (expected DTYPE, DTYPE+ATTN, and after it"
+                " +kv:FORMAT or +q:FORMAT)",
                 hint="write it like --require float16+sdpa",
             )
-        return cls(dtype=Dtype.named(dtype.lower()), attn_implementation=attn)
+        return cls(
+            dtype=Dtype.named(dtype.lower()),
+            attn_implementation=next(iter(named), ""),
+            kv_cache_dtype=next(iter(formats["kv:"]), None),
+            quantization=next(iter(formats["q:"]), None),
+        )
 
     @property
     def is_plain(self) -> bool:
@@ -71,6 +93,25 @@ class Configuration:
         """
         return type(self)(dtype=Dtype.FLOAT32, attn_implementation=self.attn_implementation)
 
+    @property
+    def has_format(self) -> bool:
+        """Whether the key-value cache, weights or activations are stored in a format."""
+        return self.formats != ()
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats as they are written: ``kv:fp8_e4m3``, ``q:int4``."""
+        return tuple(
+            f"{prefix}{value}"
+            for prefix, field in _FORMATS.items()
+            if (value := getattr(self, field)) is not None
+        )
+
+    @property
+    def without_formats(self) -> Self:
+        """The same with everything stored in the dtype."""
+        return replace(self, kv_cache_dtype=None, quantization=None)
+
     def with_attention(self, attn_implementation: str) -> Self:
         """The same with another attention implementation."""
         return replace(self, attn_implementation=attn_implementation)
@@ -89,4 +130,8 @@ class Configuration:
     def __str__(self) -> str:
         attn = f" + {self.attn_implementation}" if self.attn_implementation else ""
         sums = " (float16 sums)" if self.accumulation is Accumulation.FLOAT16 else ""
-        return f"{self.dtype}{attn}{sums}"
+        return " + ".join((f"{self.dtype}{attn}{sums}", *self.formats))
+
+
+_FORMATS = {"kv:": "kv_cache_dtype", "q:": "quantization"}
+"""How formats are written in a configuration, and their fields."""

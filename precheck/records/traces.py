@@ -137,6 +137,17 @@ class LogitsTrace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FormatLoss:
+    """What a format costs: the run against the same one without it, over tokens with numbers."""
+
+    kl_divergence: float | None
+    """As ``kl_divergence_verdict``: robust, of ordinary inputs and the user's, nats."""
+    kl_divergence_max: float | None
+    """Of a single token of any probe, nats."""
+    top1_agreement: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Symptom:
     """What a user of the broken run would see.
 
@@ -197,6 +208,10 @@ class RunTrace:
     device: str
     arithmetic: Arithmetic = Arithmetic.NATIVE
     accumulation: Accumulation = Accumulation.FLOAT32
+    kv_cache_dtype: str | None = None
+    """Format of the key-value cache; None: the run's dtype."""
+    quantization: str | None = None
+    """Format of the weights, and of activations where it has one; None: the run's dtype."""
     partial_sums: PartialSums | None = None
     """Of a run that accumulates in float16."""
     experts_implementation: str | None = None
@@ -213,6 +228,8 @@ class RunTrace:
     """Float32 runs: a real token's output is not finite."""
     layers: tuple[LayerTrace, ...] = ()
     logits: LogitsTrace | None = None
+    format_loss: FormatLoss | None = None
+    """Of a run with a format."""
     answers: AnswersTrace | None = None
     """Of a model that generates nothing."""
     symptom: Symptom | None = None

@@ -1,15 +1,12 @@
-"""A way in which runs vary is a field of ``Configuration``: whatever handles runs carries it along.
-
-``Formatted`` stands for a field that precheck does not have yet, added to the configuration and to
-the record of a run, and nowhere else.
-"""
+"""A way in which runs vary is a field of ``Configuration``: whatever handles runs carries it along."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 
 import pytest
 
+from precheck.errors import UsageError
 from precheck.facts.devices import find
 from precheck.judge.advice.ranking import gravest_runs, rank_of
 from precheck.judge.comparison.side_by_side import missing_runs, pairs_of
@@ -26,38 +23,9 @@ from precheck.records.report import Report, Run
 from tests import hand_made
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Formatted(Configuration):
-    kv_cache_dtype: str | None = None
-
-    def __str__(self) -> str:
-        return Configuration.__str__(self) + (
-            f" + kv:{self.kv_cache_dtype}" if self.kv_cache_dtype else ""
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FormattedRun(Run):
-    kv_cache_dtype: str | None = None
-
-    @property
-    def configuration(self) -> Formatted:
-        return Formatted.of(self)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FormattedRejected(Rejected):
-    kv_cache_dtype: str | None = None
-
-
 FP8 = "fp8_e4m3"
-FLOAT16 = Formatted(dtype=Dtype.FLOAT16, attn_implementation="sdpa")
+FLOAT16 = Configuration(dtype=Dtype.FLOAT16, attn_implementation="sdpa")
 FLOAT16_FP8 = replace(FLOAT16, kv_cache_dtype=FP8)
-
-
-def formatted(run: Run, kv_cache_dtype: str | None = None) -> FormattedRun:
-    values = {field.name: getattr(run, field.name) for field in fields(Run)}
-    return FormattedRun(**values, kv_cache_dtype=kv_cache_dtype)
 
 
 def scan() -> Report:
@@ -69,13 +37,14 @@ def scan() -> Report:
     verdicts = {Dtype.FLOAT16: Verdict.OVERFLOW}
     with_format = (
         replace(
-            formatted(run, FP8),
+            run,
+            kv_cache_dtype=FP8,
             verdict=verdicts.get(run.dtype, Verdict.SAFE),
             logits=hand_made.logits(kl=0.0) if run.dtype is Dtype.BFLOAT16 else run.logits,
         )
         for run in report.runs
     )
-    return replace(report, runs=(*map(formatted, report.runs), *with_format))
+    return replace(report, runs=(*report.runs, *with_format))
 
 
 def evidence_of(report: Report) -> Evidence:
@@ -138,7 +107,7 @@ def test_reports_are_compared_by_everything_that_was_asked_for() -> None:
 
 @pytest.mark.parametrize(("configuration", "dtype_order"), [(FLOAT16, 0), (FLOAT16_FP8, 2)])
 def test_runs_are_ranked_among_those_that_vary_alike(
-    configuration: Formatted, dtype_order: int
+    configuration: Configuration, dtype_order: int
 ) -> None:
     evidence = evidence_of(scan())
     runs = gravest_runs(evidence)
@@ -149,11 +118,34 @@ def test_runs_are_ranked_among_those_that_vary_alike(
 
 
 def test_records_take_the_fields_that_they_have() -> None:
-    rejected = FormattedRejected(**FLOAT16_FP8.as_fields(FormattedRejected), why="overflows")
-    assert rejected.kv_cache_dtype == FP8
-    assert Formatted.of(rejected) == FLOAT16_FP8
     assert set(FLOAT16_FP8.as_fields(Rejected)) == {"dtype", "attn_implementation"}
     assert Rejected(**FLOAT16.as_fields(Rejected), why="").name == "float16 + sdpa"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["bfloat16 + sdpa + kv:fp8_e4m3 + q:int4", "float16 + q:nvfp4", "float32 + eager + kv:int8"],
+)
+def test_a_configuration_is_read_as_it_is_written(text: str) -> None:
+    assert str(Configuration.parse(text)) == text
+    assert str(Configuration.parse(text.replace(" ", ""))) == text
+
+
+def test_formats_may_come_in_any_order() -> None:
+    written = Configuration.parse("fp16+q:int4+kv:int8+sdpa")
+    assert written == Configuration.parse("float16+sdpa+kv:int8+q:int4")
+    assert written.formats == ("kv:int8", "q:int4")
+    assert written.without_formats == FLOAT16
+    assert written.reference.formats == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "+sdpa", "float16+", "float16+sdpa+eager", "float16+kv:", "float16+kv:a+kv:b", "fp16,bf16"],
+)
+def test_what_is_no_configuration_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="not a configuration"):
+        Configuration.parse(text)
 
 
 def test_a_recommendation_is_named_as_its_configuration_is() -> None:

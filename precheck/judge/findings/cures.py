@@ -60,6 +60,7 @@ def measured_safe(evidence: Evidence) -> tuple[str, ...]:
             for run in evidence.runs
             if run.verdict is Verdict.SAFE
             and not run.dtype.is_reference
+            and not run.configuration.has_format
             and on_every_device(evidence, run.configuration)
         )
     )

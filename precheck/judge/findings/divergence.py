@@ -156,7 +156,9 @@ def _usable_siblings(evidence: Evidence, run: Run) -> tuple[str, ...]:
     return tuple(
         other.attn_implementation
         for other in evidence.runs
-        if other.dtype is run.dtype and other.verdict in USABLE
+        if other.dtype is run.dtype
+        and other.verdict in USABLE
+        and not other.configuration.has_format
     )
 
 

@@ -103,6 +103,9 @@ class Decoding:
         inputs = self._skeleton.inputs(self._batch)
         for argument in ("use_cache", "decoder_input_ids"):
             inputs.pop(argument, None)
+        cache = self._skeleton.new_cache(is_kept=True)
+        if cache is not None:
+            inputs["past_key_values"] = cache
         sampling = _SeededSampling()
         products = self._products.products_of(self._skeleton)
         with Watch(model, products=products, parameters=self._skeleton.parameters) as watch:

@@ -15,6 +15,7 @@ from precheck.measure.lockstep.decoding import Decoding
 from precheck.measure.lockstep.fatal import raise_if_fatal
 from precheck.measure.lockstep.products import ProductEmulation
 from precheck.measure.lockstep.turns import advance
+from precheck.measure.models.quantized import QuantizedRuns
 from precheck.records.traces import Generation
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def generate(
         PrecheckError: the weights cannot be read, or memory ran out.
     """
     skeletons = [skeleton.another() for group in groups for skeleton in group.skeletons]
-    products = ProductEmulation()
+    products, quantized = ProductEmulation(), QuantizedRuns(layout)
     decodings = [
         Decoding(
             skeleton=skeleton,
@@ -60,7 +61,7 @@ def generate(
             num_tokens=num_tokens,
             layout=layout,
             products=products,
-            presence=weights.presence(skeleton),
+            presence=quantized.presence(skeleton, weights.presence(skeleton)),
         )
         for skeleton in skeletons
     ]

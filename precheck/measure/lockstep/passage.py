@@ -43,6 +43,7 @@ class Passage:
         reference: the float32 run with the same attention, whose operations are matched with this
             run's; None for such a run itself.
         baseline: the run whose values this run's are compared with; None for the first.
+        unformatted: of a run with a format, the same one without.
         products: computes matrix products where the device has no arithmetic for the dtype.
         presence: loads and frees the parameters of the model.
     """
@@ -61,6 +62,7 @@ class Passage:
         context: PassageContext,
         reference: Passage | None,
         baseline: Passage | None,
+        unformatted: Passage | None,
         products: RoundedProducts | Float16Sums | None,
         presence: Presence,
     ) -> None:
@@ -69,6 +71,7 @@ class Passage:
         self.between_ops, self.between_segment = ReferenceOps(), Segment()
         self._context = context
         self._reference, self._baseline = reference, baseline
+        self._unformatted = unformatted
         self._products = products
         self._real_tokens = batch.real_tokens
         self.worker = self._new_worker(presence)
@@ -131,7 +134,8 @@ class Passage:
 
     def waits_for(self, other: Passage) -> bool:
         """Whether this run has yet to be compared with the output of ``other``."""
-        return not self.attribution.is_finished and other in (self._reference, self._baseline)
+        compared_with = (self._reference, self._baseline, self._unformatted)
+        return not self.attribution.is_finished and other in compared_with
 
     def release(self) -> None:
         """Frees what was kept for other runs to be compared with."""
@@ -247,6 +251,8 @@ class Passage:
         baseline = None if self._baseline is None else self._baseline.final
         if has_logits:
             self._comparison.add_logits(self.final, baseline)
+        if has_logits and self._unformatted is not None and self._unformatted.final is not None:
+            self._comparison.add_format_loss(self.final, self._unformatted.final)
         if baseline is not None and not self._context.generates:
             self._comparison.add_answers(self.final, baseline, has_logits=has_logits)
 

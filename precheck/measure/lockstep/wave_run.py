@@ -16,6 +16,7 @@ from precheck.measure.machine.memory import (
     memory_error,
     used_bytes,
 )
+from precheck.measure.models.quantized import QuantizedRuns
 from precheck.records.answers import Embedding
 from precheck.records.precision import Dtype
 from precheck.records.traces import TOWERS
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from precheck.measure.models.shared import SharedModels
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.probes.batch import Batch
+    from precheck.records.configuration import Configuration
     from precheck.records.report import ModelFacts
 
 
@@ -80,6 +82,7 @@ class WaveRun:
         )
         self._weights = weights
         self._products = ProductEmulation()
+        self._quantized = QuantizedRuns(layout)
         self._clock = clock
         self._memory_limit = memory_limit
         # all before the first is hooked: a copy would copy the hooks too
@@ -100,17 +103,23 @@ class WaveRun:
         passages: list[Passage] = []
         for group in groups:
             reference: Passage | None = None
+            plain: dict[Configuration, Passage] = {}
             for skeleton in group:
+                configuration = skeleton.configuration
                 passage = Passage(
                     skeleton=skeleton,
                     batch=batch,
                     context=self._context,
                     reference=reference,
                     baseline=reference or next(iter(passages), None),
+                    unformatted=plain.get(configuration.without_formats)
+                    if configuration.has_format
+                    else None,
                     products=self._products.products_of(skeleton),
-                    presence=self._weights.presence(skeleton),
+                    presence=self._quantized.presence(skeleton, self._weights.presence(skeleton)),
                 )
                 reference = reference or passage
+                plain.setdefault(configuration, passage)
                 passages.append(passage)
         return passages
 
@@ -157,7 +166,7 @@ class WaveRun:
         passages = in_tower or passages
         last = self._context.layout.units[-1].name
         if not any(passage.worker.waiting_at == last for passage in passages):
-            passages.sort(key=_dtype_rank)
+            passages.sort(key=_rank)
         return [passage.worker for passage in passages]
 
     def before(self, worker: Worker) -> None:
@@ -197,10 +206,14 @@ def _own(skeleton: Skeleton, batch: int) -> Skeleton:
     return skeleton.another() if batch else skeleton
 
 
-def _dtype_rank(passage: Passage) -> int:
-    """Float32 first, with which the others are compared; then one dtype after the other."""
-    dtype = passage.skeleton.dtype
-    return 0 if dtype.is_reference else 1 + list(Dtype).index(dtype)
+def _rank(passage: Passage) -> tuple[int, str]:
+    """Float32 first, with which the others are compared; then one dtype after the other.
+
+    Runs of one format together, which weights are stored in once for all batches; those without,
+    which the others are compared with too, come first.
+    """
+    dtype, name = passage.skeleton.dtype, passage.skeleton.configuration.quantization
+    return 0 if dtype.is_reference else 1 + list(Dtype).index(dtype), name or ""
 
 
 def _failure(error: BaseException) -> str:

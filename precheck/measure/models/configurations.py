@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from precheck.errors import UnsupportedConfigurationError, UsageError, unknown
 from precheck.facts import attention
 from precheck.records.attention import as_argument, is_split, parts_of
+from precheck.records.configuration import Configuration
 from precheck.records.precision import Accumulation, Dtype
 from precheck.records.traces import RunTrace
 
 if TYPE_CHECKING:
     from precheck.measure.models.shared import SharedModels
     from precheck.measure.models.skeleton import Skeleton
-    from precheck.records.configuration import Configuration
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -62,7 +62,7 @@ def build_groups(
     """Skeletons by attention implementation, and a trace for each run that cannot be made.
 
     Names that stand for the same implementation are run once. Sums in float16 are measured for
-    float16 with the default attention.
+    float16 with the default attention. Beside a run with a format is the same one without.
     """
     default, of_class = models.default_attention(), models.class_attention()
     names = attn_implementations or tuple(dict.fromkeys((default, of_class, "eager")))
@@ -79,7 +79,10 @@ def build_groups(
                 raise UnsupportedConfigurationError(reason)  # noqa: TRY301
             reference = models.skeleton(Dtype.FLOAT32, name)
         except UnsupportedConfigurationError as error:
-            failed += [_failed(dtype, name, device, error.message) for dtype in requested_dtypes]
+            failed += [
+                _failed(Configuration(dtype=dtype, attn_implementation=name), device, error.message)
+                for dtype in requested_dtypes
+            ]
             continue
         group = groups.setdefault(
             reference.attn_implementation, RunGroup(reference=reference, others=[])
@@ -90,6 +93,8 @@ def build_groups(
             for dtype in Dtype
             if dtype in requested_dtypes and dtype not in present
         ]
+        formats = (one for one in required if one.has_format and one.attn_implementation == name)
+        failed += filter(None, (_add_format(group, one, device) for one in formats))
     if Accumulation.FLOAT16 in accumulations and default in groups:
         group = groups[default]
         group.others += [
@@ -100,11 +105,20 @@ def build_groups(
     return list(groups.values()), failed
 
 
-def _failed(dtype: Dtype, name: str, device: str, reason: str) -> RunTrace:
+def _add_format(group: RunGroup, configuration: Configuration, device: str) -> RunTrace | None:
+    """Adds the run with a format beside the same one without; a trace where that cannot be."""
+    plain = next(run for run in group.skeletons if run.dtype is configuration.dtype)
+    try:
+        group.others.append(plain.with_formats(configuration))
+    except UnsupportedConfigurationError as error:
+        return _failed(configuration, device, error.message)
+    return None
+
+
+def _failed(configuration: Configuration, device: str, reason: str) -> RunTrace:
     return RunTrace(
-        dtype=dtype,
-        attn_implementation=name,
-        requested_attn_implementation=name,
+        **configuration.as_fields(),
+        requested_attn_implementation=configuration.attn_implementation,
         device=device,
         failure=reason,
     )

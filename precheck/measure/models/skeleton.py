@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from precheck.checkpoint.torch_dtypes import torch_dtype
+from precheck.errors import UnsupportedConfigurationError
+from precheck.measure.formats.stored_cache import check_used, new_cache
 from precheck.measure.models.settings import setting, text_config
 from precheck.records.precision import Accumulation, Arithmetic
 from precheck.signals import deferred_signals
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor, nn
+    from transformers import Cache
 
     from precheck.measure.probes.batch import Batch
     from precheck.measure.watch.parameters import Parameters
@@ -58,6 +61,32 @@ class Skeleton:
         model = twin(self.model)
         return replace(self, model=model, parameters=self.parameters.of_twin(model))
 
+    def with_formats(self, configuration: Configuration) -> Skeleton:
+        """The same model; it will store what ``configuration`` says in the formats it names.
+
+        Raises:
+            UnsupportedConfigurationError: the model has no key-value cache.
+        """
+        if configuration.kv_cache_dtype is not None and "past_key_values" not in self.accepts:
+            raise UnsupportedConfigurationError("the model takes no key-value cache")
+        return replace(
+            self.another(),
+            configuration=replace(
+                self.configuration,
+                kv_cache_dtype=configuration.kv_cache_dtype,
+                quantization=configuration.quantization,
+            ),
+        )
+
+    def new_cache(self, *, is_kept: bool) -> Cache | None:
+        """An empty key-value cache in the configuration's format; None where it has none.
+
+        Args:
+            is_kept: for more than one forward.
+        """
+        name = self.configuration.kv_cache_dtype
+        return None if name is None else new_cache(self.model.config, name, is_kept=is_kept)
+
     def accumulating_in_float16(self) -> Skeleton:
         """The same model; its products will accumulate in float16, as in some kernels."""
         return replace(
@@ -87,12 +116,18 @@ class Skeleton:
         return bool(getattr(getattr(self.model, "config", None), "is_encoder_decoder", False))
 
     def forward(self, batch: Batch) -> Any:
-        """The model's own forward over a batch, without a cache."""
-        return self.model(**self.inputs(batch))
+        """The model's own forward over a batch; without a cache, unless that has a format."""
+        inputs = self.inputs(batch)
+        cache = self.new_cache(is_kept=False)
+        if cache is None:
+            return self.model(**inputs)
+        output = self.model(**inputs | {"past_key_values": cache, "use_cache": True})
+        check_used(cache)
+        return output
 
-    def inputs(self, batch: Batch) -> dict[str, Tensor | bool]:
+    def inputs(self, batch: Batch) -> dict[str, Any]:
         """The arguments that the forward is called with."""
-        inputs: dict[str, Tensor | bool] = {}
+        inputs: dict[str, Any] = {}
         if "input_ids" in self.accepts or not batch.media:
             inputs["input_ids"] = batch.input_ids
         dtype = torch_dtype(self.dtype)

@@ -65,7 +65,7 @@ def run_columns(report: Report) -> tuple[Column, ...]:
 
 def _attention(run: Run) -> str:
     sums = " (fp16 sums)" if run.accumulation is Accumulation.FLOAT16 else ""
-    return f"{run.attn_implementation}{sums}"
+    return " + ".join((f"{run.attn_implementation}{sums}", *run.configuration.formats))
 
 
 def _style(run: Run) -> str:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _MOST_FINDINGS = 3
 _LABEL_WIDTH = 11
-_IN_RUNS = frozenset({"PC201", "PC901", "PC402"})
+_IN_RUNS = frozenset({"PC201", "PC602", "PC603", "PC901", "PC402"})
 """Findings that only say what a line of the runs says."""
 
 

@@ -88,6 +88,17 @@ class Comparison:
             same_routing=self._same_routing.rows,
         )
 
+    def add_format_loss(self, logits: Tensor, unformatted: Tensor) -> None:
+        """Adds the logits ``(batch, seq, vocab)`` next to those of the run without the format."""
+        self._totals.format_loss = self._totals.format_loss or LogitsTotals()
+        self._totals.format_loss.add(
+            logits,
+            unformatted,
+            batch=self._batch,
+            is_causal=False,  # the perplexities are known
+            same_routing=self._same_routing.rows,
+        )
+
     def add_answers(self, output: Tensor, baseline: Tensor, *, has_logits: bool) -> None:
         """Adds the scores or embeddings of a model that generates nothing.
 

@@ -12,7 +12,7 @@ from precheck.checkpoint.tensor_stats import tensor_stats
 from precheck.measure.lockstep.figures.layers import CHUNK_ELEMENTS, Mean, float64, merged
 from precheck.measure.lockstep.figures.text_divergence import TextDivergence
 from precheck.records.stats import TensorStats
-from precheck.records.traces import ODD_START, Divergence, LogitsTrace
+from precheck.records.traces import ODD_START, Divergence, FormatLoss, LogitsTrace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -156,6 +156,15 @@ class LogitsTotals:
             perplexity=_perplexity(self.loss),
             reference_perplexity=_perplexity(self.reference_loss),
             first_greedy_divergence=self.divergence,
+        )
+
+    @property
+    def loss_of_format(self) -> FormatLoss:
+        """The logits as what a format costs."""
+        return FormatLoss(
+            kl_divergence=self.texts.verdict,
+            kl_divergence_max=self.kl_max,
+            top1_agreement=self.agreement.value,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 from precheck.measure.blame.overflow_rows import overflow_rows
 from precheck.measure.blame.peaks import Peaks
@@ -43,6 +43,8 @@ class RunTotals:
     """Raw scores, computed from the query and key of fused attention."""
     layers: dict[tuple[Section, int], LayerTotals] = field(default_factory=dict)
     logits: LogitsTotals | None = None
+    format_loss: LogitsTotals | None = None
+    """Against the run of the same dtype without the format."""
     answers: AnswersTotals | None = None
     producers: list[tuple[LocatedProducer, bool]] = field(default_factory=list)
     """Each with whether it is absorbed."""
@@ -71,18 +73,13 @@ class RunTotals:
         layers = dict(self.layers)
         for key, layer in other.layers.items():
             layers[key] = layers[key].merge(layer) if key in layers else layer
-        logits = self.logits or other.logits
-        if self.logits is not None and other.logits is not None:
-            logits = self.logits.merge(other.logits)
-        answers = self.answers or other.answers
-        if self.answers is not None and other.answers is not None:
-            answers = self.answers.merge(other.answers)
         return RunTotals(
             peaks=self.peaks.merge(other.peaks),
             fused_scores=self.fused_scores.merge(other.fused_scores),
             layers=layers,
-            logits=logits,
-            answers=answers,
+            logits=_merged(self.logits, other.logits),
+            format_loss=_merged(self.format_loss, other.format_loss),
+            answers=_merged(self.answers, other.answers),
             producers=[*self.producers, *other.producers],
             reaches_output=self.reaches_output or other.reaches_output,
             reference_nonfinite=self.reference_nonfinite or other.reference_nonfinite,
@@ -151,6 +148,7 @@ class RunTotals:
                 for key in sorted(self.layers, key=lambda key: _ORDER.index(key[0]))
             ),
             logits=None if self.logits is None else self.logits.trace,
+            format_loss=None if self.format_loss is None else self.format_loss.loss_of_format,
             answers=None if self.answers is None or is_reference else self.answers.trace,
             symptom=self.symptom or _symptom(broken),
             generations=generations,
@@ -163,6 +161,19 @@ class RunTotals:
         generated = [generation.overflow for generation in broken]
         later = {_key(row): row for row in generated if row is not None and _key(row) not in keys}
         return (*rows, *later.values())
+
+
+class _Mergeable(Protocol):
+    def merge(self, other: Self) -> Self:
+        """Both sets of batches."""
+
+
+_Totals = TypeVar("_Totals", bound=_Mergeable)
+
+
+def _merged(first: _Totals | None, second: _Totals | None) -> _Totals | None:
+    """Both together, or the one that there is."""
+    return first or second if first is None or second is None else first.merge(second)
 
 
 def _key(overflow: Overflow) -> tuple[str, str, str]:

@@ -1,0 +1,97 @@
+"""A key-value cache that hands out what it stores: the decode view, in one forward.
+
+Idea. Every model of transformers gives its keys and values, after the rotation, to ``update`` of
+the cache that it was called with, and attends to what that returns. This cache returns the stored
+form of the new tokens. In one forward over a text every query then attends to the stored form of
+its own and of all earlier tokens, as it does while text is generated token by token.
+
+Assumptions. A token's stored form does not depend on later tokens, which holds where every scale is
+fixed or covers one token. A scale for the whole tensor is that of the batch.
+
+What it cannot see: a kernel that also rounds queries or probabilities, and how it adds up.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+
+from precheck.errors import UnsupportedConfigurationError, first_line
+from precheck.measure.formats.stored_op import Stored, store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class StoredCache(DynamicCache):
+    """Keys and values as a format stores them.
+
+    Args:
+        config: the model's.
+        name: of the format.
+        is_kept: keep them for later forwards, which generation needs. Otherwise a forward can be
+            repeated, and takes no more memory than one without a cache.
+    """
+
+    def __init__(self, config: Any, name: str, *, is_kept: bool) -> None:
+        super().__init__(config=config)
+        self.name = name
+        self.is_kept = is_kept
+        self.num_stored = 0
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Stores keys and values, both ``(batch, heads, seq, head_dim)``; what is read back."""
+        self.num_stored += 1
+        keys = store(key_states, Stored.KEYS, self.name)
+        values = store(value_states, Stored.VALUES, self.name)
+        if not self.is_kept:
+            return keys, values
+        return super().update(keys, values, layer_idx, *args, **kwargs)
+
+
+class _Never(dict[int, bool]):
+    """Which cross-attention layers have their keys already: none, in a forward by itself."""
+
+    def __setitem__(self, key: int, value: bool) -> None:
+        """Forgets it."""
+
+
+def new_cache(config: Any, name: str, *, is_kept: bool) -> Cache:
+    """An empty cache for a model with this config; for arguments see :class:`StoredCache`.
+
+    Raises:
+        UnsupportedConfigurationError: transformers has no cache for it.
+    """
+    try:
+        own = StoredCache(config, name, is_kept=is_kept)
+        if not getattr(config, "is_encoder_decoder", False):
+            return own
+        pair = EncoderDecoderCache(own, StoredCache(config, name, is_kept=is_kept))
+    except Exception as error:  # a config may lack anything that transformers expects
+        raise UnsupportedConfigurationError(
+            f"no key-value cache for this model: {first_line(error)}"
+        ) from error
+    if not is_kept:
+        pair.is_updated = _Never()
+    return pair
+
+
+def check_used(cache: Cache) -> None:
+    """Refuses the result of a forward that stored nothing.
+
+    Raises:
+        UnsupportedConfigurationError: no layer gave the cache its keys.
+    """
+    own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+    if isinstance(own, StoredCache) and not own.num_stored:
+        raise UnsupportedConfigurationError(
+            "no layer stores its keys in the key-value cache of transformers"
+        )
