@@ -84,10 +84,9 @@ class Scale(StrEnum):
     """What is largest in magnitude becomes the lowest integer; the scale has a sign."""
     MIN_MAX = "min_max"
     """Lowest and highest become the lowest and the highest integer."""
-    FLOOR_EXPONENT = "floor_exponent"
-    """A power of two: the exponent of the largest magnitude less that of the element's largest."""
-    ROUNDED_EXPONENT = "rounded_exponent"
-    """The same, of the largest magnitude rounded to the element's mantissa."""
+    EXPONENT = "exponent"
+    """A power of two that brings the largest magnitude to 3.5 up to 7 in E2M1, 224 up to 448 in
+    E4M3: OCP Microscaling Formats 1.0, with the rounding of compressed-tensors and vLLM."""
 
 
 class ScaleElement(StrEnum):
@@ -96,13 +95,27 @@ class ScaleElement(StrEnum):
     FLOAT32 = "float32"
     FLOAT16 = "float16"
     """Rounded after the numbers were divided by it: that is how ggml does it."""
+    BFLOAT16 = "bfloat16"
     E4M3 = "e4m3"
     E8M0 = "e8m0"
 
     @property
     def num_bits(self) -> int:
         """Of one scale."""
-        return {"float32": 32, "float16": 16}.get(self.value, 8)
+        return {"float32": 32, "float16": 16, "bfloat16": 16}.get(self.value, 8)
+
+
+class Rotation(StrEnum):
+    """What a vector of a cache is multiplied by before it is stored, and again when it is read.
+
+    A Hadamard matrix spreads an outlier over all numbers of the vector. Scores stay what they were
+    where queries are rotated too; that of values is taken back from the output of attention.
+    """
+
+    HADAMARD_64 = "hadamard_64"
+    """64 numbers at a time."""
+    HADAMARD_WIDEST = "hadamard_widest"
+    """The largest power of two that divides the length, at least 64."""
 
 
 class Rounding(StrEnum):
@@ -126,13 +139,17 @@ class Numbers:
     """None without a scale."""
     smallest_scale: float = 0.0
     """A scale is never below it."""
-    has_global_scale: bool = False
-    """Scales are stored as multiples of one float32 number for the whole tensor (NVFP4)."""
     is_reciprocal: bool = False
     """Numbers are multiplied by the reciprocal of the scale: a tie may round the other way."""
     rounding: Rounding = Rounding.HALF_EVEN
+    rotation: Rotation | None = None
     saturates: bool = True
     """What is beyond the largest number becomes it; else NaN, and Inf where the element has one."""
+
+    @property
+    def has_global_scale(self) -> bool:
+        """Whether scales are multiples of one float32 number for the whole tensor (NVFP4)."""
+        return self.scale_element is ScaleElement.E4M3
 
     @property
     def is_symmetric(self) -> bool:

@@ -13,7 +13,8 @@ from precheck.facts.formats import Element
 if TYPE_CHECKING:
     from torch import Tensor
 
-_EXPONENT_OF_FLOAT32 = 0x7F800000
+EXPONENT_OF_FLOAT32 = 0x7F800000
+"""Where the bits of an exponent are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ def steps(tensor: Tensor, layout: SmallFloat) -> Tensor:
         tensor: finite, in float32.
         layout: of the format.
     """
-    power = tensor.view(torch.int32).bitwise_and(_EXPONENT_OF_FLOAT32).view(torch.float32)
+    power = tensor.view(torch.int32).bitwise_and(EXPONENT_OF_FLOAT32).view(torch.float32)
     return power.clamp_(min=2.0**layout.smallest_exponent).mul_(2.0**-layout.num_mantissa_bits)
 
 

@@ -25,18 +25,18 @@ def nearest_integer(tensor: Tensor, numbers: Numbers) -> Tensor:
     """The nearest integers in float32; what is beyond the range is clipped.
 
     Args:
-        tensor: in float32; overwritten.
+        tensor: in float32.
         numbers: how it is stored.
     """
     lowest, highest = integer_range(numbers)
     match numbers.rounding:
         case Rounding.HALF_EVEN:
-            rounded = tensor.round_()
+            rounded = tensor.round()
         case Rounding.HALF_AWAY:
             # Not trunc(x + 0.5): that sum rounds the number below a half up.
             whole = tensor.trunc()
-            rounded = tensor.sub_(whole).mul_(2).trunc_().add_(whole)
+            rounded = (tensor - whole).mul_(2).trunc_().add_(whole)
         case Rounding.HALF_UP:
             # As ggml: the sum is positive, and a cast to an integer cuts its fraction off.
-            rounded = tensor.add_(0.5 - lowest).trunc_().add_(lowest)
+            rounded = (tensor + (0.5 - lowest)).trunc_().add_(lowest)
     return rounded.clamp_(lowest, highest)

@@ -6,15 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from precheck.facts.formats import Element, Numbers
+from precheck.measure.formats.codebooks import nearest_in_codebook
 from precheck.measure.formats.floats import FLOATS, nearest_float, widest_step
 from precheck.measure.formats.grouping import Grouping
-from precheck.measure.formats.integers import nearest_integer
-from precheck.measure.formats.scales import scaling_of
+from precheck.measure.formats.integers import integer_range, nearest_integer
+from precheck.measure.formats.rotations import rotated, width_of
+from precheck.measure.formats.scales import Scaling, scaling_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from precheck.facts.formats import Numbers
 
 
 def as_stored(tensor: Tensor, numbers: Numbers) -> Tensor:
@@ -22,22 +23,15 @@ def as_stored(tensor: Tensor, numbers: Numbers) -> Tensor:
 
     It is computed in float32 and rounded once to the dtype of the tensor. NaN stays NaN. Inf
     becomes the largest number where the format saturates and has no scales; else it spoils its
-    group.
+    group. A slice comes out as it does in the whole tensor, unless that has one scale for all.
 
     Args:
         tensor: a cache ``(batch, kv_heads, seq, head_dim)``, weights ``(..., out, in)``, or
             activations ``(..., in)``, in float16, bfloat16 or float32.
         numbers: how it is stored.
     """
-    grouping = Grouping(tuple(tensor.shape), numbers)
-    grouped = grouping.grouped(tensor.float())
-    scaling = scaling_of(grouped, numbers, grouping.dims)
-    if scaling is None:
-        stored = _nearest(grouped, numbers)
-    else:
-        scaled = scaling.scaled(grouped, is_reciprocal=numbers.is_reciprocal)
-        stored = scaling.unscaled(_nearest(scaled, numbers))
-    return grouping.restored(stored).to(tensor.dtype)
+    writing = _Writing.of(tensor, numbers)
+    return writing.read_back(_nearest(writing.scaled, numbers)).to(tensor.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,40 +48,77 @@ class Losses:
 def losses(tensor: Tensor, numbers: Numbers) -> Losses:
     """What storing the tensor loses, by clipping and by rounding.
 
+    Where a format rotates vectors, both are told of the rotated ones.
+
     Args:
-        tensor: as for ``as_stored``, with at least one element.
+        tensor: as for ``as_stored``, finite, with at least one element.
         numbers: how it is stored.
     """
-    grouping = Grouping(tuple(tensor.shape), numbers)
-    grouped = grouping.grouped(tensor.float())
-    scaling = scaling_of(grouped, numbers, grouping.dims)
-    scaled = (
-        grouped if scaling is None else scaling.scaled(grouped, is_reciprocal=numbers.is_reciprocal)
-    )
-    is_clipped = grouping.restored((scaled > edge(numbers)) | (scaled < -edge(numbers)))
-    kept = tensor.double().masked_fill_(is_clipped, 0.0)
-    error = as_stored(tensor, numbers).double().masked_fill_(is_clipped, 0.0).sub_(kept)
-    size = kept.norm().item()
+    writing = _Writing.of(tensor, numbers)
+    lowest, highest = edges(numbers)
+    is_clipped = (writing.scaled < lowest) | (writing.scaled > highest)
+    exact = writing.unscaled(writing.scaled.clone()).double().masked_fill_(is_clipped, 0.0)
+    stored = writing.unscaled(_nearest(writing.scaled, numbers)).double()
+    error = stored.masked_fill_(is_clipped, 0.0).sub_(exact).norm().item()
+    size = exact.norm().item()
     return Losses(
         clipped_share=is_clipped.sum().item() / tensor.numel(),
-        rounding=error.norm().item() / size if size else 0.0,
+        rounding=error / size if size else 0.0,
     )
 
 
-def edge(numbers: Numbers) -> float:
-    """Beyond it, in units of the element, a number is farther than half a step from any stored one.
+def edges(numbers: Numbers) -> tuple[float, float]:
+    """Beyond them, in units of the element, a number is over half a step from any that is stored.
 
     >>> from precheck.facts.formats import cache_format
-    >>> edge(cache_format("fp8_e4m3").keys)
-    464.0
+    >>> edges(cache_format("fp8_e4m3").keys)
+    (-464.0, 464.0)
     """
-    if not numbers.is_symmetric:
-        return math.inf  # lowest and highest are stored
-    step = widest_step(numbers.element) if numbers.element in FLOATS else 1.0
-    return numbers.element.max + step / 2
+    if numbers.element is Element.NF4:
+        return (-math.inf, math.inf)  # the largest magnitude is stored
+    if numbers.element in FLOATS:
+        highest = numbers.element.max + widest_step(numbers.element) / 2
+        return (-highest, highest)
+    least, most = integer_range(numbers)
+    return (least - 0.5, most + 0.5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Writing:
+    """A tensor ready to be rounded."""
+
+    scaled: Tensor
+    """In float32, in units of the element; without a scale, maybe the tensor itself."""
+    scaling: Scaling | None
+    grouping: Grouping
+    width: int | None
+    """Of the rotation."""
+
+    @classmethod
+    def of(cls, tensor: Tensor, numbers: Numbers) -> _Writing:
+        """Rotated, cut into groups and scaled."""
+        width = width_of(numbers.rotation, tensor.shape[-1])
+        values = tensor.float() if width is None else rotated(tensor.float(), width)
+        grouping = Grouping(tuple(tensor.shape), numbers)
+        grouped = grouping.grouped(values)
+        scaling = scaling_of(grouped, numbers, grouping.dims)
+        if scaling is not None:
+            grouped = scaling.scaled(grouped, is_reciprocal=numbers.is_reciprocal)
+        return cls(scaled=grouped, scaling=scaling, grouping=grouping, width=width)
+
+    def unscaled(self, rounded: Tensor) -> Tensor:
+        """In units of the tensor; overwrites its argument."""
+        return rounded if self.scaling is None else self.scaling.unscaled(rounded)
+
+    def read_back(self, rounded: Tensor) -> Tensor:
+        """In float32, in the shape of the tensor; overwrites its argument."""
+        restored = self.grouping.restored(self.unscaled(rounded))
+        return restored if self.width is None else rotated(restored, self.width)
 
 
 def _nearest(scaled: Tensor, numbers: Numbers) -> Tensor:
+    if numbers.element is Element.NF4:
+        return nearest_in_codebook(scaled)
     if numbers.element in FLOATS:
         return nearest_float(scaled, numbers.element, saturates=numbers.saturates)
     return nearest_integer(scaled, numbers)

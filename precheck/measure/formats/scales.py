@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from precheck.facts.formats import Numbers, Scale, ScaleElement
+from precheck.facts.formats import Element, Numbers, Scale, ScaleElement
+from precheck.measure.formats.floats import EXPONENT_OF_FLOAT32, nearest_float
 from precheck.measure.formats.integers import integer_range
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_QUARTER = 1 << 21
+"""Of a power of two in the bits of a float32 mantissa."""
+_SMALLEST_E8M0 = 2.0**-127
+_SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +86,24 @@ def _divisor(grouped: Tensor, numbers: Numbers, dims: tuple[int, ...]) -> Tensor
         where = grouped.abs().argmax(-1, keepdim=True)
         return grouped.gather(-1, where) / integer_range(numbers)[0]
     amax = largest_magnitude(grouped, dims)
-    if numbers.scale is Scale.RANGE:
-        return amax / (numbers.element.max + 0.5)
-    return amax / numbers.element.max
+    if numbers.scale is Scale.EXPONENT:
+        return _power_of_two(amax, numbers.element)
+    divisor = amax / (numbers.element.max + (0.5 if numbers.scale is Scale.RANGE else 0.0))
+    if numbers.scale_element is ScaleElement.BFLOAT16:
+        return divisor.bfloat16().float()
+    if numbers.scale_element is ScaleElement.E4M3:
+        return _multiples_of_one_number(divisor, amax, numbers.element)
+    return divisor
+
+
+def _multiples_of_one_number(divisor: Tensor, amax: Tensor, element: Element) -> Tensor:
+    """Scales in e4m3 times one number, by which the largest scale of the tensor becomes 448."""
+    factor = Element.E4M3.max * element.max / amax.amax().clamp_(min=_SMALLEST_NORMAL)
+    return nearest_float(divisor * factor, Element.E4M3, saturates=True) / factor
+
+
+def _power_of_two(amax: Tensor, element: Element) -> Tensor:
+    # Adding a quarter of a power of two takes what is 1.75 times one, or more, to the next.
+    rounded_up = amax.view(torch.int32).add(_QUARTER).bitwise_and(EXPONENT_OF_FLOAT32)
+    exponent = math.floor(math.log2(element.max))
+    return rounded_up.view(torch.float32).mul(2.0**-exponent).clamp_(min=_SMALLEST_E8M0)
