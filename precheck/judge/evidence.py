@@ -26,23 +26,22 @@ class Evidence:
         """Indexes of the float32 runs that are themselves not finite."""
         return tuple(index for index, run in enumerate(self.runs) if run.reference_nonfinite)
 
-    def with_verdict(self, *verdicts: Verdict) -> Iterable[tuple[int, Run]]:
-        """Index and run of those with one of these verdicts.
+    def with_verdict(
+        self, *verdicts: Verdict, has_format: bool = False
+    ) -> Iterable[tuple[int, Run]]:
+        """Index and run of those with one of these verdicts, broken references left out.
 
-        Broken references are left out, and runs with a format, whose findings are their own.
+        Args:
+            verdicts: one of them.
+            has_format: only runs with a format, whose findings are their own; else those without.
         """
         return (
             (index, run)
             for index, run in enumerate(self.runs)
             if run.verdict in verdicts
             and not run.reference_nonfinite
-            and not run.configuration.has_format
+            and run.configuration.has_format is has_format
         )
-
-    @property
-    def with_formats(self) -> Iterable[tuple[int, Run]]:
-        """Index and run of those whose cache or weights are stored in a format."""
-        return ((index, run) for index, run in enumerate(self.runs) if run.configuration.has_format)
 
     def without_formats(self, run: Run) -> Run | None:
         """The same configuration with everything stored in the dtype; None if it was not run."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.prepared import Prepared
     from precheck.measure.probes.batch import Batch
+    from precheck.records.format_loss import FormatCulprits
     from precheck.records.report import CheckpointAudit
     from precheck.records.traces import Generation, RunTrace
 
@@ -43,6 +44,8 @@ class Gathered:
     """Batches that every run has come to an end of."""
     generations: list[tuple[Generation, ...]] = field(default_factory=list)
     """What each run wrote; empty where nothing was to be written, or the scan ended before."""
+    culprits: dict[Skeleton, FormatCulprits | None] = field(default_factory=dict)
+    """Of runs whose format costs too much, what loses it."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Why a probe counts for nothing, by its name: the model refuses it, or memory ran out."""
     row_by_row: str | None = None
@@ -167,7 +170,12 @@ def _coverage(inputs: Inputs, gathered: Gathered, totals: Sequence[RunTotals]) -
 def _traces(prepared: Prepared, gathered: Gathered, totals: Sequence[RunTotals]) -> list[RunTrace]:
     generations = gathered.generations or [() for _ in totals]
     return [
-        run.trace(skeleton, device=prepared.device, generations=written)
+        run.trace(
+            skeleton,
+            device=prepared.device,
+            generations=written,
+            culprits=gathered.culprits.get(skeleton),
+        )
         for run, skeleton, written in zip(totals, prepared.skeletons, generations, strict=True)
     ]
 

@@ -54,6 +54,8 @@ class Request:
     """Formats of the key-value cache, one more run each."""
     quantizations: tuple[str, ...] = ()
     """Formats of the weights, one more run each."""
+    format_limit: float | None = None
+    """KL divergence, nats: of formats that lose more, the parts that lose it are searched for."""
     capsule: Path | None = None
     """Folder to write the layer that overflows to."""
     witness: Witness | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from precheck.errors import (
@@ -11,6 +12,7 @@ from precheck.errors import (
     first_line,
 )
 from precheck.measure.capsule.write import candidate, write_capsule
+from precheck.measure.format_search import FormatSearch
 from precheck.measure.gathered import Gathered, measurements
 from precheck.measure.lockstep.generation import generate
 from precheck.measure.processes import is_first_process, processes
@@ -42,6 +44,7 @@ def run_all(
         _run_shared(prepared, inputs, gathered, memory_limit=memory_limit, observe=observe)
         if gathered.incomplete_reason is None:
             gathered.generations = _write_text(prepared, inputs, observe=observe)
+            _search_formats(prepared, inputs, gathered, memory_limit=memory_limit, observe=observe)
         _write_capsule(prepared, gathered, observe=observe)
     except KeyboardInterrupt as error:
         gathered.break_off("interrupted")
@@ -102,6 +105,35 @@ def _write_text(
         )
         written = [(*of_run, *added) for of_run, added in zip(written, generations, strict=True)]
     return written
+
+
+def _search_formats(
+    prepared: Prepared,
+    inputs: Inputs,
+    gathered: Gathered,
+    *,
+    memory_limit: int,
+    observe: Observer,
+) -> None:
+    """Finds what loses it where a format costs too much; every process finds the same."""
+    limit = prepared.request.format_limit
+    if limit is None:
+        return
+    totals = gathered.merged(prepared.skeletons)
+    losses = {
+        skeleton.configuration: math.inf if run.divergence is None else run.divergence
+        for skeleton, run in zip(prepared.skeletons, totals, strict=True)
+        if not skeleton.configuration.is_reference
+    }
+    for skeleton in prepared.skeletons:
+        configuration = skeleton.configuration
+        without = losses.get(configuration.without_formats, 0.0)  # float32 has none
+        if configuration.has_format and without <= limit < losses[configuration]:
+            observe(Announcement(text=f"searching for what {skeleton.configuration} loses"))
+            search = FormatSearch(
+                prepared, inputs, skeleton, limit=limit, memory_limit=memory_limit
+            )
+            gathered.culprits[skeleton] = search.run()
 
 
 def _write_capsule(prepared: Prepared, gathered: Gathered, *, observe: Observer) -> None:

@@ -24,6 +24,7 @@ class Mechanism(StrEnum):
     MASK = "mask"
     WEIGHTS = "weights"
     ACCUMULATION = "accumulation"
+    STORING = "storing"
     OTHER = "other"
 
     @property
@@ -167,6 +168,15 @@ MECHANISMS = {
         ),
         is_of_the_dtype=False,
         in_vain="Hooks on modules see a normal input and an infinite output; the weights are fine.",
+    ),
+    Mechanism.STORING: MechanismFacts(
+        phrase="a number stored in a format",
+        code="PC604",
+        title="a number does not fit into a format",
+        cause="This cast does not clip: what is beyond the format's largest number becomes NaN.",
+        hint="A format with a scale, or a kernel that clips, keeps it finite.",
+        is_of_the_dtype=False,
+        in_vain="Another dtype: the format has the range that it has.",
     ),
     Mechanism.OTHER: MechanismFacts(
         phrase="another operation",

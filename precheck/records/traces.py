@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from precheck.records.answers import AnswersTrace
 from precheck.records.configuration import Configuration
+from precheck.records.format_loss import FormatCulprits, FormatLoss
 from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Accumulation, Arithmetic, Dtype
 
@@ -137,17 +138,6 @@ class LogitsTrace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FormatLoss:
-    """What a format costs: the run against the same one without it, over tokens with numbers."""
-
-    kl_divergence: float | None
-    """As ``kl_divergence_verdict``: robust, of ordinary inputs and the user's, nats."""
-    kl_divergence_max: float | None
-    """Of a single token of any probe, nats."""
-    top1_agreement: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Symptom:
     """What a user of the broken run would see.
 
@@ -230,6 +220,8 @@ class RunTrace:
     logits: LogitsTrace | None = None
     format_loss: FormatLoss | None = None
     """Of a run with a format."""
+    format_culprits: FormatCulprits | None = None
+    """Of a run that loses too much with its format."""
     answers: AnswersTrace | None = None
     """Of a model that generates nothing."""
     symptom: Symptom | None = None

@@ -7,32 +7,46 @@ from typing import TYPE_CHECKING
 
 from precheck.judge.thresholds import DEGRADED_FORMAT_KL_DIVERGENCE
 from precheck.records.finding import USABLE, Confidence, Finding, Severity, Verdict
+from precheck.records.format_loss import Cause
 from precheck.records.loss import loss
-from precheck.records.quantities import listed, nats, percent
+from precheck.records.quantities import counted, listed, magnitude, nats, percent
+from precheck.records.traces import Section
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from precheck.judge.evidence import Evidence
+    from precheck.records.format_loss import FormatCulprits, FormatPart
     from precheck.records.report import Run
 
-_LOST = frozenset({Verdict.DEGRADED, Verdict.OVERFLOW})
+_MOST_NAMES = 6
+_CAUSES = {
+    Cause.BIAS: "is about the same in every token: it is {tensor}",
+    Cause.CONSTANT: "is about the same in every token",
+    Cause.TOKEN: "is that large in few tokens",
+    Cause.CHANNEL: "is far larger than the other channels",
+}
 
 
 def _costs_accuracy(evidence: Evidence, *, code: str, field: str) -> Iterator[Finding]:
     """Runs with a format that lose what the same run without it keeps."""
-    for index, run in evidence.with_formats:
+    for index, run in evidence.with_verdict(Verdict.DEGRADED, has_format=True):
         plain = evidence.without_formats(run)
-        is_usable = plain is not None and plain.verdict in USABLE
-        if run.verdict not in _LOST or not is_usable or getattr(run, field) is None:
+        if plain is None or plain.verdict not in USABLE or getattr(run, field) is None:
             continue
+        culprits = run.format_culprits
+        first = culprits.parts[0] if culprits is not None and culprits.parts else None
         yield Finding(
             code=code,
             severity=Severity.ERROR,
             confidence=Confidence.MEASURED,
             runs=(index,),
-            message=f"{run.name} {_what(run)}.",
-            advice=_instead(evidence, run, field=field),
+            layer=None if first is None else first.layer,
+            section=None if first is None else Section.DECODER,
+            module=None if first is None else first.part.split(" ")[0],
+            message=f"{run.name} loses accuracy: {_figures(run)}.{_where(culprits)}",
+            advice=f"{_left_out(culprits)}{_instead(evidence, run, field=field)}",
+            in_vain=_in_vain(first),
         )
 
 
@@ -40,31 +54,70 @@ cache_costs_accuracy = partial(_costs_accuracy, code="PC602", field="kv_cache_dt
 weights_cost_accuracy = partial(_costs_accuracy, code="PC603", field="quantization")
 
 
-def _what(run: Run) -> str:
-    if run.verdict is Verdict.OVERFLOW:
-        return f"is not finite: {run.reason}"
-    limit = f"tolerated: {DEGRADED_FORMAT_KL_DIVERGENCE.value}"
+def _figures(run: Run) -> str:
     figures = loss(run)
     if figures.kl_divergence is None:
-        return f"loses accuracy: {figures.sentence}"
-    words = f"loses accuracy: KL {nats(figures.kl_divergence)} nat ({limit})"
+        return figures.sentence
+    limit = f"tolerated: {DEGRADED_FORMAT_KL_DIVERGENCE.value}"
+    words = f"KL {nats(figures.kl_divergence)} nat ({limit})"
     if run.format_loss is not None and run.format_loss.kl_divergence is not None:
-        words += f", {nats(run.format_loss.kl_divergence)} of it against {run.dtype} without it"
+        words += f", {nats(run.format_loss.kl_divergence)} against the run without the format"
     if run.logits is not None and run.logits.top1_agreement is not None:
         words += f"; {percent(1 - run.logits.top1_agreement)} of the first choices change"
     return words
+
+
+def _where(culprits: FormatCulprits | None) -> str:
+    """Which part loses most, by itself, and why."""
+    if culprits is None:
+        return ""
+    if not culprits.parts:
+        return " No part loses much of it alone."
+    first, *others = culprits.parts
+    words = (
+        f" {first.part} alone, in the format, lose {nats(first.kl_divergence)} nat:"
+        f" {_reason(first)}."
+    )
+    if others:
+        words += f" So do {counted(len(others), 'other part')}, less."
+    return words
+
+
+def _reason(part: FormatPart) -> str:
+    head = "" if part.head is None else f"head {part.head}, "
+    cause = "" if part.cause is None else f" and {_CAUSES[part.cause].format(tensor=part.tensor)}"
+    size = f"{head}channel {part.channel} reaches {magnitude(part.abs_max)}{cause}"
+    if part.clipped_share:
+        return f"{size}; {percent(part.clipped_share)} of the numbers are clipped"
+    return f"{size}; rounding changes the numbers by {percent(part.rounding)}"
+
+
+def _left_out(culprits: FormatCulprits | None) -> str:
+    if culprits is None or culprits.kl_divergence_left_out is None:
+        return ""
+    return (
+        f"Leave {listed(culprits.left_out, most=_MOST_NAMES)} in the dtype: "
+        f"{nats(culprits.kl_divergence_left_out)} nat, measured. "
+    )
 
 
 def _instead(evidence: Evidence, run: Run, *, field: str) -> str:
     """The formats that were measured usable beside it, the closest first."""
     others = [
         (loss(other).kl_divergence or 0.0, getattr(other, field))
-        for _, other in evidence.with_formats
-        if other.verdict in USABLE
-        and other.configuration.without_formats == run.configuration.without_formats
+        for _, other in evidence.with_verdict(*USABLE, has_format=True)
+        if other.configuration.without_formats == run.configuration.without_formats
         and getattr(other, field) is not None
     ]
     usable = tuple(name for _, name in sorted(others))
     if usable:
-        return f"Use {listed(usable)}, measured usable here, or none."
-    return "Leave the cache in the dtype (auto)." if field == "kv_cache_dtype" else "Use none."
+        return f"Or use {listed(usable)}, measured usable here, or none."
+    return (
+        "Or leave the cache in the dtype (auto)." if field == "kv_cache_dtype" else "Or use none."
+    )
+
+
+def _in_vain(first: FormatPart | None) -> str:
+    if first is None or first.clipped_share:
+        return ""
+    return "A calibrated scale: nothing is clipped, and steps stay as coarse as they are."

@@ -43,7 +43,8 @@ def reaches_output(mechanism: Mechanism) -> Callable[[Evidence], Iterator[Findin
 def _escaped(evidence: Evidence, *, mechanism: Mechanism) -> _RowsByLocation:
     """By module, operation and line of its first row: the runs it happened in, and all its rows."""
     locations: _RowsByLocation = {}
-    for index, run in evidence.with_verdict(Verdict.OVERFLOW):
+    is_of_formats = mechanism is Mechanism.STORING
+    for index, run in evidence.with_verdict(Verdict.OVERFLOW, has_format=is_of_formats):
         rows = [row for row in run.overflows if row.mechanism is mechanism and not row.absorbed]
         if rows:
             first = rows[0]

@@ -21,6 +21,7 @@ from precheck.measure.watch.op_kinds import (
     MULTIPLIES,
     PRODUCTS,
     SOFTMAXES,
+    STORING,
 )
 from precheck.measure.watch.segment import OTHER
 from precheck.records.mechanism import MECHANISMS, Mechanism
@@ -52,6 +53,8 @@ class Classifier:
             return Mechanism.ACCUMULATION
         if producer.is_weight:
             return Mechanism.WEIGHTS
+        if producer.node.op == STORING:
+            return Mechanism.STORING
         return self.mechanism(producer.node, segment, reference, role)
 
     def mechanism(

@@ -23,6 +23,8 @@ from precheck.measure.formats.stored_op import Stored, store
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from precheck.measure.formats.parts import Storing
+
 
 class StoredCache(DynamicCache):
     """Keys and values as a format stores them.
@@ -32,12 +34,18 @@ class StoredCache(DynamicCache):
         name: of the format.
         is_kept: keep them for later forwards, which generation needs. Otherwise a forward can be
             repeated, and takes no more memory than one without a cache.
+        storing: which parts are stored in the format: ``3.keys``, ``3.values``.
+        prefix: of the names of parts: ``cross.`` for cross-attention.
     """
 
-    def __init__(self, config: Any, name: str, *, is_kept: bool) -> None:
+    def __init__(
+        self, config: Any, name: str, *, is_kept: bool, storing: Storing, prefix: str = ""
+    ) -> None:
         super().__init__(config=config)
         self.name = name
         self.is_kept = is_kept
+        self._storing = storing
+        self._prefix = prefix
         self.num_stored = 0
 
     def update(
@@ -50,11 +58,17 @@ class StoredCache(DynamicCache):
     ) -> tuple[Tensor, Tensor]:
         """Stores keys and values, both ``(batch, heads, seq, head_dim)``; what is read back."""
         self.num_stored += 1
-        keys = store(key_states, Stored.KEYS, self.name)
-        values = store(value_states, Stored.VALUES, self.name)
+        keys = self._store(layer_idx, key_states, Stored.KEYS)
+        values = self._store(layer_idx, value_states, Stored.VALUES)
         if not self.is_kept:
             return keys, values
         return super().update(keys, values, layer_idx, *args, **kwargs)
+
+    def _store(self, layer: int, states: Tensor, what: Stored) -> Tensor:
+        part = f"{self._prefix}{layer}"
+        if not self._storing.is_stored(f"{part}.{what}"):
+            return states
+        return store(part, states, what, self.name, parts=self._storing.parts)
 
 
 class _Never(dict[int, bool]):
@@ -64,17 +78,18 @@ class _Never(dict[int, bool]):
         """Forgets it."""
 
 
-def new_cache(config: Any, name: str, *, is_kept: bool) -> Cache:
+def new_cache(config: Any, name: str, *, is_kept: bool, storing: Storing) -> Cache:
     """An empty cache for a model with this config; for arguments see :class:`StoredCache`.
 
     Raises:
         UnsupportedConfigurationError: transformers has no cache for it.
     """
     try:
-        own = StoredCache(config, name, is_kept=is_kept)
+        own = StoredCache(config, name, is_kept=is_kept, storing=storing)
         if not getattr(config, "is_encoder_decoder", False):
             return own
-        pair = EncoderDecoderCache(own, StoredCache(config, name, is_kept=is_kept))
+        cross = StoredCache(config, name, is_kept=is_kept, storing=storing, prefix="cross.")
+        pair = EncoderDecoderCache(own, cross)
     except Exception as error:  # a config may lack anything that transformers expects
         raise UnsupportedConfigurationError(
             f"no key-value cache for this model: {first_line(error)}"

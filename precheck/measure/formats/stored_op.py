@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from precheck.facts.formats import cache_format, weight_format
 from precheck.measure.formats.numbers import as_stored
+
+if TYPE_CHECKING:
+    from precheck.facts.formats import Numbers
+    from precheck.measure.formats.parts import Parts
 
 
 class Stored(StrEnum):
@@ -20,17 +26,33 @@ class Stored(StrEnum):
     ACTIVATIONS = "activations"
 
 
-def store(tensor: Tensor, what: Stored, name: str) -> Tensor:
+def store(
+    part: str, tensor: Tensor, what: Stored, name: str, *, parts: Parts | None = None
+) -> Tensor:
     """What is read back of a tensor that was stored in the format ``name``, in its own dtype.
 
     It is an operation of torch: in a watched run it has a module and a line of modeling code.
+
+    Args:
+        part: what it belongs to: a layer of the cache, or a matrix.
+        tensor: what to store.
+        what: which of the format's numbers store it.
+        name: of the format.
+        parts: is shown the tensor and what is read back.
     """
     stored: Tensor = torch.ops.precheck.as_stored(tensor, what.value, name)
+    if parts is not None:
+        with _disable_current_modes():
+            parts.add(f"{part}.{what}", tensor, stored, _numbers(what, name))
     return stored
 
 
 @torch.library.custom_op("precheck::as_stored", mutates_args=())
 def _as_stored(tensor: Tensor, what: str, name: str) -> Tensor:
+    return as_stored(tensor, _numbers(what, name))
+
+
+def _numbers(what: str, name: str) -> Numbers:
     is_cache = what in {Stored.KEYS, Stored.VALUES}
-    numbers = getattr(cache_format(name) if is_cache else weight_format(name), what)
-    return as_stored(tensor, numbers)
+    numbers: Numbers = getattr(cache_format(name) if is_cache else weight_format(name), what)
+    return numbers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from precheck.records.progress import Observer, Step
 
@@ -59,6 +59,18 @@ class Clock:
         self._bytes_read = bytes_read
         self._total_bytes = total_bytes
         self._now = now
+
+    @classmethod
+    def silent(cls) -> Self:
+        """Counts nothing."""
+        return cls(
+            lambda _event: None,
+            work={},
+            num_tokens={},
+            round_steps=0,
+            bytes_read=lambda: 0,
+            total_bytes=0,
+        )
 
     def tick(self, run: str, unit: str, *, num_tokens: int) -> None:
         """Counts a run's entry into a unit, or into a module inside one, with so many tokens."""

@@ -112,7 +112,11 @@ class QuantizedPresence:
         self._inner = inner
         self._format = weight_format(skeleton.configuration.quantization or "")
         self._stored = stored
-        self._matrices = list(_matrices(skeleton.model, blocks))
+        self._matrices = [
+            slot
+            for slot in _matrices(skeleton.model, blocks)
+            if skeleton.storing.is_stored(slot.name)
+        ]
         self._restoring: dict[str, ExitStack] = {}
         """By module that runs, what puts everything back."""
         self._replaced: set[str] = set()
@@ -165,10 +169,11 @@ class QuantizedPresence:
             del self._stored[key]
 
     def _made(self, slot: _Slot, weight: Tensor) -> nn.Parameter:
+        parts = self._skeleton.storing.parts
         if self._multiplies_in_float32(slot.module):
             weight = weight.float()
         rows = weight.transpose(-1, -2).contiguous() if slot.is_transposed else weight
-        stored = store(rows, Stored.WEIGHTS, self._format.name)
+        stored = store(slot.name, rows, Stored.WEIGHTS, self._format.name, parts=parts)
         if slot.is_transposed:
             stored = stored.transpose(-1, -2).contiguous()
         return nn.Parameter(stored, requires_grad=False)
@@ -181,12 +186,14 @@ class QuantizedPresence:
     def _multiply_in_float32(self, slot: _Slot, restoring: ExitStack) -> None:
         """Makes a layer store its input, multiply in float32, and round the result once."""
         name, dtype = self._format.name, torch_dtype(self._skeleton.dtype)
+        parts = self._skeleton.storing.parts
         bias = _Slot(slot.module, "bias", f"{slot.name.removesuffix('weight')}bias")
         if bias.parameter is not None:
             self._replace(bias, nn.Parameter(bias.parameter.float()), restoring)
 
         def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (store(args[0].float(), Stored.ACTIVATIONS, name), *args[1:])
+            values = args[0].float()
+            return (store(slot.name, values, Stored.ACTIVATIONS, name, parts=parts), *args[1:])
 
         def after(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
             return output.to(dtype)

@@ -11,6 +11,7 @@ import torch
 
 from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.errors import UnsupportedConfigurationError
+from precheck.measure.formats.parts import Storing
 from precheck.measure.formats.stored_cache import check_used, new_cache
 from precheck.measure.models.settings import setting, text_config
 from precheck.records.precision import Accumulation, Arithmetic
@@ -39,6 +40,8 @@ class Skeleton:
     parameters: Parameters
     """Those in memory; where weights are streamed, they change while the model runs."""
     arithmetic: Arithmetic = Arithmetic.NATIVE
+    storing: Storing = field(default_factory=Storing)
+    """Where it has a format: which parts are stored in it."""
     accepts: frozenset[str] = field(init=False)
     """Names of the arguments of the model's forward."""
 
@@ -85,7 +88,9 @@ class Skeleton:
             is_kept: for more than one forward.
         """
         name = self.configuration.kv_cache_dtype
-        return None if name is None else new_cache(self.model.config, name, is_kept=is_kept)
+        if name is None:
+            return None
+        return new_cache(self.model.config, name, is_kept=is_kept, storing=self.storing)
 
     def accumulating_in_float16(self) -> Skeleton:
         """The same model; its products will accumulate in float16, as in some kernels."""

@@ -14,6 +14,8 @@ import torch
 FUSED_ATTENTION = "scaled_dot_product"
 TOPK, ARGMAX = "aten.topk", "aten.argmax"
 """How routers choose experts."""
+STORING = "precheck.as_stored"
+"""Storing in a format and reading back."""
 GROUPED_PRODUCT = "grouped_mm"
 """Parts of the names of operations that have several kernels."""
 

@@ -11,8 +11,9 @@ import torch
 from precheck.checkpoint.tensor_stats import tensor_stats
 from precheck.measure.lockstep.figures.layers import CHUNK_ELEMENTS, Mean, float64, merged
 from precheck.measure.lockstep.figures.text_divergence import TextDivergence
+from precheck.records.format_loss import FormatLoss
 from precheck.records.stats import TensorStats
-from precheck.records.traces import ODD_START, Divergence, FormatLoss, LogitsTrace
+from precheck.records.traces import ODD_START, Divergence, LogitsTrace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from precheck.measure.lockstep.figures.answers import AnswersTotals
     from precheck.measure.lockstep.figures.logits import LogitsTotals
     from precheck.measure.models.skeleton import Skeleton
+    from precheck.records.format_loss import FormatCulprits
     from precheck.records.traces import Generation, Overflow
 
 
@@ -124,8 +125,18 @@ class RunTotals:
         if agrees is not None:
             self.layers[key].add_routing(agrees)
 
+    @property
+    def divergence(self) -> float | None:
+        """What the run is judged by, nats; None where there is none, or no answer."""
+        return None if self.logits is None or self.failure else self.logits.texts.verdict
+
     def trace(
-        self, skeleton: Skeleton, *, device: str, generations: tuple[Generation, ...] = ()
+        self,
+        skeleton: Skeleton,
+        *,
+        device: str,
+        generations: tuple[Generation, ...] = (),
+        culprits: FormatCulprits | None = None,
     ) -> RunTrace:
         """The run as the report holds it, with the texts that it generated."""
         is_reference = skeleton.dtype.is_reference
@@ -149,6 +160,7 @@ class RunTotals:
             ),
             logits=None if self.logits is None else self.logits.trace,
             format_loss=None if self.format_loss is None else self.format_loss.loss_of_format,
+            format_culprits=culprits,
             answers=None if self.answers is None or is_reference else self.answers.trace,
             symptom=self.symptom or _symptom(broken),
             generations=generations,
