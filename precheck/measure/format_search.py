@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from precheck.measure.prepared import Prepared
     from precheck.measure.probes.batch import Batch
 
-MOST_TOKENS = 1024
+MOST_TOKENS = 768
 """Of the texts that the search runs over."""
 
 MOST_VARIANTS = 16
@@ -254,9 +254,9 @@ def _divergence(totals: RunTotals) -> float:
 
 
 def _texts(inputs: Inputs) -> list[Batch]:
-    """Batches of text with ordinary or own probes, without padding: a few hundred tokens."""
+    """What the run is judged by, without padding, images and sounds: a few hundred tokens."""
     texts = [
-        batch
+        batch.of_probes(lambda probe: probe.is_judged)
         for batch in inputs.plan.batches
         if not batch.is_padded
         and not batch.media

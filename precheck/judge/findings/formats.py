@@ -46,7 +46,7 @@ def _costs_accuracy(evidence: Evidence, *, code: str, field: str) -> Iterator[Fi
             module=None if first is None else first.part.split(" ")[0],
             message=f"{run.name} loses accuracy: {_figures(run)}.{_where(culprits)}",
             advice=f"{_left_out(culprits)}{_instead(evidence, run, field=field)}",
-            in_vain=_in_vain(first),
+            in_vain=_in_vain(first) if field == "kv_cache_dtype" else "",
         )
 
 
@@ -74,10 +74,7 @@ def _where(culprits: FormatCulprits | None) -> str:
     if not culprits.parts:
         return " No part loses much of it alone."
     first, *others = culprits.parts
-    words = (
-        f" {first.part} alone, in the format, lose {nats(first.kl_divergence)} nat:"
-        f" {_reason(first)}."
-    )
+    words = f" Stored alone, {first.part} lose {nats(first.kl_divergence)} nat: {_reason(first)}."
     if others:
         words += f" So do {counted(len(others), 'other part')}, less."
     return words

@@ -10,7 +10,7 @@ import torch
 from precheck.measure.watch.real_tokens import RealTokens
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -74,6 +74,18 @@ class Batch:
                 decoder_input_ids=None if target is None else target[row : row + 1],
                 media=self.media,
             )
+
+    def of_probes(self, is_kept: Callable[[Probe], bool]) -> Batch:
+        """The rows of some probes; at least one has to be kept."""
+        rows = [row for row, probe in enumerate(self.probes) if is_kept(probe)]
+        mask, target = self.attention_mask, self.decoder_input_ids
+        return Batch(
+            probes=tuple(self.probes[row] for row in rows),
+            input_ids=self.input_ids[rows],
+            attention_mask=None if mask is None else mask[rows],
+            decoder_input_ids=None if target is None else target[rows],
+            media=self.media,
+        )
 
     def to(self, device: str) -> Batch:
         """The same batch on another device."""
