@@ -41,4 +41,4 @@ def nearest_in_codebook(tensor: Tensor, codebook: tuple[float, ...] = NF4) -> Te
         codebook: in ascending order.
     """
     codes = tensor.new_tensor(codebook)
-    return codes[torch.bucketize(tensor, (codes[1:] + codes[:-1]) / 2)]
+    return codes[torch.bucketize(tensor.contiguous(), (codes[1:] + codes[:-1]) / 2)]

@@ -17,6 +17,9 @@ from precheck.measure.formats.scales import Scaling, scaling_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+_HALF = 0.55
+"""Half a step, and the rounding of a scale: 7.5 in units of a scale in bfloat16 may be 7.52."""
+
 
 def as_stored(tensor: Tensor, numbers: Numbers) -> Tensor:
     """The tensor stored in a format and read back.
@@ -80,7 +83,7 @@ def edges(numbers: Numbers) -> tuple[float, float]:
         highest = numbers.element.max + widest_step(numbers.element) / 2
         return (-highest, highest)
     least, most = integer_range(numbers)
-    return (least - 0.5, most + 0.5)
+    return (least - _HALF, most + _HALF)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

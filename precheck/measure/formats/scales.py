@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 _QUARTER = 1 << 21
 """Of a power of two in the bits of a float32 mantissa."""
 _SMALLEST_E8M0 = 2.0**-127
-_SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +34,9 @@ class Scaling:
         """Numbers in units of the element: a new tensor, zero where a group has no range."""
         shifted = tensor if self.offset is None else tensor - self.offset
         if is_reciprocal:
-            return shifted * torch.where(self.divisor == 0, 0.0, 1.0 / self.divisor)
+            # Inf where the divisor is zero, or subnormal.
+            reciprocal = self.divisor.reciprocal().nan_to_num_(nan=math.nan, posinf=0.0, neginf=0.0)
+            return shifted * reciprocal
         return shifted / torch.where(self.divisor == 0, 1.0, self.divisor)
 
     def unscaled(self, rounded: Tensor) -> Tensor:
@@ -98,7 +99,9 @@ def _divisor(grouped: Tensor, numbers: Numbers, dims: tuple[int, ...]) -> Tensor
 
 def _multiples_of_one_number(divisor: Tensor, amax: Tensor, element: Element) -> Tensor:
     """Scales in e4m3 times one number, by which the largest scale of the tensor becomes 448."""
-    factor = Element.E4M3.max * element.max / amax.amax().clamp_(min=_SMALLEST_NORMAL)
+    factor = Element.E4M3.max * element.max / amax.amax()
+    # As compressed-tensors, for an expert that never saw a token.
+    factor = factor.nan_to_num_(nan=1.0, posinf=1.0)
     return nearest_float(divisor * factor, Element.E4M3, saturates=True) / factor
 
 
