@@ -115,7 +115,10 @@ class InputRange:
     """The linear with the smallest."""
     smallest: float
     median: float
+    largest: float
     num_linears: int
+    num_inputs: int | None = None
+    """Channels of an input; None where nothing here reads the weight's shape."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,11 @@ from precheck.checkpoint.faults.scale_audit import audit_scales
 from precheck.checkpoint.gallery import GALLERY
 from precheck.checkpoint.source import open_checkpoint
 from precheck.judge.findings.cache_scales import MeasuredCache, misfits
-from precheck.records.finding import Severity
+from precheck.judge.gate import FailOn, gate
+from precheck.records.finding import Severity, Verdict
+from precheck.records.mechanism import Mechanism
+from precheck.records.quantities import magnitude
+from precheck.records.report import Report
 from precheck.records.stored import CacheScale, ScaleAudit
 from tests.quantised import LARGEST_INPUT, SCHEME, Tensors, packed, quantised
 from tests.shell import change_weights
@@ -365,6 +370,66 @@ def test_a_run_audits_the_same_scales(tmp_path: Path) -> None:
     )
     assert report.checkpoint == static.checkpoint
     assert {"PC610", "PC113"} <= {each.code for each in report.findings}
+
+
+@pytest.mark.parametrize(
+    ("part", "scale"),
+    [
+        ("input_scale", torch.zeros(0)),
+        ("input_scale", torch.tensor([3e38])),
+        ("input_scale", torch.ones(2, 3, dtype=torch.bfloat16)),
+        ("input_scale", torch.tensor(7)),
+        ("k_scale", torch.zeros(0)),
+        ("k_scale", torch.full((2, 1, 1), 0.5, dtype=torch.float16)),
+        ("v_scale", torch.tensor(3, dtype=torch.uint8)),
+    ],
+)
+@pytest.mark.parametrize("layout", ["fp8", "modelopt"])
+def test_scales_of_any_shape_and_dtype_are_read(
+    layout: str, part: str, scale: torch.Tensor, tmp_path: Path
+) -> None:
+    def change(tensors: Tensors) -> None:
+        tensors[f"{UP}.{part}"] = scale
+
+    report = precheck.scan(str(quantised(tmp_path, layout, change)), static=True)
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict(), allow_nan=False))) == report
+    assert "PC610" not in {each.code for each in report.findings}
+
+
+@pytest.mark.parametrize("model", ["llama", "qwen3_moe"])
+@pytest.mark.parametrize("layout", ["fp8", "modelopt", "nvfp4"])
+def test_a_gated_product_beyond_its_reader_s_scale_is_a_warning(
+    layout: str, model: str, tmp_path: Path
+) -> None:
+    """Only that of the layer whose scales are small."""
+
+    def narrow(tensors: Tensors) -> None:
+        for name, tensor in tensors.items():
+            if "layers.1." in name and ".down_proj.input_" in name:
+                tensor.mul_(100.0 if "global" in name else 0.01)
+
+    options: dict[str, Any] = {"quick": True, "attn_implementations": ["sdpa"]}
+    report = precheck.scan(str(quantised(tmp_path, layout, narrow, model=model)), **options)
+    (found,) = (each for each in report.findings if each.code[2] in "56")
+    (product,) = (
+        row.abs_max
+        for row in report.headroom
+        if row.mechanism is Mechanism.GATED_PRODUCT and row.layer == 1
+    )
+    assert (found.code, found.severity, found.layer) == ("PC617", Severity.WARNING, 1)
+    assert all("layers.1.mlp." in name and "down_proj" in name for name in found.modules)
+    assert product > 1.5 * LARGEST_INPUT / 100
+    assert f"up to {magnitude(LARGEST_INPUT / 100)}; the largest is" in found.message
+
+
+@pytest.mark.parametrize("part", ["input_scale", "weight_scale"])
+def test_the_gate_rejects_a_checkpoint_with_a_broken_scale(part: str, tmp_path: Path) -> None:
+    """Even where every run is fine, as no run here rounds inputs."""
+    value = float("nan") if part == "weight_scale" else 0.0
+    folder = quantised(tmp_path, "fp8", number(f"{UP}.{part}", value))
+    report = precheck.scan(str(folder), quick=True)
+    assert not gate(report, fail_on=FailOn.ERROR).holds
+    assert {run.verdict for run in report.runs} == {Verdict.SAFE} or part == "weight_scale"
 
 
 def test_parameters_that_are_called_like_scales_are_not(tmp_path: Path) -> None:

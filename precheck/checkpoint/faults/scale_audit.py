@@ -214,15 +214,21 @@ class _Auditor:
             faults = _single_faults(values, is_divisor=is_divisor(name)).values()
             sound = values[~torch.stack(list(faults)).any(0)]
             allowed = largest / sound if is_divisor(name) else largest * sound
-            kinds[_kind_in_layer(module)] += [(each, module) for each in allowed.tolist()]
+            finite = allowed[allowed.isfinite()].tolist()
+            kinds[_kind_in_layer(module)] += [(each, module) for each in finite]
         for linears in filter(None, kinds.values()):
             smallest, module = min(linears)
             yield InputRange(
                 module=module,
                 smallest=smallest,
                 median=median(allowed for allowed, _ in linears),
+                largest=max(linears)[0],
                 num_linears=len(linears),
+                num_inputs=self._num_inputs(f"{module}.weight"),
             )
+
+    def _num_inputs(self, weight: str) -> int | None:
+        return self._stored.shape(weight)[-1] if weight in self._stored else None
 
 
 def _single_faults(values: Tensor, *, is_divisor: bool) -> dict[ScaleFaultKind, Tensor]:

@@ -65,7 +65,7 @@ RULES = (
     Rule("PC202", "weights too small for float16", divergence.flushed_weights),
     Rule("PC614", "block scales are too small for kernels", scales.subnormal_blocks),
     Rule("PC616", "scales of the cache do not fit", cache_scales.out_of_measured_range),
-    Rule("PC617", "static scales of inputs do not fit", scales.narrow_inputs),
+    Rule("PC617", "static scales of inputs do not fit", scales.misfitting_inputs),
     Rule("PC203", "precision not judged, experts differ", divergence.unjudged),
     Rule("PC204", "accuracy is lost on odd inputs", divergence.lost_on_odd_inputs),
     Rule("PC402", "a configuration could not be run", device.could_not_run),

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from precheck.judge.findings.checkpoint import checkpoint_error
-from precheck.judge.thresholds import NARROW_RANGE, SUBNORMAL_SCALES
+from precheck.judge.thresholds import CLIPPED_RANGE, NARROW_RANGE, SUBNORMAL_SCALES
 from precheck.records.finding import Confidence, Finding, Severity, module_pattern
+from precheck.records.mechanism import Mechanism
 from precheck.records.quantities import counted, listed, magnitude, percent
 from precheck.records.stored import ScaleFaultKind, ScaleRole
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from precheck.judge.evidence import Evidence
-    from precheck.records.stored import ScaleFault
+    from precheck.records.stored import InputRange, ScaleFault
 
 _BROKEN_INPUTS = frozenset(
     {ScaleFaultKind.NOT_FINITE, ScaleFaultKind.ZERO, ScaleFaultKind.TOO_SMALL}
@@ -167,7 +168,13 @@ def subnormal_blocks(evidence: Evidence) -> Iterator[Finding]:
     )
 
 
-def narrow_inputs(evidence: Evidence) -> Iterator[Finding]:
+def misfitting_inputs(evidence: Evidence) -> Iterator[Finding]:
+    """Static scales that allow less than what was measured, or than those of other experts."""
+    yield from _clipped_inputs(evidence)
+    yield from _narrow_inputs(evidence)
+
+
+def _narrow_inputs(evidence: Evidence) -> Iterator[Finding]:
     """Experts whose static scale allows almost nothing, next to their siblings'."""
     rows = [
         row
@@ -192,6 +199,56 @@ def narrow_inputs(evidence: Evidence) -> Iterator[Finding]:
         ),
         advice=f"{_CALIBRATE}largest input_scale (smallest input_global_scale).",
     )
+
+
+def _clipped_inputs(evidence: Evidence) -> Iterator[Finding]:
+    """Gated products larger than the static scale of the linear that reads them allows."""
+    found = [
+        (row, linear)
+        for row in evidence.measurements.headroom
+        if row.mechanism is Mechanism.GATED_PRODUCT
+        if (linear := _reader(evidence, row.module)) is not None
+        if row.abs_max > CLIPPED_RANGE.value * linear.largest
+    ]
+    if not found:
+        return
+    row, linear = max(found, key=lambda pair: pair[0].abs_max / pair[1].largest)
+    names = tuple(dict.fromkeys(linear.module for _, linear in found))
+    yield Finding(
+        code="PC617",
+        severity=Severity.WARNING,
+        confidence=Confidence.PREDICTED,
+        module=linear.module,
+        modules=names,
+        layer=row.layer,
+        message=(
+            f"Static scales of inputs do not fit what was measured: "
+            f"{counted(len(names), 'linear')} ({listed(names)}). {linear.module} allows inputs up "
+            f"to {magnitude(linear.largest)}; the largest is {magnitude(row.abs_max)}, "
+            f"{row.mechanism.phrase} in {row.module}. What is larger is cut off, or becomes NaN "
+            "where a kernel does not clamp."
+        ),
+        advice=(
+            "Calibrate again on text like yours, with its chat template, or take a scheme whose "
+            "scales of inputs are dynamic (FP8_DYNAMIC in llm-compressor)."
+        ),
+    )
+
+
+def _reader(evidence: Evidence, module: str) -> InputRange | None:
+    """The linear of a feed-forward block that reads the gated product: the one that narrows it.
+
+    Known by its width alone: the others read the residual stream. None if that does not tell.
+    """
+    widths = evidence.measurements.model.widths
+    linears = [
+        linear
+        for linear in evidence.measurements.checkpoint.scales.inputs
+        if linear.module.startswith(f"{module}.")
+        and widths is not None
+        and linear.num_inputs not in {None, widths.hidden}
+    ]
+    return linears[0] if len(linears) == 1 else None
 
 
 def _of_kind(evidence: Evidence, kind: ScaleFaultKind) -> Iterator[ScaleFault]:

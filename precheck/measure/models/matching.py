@@ -75,7 +75,7 @@ class Loading:
             tieable=tuple(self._tieable(model)),
             unscaled=unscaled,
             unread_scales=tuple(scales),
-            scales=audit_scales(stored, quantization, owned=set(model.state_dict())),
+            scales=audit_scales(stored, quantization, owned=_owned(model, quantization)),
         )
 
     def added_to(self, audit: CheckpointAudit, model: nn.Module) -> CheckpointAudit:
@@ -117,6 +117,14 @@ class Loading:
             return
         if head.weight.shape == embedding.weight.shape:
             yield Tie(name=name, source=source)
+
+
+def _owned(model: nn.Module, quantization: Quantization | None) -> frozenset[str]:
+    """Names that the model has whatever the format; what decodes it as a whole adds scales."""
+    if quantization is not None and not quantization.is_decoded_here:
+        return frozenset()
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return frozenset(name for name, _ in tensors)
 
 
 def _untied(model: nn.Module, stored: Weights) -> Iterator[Tie]:
