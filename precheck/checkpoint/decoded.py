@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
 
-from precheck.checkpoint.faults.scales import FP8_SCALE, fp8_scales, is_float8
-from precheck.checkpoint.packed import (
-    AwqLinear,
-    Fp8Linear,
-    GptqLinear,
-    PackedLinear,
-    contradiction,
-)
+from precheck.checkpoint.faults.scales import CACHE_SCALES, INPUT_SCALES, is_float8
+from precheck.checkpoint.floats.fp8 import find_fp8
+from precheck.checkpoint.floats.layouts import find_floats
+from precheck.checkpoint.packed import AwqLinear, GptqLinear, PackedLinear, contradiction
 from precheck.checkpoint.shards import Span
 from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.checkpoint.weights import Weights
-from precheck.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -30,8 +26,17 @@ if TYPE_CHECKING:
     from precheck.checkpoint.quantization import Quantization
 
 _PACKED = ("qweight", "qzeros", "scales", "g_idx")
-_ALSO_STORED = (".activation_scale", ".input_scale", ".qscale_act")
-"""Scales of activations: what a kernel multiplies in float8 is rounded there, not here."""
+_ALSO_STORED = (*INPUT_SCALES, *CACHE_SCALES)
+"""Scales of activations and of the cache: what a kernel rounds with them is not rounded here."""
+_FLOATS: Mapping[str, Callable[..., Iterator[tuple[str, PackedLinear]]]] = MappingProxyType(
+    {
+        "fp8": find_fp8,
+        "mxfp4": find_floats,
+        "modelopt": find_floats,
+        "compressed-tensors": find_floats,
+    }
+)
+"""What finds the weights of a method that packs floating-point numbers."""
 
 
 class DecodedWeights(Weights):
@@ -104,6 +109,26 @@ class DecodedWeights(Weights):
         # a float8 weight of zeroes may have any scale; integers stand for zero only with a scale
         return name not in packed.sources or bool(self._stored(name).float().any())
 
+    def numbers_under(self, name: str, scales: Tensor) -> Tensor | None:
+        """What is stored of a weight where scales are selected, before they are multiplied.
+
+        Args:
+            name: of a weight, as the model calls it.
+            scales: a bool for each of its scales, in their order.
+
+        Returns:
+            Float32 in the shape of the weight, zero where scales are not selected; NVFP4's is
+            still multiplied by the one factor for all. None: the weight is not decoded here.
+        """
+        packed = self._packed.get(name)
+        if packed is None:
+            return None
+        tensors = {source: self._stored(source) for source in packed.sources}
+        tensors[packed.scale] = scales.view(tensors[packed.scale].shape).float()
+        numbers = torch.empty(packed.shape)
+        packed.decode(tensors, slice(0, packed.shape[0]), numbers)
+        return numbers
+
     def read_into(self, name: str, buffer: Tensor) -> Tensor:
         """Reads, and decodes, a tensor; see ``Weights.read_into``."""
         packed = self._packed.get(name)
@@ -149,8 +174,9 @@ class DecodedWeights(Weights):
 
     def _find_packed(self, quantization: Quantization) -> dict[str, PackedLinear]:
         stored = {name: super(DecodedWeights, self).shape(name) for name in super().__iter__()}
-        if quantization.method == "fp8":
-            return dict(_find_fp8(stored, self.stored_dtypes(), quantization))
+        find = _FLOATS.get(quantization.method)
+        if find is not None:
+            return dict(find(stored, self.stored_dtypes(), quantization))
         pack = _gptq if quantization.method == "gptq" else _awq
         modules = [name.rpartition(".")[0] for name in stored if name.endswith(".qweight")]
         return {f"{module}.weight": pack(module, stored, quantization) for module in modules}
@@ -191,51 +217,6 @@ def _awq(module: str, stored: dict[str, tuple[int, ...]], quantization: Quantiza
     _expect(module, "scales", scales, (groups, words * 8))
     _expect(module, "qzeros", stored[f"{module}.qzeros"], (groups, words))
     return AwqLinear(name=module, shape=(words * 8, num_inputs))
-
-
-def _find_fp8(
-    stored: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], quantization: Quantization
-) -> Iterator[tuple[str, Fp8Linear]]:
-    """What has a scale; weights in float8 that have none are left as they are."""
-    for name in stored:
-        scale = next((scale for scale in fp8_scales(name) if scale in stored), None)
-        if scale is None:
-            if name.endswith(FP8_SCALE) and name.removesuffix(FP8_SCALE) not in stored:
-                raise contradiction(f"{name} has no weight matrix")
-        elif is_float8(dtypes[name]):
-            yield name, _fp8(name, scale, stored, quantization)
-        elif scale.endswith(FP8_SCALE):
-            raise UnsupportedModelError(
-                f"FP8 weight in {dtypes[name]}: {name!r}, with {scale!r} (expected float8)",
-                hint="scan the unquantised base model that it was made from",
-            )
-
-
-def _fp8(
-    name: str, scale: str, stored: Mapping[str, tuple[int, ...]], quantization: Quantization
-) -> Fp8Linear:
-    shape, factors = stored[name], stored[scale]
-    if len(shape) < 2:  # noqa: PLR2004
-        raise contradiction(f"{scale} has no weight matrix")
-    *experts, rows, columns = shape
-    height, width = quantization.block_size or _whole_blocks(shape, factors)
-    blocks = (*experts, -(-rows // height), -(-columns // width))
-    is_one = math.prod(factors) == math.prod(blocks) == 1  # in whatever dimensions
-    if factors != blocks and not is_one:
-        raise contradiction(
-            f"{scale} is {factors}, but a weight of {shape} in blocks of {height} x {width} needs "
-            f"{blocks}"
-        )
-    return Fp8Linear(name=name, scale=scale, shape=shape, block_size=(height, width))
-
-
-def _whole_blocks(shape: tuple[int, ...], factors: tuple[int, ...]) -> tuple[int, int]:
-    """The block size that the number of factors implies, where the config names none."""
-    rows, columns = shape[-2:]
-    is_grid = len(factors) == len(shape) and 0 not in factors
-    if not is_grid or rows % factors[-2] or columns % factors[-1]:
-        return rows, columns
-    return rows // factors[-2], columns // factors[-1]
 
 
 def _shapes(

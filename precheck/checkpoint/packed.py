@@ -189,7 +189,7 @@ class Fp8Linear:
         weight, factors = (tensors[name] for name in self.sources)
         height, width = self.block_size
         *experts, outputs, inputs = self.shape
-        by_block = _as_float32(factors).reshape(*experts, -(-outputs // height), -1)
+        by_block = as_float32(factors).reshape(*experts, -(-outputs // height), -1)
         if experts:
             by_row = by_block[rows].repeat_interleave(height, dim=-2)[..., :outputs, :]
         else:
@@ -198,7 +198,7 @@ class Fp8Linear:
         torch.mul(weight[rows].float(), by_element, out=into)
 
 
-def _as_float32(factors: Tensor) -> Tensor:
+def as_float32(factors: Tensor) -> Tensor:
     """Factors as numbers; integers are exponents, with the bias of float8_e8m0fnu."""
     if factors.dtype is torch.uint8:
         factors = factors.view(torch.float8_e8m0fnu)

@@ -20,7 +20,12 @@ from precheck.checkpoint.config import (
 )
 from precheck.checkpoint.decoded import DecodedWeights
 from precheck.checkpoint.formats import find_weight_files, refuse_foreign_format
-from precheck.checkpoint.quantization import Quantization, read_quantization
+from precheck.checkpoint.quantization import (
+    MODELOPT,
+    Quantization,
+    read_quantization,
+    with_modelopt,
+)
 from precheck.checkpoint.weights import Headers, Weights
 from precheck.errors import (
     CheckpointAccessError,
@@ -119,6 +124,9 @@ def open_checkpoint(
     model, revision = hub.from_url(model, revision)
     location = _locate(model, revision=revision, with_code=trust_remote_code)
     content = _read_config(location, where=model)
+    if MODELOPT in location.names:
+        exported = read_json_object(location.folder / MODELOPT, where=model)
+        content = with_modelopt(content, exported)
     quantization = read_quantization(content, where=model)
     config = load_config(
         location.folder, content=content, trust_remote_code=trust_remote_code, where=model

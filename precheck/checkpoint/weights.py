@@ -147,6 +147,15 @@ class Weights(Mapping[str, torch.Tensor]):
         """The dtype of every tensor as it is stored: where reading decodes, too."""
         return {name: shard.dtype(name) for name, shard in self._shard_of.items()}
 
+    def stored_tensor(self, name: str) -> torch.Tensor:
+        """A tensor as it is stored, mapped into memory: where reading decodes, too."""
+        return self._shard_of[name].tensor(name)
+
+    def numbers_under(self, name: str, scales: torch.Tensor) -> torch.Tensor | None:
+        """What is stored of a weight where scales are selected; None: not known here."""
+        del name, scales
+        return None
+
     @property
     def decoded_from(self) -> frozenset[str]:
         """Names of the stored tensors that reading decodes, scales among them; none here."""

@@ -90,8 +90,8 @@ def _accepted(report: Report, *, said: str) -> Iterator[str]:
 def _broken(report: Report, *, is_strict: bool) -> Iterator[str]:
     """What rejects a checkpoint whatever it is deployed as."""
     for finding in report.findings:
-        is_of_checkpoint = finding.code.startswith("PC5")
-        is_error = finding.severity is Severity.ERROR and (is_of_checkpoint or report.is_static)
+        is_judged = finding.is_of_checkpoint or report.is_static
+        is_error = finding.severity is Severity.ERROR and is_judged
         is_warning = is_strict and report.is_static and finding.severity is Severity.WARNING
         if (is_error or is_warning) and finding.accepted is None:
             yield f"{finding.gist} ({finding.code})"

@@ -173,3 +173,40 @@ DIFFERENT_DIVERGENCE = Threshold(
     ),
     source="tests/judge/test_difference.py",
 )
+SUBNORMAL_SCALES = Threshold(
+    value=0.01,
+    unit="share of a weight's NVFP4 block scales, of blocks that are not zero, below 2^-6",
+    reason=(
+        "The largest block scale is 448 where the factor for all was chosen for it, so that one "
+        "below 2^-6 belongs to a block 28,672 times smaller, which matters to nothing. A "
+        "hundredth of them means that the factor for all was not chosen: it is 1."
+    ),
+    source="https://github.com/vllm-project/vllm/pull/34577",
+)
+NARROW_RANGE = Threshold(
+    value=1e-3,
+    unit="of the median of what static scales allow the same linear of the layer's experts",
+    reason=(
+        "An ordinary token is cut to a thousandth of itself there. Experts that calibration "
+        "reached differ by their tokens; those that it did not reach have almost nothing."
+    ),
+    source="https://github.com/vllm-project/vllm/pull/42601",
+)
+CLIPPED_RANGE = Threshold(
+    value=1.5,
+    unit="largest measured value, of the largest that a static scale allows",
+    reason=(
+        "Another text moves a maximum by tens of percent, and what is cut then is little. Values "
+        "2.8 times beyond it (1,272 of 448) cost 4.2 points of MATH-500."
+    ),
+    source="https://github.com/vllm-project/vllm/issues/54705",
+)
+UNUSED_RANGE = Threshold(
+    value=2.0**-8,
+    unit="largest measured value, of the largest that a static scale allows",
+    reason=(
+        "float8_e4m3 keeps its three digits down to 2^-15 of its maximum. With eight bits of it "
+        "unused, what is a hundred times smaller than the largest value loses digits."
+    ),
+    source="https://arxiv.org/abs/2209.05433",
+)

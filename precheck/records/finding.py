@@ -85,6 +85,11 @@ class Finding:
     """The reason that a baseline gives for accepting it; None where none does."""
 
     @property
+    def is_of_checkpoint(self) -> bool:
+        """Whether it is about the stored files, so about every run: PC5xx, and PC61x of scales."""
+        return self.code.startswith(("PC5", "PC61"))
+
+    @property
     def gist(self) -> str:
         """What is wrong: the first sentence of the message, without its full stop."""
         return first_sentence(self.message)

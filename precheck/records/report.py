@@ -16,7 +16,7 @@ from precheck.records.plain import check_bounds, check_schema, written_by
 from precheck.records.plain import plain as plain_data
 from precheck.records.precision import Dtype
 from precheck.records.sizes import AttentionFacts, CacheSize, Widths
-from precheck.records.stored import Renaming, ShapeFault, TensorFault, Tie
+from precheck.records.stored import Renaming, ScaleAudit, ShapeFault, TensorFault, Tie
 from precheck.records.traces import Coverage, Headroom, Overflow, Probe, RunTrace
 
 SCHEMA = "precheck/1"
@@ -121,6 +121,8 @@ class CheckpointAudit:
     """Stored weights in float8, or packed, that are used without the scale they need."""
     unread_scales: tuple[str, ...] = ()
     """Stored scales that nothing reads, although their weights are used."""
+    scales: ScaleAudit = field(default_factory=ScaleAudit)
+    """Of a quantised checkpoint."""
     all_zero: tuple[str, ...] = ()
     """Weights without an element that is not zero, unlike those of other layers."""
     zero_scales: tuple[str, ...] = ()

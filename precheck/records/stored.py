@@ -1,8 +1,9 @@
-"""What is wrong with how tensors are stored: names, shapes and ties that are not the model's."""
+"""What is wrong with how tensors are stored: names, shapes, ties, and scales of packed ones."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,3 +55,90 @@ class Tie:
     """The one that the tie replaces: ``lm_head.weight``."""
     source: str
     """The one used for both: ``model.embed_tokens.weight``."""
+
+
+class ScaleRole(StrEnum):
+    """What a scale belongs to."""
+
+    WEIGHT = "weight"
+    INPUT = "input"
+    """A linear's input: a static activation scale."""
+    CACHE = "cache"
+    """Keys, values, queries or probabilities."""
+
+
+class ScaleFaultKind(StrEnum):
+    """What is wrong with a scale."""
+
+    NOT_FINITE = "not_finite"
+    ZERO = "zero"
+    """Of weights: of numbers that are not zero themselves."""
+    NEGATIVE = "negative"
+    TOO_SMALL = "too_small"
+    """Its reciprocal, which kernels multiply by, is not finite."""
+    SUBNORMAL = "subnormal"
+    """A block's factor in float8_e4m3fn below 2^-6."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleFault:
+    """A stored tensor of scales, and how many of them are faulty."""
+
+    name: str
+    role: ScaleRole
+    kind: ScaleFaultKind
+    num_faulty: int
+    num_scales: int
+    weight: str | None = None
+    """Of weights: the weight that it scales, as the model calls it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheScale:
+    """A stored scale of keys or of values; more than one number where heads have their own."""
+
+    name: str
+    of_keys: bool
+    of_values: bool
+    smallest: float
+    largest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputRange:
+    """The largest inputs that static scales allow, of linears of one kind in one layer.
+
+    One linear, or the same one of every expert.
+    """
+
+    module: str
+    """The linear with the smallest."""
+    smallest: float
+    median: float
+    largest: float
+    num_linears: int
+    num_inputs: int | None = None
+    """Channels of an input; None where nothing here reads the weight's shape."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleAudit:
+    """The stored scales of a checkpoint; nothing of them is in a checkpoint that has none."""
+
+    num_scales: int = 0
+    """Numbers, not tensors."""
+    faults: tuple[ScaleFault, ...] = ()
+    missing: tuple[str, ...] = ()
+    """Names of static scales that other linears of their kind have."""
+    cache_format: str | None = None
+    """Of keys and values, as the config declares it with static scales: ``float8``."""
+    cache: tuple[CacheScale, ...] = ()
+    inputs: tuple[InputRange, ...] = ()
+
+    @property
+    def explained(self) -> frozenset[str]:
+        """Names of what is NaN, infinite or zero because of a scale, the scale among them."""
+        kinds = {ScaleFaultKind.NOT_FINITE, ScaleFaultKind.ZERO}
+        faults = [fault for fault in self.faults if fault.kind in kinds]
+        weights = (fault.weight for fault in faults if fault.weight is not None)
+        return frozenset({*weights, *(fault.name for fault in faults)})

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+from transformers.utils.quantization_config import Mxfp4Config
 
 import precheck
 from precheck.checkpoint.decoded import DecodedWeights
@@ -296,7 +297,7 @@ def test_the_report_says_how_it_was_quantised(tmp_path: Path) -> None:
     assert report.model.tensor_dtypes["int32"] > 0
 
 
-def test_mxfp4_is_decoded_by_transformers(tmp_path: Path) -> None:
+def test_gpt_oss_is_decoded_here_and_streamed(tmp_path: Path) -> None:
     config = transformers.GptOssConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=64,
@@ -335,5 +336,12 @@ def test_mxfp4_is_decoded_by_transformers(tmp_path: Path) -> None:
     report = precheck.scan(str(tmp_path), quick=True)
     assert {run.verdict for run in report.runs} == {Verdict.SAFE}
     assert report.model.quantization is not None
-    assert report.model.quantization["decoded_by"] == "transformers"
+    assert report.model.quantization["decoded_by"] == "precheck"
     assert report.checkpoint.missing == ()
+    assert report.runs == precheck.scan(str(tmp_path), quick=True, resident=True).runs
+    theirs = transformers.GptOssForCausalLM.from_pretrained(
+        tmp_path, quantization_config=Mxfp4Config(dequantize=True), dtype=torch.bfloat16
+    )
+    with open_checkpoint(str(tmp_path), observe=lambda _: None).open_weights() as weights:
+        for name, parameter in theirs.named_parameters():
+            assert torch.equal(weights[name].to(torch.bfloat16), parameter), name

@@ -320,7 +320,6 @@ def method(name: str | None) -> Quantization | None:
         ("compressed-tensors", "a.weight", "float8_e4m3fn", "a.weight_scale"),
         ("compressed-tensors", "a.weight", "int8", "a.weight_scale"),
         ("compressed-tensors", "a.weight_packed", "int32", "a.weight_scale"),
-        ("mxfp4", "a.up_proj_blocks", "uint8", "a.up_proj_scales"),
         ("bitsandbytes", "a.weight", "uint8", "a.weight.absmax"),
         ("bitsandbytes", "a.weight", "int8", "a.SCB"),
     ],

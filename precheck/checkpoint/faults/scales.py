@@ -24,6 +24,19 @@ if TYPE_CHECKING:
 
 FP8_SCALE = "_scale_inv"
 """What the FP8 format of transformers adds to the name of a weight."""
+GLOBAL_SCALES = (".weight_scale_2", ".weight_global_scale")
+"""Ends of the names of the one factor that NVFP4 has besides those of its blocks."""
+INPUT_SCALES = (".input_scale", ".input_global_scale", ".activation_scale", ".qscale_act")
+"""Ends of the names of static scales of a linear's input."""
+CACHE_SCALES = (
+    *(".k_scale", ".v_scale", ".q_scale", ".kv_scale"),
+    *(".k_proj.output_scale", ".v_proj.output_scale", ".prob_scale", ".prob_output_scale"),
+)
+"""Ends of the names of scales of keys, values, queries and probabilities.
+
+**Source**: ``maybe_remap_kv_scale_name`` in
+https://github.com/vllm-project/vllm/blob/main/vllm/model_executor/model_loader/weight_utils.py
+"""
 _BYTES = frozenset({"int8", "uint8"})
 _WEIGHT = ".weight"
 _BLOCKS = "_blocks"
@@ -73,7 +86,7 @@ def scales_of_packed(stored: Mapping[str, str]) -> frozenset[str]:
     Args:
         stored: the torch name of each stored tensor's dtype.
     """
-    packed = (name for name, dtype in stored.items() if _needs_scale(name, dtype))
+    packed = (name for name, dtype in stored.items() if needs_scale(name, dtype))
     return frozenset(scale for name in packed for scale in scales_of(name))
 
 
@@ -88,7 +101,7 @@ def unscaled_weights(
         decoded_from: tensors that are read, with their scales, by what decodes here.
     """
     for name, dtype in stored.items():
-        if not _needs_scale(name, dtype) or name in decoded_from:
+        if not needs_scale(name, dtype) or name in decoded_from:
             continue
         by_transformers = quantization is not None and not quantization.is_decoded_here
         if not (by_transformers and any(scale in stored for scale in scales_of(name))):
@@ -110,7 +123,29 @@ def unread_scales(
             yield from (scale for scale in scales_of(name) if scale in unexpected)
 
 
-def _needs_scale(name: str, dtype: str) -> bool:
+def weight_name(packed: str) -> str:
+    """What a packed weight is once it is decoded.
+
+    >>> weight_name("a.qweight"), weight_name("a.weight"), weight_name("a.down_proj_blocks")
+    ('a.weight', 'a.weight', 'a.down_proj')
+    """
+    module, _, part = packed.rpartition(".")
+    if part in {"qweight", "weight_packed"}:
+        return f"{module}.weight"
+    return packed.removesuffix(_BLOCKS)
+
+
+def is_divisor(scale: str) -> bool:
+    """Whether values are divided by it; compressed-tensors stores the two of NVFP4 so.
+
+    >>> is_divisor("a.weight_global_scale"), is_divisor("a.weight_scale_2")
+    (True, False)
+    """
+    return scale.endswith("_global_scale")
+
+
+def needs_scale(name: str, dtype: str) -> bool:
+    """Whether a stored tensor is a weight that means nothing without a scale."""
     part = name.rpartition(".")[2]
     if is_float8(dtype):
         return "scale" not in part  # NVFP4 keeps its scales in float8

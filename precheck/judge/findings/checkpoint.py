@@ -116,8 +116,10 @@ def _reported_elsewhere(audit: CheckpointAudit) -> frozenset[str]:
 
 
 def nonfinite(evidence: Evidence) -> Iterator[Finding]:
-    """Stored weights that are NaN or infinite."""
-    faults = evidence.measurements.checkpoint.nonfinite
+    """Stored weights that are NaN or infinite, and not because of their scales (PC610)."""
+    audit = evidence.measurements.checkpoint
+    by_scale = audit.scales.explained
+    faults = tuple(fault for fault in audit.nonfinite if fault.name not in by_scale)
     if faults:
         names = tuple(fault.name for fault in faults)
         num_elements = sum(fault.num_elements for fault in faults)

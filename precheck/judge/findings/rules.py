@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from precheck.judge.findings import (
     attention,
+    cache_scales,
     checkpoint,
     coverage,
     device,
@@ -15,6 +16,7 @@ from precheck.judge.findings import (
     libraries,
     live,
     overflow,
+    scales,
     stored,
     unmeasured,
 )
@@ -42,8 +44,12 @@ RULES = (
     Rule("PC511", "weights are used without their scale", stored.unscaled),
     Rule("PC513", "tied weights are stored with different values", stored.untied),
     Rule("PC508", "a library is known to break this", libraries.known_faults),
+    Rule("PC610", "scales are not finite", scales.not_finite),
     Rule("PC504", "weights are not finite", checkpoint.nonfinite),
     Rule("PC512", "weights are all zero", stored.all_zero),
+    Rule("PC611", "scales are zero or negative", scales.zero_or_negative),
+    Rule("PC612", "static scales of inputs are unusable", scales.broken_inputs),
+    Rule("PC613", "static scales of inputs are missing", scales.missing_inputs),
     Rule("PC113", "the model is broken in float32", overflow.broken_in_float32),
     *(
         Rule(row.code, row.title, overflow.reaches_output(mechanism))
@@ -60,6 +66,9 @@ RULES = (
     Rule("PC112", "an overflow was absorbed", overflow.absorbed),
     Rule("PC503", "weights beyond float16's maximum", checkpoint.out_of_float16_range),
     Rule("PC202", "weights too small for float16", divergence.flushed_weights),
+    Rule("PC614", "block scales are too small for kernels", scales.subnormal_blocks),
+    Rule("PC616", "scales of the cache do not fit", cache_scales.out_of_measured_range),
+    Rule("PC617", "static scales of inputs do not fit", scales.misfitting_inputs),
     Rule("PC203", "precision not judged, experts differ", divergence.unjudged),
     Rule("PC204", "accuracy is lost on odd inputs", divergence.lost_on_odd_inputs),
     Rule("PC402", "a configuration could not be run", device.could_not_run),
@@ -75,6 +84,7 @@ RULES = (
     Rule("PC506", "config and tensors name different dtypes", checkpoint.declares_another_dtype),
     Rule("PC507", "modules are kept in float32", checkpoint.kept_in_float32),
     Rule("PC509", "the modeling code clamps values", checkpoint.clamps),
+    Rule("PC615", "the cache's scales are not calibrated", cache_scales.uncalibrated),
     Rule("PC405", "something is assumed about a device", device.assumed),
     Rule("PC902", "probes were not run", coverage.probes_not_run),
     Rule("PC903", "nothing was run", unmeasured.nothing_was_run),

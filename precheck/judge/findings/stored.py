@@ -162,7 +162,8 @@ def all_zero(evidence: Evidence) -> Iterator[Finding]:
             ),
             advice="Quantise the model again: no calibration produces such scales.",
         )
-    names = tuple(name for name in audit.all_zero if name not in audit.zero_scales)
+    elsewhere = {*audit.zero_scales, *audit.scales.explained}
+    names = tuple(name for name in audit.all_zero if name not in elsewhere)
     if names:
         yield Finding(
             code="PC512",

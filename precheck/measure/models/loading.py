@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import CompressedTensorsConfig
-from transformers.utils.quantization_config import Mxfp4Config
 
 from precheck.checkpoint.torch_dtypes import dtype_name, torch_dtype
 from precheck.measure.models.from_pretrained import (
@@ -91,11 +90,7 @@ def _decoded(model: Any, quantization: Quantization, dtype: torch.dtype) -> nn.M
 
 def _decoding(quantization: Quantization) -> dict[str, Any]:
     """Arguments that make transformers decode while it loads."""
-    match quantization.method:
-        case "mxfp4":
-            return {"quantization_config": Mxfp4Config(dequantize=True)}
-        case "compressed-tensors":
-            settings = {**quantization.settings, "run_compressed": False}
-            return {"quantization_config": CompressedTensorsConfig(**settings)}
-        case _:
-            return {}
+    if quantization.method != "compressed-tensors":
+        return {}
+    settings = {**quantization.settings, "run_compressed": False}
+    return {"quantization_config": CompressedTensorsConfig(**settings)}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from precheck.checkpoint.architecture import token_embedding
 from precheck.checkpoint.faults.renamings import find_renamings
+from precheck.checkpoint.faults.scale_audit import audit_scales
 from precheck.checkpoint.faults.scales import unread_scales, unscaled_weights
 from precheck.measure.models.ties import stored_twice, tied_parameters
-from precheck.records.stored import Renaming, ShapeFault, Tie
+from precheck.records.stored import Renaming, ScaleAudit, ShapeFault, Tie
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +38,7 @@ class Loading:
     tieable: tuple[Tie, ...] = ()
     unscaled: tuple[str, ...] = ()
     unread_scales: tuple[str, ...] = ()
+    scales: ScaleAudit = field(default_factory=ScaleAudit)
 
     @classmethod
     def of(cls, info: dict[str, Any]) -> Loading:
@@ -55,7 +57,7 @@ class Loading:
     def explained(
         self, model: nn.Module, stored: Weights, quantization: Quantization | None
     ) -> Loading:
-        """The same, with what can be told of the causes from names, shapes and tied values.
+        """The same, with what can be told of the causes from names, shapes, scales and ties.
 
         Args:
             model: with or without its weights.
@@ -73,11 +75,12 @@ class Loading:
             tieable=tuple(self._tieable(model)),
             unscaled=unscaled,
             unread_scales=tuple(scales),
+            scales=audit_scales(stored, quantization, owned=_owned(model, quantization)),
         )
 
     def added_to(self, audit: CheckpointAudit, model: nn.Module) -> CheckpointAudit:
         """The audit of the model's tensors with what this says of their names and shapes."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
         # a table of types that nobody looks up may be zero; that of tokens may not
         idle = {
             f"{name}.weight"
@@ -114,6 +117,14 @@ class Loading:
             return
         if head.weight.shape == embedding.weight.shape:
             yield Tie(name=name, source=source)
+
+
+def _owned(model: nn.Module, quantization: Quantization | None) -> frozenset[str]:
+    """Names that the model has whatever the format; what decodes it as a whole adds scales."""
+    if quantization is not None and not quantization.is_decoded_here:
+        return frozenset()
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return frozenset(name for name, _ in tensors)
 
 
 def _untied(model: nn.Module, stored: Weights) -> Iterator[Tie]:

@@ -91,7 +91,7 @@ def _badge(report: Report) -> Iterator[str]:
     None where nothing was measured of it, or where its weights are broken in every dtype.
     """
     is_broken = any(
-        finding.severity is Severity.ERROR and finding.code.startswith("PC5")
+        finding.severity is Severity.ERROR and finding.is_of_checkpoint
         for finding in report.findings
     )
     runs = [run for run in report.runs if _is_deployed(report, run)]

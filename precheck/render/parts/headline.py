@@ -137,7 +137,7 @@ def broken_checkpoint(report: Report) -> Finding | None:
             finding
             for finding in report.findings
             if finding.severity is Severity.ERROR
-            and (finding.code.startswith("PC5") or finding.code == "PC113")
+            and (finding.is_of_checkpoint or finding.code == "PC113")
         ),
         None,
     )
