@@ -34,7 +34,7 @@ def as_stored(tensor: Tensor, numbers: Numbers) -> Tensor:
         numbers: how it is stored.
     """
     writing = _Writing.of(tensor, numbers)
-    return writing.read_back(_nearest(writing.scaled, numbers)).to(tensor.dtype)
+    return writing.read_back(writing.rounded()).to(tensor.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +58,10 @@ def losses(tensor: Tensor, numbers: Numbers) -> Losses:
         numbers: how it is stored.
     """
     writing = _Writing.of(tensor, numbers)
-    lowest, highest = edges(numbers)
+    lowest, highest = edges(writing.numbers)
     is_clipped = (writing.scaled < lowest) | (writing.scaled > highest)
     exact = writing.unscaled(writing.scaled.clone()).double().masked_fill_(is_clipped, 0.0)
-    stored = writing.unscaled(_nearest(writing.scaled, numbers)).double()
+    stored = writing.unscaled(writing.rounded()).double()
     error = stored.masked_fill_(is_clipped, 0.0).sub_(exact).norm().item()
     size = exact.norm().item()
     return Losses(
@@ -90,6 +90,8 @@ def edges(numbers: Numbers) -> tuple[float, float]:
 class _Writing:
     """A tensor ready to be rounded."""
 
+    numbers: Numbers
+    """How rows of this length are stored."""
     scaled: Tensor
     """In float32, in units of the element; without a scale, maybe the tensor itself."""
     scaling: Scaling | None
@@ -100,6 +102,7 @@ class _Writing:
     @classmethod
     def of(cls, tensor: Tensor, numbers: Numbers) -> _Writing:
         """Rotated, cut into groups and scaled."""
+        numbers = numbers.in_rows_of(tensor.shape[-1])
         width = width_of(numbers.rotation, tensor.shape[-1])
         values = tensor.float() if width is None else rotated(tensor.float(), width)
         grouping = Grouping(tuple(tensor.shape), numbers)
@@ -107,7 +110,17 @@ class _Writing:
         scaling = scaling_of(grouped, numbers, grouping.dims)
         if scaling is not None:
             grouped = scaling.scaled(grouped, is_reciprocal=numbers.is_reciprocal)
-        return cls(scaled=grouped, scaling=scaling, grouping=grouping, width=width)
+        return cls(numbers=numbers, scaled=grouped, scaling=scaling, grouping=grouping, width=width)
+
+    def rounded(self) -> Tensor:
+        """The nearest stored numbers, in units of the element: a new tensor."""
+        if self.numbers.element is Element.NF4:
+            return nearest_in_codebook(self.scaled)
+        if self.numbers.element in FLOATS:
+            return nearest_float(
+                self.scaled, self.numbers.element, saturates=self.numbers.saturates
+            )
+        return nearest_integer(self.scaled, self.numbers)
 
     def unscaled(self, rounded: Tensor) -> Tensor:
         """In units of the tensor; overwrites its argument."""
@@ -117,11 +130,3 @@ class _Writing:
         """In float32, in the shape of the tensor; overwrites its argument."""
         restored = self.grouping.restored(self.unscaled(rounded))
         return restored if self.width is None else rotated(restored, self.width)
-
-
-def _nearest(scaled: Tensor, numbers: Numbers) -> Tensor:
-    if numbers.element is Element.NF4:
-        return nearest_in_codebook(scaled)
-    if numbers.element in FLOATS:
-        return nearest_float(scaled, numbers.element, saturates=numbers.saturates)
-    return nearest_integer(scaled, numbers)

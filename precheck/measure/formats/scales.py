@@ -11,6 +11,8 @@ import torch
 from precheck.facts.formats import Element, Numbers, Scale, ScaleElement
 from precheck.measure.formats.floats import EXPONENT_OF_FLOAT32, nearest_float
 from precheck.measure.formats.integers import integer_range
+from precheck.measure.formats.searches import scales_and_offsets, signed_scales
+from precheck.measure.formats.super_blocks import in_6_bits, in_8_bits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +62,10 @@ def scaling_of(grouped: Tensor, numbers: Numbers, dims: tuple[int, ...]) -> Scal
         return None
     if numbers.scale is Scale.MIN_MAX:
         return _from_min_max(grouped, numbers, dims)
+    if numbers.scale is Scale.SEARCHED:
+        return _searched(grouped, numbers)
+    if numbers.scale is Scale.SEARCHED_MIN_MAX:
+        return _searched_min_max(grouped, numbers)
     divisor = _divisor(grouped, numbers, dims)
     if numbers.smallest_scale:
         divisor.clamp_(min=numbers.smallest_scale)
@@ -79,6 +85,19 @@ def _from_min_max(grouped: Tensor, numbers: Numbers, dims: tuple[int, ...]) -> S
     least, most = integer_range(numbers)
     divisor = (highest - lowest) / (most - least)
     return Scaling(divisor=divisor, multiplier=divisor, offset=lowest)
+
+
+def _searched_min_max(grouped: Tensor, numbers: Numbers) -> Scaling:
+    scales, offsets = scales_and_offsets(grouped, highest=integer_range(numbers)[1])
+    divisor = in_6_bits(scales).unsqueeze(-1)
+    offset = in_6_bits(offsets.neg_()).neg_().unsqueeze(-1)
+    return Scaling(divisor=divisor, multiplier=divisor, offset=offset)
+
+
+def _searched(grouped: Tensor, numbers: Numbers) -> Scaling:
+    scales = signed_scales(grouped, highest=integer_range(numbers)[1])
+    divisor = in_8_bits(scales).unsqueeze(-1)
+    return Scaling(divisor=divisor, multiplier=divisor)
 
 
 def _divisor(grouped: Tensor, numbers: Numbers, dims: tuple[int, ...]) -> Tensor:
