@@ -21,19 +21,23 @@ _HALF = 0.55
 """Half a step, and the rounding of a scale: 7.5 in units of a scale in bfloat16 may be 7.52."""
 
 
-def as_stored(tensor: Tensor, numbers: Numbers) -> Tensor:
+def as_stored(tensor: Tensor, numbers: Numbers, *, calibrated_amax: float | None = None) -> Tensor:
     """The tensor stored in a format and read back.
 
     It is computed in float32 and rounded once to the dtype of the tensor. NaN stays NaN. Inf
     becomes the largest number where the format saturates and has no scales; else it spoils its
-    group. A slice comes out as it does in the whole tensor, unless that has one scale for all.
+    group. A slice comes out as it does in the whole tensor, unless that has one scale for all:
+    experts that are stacked, and have one each, are to be stored one by one.
 
     Args:
         tensor: a cache ``(batch, kv_heads, seq, head_dim)``, weights ``(..., out, in)``, or
             activations ``(..., in)``, in float16, bfloat16 or float32.
         numbers: how it is stored.
+        calibrated_amax: the largest magnitude that a scale of the whole tensor is made for: what
+            calibration saw, or 448 times a checkpoint's ``k_scale``. None: that of this tensor.
+            Formats without such a scale take no notice.
     """
-    writing = _Writing.of(tensor, numbers)
+    writing = _Writing.of(tensor, numbers, calibrated_amax=calibrated_amax)
     return writing.read_back(writing.rounded()).to(tensor.dtype)
 
 
@@ -48,7 +52,7 @@ class Losses:
     0.0 where they are all zero."""
 
 
-def losses(tensor: Tensor, numbers: Numbers) -> Losses:
+def losses(tensor: Tensor, numbers: Numbers, *, calibrated_amax: float | None = None) -> Losses:
     """What storing the tensor loses, by clipping and by rounding.
 
     Where a format rotates vectors, both are told of the rotated ones.
@@ -56,8 +60,9 @@ def losses(tensor: Tensor, numbers: Numbers) -> Losses:
     Args:
         tensor: as for ``as_stored``, finite, with at least one element.
         numbers: how it is stored.
+        calibrated_amax: as for ``as_stored``.
     """
-    writing = _Writing.of(tensor, numbers)
+    writing = _Writing.of(tensor, numbers, calibrated_amax=calibrated_amax)
     lowest, highest = edges(writing.numbers)
     is_clipped = (writing.scaled < lowest) | (writing.scaled > highest)
     exact = writing.unscaled(writing.scaled.clone()).double().masked_fill_(is_clipped, 0.0)
@@ -100,14 +105,14 @@ class _Writing:
     """Of the rotation."""
 
     @classmethod
-    def of(cls, tensor: Tensor, numbers: Numbers) -> _Writing:
+    def of(cls, tensor: Tensor, numbers: Numbers, *, calibrated_amax: float | None) -> _Writing:
         """Rotated, cut into groups and scaled."""
         numbers = numbers.in_rows_of(tensor.shape[-1])
         width = width_of(numbers.rotation, tensor.shape[-1])
         values = tensor.float() if width is None else rotated(tensor.float(), width)
         grouping = Grouping(tuple(tensor.shape), numbers)
         grouped = grouping.grouped(values)
-        scaling = scaling_of(grouped, numbers, grouping.dims)
+        scaling = scaling_of(grouped, numbers, grouping.dims, calibrated_amax=calibrated_amax)
         if scaling is not None:
             grouped = scaling.scaled(grouped, is_reciprocal=numbers.is_reciprocal)
         return cls(numbers=numbers, scaled=grouped, scaling=scaling, grouping=grouping, width=width)

@@ -238,6 +238,31 @@ def test_clipping_and_rounding_are_told_apart() -> None:
     assert losses(tensor, calibrated).clipped_share == 0
 
 
+def test_a_scale_that_was_calibrated_clips_what_calibration_did_not_see() -> None:
+    tensor = drawn(1, 2, 8, 128)
+    calibrated = CACHE_FORMATS["fp8_e4m3_calibrated"].keys
+    amax = tensor.abs().max().item()
+    assert torch.equal(
+        as_stored(tensor, calibrated, calibrated_amax=amax), as_stored(tensor, calibrated)
+    )
+    # a slice is stored as in the whole tensor
+    assert torch.equal(
+        as_stored(tensor[:, 1:], calibrated, calibrated_amax=amax),
+        as_stored(tensor, calibrated)[:, 1:],
+    )
+    assert as_stored(tensor, calibrated, calibrated_amax=1.0).abs().max() == 1.0
+    lost = losses(tensor, calibrated, calibrated_amax=1.0)
+    assert lost.clipped_share == (tensor.abs() > 464 / 448).double().mean().item()
+    # NVFP4 holds 6 times 448 times its scale of the tensor
+    blocks = WEIGHT_FORMATS["nvfp4"].weights
+    assert as_stored(tensor, blocks, calibrated_amax=1.0).abs().max() == 1.0
+    # 448 times a scale of 1.0 in a checkpoint
+    unit = CACHE_FORMATS["fp8_e4m3"].keys
+    assert torch.equal(
+        as_stored(tensor, calibrated, calibrated_amax=448.0), as_stored(tensor, unit)
+    )
+
+
 def test_a_large_offset_is_lost_by_rounding_and_no_scale_cures_it() -> None:
     """The bias of Qwen2's keys: 1 part in 16 of 300 is more than the rest of the channel."""
     tensor = drawn(1, 2, 64, 128) / 3
