@@ -15,6 +15,7 @@ from transformers.cache_utils import Fp8QuantizedLayer
 
 from precheck.facts.formats import CACHE_FORMATS, WEIGHT_FORMATS, Granularity, Numbers, Scale
 from precheck.measure.formats.numbers import as_stored, edges, losses
+from precheck.measure.formats.super_blocks import divided
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -177,6 +178,12 @@ def test_rows_that_no_super_block_fills_are_stored_in_another_format(
     odd, whole = drawn(3, 576), drawn(3, 512)
     assert torch.equal(as_stored(odd, searched), as_stored(odd, simple))
     assert not torch.equal(as_stored(whole, searched), as_stored(whole, simple))
+
+
+def test_a_number_is_divided_as_c_divides_it() -> None:
+    """Rounded once: a search in K-quants ends elsewhere after one other ulp."""
+    tensor = drawn(1000)
+    assert np.array_equal(divided(63, tensor).numpy(), np.float32(63) / tensor.numpy())
 
 
 def test_a_searched_scale_loses_less_than_that_of_the_extremes() -> None:
