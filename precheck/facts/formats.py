@@ -18,6 +18,10 @@ ELEMENTS_PER_HEAD = 128
 """The ``head_dim`` by which scales per head are counted: most models have it."""
 
 
+NUM_IN_SUPER_BLOCK = 256
+"""Numbers of ggml's K-quants that share one in float16."""
+
+
 class Element(StrEnum):
     """What one number is stored as."""
 
@@ -31,12 +35,14 @@ class Element(StrEnum):
     NF4 = "nf4"
     """16 quantiles of a normal distribution, from -1 to 1."""
     INT8 = "int8"
+    INT6 = "int6"
+    INT5 = "int5"
     INT4 = "int4"
 
     @property
     def num_bits(self) -> int:
         """Of one number, without its scale."""
-        return 4 if self in {Element.E2M1, Element.NF4, Element.INT4} else 8
+        return {"int6": 6, "int5": 5, "int4": 4, "e2m1": 4, "nf4": 4}.get(self.value, 8)
 
     @property
     def max(self) -> float:
@@ -51,6 +57,8 @@ _LARGEST = {
     Element.E2M1: 6.0,
     Element.NF4: 1.0,
     Element.INT8: 127.0,
+    Element.INT6: 31.0,
+    Element.INT5: 15.0,
     Element.INT4: 7.0,
 }
 
@@ -84,6 +92,10 @@ class Scale(StrEnum):
     """What is largest in magnitude becomes the lowest integer; the scale has a sign."""
     MIN_MAX = "min_max"
     """Lowest and highest become the lowest and the highest integer."""
+    SEARCHED = "searched"
+    """The one of some near the largest magnitude that gives the least error: ggml's Q6_K."""
+    SEARCHED_MIN_MAX = "searched_min_max"
+    """Scale and offset near lowest and highest that give the least error: ggml's Q4_K."""
     EXPONENT = "exponent"
     """A power of two that brings the largest magnitude to 3.5 up to 7 in E2M1, 224 up to 448 in
     E4M3: OCP Microscaling Formats 1.0, with the rounding of compressed-tensors and vLLM."""
@@ -97,12 +109,17 @@ class ScaleElement(StrEnum):
     """Rounded after the numbers were divided by it: that is how ggml does it."""
     BFLOAT16 = "bfloat16"
     E4M3 = "e4m3"
+    """Times one number in float32 for the tensor."""
     E8M0 = "e8m0"
+    INT8 = "int8"
+    """Times one number in float16 for 256 numbers."""
+    INT6 = "int6"
+    """Times one number in float16 for 256 numbers."""
 
     @property
     def num_bits(self) -> int:
         """Of one scale."""
-        return {"float32": 32, "float16": 16, "bfloat16": 16}.get(self.value, 8)
+        return {"float32": 32, "float16": 16, "bfloat16": 16, "int6": 6}.get(self.value, 8)
 
 
 class Rotation(StrEnum):
@@ -143,6 +160,8 @@ class Numbers:
     """Numbers are multiplied by the reciprocal of the scale: a tie may round the other way."""
     rounding: Rounding = Rounding.HALF_EVEN
     rotation: Rotation | None = None
+    fallback: Numbers | None = None
+    """How rows are stored that are not a multiple of 256 numbers."""
     saturates: bool = True
     """What is beyond the largest number becomes it; else NaN, and Inf where the element has one."""
 
@@ -154,7 +173,7 @@ class Numbers:
     @property
     def is_symmetric(self) -> bool:
         """Whether zero is stored as zero, without an offset."""
-        return self.scale is not Scale.MIN_MAX
+        return self.scale not in {Scale.MIN_MAX, Scale.SEARCHED_MIN_MAX}
 
     @property
     def num_per_scale(self) -> int | None:
@@ -171,8 +190,16 @@ class Numbers:
         if self.scale_element is None or self.num_per_scale is None:
             return self.element.num_bits
         num_stored = 1 if self.is_symmetric else 2
-        scales = num_stored * self.scale_element.num_bits
-        return self.element.num_bits + scales / self.num_per_scale
+        bits = self.element.num_bits + num_stored * self.scale_element.num_bits / self.num_per_scale
+        if self.scale_element in {ScaleElement.INT8, ScaleElement.INT6}:
+            bits += num_stored * ScaleElement.FLOAT16.num_bits / NUM_IN_SUPER_BLOCK
+        return bits
+
+    def in_rows_of(self, num_elements: int) -> Numbers:
+        """How rows of this length are stored: ``fallback`` where super-blocks do not fill them."""
+        if self.fallback is None or num_elements % NUM_IN_SUPER_BLOCK == 0:
+            return self
+        return self.fallback
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,6 +78,7 @@ def test_bits_are_those_of_the_engines() -> None:
     weight = {name: row.bits for name, row in WEIGHT_FORMATS.items()}
     assert (weight["mxfp4"], weight["nvfp4"], weight["nf4"]) == (4.25, 4.5, 4.5)
     assert (weight["fp8"], weight["int4"]) == (8, 4.125)
+    assert (weight["q5_0"], weight["q4_k"], weight["q6_k"]) == (5.5, 4.5, 6.5625)
 
 
 def test_every_format_says_where_it_was_read() -> None:

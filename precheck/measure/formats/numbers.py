@@ -21,20 +21,24 @@ _HALF = 0.55
 """Half a step, and the rounding of a scale: 7.5 in units of a scale in bfloat16 may be 7.52."""
 
 
-def as_stored(tensor: Tensor, numbers: Numbers) -> Tensor:
+def as_stored(tensor: Tensor, numbers: Numbers, *, calibrated_amax: float | None = None) -> Tensor:
     """The tensor stored in a format and read back.
 
     It is computed in float32 and rounded once to the dtype of the tensor. NaN stays NaN. Inf
     becomes the largest number where the format saturates and has no scales; else it spoils its
-    group. A slice comes out as it does in the whole tensor, unless that has one scale for all.
+    group. A slice comes out as it does in the whole tensor, unless that has one scale for all:
+    experts that are stacked, and have one each, are to be stored one by one.
 
     Args:
         tensor: a cache ``(batch, kv_heads, seq, head_dim)``, weights ``(..., out, in)``, or
             activations ``(..., in)``, in float16, bfloat16 or float32.
         numbers: how it is stored.
+        calibrated_amax: the largest magnitude that a scale of the whole tensor is made for: what
+            calibration saw, or 448 times a checkpoint's ``k_scale``. None: that of this tensor.
+            Formats without such a scale take no notice.
     """
-    writing = _Writing.of(tensor, numbers)
-    return writing.read_back(_nearest(writing.scaled, numbers)).to(tensor.dtype)
+    writing = _Writing.of(tensor, numbers, calibrated_amax=calibrated_amax)
+    return writing.read_back(writing.rounded()).to(tensor.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +52,7 @@ class Losses:
     0.0 where they are all zero."""
 
 
-def losses(tensor: Tensor, numbers: Numbers) -> Losses:
+def losses(tensor: Tensor, numbers: Numbers, *, calibrated_amax: float | None = None) -> Losses:
     """What storing the tensor loses, by clipping and by rounding.
 
     Where a format rotates vectors, both are told of the rotated ones.
@@ -56,12 +60,13 @@ def losses(tensor: Tensor, numbers: Numbers) -> Losses:
     Args:
         tensor: as for ``as_stored``, finite, with at least one element.
         numbers: how it is stored.
+        calibrated_amax: as for ``as_stored``.
     """
-    writing = _Writing.of(tensor, numbers)
-    lowest, highest = edges(numbers)
+    writing = _Writing.of(tensor, numbers, calibrated_amax=calibrated_amax)
+    lowest, highest = edges(writing.numbers)
     is_clipped = (writing.scaled < lowest) | (writing.scaled > highest)
     exact = writing.unscaled(writing.scaled.clone()).double().masked_fill_(is_clipped, 0.0)
-    stored = writing.unscaled(_nearest(writing.scaled, numbers)).double()
+    stored = writing.unscaled(writing.rounded()).double()
     error = stored.masked_fill_(is_clipped, 0.0).sub_(exact).norm().item()
     size = exact.norm().item()
     return Losses(
@@ -90,6 +95,8 @@ def edges(numbers: Numbers) -> tuple[float, float]:
 class _Writing:
     """A tensor ready to be rounded."""
 
+    numbers: Numbers
+    """How rows of this length are stored."""
     scaled: Tensor
     """In float32, in units of the element; without a scale, maybe the tensor itself."""
     scaling: Scaling | None
@@ -98,16 +105,27 @@ class _Writing:
     """Of the rotation."""
 
     @classmethod
-    def of(cls, tensor: Tensor, numbers: Numbers) -> _Writing:
+    def of(cls, tensor: Tensor, numbers: Numbers, *, calibrated_amax: float | None) -> _Writing:
         """Rotated, cut into groups and scaled."""
+        numbers = numbers.in_rows_of(tensor.shape[-1])
         width = width_of(numbers.rotation, tensor.shape[-1])
         values = tensor.float() if width is None else rotated(tensor.float(), width)
         grouping = Grouping(tuple(tensor.shape), numbers)
         grouped = grouping.grouped(values)
-        scaling = scaling_of(grouped, numbers, grouping.dims)
+        scaling = scaling_of(grouped, numbers, grouping.dims, calibrated_amax=calibrated_amax)
         if scaling is not None:
             grouped = scaling.scaled(grouped, is_reciprocal=numbers.is_reciprocal)
-        return cls(scaled=grouped, scaling=scaling, grouping=grouping, width=width)
+        return cls(numbers=numbers, scaled=grouped, scaling=scaling, grouping=grouping, width=width)
+
+    def rounded(self) -> Tensor:
+        """The nearest stored numbers, in units of the element: a new tensor."""
+        if self.numbers.element is Element.NF4:
+            return nearest_in_codebook(self.scaled)
+        if self.numbers.element in FLOATS:
+            return nearest_float(
+                self.scaled, self.numbers.element, saturates=self.numbers.saturates
+            )
+        return nearest_integer(self.scaled, self.numbers)
 
     def unscaled(self, rounded: Tensor) -> Tensor:
         """In units of the tensor; overwrites its argument."""
@@ -117,11 +135,3 @@ class _Writing:
         """In float32, in the shape of the tensor; overwrites its argument."""
         restored = self.grouping.restored(self.unscaled(rounded))
         return restored if self.width is None else rotated(restored, self.width)
-
-
-def _nearest(scaled: Tensor, numbers: Numbers) -> Tensor:
-    if numbers.element is Element.NF4:
-        return nearest_in_codebook(scaled)
-    if numbers.element in FLOATS:
-        return nearest_float(scaled, numbers.element, saturates=numbers.saturates)
-    return nearest_integer(scaled, numbers)

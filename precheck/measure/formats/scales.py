@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from precheck.facts.formats import Element, Numbers, Scale, ScaleElement
+from precheck.facts.formats import Element, Granularity, Numbers, Scale, ScaleElement
 from precheck.measure.formats.floats import EXPONENT_OF_FLOAT32, nearest_float
 from precheck.measure.formats.integers import integer_range
+from precheck.measure.formats.searches import scales_and_offsets, signed_scales
+from precheck.measure.formats.super_blocks import in_6_bits, in_8_bits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +47,9 @@ class Scaling:
         return rounded if self.offset is None else rounded.add_(self.offset)
 
 
-def scaling_of(grouped: Tensor, numbers: Numbers, dims: tuple[int, ...]) -> Scaling | None:
+def scaling_of(
+    grouped: Tensor, numbers: Numbers, dims: tuple[int, ...], *, calibrated_amax: float | None
+) -> Scaling | None:
     """The scale of every group; None where the format has none.
 
     A group with a NaN has a scale of NaN, and one with an Inf a scale of Inf: nothing in it stays
@@ -55,12 +59,21 @@ def scaling_of(grouped: Tensor, numbers: Numbers, dims: tuple[int, ...]) -> Scal
         grouped: in float32.
         numbers: how it is stored.
         dims: in which numbers share a scale.
+        calibrated_amax: as for ``as_stored``.
     """
     if numbers.scale is Scale.UNIT:
         return None
     if numbers.scale is Scale.MIN_MAX:
         return _from_min_max(grouped, numbers, dims)
-    divisor = _divisor(grouped, numbers, dims)
+    if numbers.scale is Scale.SEARCHED:
+        return _searched(grouped, numbers)
+    if numbers.scale is Scale.SEARCHED_MIN_MAX:
+        return _searched_min_max(grouped, numbers)
+    if numbers.scale is Scale.SIGNED_AMAX:
+        divisor = _signed(grouped, numbers)
+    else:
+        amax = largest_magnitude(grouped, dims)
+        divisor = _divisor(amax, numbers, calibrated_amax=calibrated_amax)
     if numbers.smallest_scale:
         divisor.clamp_(min=numbers.smallest_scale)
     if numbers.scale_element is ScaleElement.FLOAT16:
@@ -81,25 +94,42 @@ def _from_min_max(grouped: Tensor, numbers: Numbers, dims: tuple[int, ...]) -> S
     return Scaling(divisor=divisor, multiplier=divisor, offset=lowest)
 
 
-def _divisor(grouped: Tensor, numbers: Numbers, dims: tuple[int, ...]) -> Tensor:
-    if numbers.scale is Scale.SIGNED_AMAX:
-        # Of two that are equally large, the first gives the sign.
-        where = grouped.abs().argmax(-1, keepdim=True)
-        return grouped.gather(-1, where) / integer_range(numbers)[0]
-    amax = largest_magnitude(grouped, dims)
+def _searched_min_max(grouped: Tensor, numbers: Numbers) -> Scaling:
+    scales, offsets = scales_and_offsets(grouped, highest=integer_range(numbers)[1])
+    divisor = in_6_bits(scales).unsqueeze(-1)
+    offset = in_6_bits(offsets.neg_()).neg_().unsqueeze(-1)
+    return Scaling(divisor=divisor, multiplier=divisor, offset=offset)
+
+
+def _searched(grouped: Tensor, numbers: Numbers) -> Scaling:
+    scales = signed_scales(grouped, highest=integer_range(numbers)[1])
+    divisor = in_8_bits(scales).unsqueeze(-1)
+    return Scaling(divisor=divisor, multiplier=divisor)
+
+
+def _signed(grouped: Tensor, numbers: Numbers) -> Tensor:
+    # Of two that are equally large, the first gives the sign.
+    where = grouped.abs().argmax(-1, keepdim=True)
+    return grouped.gather(-1, where) / integer_range(numbers)[0]
+
+
+def _divisor(amax: Tensor, numbers: Numbers, *, calibrated_amax: float | None) -> Tensor:
     if numbers.scale is Scale.EXPONENT:
         return _power_of_two(amax, numbers.element)
+    whole = amax.amax() if calibrated_amax is None else amax.new_tensor(calibrated_amax)
+    if numbers.granularity is Granularity.TENSOR:
+        amax = whole.expand(amax.shape)
     divisor = amax / (numbers.element.max + (0.5 if numbers.scale is Scale.RANGE else 0.0))
     if numbers.scale_element is ScaleElement.BFLOAT16:
         return divisor.bfloat16().float()
     if numbers.scale_element is ScaleElement.E4M3:
-        return _multiples_of_one_number(divisor, amax, numbers.element)
+        return _multiples_of_one_number(divisor, whole, numbers.element)
     return divisor
 
 
-def _multiples_of_one_number(divisor: Tensor, amax: Tensor, element: Element) -> Tensor:
-    """Scales in e4m3 times one number, by which the largest scale of the tensor becomes 448."""
-    factor = Element.E4M3.max * element.max / amax.amax()
+def _multiples_of_one_number(divisor: Tensor, whole: Tensor, element: Element) -> Tensor:
+    """Scales in e4m3 times one number, by which that of the largest magnitude becomes 448."""
+    factor = Element.E4M3.max * element.max / whole
     # As compressed-tensors, for an expert that never saw a token.
     factor = factor.nan_to_num_(nan=1.0, posinf=1.0)
     return nearest_float(divisor * factor, Element.E4M3, saturates=True) / factor

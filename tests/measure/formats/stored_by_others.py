@@ -33,7 +33,7 @@ SCHEMES = {
     "NVFP4": "nvfp4",
 }
 """Of compressed-tensors, and what precheck calls them."""
-BY_GGML = ("q8_0", "q4_0")
+BY_GGML = ("q8_0", "q5_0", "q4_0", "q6_K", "q4_K")
 
 
 def drawn() -> Tensor:
@@ -115,7 +115,7 @@ def by_ggml(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
             None,
         )
         rows = packed[:size].reshape(NUM_ROWS, -1)
-        yield f"{name}.weights", torch.from_numpy(gguf.dequantize(rows, kind))
+        yield f"{name.lower()}.weights", torch.from_numpy(gguf.dequantize(rows, kind))
 
 
 def by_bitsandbytes(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:

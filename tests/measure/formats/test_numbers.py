@@ -15,6 +15,7 @@ from transformers.cache_utils import Fp8QuantizedLayer
 
 from precheck.facts.formats import CACHE_FORMATS, WEIGHT_FORMATS, Granularity, Numbers, Scale
 from precheck.measure.formats.numbers import as_stored, edges, losses
+from precheck.measure.formats.super_blocks import divided
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +60,7 @@ def test_shape_and_dtype_stay_and_the_argument_too(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_16_bits_are_rounded_once_from_what_float32_gives(name: str) -> None:
-    tensor = drawn(2, 3, 4, 128).bfloat16()
+    tensor = drawn(2, 3, 4, 256).bfloat16()
     in_float32 = as_stored(tensor.float(), ALL[name])
     assert torch.equal(as_stored(tensor, ALL[name]), in_float32.bfloat16())
 
@@ -67,7 +68,7 @@ def test_16_bits_are_rounded_once_from_what_float32_gives(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in ALL if name not in SHARED])
 def test_a_slice_is_stored_as_in_the_whole_tensor(name: str) -> None:
     numbers = ALL[name]
-    tensor = drawn(2, 3, 7, 128)
+    tensor = drawn(2, 3, 7, 256)
     whole = as_stored(tensor, numbers)
     assert torch.equal(as_stored(tensor[:, 1:2, 3:5], numbers), whole[:, 1:2, 3:5])
     assert torch.equal(as_stored(tensor.transpose(1, 2), numbers), whole.transpose(1, 2))
@@ -75,8 +76,8 @@ def test_a_slice_is_stored_as_in_the_whole_tensor(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_zeros_stay_zeros_beside_large_numbers_or_alone(name: str) -> None:
-    assert (as_stored(torch.zeros(2, 3, 4, 128), ALL[name]) == 0).all()
-    tensor = drawn(2, 3, 4, 128)
+    assert (as_stored(torch.zeros(2, 3, 4, 256), ALL[name]) == 0).all()
+    tensor = drawn(2, 3, 4, 256)
     tensor[0, 0, 0] = 0
     assert (as_stored(tensor, ALL[name])[0, 0, 0] == 0).all()
     tensor[0, 0, 1, ::2] = 0
@@ -86,7 +87,7 @@ def test_zeros_stay_zeros_beside_large_numbers_or_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_what_is_not_a_number_is_not_hidden(name: str) -> None:
-    tensor = drawn(1, 2, 3, 128)
+    tensor = drawn(1, 2, 3, 256)
     tensor[0, 1, 2, 5] = math.nan
     assert as_stored(tensor, ALL[name])[0, 1, 2, 5].isnan()
     tensor[0, 1, 2, 5] = math.inf
@@ -106,8 +107,8 @@ def test_no_number_is_farther_than_half_a_step_unless_it_was_clipped(
     tensor = torch.tensor(values, dtype=torch.float32).reshape(1, 64)
     error = (as_stored(tensor, numbers) - tensor).abs().max().item()
     amax = tensor.abs().max().item()
-    # the coarsest step beside the largest magnitude, with 4 bits: 2 of 6, or 1 of 7
-    coarsest = {4: 2 / 6, 8: 32 / 448}[numbers.element.num_bits]
+    # the coarsest step beside the largest magnitude: that of E2M1 and of E4M3 is coarser than 1
+    coarsest = {4: 2 / 6, 5: 1 / 15, 6: 1 / 31, 8: 32 / 448}[numbers.element.num_bits]
     clipped = 1 if numbers.scale is Scale.SIGNED_AMAX else 0
     bound = amax * (coarsest / 2 + clipped / 8 + 0.07)
     if numbers.rotation is not None:
@@ -151,7 +152,7 @@ def test_a_calibrated_scale_is_that_of_transformers() -> None:
     assert torch.equal(as_stored(tensor, CACHE_FORMATS["fp8_e4m3_calibrated"].keys), stored)
 
 
-@pytest.mark.parametrize("name", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("name", ["q8_0", "q5_0", "q4_0"])
 @given(st.lists(finite, min_size=64, max_size=64))
 def test_blocks_are_those_of_gguf(name: str, values: list[float]) -> None:
     row = np.array([values], dtype=np.float32)
@@ -159,9 +160,36 @@ def test_blocks_are_those_of_gguf(name: str, values: list[float]) -> None:
     kind = gguf.GGMLQuantizationType[name.upper()]
     with np.errstate(all="ignore"):
         expected = gguf.dequantize(gguf.quantize(row, kind), kind)
-    for numbers in (WEIGHT_FORMATS[name].weights, CACHE_FORMATS[f"{name}_unrotated"].values):
-        stored = as_stored(torch.from_numpy(row), numbers).numpy()
-        np.testing.assert_array_equal(stored, expected)
+    stored = as_stored(torch.from_numpy(row), WEIGHT_FORMATS[name].weights).numpy()
+    np.testing.assert_array_equal(stored, expected)
+
+
+@pytest.mark.parametrize("name", ["q8_0", "q4_0"])
+def test_a_cache_that_is_not_rotated_is_stored_as_weights_are(name: str) -> None:
+    cache = CACHE_FORMATS[f"{name}_unrotated"]
+    assert cache.keys == cache.values == WEIGHT_FORMATS[name].weights
+
+
+@pytest.mark.parametrize(("name", "instead"), [("q4_k", "q5_0"), ("q6_k", "q8_0")])
+def test_rows_that_no_super_block_fills_are_stored_in_another_format(
+    name: str, instead: str
+) -> None:
+    searched, simple = WEIGHT_FORMATS[name].weights, WEIGHT_FORMATS[instead].weights
+    odd, whole = drawn(3, 576), drawn(3, 512)
+    assert torch.equal(as_stored(odd, searched), as_stored(odd, simple))
+    assert not torch.equal(as_stored(whole, searched), as_stored(whole, simple))
+
+
+def test_a_number_is_divided_as_c_divides_it() -> None:
+    """Rounded once: a search in K-quants ends elsewhere after one other ulp."""
+    tensor = drawn(1000)
+    assert np.array_equal(divided(63, tensor).numpy(), np.float32(63) / tensor.numpy())
+
+
+def test_a_searched_scale_loses_less_than_that_of_the_extremes() -> None:
+    tensor = drawn(8, 512)
+    lost = {name: losses(tensor, WEIGHT_FORMATS[name].weights) for name in ("q4_0", "q4_k")}
+    assert lost["q4_k"].rounding < lost["q4_0"].rounding
 
 
 def hadamard(width: int) -> Tensor:
@@ -217,6 +245,31 @@ def test_clipping_and_rounding_are_told_apart() -> None:
     assert losses(tensor, calibrated).clipped_share == 0
 
 
+def test_a_scale_that_was_calibrated_clips_what_calibration_did_not_see() -> None:
+    tensor = drawn(1, 2, 8, 128)
+    calibrated = CACHE_FORMATS["fp8_e4m3_calibrated"].keys
+    amax = tensor.abs().max().item()
+    assert torch.equal(
+        as_stored(tensor, calibrated, calibrated_amax=amax), as_stored(tensor, calibrated)
+    )
+    # a slice is stored as in the whole tensor
+    assert torch.equal(
+        as_stored(tensor[:, 1:], calibrated, calibrated_amax=amax),
+        as_stored(tensor, calibrated)[:, 1:],
+    )
+    assert as_stored(tensor, calibrated, calibrated_amax=1.0).abs().max() == 1.0
+    lost = losses(tensor, calibrated, calibrated_amax=1.0)
+    assert lost.clipped_share == (tensor.abs() > 464 / 448).double().mean().item()
+    # NVFP4 holds 6 times 448 times its scale of the tensor
+    blocks = WEIGHT_FORMATS["nvfp4"].weights
+    assert as_stored(tensor, blocks, calibrated_amax=1.0).abs().max() == 1.0
+    # 448 times a scale of 1.0 in a checkpoint
+    unit = CACHE_FORMATS["fp8_e4m3"].keys
+    assert torch.equal(
+        as_stored(tensor, calibrated, calibrated_amax=448.0), as_stored(tensor, unit)
+    )
+
+
 def test_a_large_offset_is_lost_by_rounding_and_no_scale_cures_it() -> None:
     """The bias of Qwen2's keys: 1 part in 16 of 300 is more than the rest of the channel."""
     tensor = drawn(1, 2, 64, 128) / 3
@@ -234,7 +287,8 @@ def test_edges_are_half_a_step_beyond_the_largest_number() -> None:
     for row in WEIGHT_FORMATS.values():
         share = losses(sound, row.weights).clipped_share
         # beside the largest magnitude, which is stored, one as large of the other sign is not
-        assert share < 0.02 if row.weights.scale is Scale.SIGNED_AMAX else share == 0
+        may_clip = row.weights.scale in {Scale.SIGNED_AMAX, Scale.SEARCHED, Scale.SEARCHED_MIN_MAX}
+        assert share < 0.02 if may_clip else share == 0
 
 
 def test_a_block_does_not_hear_of_its_neighbours() -> None:
