@@ -11,7 +11,7 @@ from precheck.checkpoint.output.folders import check_empty, check_parent
 from precheck.errors import ScanInterrupted, UsageError
 from precheck.facts import devices, format_names
 from precheck.judge import judge
-from precheck.judge.thresholds import DEGRADED_FORMAT_KL_DIVERGENCE
+from precheck.judge.thresholds import LOST_IN_ONE_PART
 from precheck.records.configuration import Configuration
 from precheck.records.precision import Accumulation, Dtype
 from precheck.records.prompts import ImagePrompt
@@ -130,7 +130,7 @@ def scan(
         accumulations=_accumulations(accumulations),
         kv_cache_dtypes=format_names.cache_names(_each(kv_cache_dtypes)),
         quantizations=format_names.weight_names(_each(quantizations)),
-        format_limit=DEGRADED_FORMAT_KL_DIVERGENCE.value,
+        format_limit=LOST_IN_ONE_PART.value,
         capsule=None if capsule is None else Path(capsule),
     )
     _check_combination(model, request)

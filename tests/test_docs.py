@@ -19,7 +19,16 @@ from precheck import cli
 from precheck.checkpoint.gallery import GALLERY
 from precheck.errors import ExitCode
 from precheck.judge.findings.rules import RULES
-from precheck.records import advice, answers, finding, report, sizes, stored, traces
+from precheck.records import (
+    advice,
+    answers,
+    finding,
+    format_loss,
+    report,
+    sizes,
+    stored,
+    traces,
+)
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,7 +37,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_IN_THE_REPORT = {"Measurements", "RunTrace"}
 RECORDS = {
     name: record
-    for module in (report, advice, answers, sizes, stored, traces, finding)
+    for module in (report, advice, answers, sizes, stored, traces, finding, format_loss)
     for name, record in vars(module).items()
     if is_dataclass(record) and record.__module__ == module.__name__
 }

@@ -27,15 +27,24 @@ DEGRADED_KL_DIVERGENCE = Threshold(
     source="https://github.com/huggingface/transformers/pull/33317 and make real",
 )
 DEGRADED_FORMAT_KL_DIVERGENCE = Threshold(
-    value=0.1,
+    value=0.2,
     unit="nat, as for dtypes; of a run whose cache or weights are stored in a format",
     reason=(
-        "What people accept is below it: 4-bit weights of Llama-3.2-3B 0.085, q4 of Llama-3-8B "
-        "0.03, MXFP4 of Qwen3.8-27B 0.057 with 90% of first choices kept; 8-bit formats 1e-4 to "
-        "0.03. What they report is above: a 4-bit cache of Llama-3.2-1B 0.148 with 20% of choices "
-        "changed, MXFP4 with 4-bit activations 0.13, a 4-bit cache of Qwen2.5-7B 9.4."
+        "What people deploy is below it: 8-bit formats 1e-4 to 0.09, 4-bit weights of "
+        "Llama-3.2-1B 0.158 and of the 3B 0.085, MXFP4 of Qwen3.8-27B 0.057 (0.13 with 4-bit "
+        "activations). What they report is above: an fp8 cache of Qwen2-7B, ln(34.8 / 22.6) = 0.43 "
+        "from perplexities, a 4-bit cache of Qwen2.5-7B 9.4."
     ),
-    source="https://github.com/ggml-org/llama.cpp/discussions/27315 and docs/formats.md",
+    source="docs/formats.md",
+)
+LOST_IN_ONE_PART = Threshold(
+    value=0.1,
+    unit="nat, where one part of the model loses at least half of it by itself",
+    reason=(
+        "Half of what is called degraded. A loss that all layers share is the price of a format; "
+        "one that a single part has can be avoided, and grows with what makes that part large."
+    ),
+    source="tests/measure/formats/test_plants.py",
 )
 DEGRADED_RELATIVE_ERROR = Threshold(
     value=0.1,

@@ -15,21 +15,13 @@ from precheck.records.tightest import tightest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from precheck.records.format_loss import FormatCulprits
     from precheck.records.loss import Loss
     from precheck.records.traces import Headroom, Overflow, RunTrace
 
 
-def is_degraded(figures: Loss, *, has_format: bool = False) -> bool:
-    """Whether a figure of a run's precision is beyond its threshold.
-
-    Args:
-        figures: the run's.
-        has_format: something is stored in a format, which may cost more than a dtype. Where there
-            is a KL divergence it decides alone: the error of what is stored does not tell how much
-            worse the answers are (https://github.com/ahb-sjsu/turboquant-pro/issues/98).
-    """
-    if has_format and figures.kl_divergence is not None:
-        return figures.kl_divergence > thresholds.DEGRADED_FORMAT_KL_DIVERGENCE.value
+def is_degraded(figures: Loss) -> bool:
+    """Whether a figure of a run's precision is beyond its threshold."""
     answers = figures.answers
     of_scores = answers is not None and answers.kind is AnswerKind.SCORES
     limit = thresholds.DEGRADED_SCORES if of_scores else thresholds.DEGRADED_RELATIVE_ERROR
@@ -39,6 +31,20 @@ def is_degraded(figures: Loss, *, has_format: bool = False) -> bool:
         (None if answers is None else answers.error, limit),
     )
     return any(figure is not None and figure > limit.value for figure, limit in pairs)
+
+
+def is_degraded_by_format(figures: Loss, culprits: FormatCulprits | None) -> bool:
+    """Whether a run whose cache or weights are stored in a format loses too much.
+
+    Where there is a KL divergence it decides alone: the error of what is stored does not tell how
+    much worse the answers are (https://github.com/ahb-sjsu/turboquant-pro/issues/98).
+    """
+    kl_divergence = figures.kl_divergence
+    if kl_divergence is None:
+        return is_degraded(figures)
+    is_in_one_part = culprits is not None and culprits.are_one_part
+    limit = thresholds.DEGRADED_FORMAT_KL_DIVERGENCE
+    return kl_divergence > (thresholds.LOST_IN_ONE_PART if is_in_one_part else limit).value
 
 
 def reference_of(run: RunTrace, *, runs: Sequence[RunTrace]) -> RunTrace | None:
@@ -75,8 +81,11 @@ def _gravest(
         return broken
     figures = loss(trace)
     # A float32 run is only ever compared with another: where they differ (PC305), neither is worse.
-    has_format = trace.configuration.has_format
-    if not trace.configuration.is_reference and is_degraded(figures, has_format=has_format):
+    if trace.configuration.has_format:
+        loses_too_much = is_degraded_by_format(figures, trace.format_culprits)
+    else:
+        loses_too_much = not trace.configuration.is_reference and is_degraded(figures)
+    if loses_too_much:
         return Verdict.DEGRADED, figures.sentence
     if trace.overflows:
         return Verdict.ABSORBED, _absorbed_reason(trace, figures=figures)

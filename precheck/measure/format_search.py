@@ -20,7 +20,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from precheck.measure.blame.mechanisms import Classifier
-from precheck.measure.formats.culprit import cause_of, worst_channel
+from precheck.measure.formats.culprit import cause_of, rounding_of, worst_channel
 from precheck.measure.formats.parts import Parts, Storing
 from precheck.measure.lockstep.clock import Clock
 from precheck.measure.lockstep.figures.run_totals import RunTotals
@@ -103,7 +103,7 @@ class FormatSearch:
 
     def _described(self, name: str, kl_divergence: float, parts: Parts) -> FormatPart:
         of_part = {full: stats for full, stats in parts.stats.items() if _switch(full) == name}
-        full = max(of_part, key=lambda full: of_part[full].rounding)
+        full = max(of_part, key=lambda full: rounding_of(of_part[full]))
         stats, what = of_part[full], full.rpartition(".")[2]
         head, channel = worst_channel(stats)
         module = self._module(_unit(name))
@@ -116,7 +116,7 @@ class FormatSearch:
             kl_divergence=kl_divergence,
             abs_max=float(stats.largest.max()),
             clipped_share=stats.clipped_share,
-            rounding=stats.rounding,
+            rounding=rounding_of(stats),
             head=head if what in _OF_A_CACHE else None,
             channel=channel,
             cause=cause,

@@ -44,7 +44,9 @@ class FormatPart:
     clipped_share: float
     """Share of its numbers that are beyond the largest of the format: a scale would cure them."""
     rounding: float
-    """Root mean square of what rounding changed, over that of the numbers: a scale does not."""
+    """Root mean square of what rounding changed, over the deviation of a channel's numbers from
+    their mean: of the median channel, or of ``channel`` if that loses more. A scale does not cure
+    it."""
     head: int | None
     """Of keys and values: the head that loses most."""
     channel: int
@@ -73,3 +75,8 @@ class FormatCulprits:
     are few enough."""
     kl_divergence_left_out: float | None = None
     """Measured with them in the dtype."""
+
+    @property
+    def are_one_part(self) -> bool:
+        """Whether one part loses at least half of it by itself."""
+        return bool(self.parts) and self.parts[0].kl_divergence >= self.kl_divergence / 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from precheck.judge.thresholds import DEGRADED_FORMAT_KL_DIVERGENCE
+from precheck.judge.thresholds import DEGRADED_FORMAT_KL_DIVERGENCE, LOST_IN_ONE_PART
 from precheck.records.finding import USABLE, Confidence, Finding, Severity, Verdict
 from precheck.records.format_loss import Cause
 from precheck.records.loss import loss
@@ -26,6 +26,25 @@ _CAUSES = {
     Cause.TOKEN: "is that large in few tokens",
     Cause.CHANNEL: "is far larger than the other channels",
 }
+
+
+def spread_loss(evidence: Evidence) -> Iterator[Finding]:
+    """Runs that lose a good part of what is tolerable, in all layers alike: a format's price."""
+    for index, run in evidence.with_verdict(*USABLE, has_format=True):
+        lost = loss(run).kl_divergence
+        if lost is None or lost <= LOST_IN_ONE_PART.value:
+            continue
+        yield Finding(
+            code="PC605",
+            severity=Severity.NOTE,
+            confidence=Confidence.MEASURED,
+            runs=(index,),
+            message=(
+                f"{run.name} costs {_figures(run)}. No part loses most of it: that is what this"
+                " format costs this model, not a fault of one layer."
+            ),
+            advice="Compare with your own benchmark; a format with more bits costs less.",
+        )
 
 
 def _costs_accuracy(evidence: Evidence, *, code: str, field: str) -> Iterator[Finding]:
@@ -58,8 +77,9 @@ def _figures(run: Run) -> str:
     figures = loss(run)
     if figures.kl_divergence is None:
         return figures.sentence
-    limit = f"tolerated: {DEGRADED_FORMAT_KL_DIVERGENCE.value}"
-    words = f"KL {nats(figures.kl_divergence)} nat ({limit})"
+    is_one_part = run.format_culprits is not None and run.format_culprits.are_one_part
+    limit = LOST_IN_ONE_PART if is_one_part else DEGRADED_FORMAT_KL_DIVERGENCE
+    words = f"KL {nats(figures.kl_divergence)} nat (tolerated: {limit.value})"
     if run.format_loss is not None and run.format_loss.kl_divergence is not None:
         words += f", {nats(run.format_loss.kl_divergence)} against the run without the format"
     if run.logits is not None and run.logits.top1_agreement is not None:
@@ -86,7 +106,7 @@ def _reason(part: FormatPart) -> str:
     size = f"{head}channel {part.channel} reaches {magnitude(part.abs_max)}{cause}"
     if part.clipped_share:
         return f"{size}; {percent(part.clipped_share)} of the numbers are clipped"
-    return f"{size}; rounding changes the numbers by {percent(part.rounding)}"
+    return f"{size}; rounding changes {percent(part.rounding)} of what varies"
 
 
 def _left_out(culprits: FormatCulprits | None) -> str:

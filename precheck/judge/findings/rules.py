@@ -86,6 +86,7 @@ RULES = (
     Rule("PC509", "the modeling code clamps values", checkpoint.clamps),
     Rule("PC615", "the cache's scales are not calibrated", cache_scales.uncalibrated),
     Rule("PC405", "something is assumed about a device", device.assumed),
+    Rule("PC605", "a format costs what such a format costs", formats.spread_loss),
     Rule("PC902", "probes were not run", coverage.probes_not_run),
     Rule("PC903", "nothing was run", unmeasured.nothing_was_run),
 )

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from precheck.records.format_loss import Cause
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from precheck.measure.formats.parts import PartStats
 
 _CONSTANT = 0.9
 """Mean over root mean square of a channel in which every token has about the same number."""
+
+_MOST = 0.5
+"""Share of all squares in one position, such as the first, where attention has its sink."""
 
 _FAR_LARGER = 4.0
 """Times the median of the others: a normal distribution of 1,000 numbers reaches 3.3 deviations,
@@ -32,6 +33,17 @@ def worst_channel(stats: PartStats) -> tuple[int, int]:
     return head, int(stats.largest[head].argmax())
 
 
+def rounding_of(stats: PartStats) -> float:
+    """What rounding changed over what varies: of the median channel, or the worst if that is more.
+
+    A channel that is large by itself loses its own digits where steps are relative, and those of
+    the others where it sets their scale.
+    """
+    head, channel = worst_channel(stats)
+    lost = stats.lost[head]
+    return max(float(lost.median()), float(lost[channel]))
+
+
 def cause_of(stats: PartStats, *, head: int, channel: int, has_bias: bool) -> Cause | None:
     """Why a channel is large; None where it is not larger than the others.
 
@@ -43,16 +55,11 @@ def cause_of(stats: PartStats, *, head: int, channel: int, has_bias: bool) -> Ca
     """
     mean = float(stats.total[head, channel]) / stats.count
     rms = (float(stats.squares[head, channel]) / stats.count) ** 0.5
-    if not _is_far_larger(stats.largest[head], channel):
-        return Cause.TOKEN if _has_large_token(stats) else None
+    by_position = stats.squares_by_position
+    if float(by_position.max()) > _MOST * float(by_position.sum()):
+        return Cause.TOKEN
+    if float(stats.largest[head, channel]) <= _FAR_LARGER * float(stats.largest[head].median()):
+        return None
     if abs(mean) > _CONSTANT * rms:
         return Cause.BIAS if has_bias else Cause.CONSTANT
-    return Cause.TOKEN if _has_large_token(stats) else Cause.CHANNEL
-
-
-def _has_large_token(stats: PartStats) -> bool:
-    return _is_far_larger(stats.largest_by_token, int(stats.largest_by_token.argmax()))
-
-
-def _is_far_larger(largest: Tensor, index: int) -> bool:
-    return float(largest[index]) > _FAR_LARGER * float(largest.median())
+    return Cause.CHANNEL

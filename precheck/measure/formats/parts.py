@@ -38,8 +38,8 @@ class PartStats:
     """How many are beyond the largest number of the format."""
     count: int
     """Numbers in each channel."""
-    largest_by_token: Tensor
-    """Largest magnitude in each position of the longest row, ``(seq,)``."""
+    squares_by_position: Tensor
+    """Sum of all squares in each position, of as many as the longest row has, ``(seq,)``."""
 
     @property
     def clipped_share(self) -> float:
@@ -47,18 +47,24 @@ class PartStats:
         return float(self.clipped.sum()) / (self.clipped.numel() * self.count)
 
     @property
-    def rounding(self) -> float:
-        """Root mean square of what rounding changed, over that of the numbers."""
-        squares = float(self.squares.sum())
-        return (float(self.errors.sum()) / squares) ** 0.5 if squares else 0.0
+    def lost(self) -> Tensor:
+        """What rounding changed over what varies, ``(heads, channels)``.
+
+        Root mean squares, the second round the mean of each channel: what is the same in every
+        token tells nothing.
+        """
+        mean = self.total / self.count
+        variance = (self.squares / self.count - mean.square()).clamp(min=0.0)
+        error = self.errors / self.count
+        return (error / variance).nan_to_num(nan=0.0, posinf=0.0).sqrt()
 
     def merge(self, other: PartStats) -> PartStats:
         """Of both batches."""
         longer, shorter = sorted(
-            (self.largest_by_token, other.largest_by_token), key=len, reverse=True
+            (self.squares_by_position, other.squares_by_position), key=len, reverse=True
         )
-        by_token = longer.clone()
-        by_token[: len(shorter)] = torch.maximum(by_token[: len(shorter)], shorter)
+        by_position = longer.clone()
+        by_position[: len(shorter)] += shorter
         return PartStats(
             largest=torch.maximum(self.largest, other.largest),
             total=self.total + other.total,
@@ -66,7 +72,7 @@ class PartStats:
             errors=self.errors + other.errors,
             clipped=self.clipped + other.clipped,
             count=self.count + other.count,
-            largest_by_token=by_token,
+            squares_by_position=by_position,
         )
 
 
@@ -116,7 +122,7 @@ def _stats(tensor: Tensor, stored: Tensor, numbers: Numbers) -> PartStats:
         errors=rounding.square().sum(dim=(0, 2)),
         clipped=is_clipped.double().sum(dim=(0, 2)),
         count=values.shape[0] * values.shape[2],
-        largest_by_token=magnitude.amax(dim=(0, 1, 3)),
+        squares_by_position=values.square().sum(dim=(0, 1, 3)),
     )
 
 
