@@ -74,6 +74,7 @@ def uncalibrated(evidence: Evidence) -> Iterator[Finding]:
 
 def out_of_measured_range(evidence: Evidence) -> Iterator[Finding]:
     """Scales under which keys or values that were measured do not fit, or hardly show."""
+    # a static check, and a report of an earlier version, measured none
     measured = [
         MeasuredCache(module=row.module, key=row.key, value=row.value)
         for row in getattr(evidence.measurements, "key_values", ())
