@@ -15,7 +15,7 @@ from precheck.records.finding import VERBS, Finding, Verdict
 from precheck.records.plain import check_bounds, check_schema, written_by
 from precheck.records.plain import plain as plain_data
 from precheck.records.precision import Dtype
-from precheck.records.sizes import AttentionFacts, CacheSize, Widths
+from precheck.records.sizes import AttentionFacts, CacheSize, KeyValueRange, Widths
 from precheck.records.stored import Renaming, ShapeFault, TensorFault, Tie
 from precheck.records.traces import Coverage, Headroom, Overflow, Probe, RunTrace
 
@@ -220,6 +220,7 @@ class Measurements:
     """Why ``complete`` is false."""
     is_static: bool = False
     """Nothing was run: config, headers and weights were read."""
+    key_values: tuple[KeyValueRange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,6 +285,7 @@ class Report:
     """Flags of the command that change the scan besides dtypes, attention and device."""
     is_static: bool = False
     """Nothing was run: config, headers and weights were read, and all advice is predicted."""
+    key_values: tuple[KeyValueRange, ...] = ()
 
     def __repr__(self) -> str:
         """One line: a report has a thousand fields."""

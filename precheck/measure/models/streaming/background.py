@@ -75,6 +75,10 @@ class BackgroundReader:
         """Leaves the memory of a tensor that a model returned to whoever holds it."""
         self._reader.disown(tensor)
 
+    def vector(self, name: str) -> Tensor | None:
+        """A stored parameter of one dimension; None if it was not read."""
+        return self._run(partial(self._reader.vector, name))
+
     def audit(self, *, is_complete: bool) -> CheckpointAudit:
         """The audit of what was read so far, or of everything."""
         return self._run(partial(self._reader.audit, is_complete=is_complete))

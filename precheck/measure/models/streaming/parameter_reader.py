@@ -281,6 +281,13 @@ class ParameterReader:
             self._part = memory
         return found
 
+    def vector(self, name: str) -> Tensor | None:
+        """A parameter of one dimension, by its first name; None if it was not read as it is."""
+        conversion = self._parameters.conversion_of[name]
+        if conversion.converter is not None:
+            return None
+        return self._tensors.vectors.get(conversion.sources[0])
+
     def audit(self, *, is_complete: bool) -> CheckpointAudit:
         """The audit of what was read so far, or of everything; nothing loaded is used any more."""
         self._drop_current()

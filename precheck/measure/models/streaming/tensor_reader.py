@@ -88,6 +88,11 @@ class TensorReader:
         """Largest magnitude of whole tensors that were read; inf if one is not finite."""
         return max(self._peaks[name] for name in names)
 
+    @property
+    def vectors(self) -> dict[str, Tensor]:
+        """Small tensors of one dimension that were audited, in float32 on the CPU."""
+        return self._auditor.vectors
+
     def audit(self, *, is_complete: bool) -> CheckpointAudit:
         """The audit of what was read so far, or of everything: the rest is then read in parts."""
         for name in self.stored if is_complete else ():
