@@ -75,7 +75,8 @@ def _rounded(rows: Sequence[KeyValueRange]) -> list[_Rounded]:
 def _rounding(rounded: Sequence[_Rounded]) -> str:
     row, bias, moved = rounded[0]
     others = tuple(f"{each.row.layer} ({magnitude(each.moved)})" for each in rounded[1:])
-    also = f"; also in layers {listed(others)}" if others else ""
+    layers = "layer" if len(others) == 1 else "layers"
+    also = f"; also in {layers} {listed(others)}" if others else ""
     return (
         f"{bias.name} has a norm of {magnitude(bias.norm)} and elements up to "
         f"{magnitude(bias.abs_max)}: every key has it, and e4m3, with three bits behind the "

@@ -128,13 +128,14 @@ def _operands(graph: Graph, node: OpNode, origins: list[Origin | None]) -> Atten
         for place, source in enumerate(_source(graph, origin) for origin in origins)
     )
     source = _source(graph, origins[1])
+    head_dim = None if source is None or not key else _head_dim(source)
     return AttentionOperands(
         scores=node.index,
         query=query,
         key=key,
         value=value,
-        head_dim=_head_dim(source),
-        projection=_key_projection(graph, source, roots),
+        head_dim=head_dim,
+        projection=_key_projection(graph, source, roots, head_dim=head_dim),
         is_key_normalised=_is_normalised(graph, source),
     )
 
@@ -184,9 +185,9 @@ def _num_elements(graph: Graph, indices: Iterable[int]) -> int:
     return sum(_size(graph.nodes[index]) for index in indices)
 
 
-def _head_dim(key: OpNode | None) -> int | None:
+def _head_dim(key: OpNode) -> int | None:
     """The size of a head, where the operation behind the key gives ``(batch, heads, seq, dim)``."""
-    return key.shape[-1] if key is not None and len(key.shape) == 4 else None  # noqa: PLR2004
+    return key.shape[-1] if len(key.shape) == 4 else None  # noqa: PLR2004
 
 
 def _is_normalised(graph: Graph, key: OpNode | None) -> bool:
@@ -204,7 +205,7 @@ def _is_normalised(graph: Graph, key: OpNode | None) -> bool:
 
 
 def _key_projection(
-    graph: Graph, source: OpNode | None, roots: list[frozenset[Origin]]
+    graph: Graph, source: OpNode | None, roots: list[frozenset[Origin]], *, head_dim: int | None
 ) -> KeyProjection | None:
     """The projection of the keys; None if it is not known which of its columns they are."""
     queries, keys, values = roots
@@ -213,7 +214,6 @@ def _key_projection(
     node = graph.nodes[next(iter(keys)).node]
     if node.index not in {root.node for root in queries | values}:
         return KeyProjection(index=node.index, is_whole=True, columns=(slice(None),))
-    head_dim = _head_dim(source)
     if head_dim is None or source.index == node.index:
         return None
     columns = node.shape[-1]

@@ -28,13 +28,15 @@ class WatchingCache(transformers.DynamicCache):
         super().__init__()
         self._mask, self._largest = mask, largest
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> Any:
-        for name, tensor in (("key", keys), ("value", values)):
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        for name, tensor in (("key", key_states), ("value", value_states)):
             by_token = tensor.transpose(1, 2)
             real = by_token if self._mask is None else by_token[self._mask.bool()]
-            before = self._largest.get((name, layer), 0.0)
-            self._largest[name, layer] = max(before, float(real.abs().max()))
-        return super().update(keys, values, layer, *args, **kwargs)
+            before = self._largest.get((name, layer_idx), 0.0)
+            self._largest[name, layer_idx] = max(before, float(real.abs().max()))
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
 def cached(model: PreTrainedModel, found: list[Pass]) -> dict[tuple[str, int], float]:
