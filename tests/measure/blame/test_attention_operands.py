@@ -112,3 +112,31 @@ def test_what_a_cache_holds_is_known_without_one(
             assert 0.2 * largest < seen <= largest * (1 + 1e-5)
         else:
             assert seen == pytest.approx(largest, rel=1e-5)
+
+
+def test_cross_attention_has_rows_of_its_own(tmp_path: Path) -> None:
+    model = tiny_of(tiny_config("t5", num_layers=2))
+    save_checkpoint(model, tmp_path, tokenizer=True)
+    with passes() as found:
+        report = scan(tmp_path, dtypes=["float16"], attn_implementations=["eager"], quick=True)
+    largest: dict[str, float] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_module: object, _args: object, output: Tensor) -> None:
+            largest[name] = max(largest.get(name, 0.0), float(output.abs().max()))
+
+        return hook
+
+    for name, module in model.named_modules():
+        if name.endswith(("Attention.k", "Attention.v")):
+            module.register_forward_hook(keep(name))
+    for each in found:
+        if each.configuration[0] == "float32":
+            assert each.batch.attention_mask is None
+            with torch.no_grad():
+                model(**plain_inputs(each.batch), use_cache=False)
+    assert {row.module for row in report.key_values} == {name[:-2] for name in largest}
+    assert len(report.key_values) == 2 + 2 * 2
+    for row in report.key_values:
+        assert row.key == pytest.approx(largest[f"{row.module}.k"], rel=1e-5)
+        assert row.value == pytest.approx(largest[f"{row.module}.v"], rel=1e-5)
