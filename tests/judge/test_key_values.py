@@ -70,6 +70,10 @@ def test_names_the_layers_that_matter_the_worst_first() -> None:
     assert found is not None
     assert found.modules == tuple(f"model.layers.{index}.self_attn.k_proj.bias" for index in (2, 0))
     assert found.layer == 2
+    assert found.gist == (
+        "A key-value cache in fp8 would lose accuracy: model.layers.2.self_attn.k_proj.bias has a "
+        "norm of 816 and elements up to 204"
+    )
     assert "norm of 816 and elements up to 204" in found.message
     assert "by up to 51.0 nat in layer 2; also in layer 0 (33.0);" in found.message
     assert "--kv-cache-dtype-skip-layers 0 2)" in found.advice

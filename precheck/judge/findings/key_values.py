@@ -51,7 +51,7 @@ def fp8_cache(evidence: Evidence) -> Iterator[Finding]:
         section=affected[0].section,
         module=modules[0],
         modules=tuple(dict.fromkeys(modules)),
-        message=f"A key-value cache in fp8 would lose accuracy. {' '.join(why)}",
+        message=f"A key-value cache in fp8 would lose accuracy: {' Besides, '.join(why)}",
         advice=_advice(layers, only_clips=not rounded),
     )
 
@@ -79,7 +79,7 @@ def _rounding(rounded: Sequence[_Rounded]) -> str:
     also = f"; also in {layers} {listed(others)}" if others else ""
     return (
         f"{bias.name} has a norm of {magnitude(bias.norm)} and elements up to "
-        f"{magnitude(bias.abs_max)}: every key has it, and e4m3, with three bits behind the "
+        f"{magnitude(bias.abs_max)}. Every key has it, and e4m3, with three bits behind the "
         "leading one, rounds away what tells one key from another. With queries up to "
         f"{magnitude(row.query or 0.0)}, scores move by up to {magnitude(moved)} nat in layer "
         f"{row.layer}{also}; a calibrated scale does not help."
@@ -90,8 +90,8 @@ def _clipping(clipped: Sequence[KeyValueRange]) -> str:
     row = clipped[0]
     what = "key" if row.key == _largest(row) else "value"
     return (
-        f"{row.module} has a {what} of {magnitude(_largest(row))}: without a calibrated scale, "
-        f"e4m3 clips at {magnitude(E4M3_MAX)}."
+        f"{row.module} has a {what} of {magnitude(_largest(row))}, and e4m3 clips at "
+        f"{magnitude(E4M3_MAX)} without a calibrated scale."
     )
 
 
