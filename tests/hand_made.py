@@ -6,15 +6,9 @@ from dataclasses import replace
 
 from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype, headroom_bits
-from precheck.records.report import (
-    CheckpointAudit,
-    Device,
-    Environment,
-    Measurements,
-    ModelFacts,
-)
+from precheck.records.report import Device, Environment, Measurements, ModelFacts
 from precheck.records.sizes import AttentionFacts, CacheSize, Widths
-from precheck.records.stored import TensorFault
+from precheck.records.stored import CheckpointAudit, TensorFault
 from precheck.records.traces import (
     Coverage,
     Divergence,

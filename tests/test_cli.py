@@ -24,14 +24,8 @@ from precheck.records.configuration import Configuration
 from precheck.records.finding import Verdict
 from precheck.records.precision import Dtype
 from precheck.records.progress import Announcement, Step
-from precheck.records.report import (
-    CheckpointAudit,
-    Device,
-    Environment,
-    ModelFacts,
-    Report,
-    Run,
-)
+from precheck.records.report import Device, Environment, ModelFacts, Report, Run
+from precheck.records.stored import CheckpointAudit
 from precheck.records.traces import Coverage, Probe
 from precheck.render import Format
 from tests import hand_made

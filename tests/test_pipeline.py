@@ -15,13 +15,8 @@ import precheck
 from precheck.errors import ScanInterrupted, UsageError
 from precheck.pipeline import scan
 from precheck.records.precision import Dtype
-from precheck.records.report import (
-    CheckpointAudit,
-    Environment,
-    Measurements,
-    ModelFacts,
-    Report,
-)
+from precheck.records.report import Environment, Measurements, ModelFacts, Report
+from precheck.records.stored import CheckpointAudit
 from precheck.records.traces import Coverage, Probe, RunTrace
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ import xxhash
 from precheck.checkpoint.checksum import BLOCK_BYTES, METHOD, Checksum
 from precheck.checkpoint.faults.zeros import layer_of, lost_weights
 from precheck.checkpoint.tensor_audit import CHUNK_ELEMENTS, Scratch, TensorAudit, audit_chunk
-from precheck.records.report import CheckpointAudit
-from precheck.records.stored import TensorFault
+from precheck.records.stored import CheckpointAudit, TensorFault
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +30,8 @@ class CheckpointAuditor:
     """
 
     def __init__(self, weights: Weights) -> None:
+        self.vectors: dict[str, torch.Tensor] = {}
+        """Copies of small tensors of one dimension, biases above all, in float32."""
         self._weights = weights
         self._audits: dict[str, TensorAudit] = {}
         self._checksums: defaultdict[str, Checksum] = defaultdict(Checksum)
@@ -51,6 +52,7 @@ class CheckpointAuditor:
                     self._checksums[name].extend([digest])
                     self._audits[name] = self._audits[name].merge(audit)
                 self._num_read[name] = tensors[name].numel()
+                self._keep_vector(name, tensors[name])
         return {name: self._audits[name] for name in tensors}
 
     def add_part(self, name: str, rows: torch.Tensor) -> None:
@@ -59,6 +61,13 @@ class CheckpointAuditor:
             audit = _audit_block(block, self._checksums[name])
             self._audits[name] = self._audits.get(name, TensorAudit()).merge(audit)
         self._num_read[name] += rows.numel()
+        self._keep_vector(name, rows)
+
+    def _keep_vector(self, name: str, values: torch.Tensor) -> None:
+        """Keeps a whole tensor, which may be gone when its data flow is known."""
+        is_whole = values.dim() == 1 and (values.numel(),) == tuple(self._weights.shape(name))
+        if is_whole and values.is_floating_point() and values.numel() <= CHUNK_ELEMENTS:
+            self.vectors[name] = values.detach().cpu().to(torch.float32, copy=True)
 
     def result(self) -> CheckpointAudit:
         """The audit of what was read; the fields that need a model are left empty."""

@@ -10,13 +10,13 @@ from precheck.facts import format_names
 from precheck.judge.baseline import Accepted, accept, read_baseline
 from precheck.judge.gate import FailOn, gate
 from precheck.records.configuration import Configuration
-from precheck.records.gate import Outcome
+from precheck.records.outcomes.gate import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from precheck.records.gate import Gate
+    from precheck.records.outcomes.gate import Gate
     from precheck.records.report import Report
 
 

@@ -52,7 +52,7 @@ from precheck.errors import ExitCode, ScanInterrupted
 from precheck.facts.engines import EngineName
 from precheck.judge.gate import FailOn
 from precheck.measure.processes import is_first_process
-from precheck.records.gate import Outcome
+from precheck.records.outcomes.gate import Outcome
 from precheck.records.report import Report
 from precheck.render import Format
 

@@ -24,7 +24,7 @@ from precheck.render.parts.redaction import redacted
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from precheck.records.gate import Gate
+    from precheck.records.outcomes.gate import Gate
     from precheck.records.prompts import Prompt
     from precheck.records.report import Report
 

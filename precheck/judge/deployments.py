@@ -10,8 +10,8 @@ from precheck.judge.evidence import Evidence
 from precheck.judge.prediction import predict
 from precheck.judge.targets import targets
 from precheck.records.finding import USABLE, VERBS, Verdict
-from precheck.records.gate import Deployment
 from precheck.records.mechanism import MECHANISMS
+from precheck.records.outcomes.gate import Deployment
 from precheck.records.precision import Dtype
 from precheck.records.quantities import listed
 

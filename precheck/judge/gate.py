@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from precheck.judge.deployments import deployments
 from precheck.records.finding import Severity
-from precheck.records.gate import Gate, Outcome
+from precheck.records.outcomes.gate import Gate, Outcome
 from precheck.records.traces import Section
 
 if TYPE_CHECKING:

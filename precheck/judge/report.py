@@ -61,6 +61,7 @@ def judge(measurements: Measurements, *, gpus: tuple[str, ...] = (), version: st
         recommendation=first,
         other_recommendations=tuple(rest),
         is_static=measurements.is_static,
+        key_values=measurements.key_values,
     )
 
 

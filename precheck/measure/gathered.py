@@ -8,6 +8,7 @@ from functools import reduce
 from typing import TYPE_CHECKING
 
 from precheck.measure.blame.peaks import Peaks, headroom_rows
+from precheck.measure.lockstep.figures.key_values import KeyValueTotals
 from precheck.measure.lockstep.figures.run_totals import RunTotals
 from precheck.measure.machine.environment import read_environment
 from precheck.measure.models.from_pretrained import SEED
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from precheck.measure.prepared import Prepared
     from precheck.measure.probes.batch import Batch
     from precheck.records.format_loss import FormatCulprits
-    from precheck.records.report import CheckpointAudit
+    from precheck.records.stored import CheckpointAudit
     from precheck.records.traces import Generation, RunTrace
 
 _REFUSED = "the model refuses it"
@@ -121,6 +122,9 @@ def measurements(prepared: Prepared, inputs: Inputs, gathered: Gathered) -> Meas
         coverage=_coverage(inputs, gathered, totals),
         runs=(*_traces(prepared, gathered, totals), *prepared.failed),
         headroom=headroom_rows(_peaks(prepared, totals)),
+        key_values=reduce(
+            KeyValueTotals.merge, (run.key_values for run in totals), KeyValueTotals()
+        ).rows(prepared.models.vector),
         seed=SEED,
         options=prepared.request.options,
         complete=is_complete,

@@ -1,8 +1,8 @@
-"""What is wrong with how tensors are stored: names, shapes, ties, and scales of packed ones."""
+"""What the stored weights are, and what is wrong with them: names, shapes, ties, scales."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -142,3 +142,65 @@ class ScaleAudit:
         faults = [fault for fault in self.faults if fault.kind in kinds]
         weights = (fault.weight for fault in faults if fault.weight is not None)
         return frozenset({*weights, *(fault.name for fault in faults)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointAudit:
+    """What the stored weights are, without running them."""
+
+    missing: tuple[str, ...] = ()
+    """Parameters the model has and the checkpoint lacks: newly initialised, so random."""
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+    """Parameters stored with another shape: newly initialised too."""
+    shapes: tuple[ShapeFault, ...] = ()
+    """Both shapes of each of these; empty in reports of earlier versions."""
+    renamings: tuple[Renaming, ...] = ()
+    """Missing parameters that are stored under one of the unexpected names."""
+    untied: tuple[Tie, ...] = ()
+    """Tied by the config, but stored with different values."""
+    tieable: tuple[Tie, ...] = ()
+    """Missing, not tied in the config, but of the same shape as a possible source."""
+    unscaled: tuple[str, ...] = ()
+    """Stored weights in float8, or packed, that are used without the scale they need."""
+    unread_scales: tuple[str, ...] = ()
+    """Stored scales that nothing reads, although their weights are used."""
+    scales: ScaleAudit = field(default_factory=ScaleAudit)
+    """Of a quantised checkpoint."""
+    all_zero: tuple[str, ...] = ()
+    """Weights without an element that is not zero, unlike those of other layers."""
+    zero_scales: tuple[str, ...] = ()
+    """Those of them that are zero because all of their scales are."""
+    nonfinite: tuple[TensorFault, ...] = ()
+    out_of_float16_range: tuple[TensorFault, ...] = ()
+    """Finite weights that become inf when cast to float16."""
+    num_elements: int = 0
+    """Floating-point elements audited."""
+    num_float16_zero: int = 0
+    """Nonzero weights that become zero in float16."""
+    num_float16_subnormal: int = 0
+    """Weights that become subnormal in float16."""
+    kept_in_float32: tuple[str, ...] = ()
+    """Modules the architecture keeps in float32 when loaded with ``dtype=float16``."""
+    num_kept_in_float32: int = 0
+    """Their elements."""
+    rounded_buffers: tuple[str, ...] = ()
+    """Of a live module: buffers that a cast of the whole module rounded to 16 bits."""
+    rounded_parameters: tuple[str, ...] = ()
+    """Of a live module: parameters in 16 bits that a load would have left in float32."""
+    size_bytes: int = 0
+    checksum: str = "crc32"
+    """The checksum of each tensor in the digests; ``xxh3_64/8MiB`` in new reports."""
+    digest: str | None = None
+    """SHA-256 over name, dtype, shape and checksum of every tensor; None if not all were read."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """The same, 8 digits each, for the tensors of each layer: tells which one differs."""
+
+    def has_weights_of(self, other: CheckpointAudit) -> bool | None:
+        """Whether the weights are the same.
+
+        None where the digests do not tell: one is missing, or they are of other checksums.
+        """
+        if self.digest is None or other.digest is None or self.checksum != other.checksum:
+            return None
+        return self.digest == other.digest

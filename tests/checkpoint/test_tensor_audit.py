@@ -17,9 +17,8 @@ from precheck.checkpoint.checkpoint_audit import CheckpointAuditor, audit_weight
 from precheck.checkpoint.checksum import METHOD, Checksum
 from precheck.checkpoint.tensor_audit import TensorAudit, audit_tensor
 from precheck.checkpoint.weights import Weights
-from precheck.records.report import CheckpointAudit
 from precheck.records.stats import TensorStats
-from precheck.records.stored import TensorFault
+from precheck.records.stored import CheckpointAudit, TensorFault
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,10 +9,9 @@ from precheck.judge import judge
 from precheck.judge.gate import FailOn, gate
 from precheck.records.configuration import Configuration
 from precheck.records.finding import VERBS, Verdict
-from precheck.records.gate import Outcome
+from precheck.records.outcomes.gate import Outcome
 from precheck.records.precision import Dtype
-from precheck.records.report import CheckpointAudit
-from precheck.records.stored import TensorFault
+from precheck.records.stored import CheckpointAudit, TensorFault
 from tests import hand_made
 from tests.judge import stories
 

@@ -8,8 +8,8 @@ import pytest
 from precheck.judge import judge
 from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Arithmetic, Dtype
-from precheck.records.report import CheckpointAudit, Device
-from precheck.records.stored import TensorFault
+from precheck.records.report import Device
+from precheck.records.stored import CheckpointAudit, TensorFault
 from tests import hand_made
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from precheck.judge.findings.rules import RULES
 from precheck.records.finding import Confidence, Finding, Severity
 from precheck.records.mechanism import MECHANISMS, Mechanism
 from precheck.records.precision import Dtype
-from precheck.records.report import CheckpointAudit, Device
-from precheck.records.stored import Renaming, TensorFault, Tie
+from precheck.records.report import Device
+from precheck.records.stored import CheckpointAudit, Renaming, TensorFault, Tie
 from precheck.records.traces import LONG_TEXT_TOKENS, ODD_START, Probe
 from tests import hand_made
 from tests.judge import stories

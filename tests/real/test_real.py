@@ -110,6 +110,16 @@ def test_smollm2_runs_in_every_dtype() -> None:
     assert {run.verdict for run in scanned("smollm2-135m").runs} <= USABLE
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_warning_of_a_cache_in_fp8(name: str) -> None:
+    report = scanned(name)
+    rows = report.key_values
+    assert len(rows) == report.model.num_decoder_layers
+    assert all(None not in {row.query, row.projected_key, row.key, row.value} for row in rows)
+    assert all(row.is_key_normalised == name.startswith("gemma3") for row in rows)
+    assert "PC601" not in {finding.code for finding in report.findings}
+
+
 def test_minilm_keeps_its_embeddings() -> None:
     report = scanned("minilm-l6")
     assert {run.verdict for run in report.runs} == {Verdict.SAFE}

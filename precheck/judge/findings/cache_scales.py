@@ -77,7 +77,7 @@ def out_of_measured_range(evidence: Evidence) -> Iterator[Finding]:
     # a static check, and a report of an earlier version, measured none
     measured = [
         MeasuredCache(module=row.module, key=row.key, value=row.value)
-        for row in getattr(evidence.measurements, "key_values", ())
+        for row in evidence.measurements.key_values
     ]
     yield from misfits(evidence.measurements.checkpoint.scales, measured)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from precheck.judge.evidence import Evidence
-    from precheck.records.report import CheckpointAudit
+    from precheck.records.stored import CheckpointAudit
     from precheck.records.traces import Headroom
 
 

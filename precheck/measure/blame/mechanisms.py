@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from precheck.checkpoint.torch_dtypes import torch_dtype
+from precheck.measure.blame.attention_operands import attention_operands
 from precheck.measure.blame.graph import Graph, SegmentRole
 from precheck.measure.watch.op_kinds import (
     ADDS,
@@ -30,6 +31,7 @@ from precheck.records.precision import Dtype
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from precheck.measure.blame.attention_operands import AttentionOperands
     from precheck.measure.blame.examine import Producer
     from precheck.measure.watch.segment import OpNode, Segment
 
@@ -37,13 +39,14 @@ _HALVES = frozenset(torch_dtype(dtype) for dtype in Dtype if dtype.is_half)
 
 
 class Classifier:
-    """Says why operations overflow.
+    """Says why operations overflow, and which of them attention reads.
 
     All layers of a kind are built alike, so a graph is only made for a structure that is new.
     """
 
     def __init__(self) -> None:
         self._by_structure: dict[tuple[object, ...], list[Mechanism | None]] = {}
+        self._operands: dict[tuple[object, ...], tuple[AttentionOperands, ...]] = {}
 
     def producer_mechanism(
         self, producer: Producer, segment: Segment, reference: Segment | None, role: SegmentRole
@@ -111,6 +114,14 @@ class Classifier:
                 for node in segment.nodes
             ]
         return self._by_structure[structure]
+
+    def operands(self, segment: Segment, role: SegmentRole) -> tuple[AttentionOperands, ...]:
+        """What every attention of a segment reads, by the index of operations."""
+        key = (_structure(segment, role), tuple(node.shape for node in segment.nodes))
+        if key not in self._operands:
+            graph = Graph(nodes=segment.nodes, role=role)
+            self._operands[key] = attention_operands(graph)
+        return self._operands[key]
 
 
 def _cast_source(cast: OpNode, segment: Segment) -> OpNode | None:

@@ -184,6 +184,12 @@ class Attribution:
                 node=node, abs_max=abs_max, mechanism=mechanism, location=located.location
             )
 
+    def add_key_values(self, located: LocatedSegment) -> None:
+        """Adds how large the keys and values of a decoder layer are: nothing is computed for it."""
+        if located.role is SegmentRole.BLOCK:
+            operands = self._context.classifier.operands(located.segment, located.role)
+            self._totals.key_values.add(operands, located.segment.nodes, location=located.location)
+
     def add_fused_scores(self, located: LocatedSegment) -> None:
         """Adds the scores that eager attention would hold, from the inputs of fused attention."""
         for node, query, key in located.segment.scores:

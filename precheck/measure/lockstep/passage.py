@@ -204,6 +204,7 @@ class Passage:
         self.attribution.add_peaks(located)
         if self._reference is None and self.skeleton.dtype.is_reference:
             self.attribution.add_fused_scores(located)
+            self.attribution.add_key_values(located)
         call.segment.scores.clear()  # the query and key of every fused attention
 
     # Between units, every operation is examined as it runs: there are few of them.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from precheck.checkpoint.quantization import Quantization
     from precheck.checkpoint.weights import Weights
-    from precheck.records.report import CheckpointAudit
+    from precheck.records.stored import CheckpointAudit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from precheck.measure.models.model_dtypes import kept_in_float32, main_dtype
 from precheck.measure.models.shared import SharedModels, share_parameters, split_heads
 from precheck.measure.models.skeleton import twin
 from precheck.records.quantities import num_bytes
-from precheck.records.report import CheckpointAudit
+from precheck.records.stored import CheckpointAudit
 
 if TYPE_CHECKING:
     from torch import Tensor

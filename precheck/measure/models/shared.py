@@ -30,9 +30,11 @@ from precheck.measure.models.split_head import split_head
 from precheck.measure.watch.parameters import Parameters
 from precheck.records.configuration import Configuration
 from precheck.records.precision import Dtype
-from precheck.records.report import CheckpointAudit
+from precheck.records.stored import CheckpointAudit
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from precheck.records.attention import Attention
 
 
@@ -108,6 +110,14 @@ class SharedModels(ABC):
         """
         del layout, limit, used
         return "all weights in memory"
+
+    def vector(self, name: str) -> Tensor | None:
+        """A parameter of one dimension as it is stored, on the CPU; None if there is none.
+
+        Of a checkpoint that is streamed, only one that was read, and after it was.
+        """
+        parameter = dict(self._model(Dtype.FLOAT32).named_parameters()).get(name)
+        return None if parameter is None or parameter.is_meta else parameter.detach().cpu()
 
     def audit(self, *, is_complete: bool) -> CheckpointAudit:
         """The audit of the stored tensors; after a scan that broke off, of those that were read."""

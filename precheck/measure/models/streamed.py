@@ -30,14 +30,14 @@ from precheck.measure.models.streaming.streamed_presence import StreamedPresence
 from precheck.records.quantities import num_bytes
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from precheck.checkpoint.architecture import Architecture
     from precheck.checkpoint.source import Checkpoint
     from precheck.measure.models.presence import Presence
     from precheck.measure.models.skeleton import Skeleton
     from precheck.records.precision import Dtype
-    from precheck.records.report import CheckpointAudit
+    from precheck.records.stored import CheckpointAudit
 
 
 class StreamedModels(SharedModels):
@@ -93,6 +93,13 @@ class StreamedModels(SharedModels):
             permanent=self._permanent[skeleton.dtype],
             stand_ins=self._stand_ins,
         )
+
+    def vector(self, name: str) -> Tensor | None:
+        """A stored parameter of one dimension; see ``SharedModels.vector``."""
+        parameters, reader = self._opened
+        if name not in parameters.first_names:
+            return super().vector(name)
+        return reader.vector(parameters.first_names[name])
 
     def audit(self, *, is_complete: bool) -> CheckpointAudit:
         """The audit of all tensors; those that no run needed are read now.

@@ -19,7 +19,8 @@ from precheck.measure.subject.model_facts import model_facts
 from precheck.records.precision import Dtype
 from precheck.records.progress import Announcement, Observer
 from precheck.records.quantities import num_bytes
-from precheck.records.report import CheckpointAudit, Measurements
+from precheck.records.report import Measurements
+from precheck.records.stored import CheckpointAudit
 from precheck.records.traces import Coverage
 
 if TYPE_CHECKING:

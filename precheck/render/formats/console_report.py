@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from precheck.records.finding import Finding
-    from precheck.records.gate import Gate
+    from precheck.records.outcomes.gate import Gate
     from precheck.records.report import Report
     from precheck.render.parts.headline import Headline
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from precheck.records.finding import Finding
-    from precheck.records.gate import Gate
+    from precheck.records.outcomes.gate import Gate
     from precheck.records.report import Report
 
 _MOST_FINDINGS = 3

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 from precheck.measure.blame.overflow_rows import overflow_rows
 from precheck.measure.blame.peaks import Peaks
+from precheck.measure.lockstep.figures.key_values import KeyValueTotals
 from precheck.measure.lockstep.figures.layers import LayerTotals
 from precheck.measure.watch.float16_sums import SumsTotals
 from precheck.records.quantities import counted
@@ -42,6 +43,8 @@ class RunTotals:
     peaks: Peaks
     fused_scores: Peaks
     """Raw scores, computed from the query and key of fused attention."""
+    key_values: KeyValueTotals = field(default_factory=KeyValueTotals)
+    """Of a float32 run."""
     layers: dict[tuple[Section, int], LayerTotals] = field(default_factory=dict)
     logits: LogitsTotals | None = None
     format_loss: LogitsTotals | None = None
@@ -77,6 +80,7 @@ class RunTotals:
         return RunTotals(
             peaks=self.peaks.merge(other.peaks),
             fused_scores=self.fused_scores.merge(other.fused_scores),
+            key_values=self.key_values.merge(other.key_values),
             layers=layers,
             logits=_merged(self.logits, other.logits),
             format_loss=_merged(self.format_loss, other.format_loss),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from precheck.measure.models.streaming.load_units import LoadUnit
     from precheck.measure.models.streaming.parameter_reader import ParameterReader
     from precheck.records.precision import Dtype
-    from precheck.records.report import CheckpointAudit
+    from precheck.records.stored import CheckpointAudit
 
 _T = TypeVar("_T")
 
@@ -74,6 +74,10 @@ class BackgroundReader:
     def disown(self, tensor: Tensor) -> None:
         """Leaves the memory of a tensor that a model returned to whoever holds it."""
         self._reader.disown(tensor)
+
+    def vector(self, name: str) -> Tensor | None:
+        """A stored parameter of one dimension; None if it was not read."""
+        return self._run(partial(self._reader.vector, name))
 
     def audit(self, *, is_complete: bool) -> CheckpointAudit:
         """The audit of what was read so far, or of everything."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from precheck.measure.models.streaming.load_units import LoadUnit
     from precheck.measure.models.streaming.stored_parameters import StoredParameters
     from precheck.records.precision import Dtype
-    from precheck.records.report import CheckpointAudit
+    from precheck.records.stored import CheckpointAudit
 
 
 READ_AHEAD_BYTES = 256 << 20
@@ -280,6 +280,13 @@ class ParameterReader:
         else:
             self._part = memory
         return found
+
+    def vector(self, name: str) -> Tensor | None:
+        """A parameter of one dimension, by its first name; None if it was not read as it is."""
+        conversion = self._parameters.conversion_of[name]
+        if conversion.converter is not None:
+            return None
+        return self._tensors.vectors.get(conversion.sources[0])
 
     def audit(self, *, is_complete: bool) -> CheckpointAudit:
         """The audit of what was read so far, or of everything; nothing loaded is used any more."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from precheck.checkpoint.weights import Weights
-    from precheck.records.report import CheckpointAudit
+    from precheck.records.stored import CheckpointAudit
 
 
 class TensorReader:
@@ -87,6 +87,11 @@ class TensorReader:
     def peak(self, names: Sequence[str]) -> float:
         """Largest magnitude of whole tensors that were read; inf if one is not finite."""
         return max(self._peaks[name] for name in names)
+
+    @property
+    def vectors(self) -> dict[str, Tensor]:
+        """Small tensors of one dimension that were audited, in float32 on the CPU."""
+        return self._auditor.vectors
 
     def audit(self, *, is_complete: bool) -> CheckpointAudit:
         """The audit of what was read so far, or of everything: the rest is then read in parts."""

@@ -14,7 +14,7 @@ from precheck.render.parts.words import shown
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from precheck.records.gate import Gate
+    from precheck.records.outcomes.gate import Gate
     from precheck.records.report import Report, Run
     from precheck.records.traces import Overflow
 

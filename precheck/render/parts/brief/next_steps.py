@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from precheck.records.advice import EngineAdvice, Recommendation
-    from precheck.records.gate import Gate
+    from precheck.records.outcomes.gate import Gate
     from precheck.records.report import Report, Run
 
 _CURE = "precheck fix"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from precheck.records.gate import Deployment, Gate
+    from precheck.records.outcomes.gate import Deployment, Gate
     from precheck.records.report import Report, Run
 
 _UNKNOWN = Mark("?", "yellow")
