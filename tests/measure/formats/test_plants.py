@@ -83,16 +83,15 @@ GATED = ("qwen2", "llama", "stablelm", "olmo", "mistral", "qwen3")
 
 @torch.no_grad()
 def healthy(name: str) -> PreTrainedModel:
-    """A model in which attention matters in layer 2 and the MLP in layer 3; key biases are zero."""
+    """A model in which attention matters in layer 2; key biases are zero."""
     model = tiny_of(CONFIGS[name]())
     for parameter_name, parameter in model.named_parameters():
         if parameter_name.endswith("k_proj.bias"):
             parameter.zero_()
     gains = {
-        "model.layers.2.self_attn.q_proj.weight": 3.0 if name == "starcoder2" else 1.7,
+        "model.layers.2.self_attn.q_proj.weight": 2.4 if name == "starcoder2" else 1.7,
         "model.layers.2.self_attn.k_proj.weight": 1.7,
         "model.layers.2.self_attn.o_proj.weight": 3.0,
-        "model.layers.3.mlp.down_proj.weight": 2.5,
     }
     for parameter_name, parameter in model.named_parameters():
         parameter.mul_(gains.get(parameter_name, 1.0))
@@ -126,6 +125,7 @@ def with_outlier_input(model: PreTrainedModel, *, channel: int) -> PreTrainedMod
     mlp: Any = model.get_submodule("model.layers.3.mlp")
     mlp.up_proj.weight[channel] *= 1000
     mlp.down_proj.weight[:, channel] /= 1000
+    mlp.down_proj.weight.mul_(2.5)  # so that it matters
     return model
 
 
