@@ -113,7 +113,7 @@ def rows(engine: Engine, *, model: Path, token_ids: list[list[int]]) -> Iterator
             expected, apart = mean_kl(plain, emulated), mean_kl(with_cache, emulated)
             run = f"{engine.script[:5].rstrip('_')} {engine.dtype}{' AMX' if engine.amx else ''}"
             yield (
-                f"{run:19}{cache:10}{measured:8.5f}  {name:12}{expected:8.5f}"
+                f"{run:22}{cache:10}{measured:8.5f}  {name:12}{expected:8.5f}"
                 f"{measured / expected:6.2f}{apart:9.5f}"
             )
 
@@ -160,7 +160,7 @@ def main() -> None:
     token_ids = [tokenizer(text)["input_ids"] for text in HELD_OUT]
     positions = sum(map(len, token_ids)) - len(token_ids)
     print(f"{positions} positions of {len(token_ids)} texts, KL in nats")
-    print("engine             cache     with it  emulated        with it ratio    apart")
+    print("engine                cache     with it  emulated        with it ratio    apart")
     for engine in engines(asked.vllm, asked.llama, models=asked.models):
         for row in rows(engine, model=model, token_ids=token_ids):
             print(row, flush=True)
