@@ -111,7 +111,9 @@ def rows(engine: Engine, *, model: Path, token_ids: list[list[int]]) -> Iterator
                 continue
             emulated = told_by(emulate(emulation=emulation), with_cache)
             expected, apart = mean_kl(plain, emulated), mean_kl(with_cache, emulated)
-            run = f"{engine.script[:5].rstrip('_')} {engine.dtype}{' AMX' if engine.amx else ''}"
+            run = (
+                f"{engine.script.removesuffix('.py')} {engine.dtype}{' AMX' if engine.amx else ''}"
+            )
             yield (
                 f"{run:22}{cache:10}{measured:8.5f}  {name:12}{expected:8.5f}"
                 f"{measured / expected:6.2f}{apart:9.5f}"
