@@ -3,12 +3,13 @@
 MODEL ?= demo:qwen2-eager
 ARGS ?=
 VENV ?= .venv
+PRECHECK_REAL_MODELS ?= build/real
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test test-slow test-processors fuzz killed matrix mutants zoo real install check fix docs facts gpu golden unchanged bench fixes gallery help
+.PHONY: scan test test-slow test-processors fuzz killed matrix mutants zoo real engine install check fix docs facts gpu golden unchanged bench fixes gallery help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
@@ -45,6 +46,11 @@ zoo: install ## Scan a tiny model of every architecture, and write docs/coverage
 real: install ## Fetch three trained models (400 MB), and measure them (10 minutes)
 	$(BIN)/python -m tests.real.fetch build/real
 	PRECHECK_REAL_MODELS=build/real $(BIN)/python -m pytest -s -m real tests/real
+
+engine: install ## Compare engines' quantised caches with what is predicted: make engine VLLM_PYTHON=DIR/bin/python LLAMA_PYTHON=...
+	$(BIN)/python -m tests.real.fetch $(PRECHECK_REAL_MODELS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.engines $(PRECHECK_REAL_MODELS) \
+		$(if $(VLLM_PYTHON),--vllm $(VLLM_PYTHON)) $(if $(LLAMA_PYTHON),--llama $(LLAMA_PYTHON)) $(ARGS)
 
 fixes: install ## Fix planted models of 28 architectures, and write the table of docs/fix.md (10 minutes)
 	$(BIN)/python -m tests.cure.survey --output docs/fix.md

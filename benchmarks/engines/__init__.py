@@ -1,0 +1,1 @@
+"""Quantised key-value caches in real engines, against what transformers and precheck compute."""
