@@ -136,12 +136,14 @@ class Rotation(StrEnum):
 
 
 class Rounding(StrEnum):
-    """What becomes of a number halfway between two integers."""
+    """What becomes of a number halfway between two that are stored."""
 
     HALF_EVEN = "half_even"
     HALF_AWAY = "half_away"
     """From zero."""
     HALF_UP = "half_up"
+    TOWARD_ZERO = "toward_zero"
+    """Not to the nearest: what does not fit is cut off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

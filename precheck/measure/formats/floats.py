@@ -41,7 +41,9 @@ FLOATS = {
 }
 
 
-def nearest_float(tensor: Tensor, element: Element, *, saturates: bool) -> Tensor:
+def nearest_float(
+    tensor: Tensor, element: Element, *, saturates: bool, toward_zero: bool = False
+) -> Tensor:
     """The nearest numbers of the format, a tie to the even one.
 
     Args:
@@ -49,13 +51,15 @@ def nearest_float(tensor: Tensor, element: Element, *, saturates: bool) -> Tenso
         element: a floating-point format.
         saturates: what is too large, and Inf, becomes the largest number; else Inf where the format
             has it, and NaN where it has not.
+        toward_zero: not the nearest, but the next one toward zero.
     """
     layout = FLOATS[element]
     reach = element.max if saturates else 2 * element.max
     clipped = tensor.clamp(-reach, reach)
     step = steps(clipped, layout)
     # A step is a power of two: the quotient is exact.
-    rounded = clipped.div_(step).round_().mul_(step)
+    codes = clipped.div_(step)
+    rounded = (codes.trunc_() if toward_zero else codes.round_()).mul_(step)
     if not saturates:
         beyond = math.inf if layout.has_inf else math.nan
         rounded = torch.where(rounded.abs() > element.max, beyond * rounded.sign(), rounded)

@@ -39,4 +39,6 @@ def nearest_integer(tensor: Tensor, numbers: Numbers) -> Tensor:
         case Rounding.HALF_UP:
             # As ggml: the sum is positive, and a cast to an integer cuts its fraction off.
             rounded = (tensor + (0.5 - lowest)).trunc_().add_(lowest)
+        case Rounding.TOWARD_ZERO:
+            rounded = tensor.trunc()
     return rounded.clamp_(lowest, highest)

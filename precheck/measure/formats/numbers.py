@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from precheck.facts.formats import Element, Numbers
+from precheck.facts.formats import Element, Numbers, Rounding
 from precheck.measure.formats.codebooks import nearest_in_codebook
 from precheck.measure.formats.floats import FLOATS, nearest_float, widest_step
 from precheck.measure.formats.grouping import Grouping
@@ -123,7 +123,10 @@ class _Writing:
             return nearest_in_codebook(self.scaled)
         if self.numbers.element in FLOATS:
             return nearest_float(
-                self.scaled, self.numbers.element, saturates=self.numbers.saturates
+                self.scaled,
+                self.numbers.element,
+                saturates=self.numbers.saturates,
+                toward_zero=self.numbers.rounding is Rounding.TOWARD_ZERO,
             )
         return nearest_integer(self.scaled, self.numbers)
 

@@ -114,3 +114,17 @@ def test_the_order_is_kept(element: Element, values: list[float]) -> None:
     stored = nearest_float(ordered, element, saturates=True)
     assert (stored.diff() >= 0).all()
     assert torch.equal(nearest_float(stored, element, saturates=True), stored)
+
+
+@pytest.mark.parametrize("element", [Element.E4M3, Element.E5M2])
+def test_rounding_toward_zero_gives_the_largest_number_that_is_no_larger(element: Element) -> None:
+    known = torch.arange(256, dtype=torch.uint8).view(TORCH_DTYPES[element]).float()
+    known = known[known.isfinite() & (known >= 0)].unique()
+    drawn = torch.rand(20_000, generator=torch.Generator().manual_seed(0)) * 40 - 22
+    numbers = drawn.exp2().clamp(max=element.max)
+    stored = nearest_float(numbers, element, saturates=True, toward_zero=True)
+    below = known[torch.searchsorted(known, numbers, right=True) - 1]
+    assert torch.equal(stored, below)
+    assert torch.equal(nearest_float(-numbers, element, saturates=True, toward_zero=True), -below)
+    differing = stored != nearest_float(numbers, element, saturates=True)
+    assert 0.2 < float(differing.float().mean()) < 0.6, "the nearest is another one about as often"
