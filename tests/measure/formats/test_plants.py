@@ -72,12 +72,14 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         moe_intermediate_size=32,
         shared_expert_intermediate_size=32,
     ),
+    "phi": lambda: llama_like(transformers.PhiConfig),
+    "glm": lambda: llama_like(transformers.GlmConfig, head_dim=HEAD_DIM, attention_bias=True),
     "mistral": lambda: llama_like(transformers.MistralConfig),
     "qwen3": lambda: llama_like(transformers.Qwen3Config, head_dim=HEAD_DIM),
     "mixtral": lambda: llama_like(transformers.MixtralConfig, num_local_experts=4),
     "phi3": lambda: tiny_config("phi3", num_layers=NUM_LAYERS),
 }
-WITH_KEY_BIAS = ("qwen2", "llama", "starcoder2", "stablelm", "olmo", "qwen2_moe")
+WITH_KEY_BIAS = ("qwen2", "llama", "starcoder2", "stablelm", "olmo", "qwen2_moe", "phi", "glm")
 GATED = ("qwen2", "llama", "stablelm", "olmo", "mistral", "qwen3")
 
 
@@ -92,6 +94,7 @@ def healthy(name: str) -> PreTrainedModel:
         "model.layers.2.self_attn.q_proj.weight": 2.4 if name == "starcoder2" else 1.7,
         "model.layers.2.self_attn.k_proj.weight": 1.7,
         "model.layers.2.self_attn.o_proj.weight": 3.0,
+        "model.layers.2.self_attn.dense.weight": 4.0,
     }
     for parameter_name, parameter in model.named_parameters():
         parameter.mul_(gains.get(parameter_name, 1.0))
@@ -139,7 +142,7 @@ def scanned(
     save_checkpoint(model, folder, tokenizer=True)
     return precheck.scan(
         folder,
-        dtypes=["bfloat16"],
+        dtypes=["float16"],
         attn_implementations=["sdpa"],
         kv_cache_dtypes=kv_cache_dtypes,
         quantizations=quantizations,
