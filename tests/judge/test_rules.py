@@ -56,7 +56,7 @@ def with_overflow(**changes: object) -> Measurements:
 def test_codes_are_used_once_and_every_mechanism_has_one() -> None:
     codes = [rule.code for rule in RULES]
     assert len(codes) == len(set(codes))
-    assert all(re.fullmatch(r"PC[1-59]\d\d", code) for code in codes)
+    assert all(re.fullmatch(r"PC[1-69]\d\d", code) for code in codes)
     assert set(MECHANISMS) == set(Mechanism)
 
 
