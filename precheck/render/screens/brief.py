@@ -73,8 +73,10 @@ def _details(report: Report, gate: Gate, engine: str, *, width: int) -> Iterator
         style = SEVERITY_MARKS[finding.severity].style
         yield _line("" if number else "also", Text(shown(words), style=style))
     steps = next_steps(report, run, width=width - _LABEL_WIDTH - 2)
-    used = (*use_lines(report, gate, engine), *format_lines(report, gate, engine))
-    for label, value in (*used, *steps):
+    used = tuple(use_lines(report, gate, engine))
+    commands = "\n".join(value.plain for _, value in used)
+    formats = format_lines(report, gate, engine, commands=commands)
+    for label, value in (*used, *formats, *steps):
         yield _line(label, value)
 
 

@@ -42,21 +42,31 @@ def required_flags(gate: Gate, engine: str, *, dtype: str | None) -> str:
     return "".join(f" {flag}" for flag in dict.fromkeys(flags))
 
 
-def format_lines(report: Report, gate: Gate, engine: str) -> Iterator[tuple[str, Text]]:
-    """What else to type: for the formats that are required, else for those measured usable."""
+def format_lines(
+    report: Report, gate: Gate, engine: str, *, commands: str
+) -> Iterator[tuple[str, Text]]:
+    """What else to type: for the formats that are required, else for those measured usable.
+
+    Args:
+        report: what is shown.
+        gate: the answer for what is required.
+        engine: as it spells itself.
+        commands: what is shown above it.
+    """
     if not groups(report) or not report.complete:
         return
     judged = [row for row in gate.deployments if row.configuration.has_format]
-    lines = _of_required(gate, _named(engine)) if judged else _of_usable(report, _named(engine))
+    named = _named(engine)
+    lines = _of_required(gate, named, commands) if judged else _of_usable(report, named)
     for number, words in enumerate(dict.fromkeys(lines)):
         yield "" if number else "format", Text(shown(words))
 
 
-def _of_required(gate: Gate, engine: EngineName) -> Iterator[str]:
+def _of_required(gate: Gate, engine: EngineName, commands: str) -> Iterator[str]:
     for configuration in _required(gate):
         for name in configuration.formats:
             spelled = spelling(name, engine=engine)
-            if not spelled.is_appended or spelled.note:
+            if spelled.note or spelled.flag is None or spelled.flag not in commands:
                 yield f"{name}: {_how(name, engine)}"
     refused = [
         row for row in gate.deployments if not row.holds and row.configuration.kv_cache_dtype
