@@ -133,6 +133,15 @@ def test_a_page_shows_every_format() -> None:
     assert page.read_text(encoding="utf-8") == text
 
 
+def test_the_table_of_formats_is_what_a_scan_prints() -> None:
+    page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    (shown,) = blocks(section(page, "How to read the result"), language="text")
+    printed = (ROOT / "tests" / "golden" / "brief-formats-80.txt").read_text(encoding="utf-8")
+    lines = [line for line in shown.splitlines() if line != "[...]"]
+    assert len(lines) > 8
+    assert [line for line in lines if line not in printed.splitlines()] == []
+
+
 def formats_table(kind: str, rows: Mapping[str, CacheFormat] | Mapping[str, WeightFormat]) -> str:
     lines = ["| format | also called | bits | what it is | engines |", "|---|---|---:|---|---|"]
     for name, row in rows.items():

@@ -166,8 +166,12 @@ def test_headline_and_scope_count_formats_apart() -> None:
     ("engine", "required", "expected"),
     [
         ("vLLM", "kv:int8", "vllm serve acme/formats --kv-cache-dtype int8_per_token_head"),
-        ("SGLang", "q:fp8", "format     q:fp8: --quantization fp8"),  # its dtype there is float16
-        ("SGLang", "kv:int8", "format     kv:int8: vLLM --kv-cache-dtype int8_per_token_head"),
+        (
+            "SGLang",
+            "q:fp8",
+            "format     q:fp8 in bfloat16: --quantization fp8",
+        ),  # its dtype there is float16
+        ("SGLang", "kv:int8", "kv:int8 in bfloat16: vLLM: --kv-cache-dtype int8_per_token_head"),
         ("vLLM", "kv:int4", "format     --kv-cache-dtype auto keeps keys and values in the dtype"),
         ("transformers", "q:int8_weight", "quantization_config=TorchAoConfig(Int8WeightOnly"),
     ],
@@ -180,9 +184,27 @@ def test_the_command_has_the_flag_of_the_engine(engine: str, required: str, expe
 
 def test_without_a_requirement_the_smallest_usable_formats_are_named() -> None:
     text = brief(STORY, engine="vLLM", width=200)
-    assert "format     kv:int8 (KL 3.1e-03): --kv-cache-dtype int8_per_token_head" in text
-    assert "q:fp8 (KL 0.034): --quantization fp8_per_channel" in text
-    assert "int4" not in text.partition("format ")[2].partition("next")[0].partition("format ")[2]
+    assert (
+        "format     kv:int8 in bfloat16 (KL 3.1e-03): --kv-cache-dtype int8_per_token_head" in text
+    )
+    assert "q:fp8 in bfloat16 (KL 0.034): --quantization fp8_per_channel" in text
+    assert "format     kv:int4" not in text
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_flag_is_never_broken(width: int) -> None:
+    text = brief(STORY, engine="vLLM", width=width)
+    assert "--kv-cache-dtype int8_per_token_head" in text
+    assert "--quantization fp8_per_channel" in text
+
+
+def test_what_a_gpu_refuses_or_what_needs_more_than_a_flag_is_not_named_first() -> None:
+    fnuz = in_format(kl=0.001, top1=0.99, kv_cache_dtype="fp8_e4m3fnuz")
+    e4m3 = in_format(kl=0.012, top1=0.95, kv_cache_dtype="fp8_e4m3")
+    both = with_runs(fnuz, e4m3)
+    assert "kv:fp8_e4m3 in bfloat16" in brief(both, engine="vLLM")
+    assert "kv:fp8_e4m3 in bfloat16" in brief(both, engine="vLLM", gpus=("H100",))
+    assert "kv:fp8_e4m3fnuz in bfloat16" in brief(both, engine="vLLM", gpus=("MI300X",))
 
 
 def test_where_no_format_of_the_cache_is_usable_the_dtype_is_kept() -> None:

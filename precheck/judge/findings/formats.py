@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from precheck.judge.evidence import Evidence
     from precheck.records.report import Run
 
+_WRITTEN = {"kv_cache_dtype": "kv:", "quantization": "q:"}
 _LOST = frozenset({Verdict.DEGRADED, Verdict.OVERFLOW})
 
 
@@ -31,6 +32,7 @@ def _costs_accuracy(evidence: Evidence, *, code: str, field: str) -> Iterator[Fi
             severity=Severity.ERROR,
             confidence=Confidence.MEASURED,
             runs=(index,),
+            op=f"{_WRITTEN[field]}{getattr(run, field)}",  # a baseline accepts one, not all
             message=f"{run.name} {_what(run)}.",
             advice=_instead(evidence, run, field=field),
         )

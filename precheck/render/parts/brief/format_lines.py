@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from precheck.facts.deployed_formats import bits, cache_off, spelling
+from precheck.facts.deployed_formats import bits, cache_off, on_device, spelling
 from precheck.facts.engines import EngineName
 from precheck.records.finding import USABLE
 from precheck.records.loss import loss
@@ -58,22 +58,22 @@ def format_lines(
     judged = [row for row in gate.deployments if row.configuration.has_format]
     named = _named(engine)
     lines = _of_required(gate, named, commands) if judged else _of_usable(report, named)
-    for number, words in enumerate(dict.fromkeys(lines)):
-        yield "" if number else "format", Text(shown(words))
+    for number, line in enumerate(lines):
+        yield "" if number else "format", line
 
 
-def _of_required(gate: Gate, engine: EngineName, commands: str) -> Iterator[str]:
+def _of_required(gate: Gate, engine: EngineName, commands: str) -> Iterator[Text]:
     for configuration in _required(gate):
         for name in configuration.formats:
             spelled = spelling(name, engine=engine)
             if spelled.note or spelled.flag is None or spelled.flag not in commands:
-                yield f"{name}: {_how(name, engine)}"
+                yield _line(f"{name} in {configuration.dtype}", name, engine)
     refused = [
         row for row in gate.deployments if not row.holds and row.configuration.kv_cache_dtype
     ]
     off = cache_off(engine)
     if refused and off is not None:
-        yield f"{off} keeps keys and values in the dtype"
+        yield Text(f"{off} keeps keys and values in the dtype")
 
 
 def _required(gate: Gate) -> tuple[Configuration, ...]:
@@ -81,33 +81,46 @@ def _required(gate: Gate) -> tuple[Configuration, ...]:
     return tuple(dict.fromkeys(row.configuration for row in gate.deployments if row.holds))
 
 
-def _of_usable(report: Report, engine: EngineName) -> Iterator[str]:
+def _of_usable(report: Report, engine: EngineName) -> Iterator[Text]:
     """A line each for the key-value cache and the weights, where formats of them were measured."""
     runs = [run for group in groups(report) for run in group.runs]
-    alone = [run for run in runs if len(run.configuration.formats) == 1]
+    alone = [
+        run for run in runs if len(run.configuration.formats) == 1 and not _is_refused(report, run)
+    ]
     for kind in (_CACHE, _WEIGHTS):
         measured = [run for run in alone if label(run).startswith(kind)]
         if measured:
             yield from _best(measured, engine, is_cache=kind == _CACHE)
 
 
-def _best(measured: list[Run], engine: EngineName, *, is_cache: bool) -> Iterator[str]:
+def _best(measured: list[Run], engine: EngineName, *, is_cache: bool) -> Iterator[Text]:
     """The smallest usable format; of those of as many bits, the one that loses least."""
     usable = [run for run in measured if run.verdict in USABLE]
     had = [run for run in usable if _has(engine, label(run))]
     off = cache_off(engine)
     if had:
-        best = min(had, key=_order)
-        yield f"{label(best)}{_figure(best)}: {_how(label(best), engine)}"
+        best = min(had, key=lambda run: _order(run, engine))
+        yield _line(f"{label(best)} in {best.dtype}{_figure(best)}", label(best), engine)
     elif usable:
         names = listed(tuple(label(run) for run in usable))
-        yield f"{engine.label} has none of those measured usable: {names}"
+        yield Text(shown(f"{engine.label} has none of those measured usable: {names}"))
     elif is_cache and off is not None:
-        yield f"{off}: no format of the key-value cache was measured usable"
+        yield Text(f"{off}: no format of the key-value cache was measured usable")
 
 
-def _order(run: Run) -> tuple[int, float]:
-    return int(bits(label(run)) or 0), loss(run).kl_divergence or 0.0
+def _is_refused(report: Report, run: Run) -> bool:
+    """Whether the device that the advice is for does not run the format."""
+    advised = report.recommendation
+    where = None if advised is None else advised.target.compute_capability
+    special = on_device(label(run), where)
+    return special is not None and special.is_refused
+
+
+def _order(run: Run, engine: EngineName) -> tuple[int, bool, float]:
+    """What needs no more than a flag comes first among those of as many bits."""
+    name = label(run)
+    needs_more = bool(spelling(name, engine=engine).note)
+    return int(bits(name) or 0), needs_more, loss(run).kl_divergence or 0.0
 
 
 def _figure(run: Run) -> str:
@@ -120,18 +133,16 @@ def _has(engine: EngineName, name: str) -> bool:
     return engine is EngineName.TRANSFORMERS or spelling(name, engine=engine).exists
 
 
-def _how(name: str, engine: EngineName) -> str:
-    """Flag and condition; those of an engine that has the format where this one has not."""
-    spelled = spelling(name, engine=engine)
-    words = " ".join(filter(None, (spelled.flag, spelled.note)))
-    if spelled.exists:
-        return words
-    for other in EngineName:
-        elsewhere = spelling(name, engine=other)
-        if elsewhere.exists:
-            how = " ".join(filter(None, (elsewhere.flag, elsewhere.note)))
-            return f"{other.label} {how}"
-    return words
+def _line(said: str, name: str, engine: EngineName) -> Text:
+    """What is said of a format, and how to ask for it; a flag is to be copied, and stays whole."""
+    having = (other for other in EngineName if spelling(name, engine=other).exists)
+    spelled, of = spelling(name, engine=engine), ""
+    if not spelled.exists and (other := next(having, None)) is not None:
+        spelled, of = spelling(name, engine=other), f"{other.label}: "
+    if spelled.flag is None:
+        return Text(shown(f"{said}: {of}{spelled.note}"))
+    note = f" ({spelled.note})" if spelled.note else ""
+    return Text(shown(f"{said}: {of}{spelled.flag}{note}"), no_wrap=True)
 
 
 def _named(engine: str) -> EngineName:
