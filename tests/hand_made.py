@@ -294,14 +294,10 @@ def in_format(*, kl: float, top1: float, **changes: object) -> RunTrace:
     finals = logits(kl=kl, kl_max=9 * kl, top1=top1)
     loss = FormatLoss(kl_divergence=0.9 * kl, kl_divergence_max=9 * kl, top1_agreement=top1)
     errors = tuple(error * 40 * kl for error in range(1, NUM_LAYERS + 1))
-    return run(
-        Dtype.BFLOAT16,
-        "sdpa",
-        layers=layers(errors=errors),
-        logits=finals,
-        format_loss=loss,
-        **changes,
+    trace = run(
+        Dtype.BFLOAT16, "sdpa", layers=layers(errors=errors), logits=finals, format_loss=loss
     )
+    return replace(trace, **changes)  # type: ignore[arg-type]
 
 
 def formats() -> Measurements:

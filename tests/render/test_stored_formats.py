@@ -105,6 +105,19 @@ def test_what_is_not_known_is_a_dash() -> None:
     assert later["kv:later"]["cache 32k"] == DASH
 
 
+@pytest.mark.parametrize("written_as", list(Format))
+def test_a_format_of_a_saved_report_acts_on_no_terminal(written_as: Format) -> None:
+    hostile = in_format(
+        kl=0.3,
+        top1=0.5,
+        kv_cache_dtype="\x1b[31mred\u202e<b>",
+        attn_implementation="sdpa\x9b31m<b>",
+    )
+    text = RENDERERS[written_as].render(judged(with_runs(hostile)))
+    assert not any(each in text for each in ("\x1b", "\x9b", "\u202e"))
+    assert written_as is not Format.HTML or "<b>" not in text
+
+
 def test_runs_with_a_format_are_in_no_other_table() -> None:
     report = judged()
     text = render_console(report, width=200, colour=False, all_layers=True)

@@ -105,7 +105,7 @@ def _sections(
 def _formats(report: Report, *, prose: int, width: int) -> Iterator[Sequence[RenderableType]]:
     note = Text(sizes_note(report), style="dim")
     for title, written in format_tables(report, width=width):
-        yield (Text(shown(title), style="bold"), written, Within(wrapped(note), prose))
+        yield (Text(title, style="bold"), written, Within(wrapped(note), prose))
 
 
 def _head(report: Report, gate: Gate | None) -> tuple[RenderableType, ...]:

@@ -60,7 +60,7 @@ def _formats(report: Report, *, width: int) -> Iterator[RenderableType]:
     """A table of the formats that were asked for."""
     for title, written in format_tables(report, width=width - _INDENT):
         yield Text()
-        yield Text(f"  {shown(title)}", style="bold")
+        yield Text(f"  {title}", style="bold")
         yield Padding(written, (0, 0, 0, _INDENT))
 
 

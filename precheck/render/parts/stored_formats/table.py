@@ -39,7 +39,7 @@ def format_tables(report: Report, *, width: int) -> Iterator[tuple[str, Table]]:
 def format_columns(report: Report) -> Iterator[tuple[str, tuple[Column, ...]]]:
     """The same as columns; the run without a format is the first row."""
     for group in groups(report):
-        yield f"Formats in {group.configuration}", _columns(report, group)
+        yield f"Formats in {shown(str(group.configuration))}", _columns(report, group)
 
 
 def sizes_note(report: Report) -> str:
