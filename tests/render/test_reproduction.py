@@ -51,7 +51,13 @@ def test_the_scan_that_ran_is_repeated(
 def test_a_repeated_scan_runs_the_formats_that_were_required(tmp_path: Path) -> None:
     folder = save_checkpoint(tiny("llama"), tmp_path / "llama", tokenizer=True)
     required = (Configuration.parse("bfloat16+sdpa+kv:int8+q:fp8"),)
-    report = precheck.scan(folder, dtypes="float16", quick=True, require=required)
+    report = precheck.scan(
+        folder,
+        dtypes=["float16", "bfloat16"],
+        quick=True,
+        quantizations="fp8",
+        require=required,
+    )
     _, _, _, *words = shlex.split(scan_command(report))
     flags = dict(pairwise(words))
     assert flags["--require"] == "bfloat16+sdpa+kv:int8+q:fp8"
@@ -60,9 +66,18 @@ def test_a_repeated_scan_runs_the_formats_that_were_required(tmp_path: Path) -> 
         dtypes=flags["--dtype"].split(","),
         attn_implementations=flags["--attn"].split(","),
         quick=True,
+        quantizations=flags["--quantization"],
         require=(Configuration.parse(flags["--require"]),),
     )
-    assert {run.name for run in report.runs} <= {run.name for run in again.runs}
+    assert [run.name for run in report.runs] == [run.name for run in again.runs]
+
+
+def test_a_format_that_is_asked_for_and_required_is_run_once(tmp_path: Path) -> None:
+    folder = save_checkpoint(tiny("llama"), tmp_path / "llama", tokenizer=True)
+    required = (Configuration.parse("bfloat16+sdpa+kv:int8"),)
+    report = precheck.scan(folder, quick=True, kv_cache_dtypes="int8", require=required)
+    names = [run.name for run in report.runs]
+    assert names.count("bfloat16 + sdpa + kv:int8") == 1
 
 
 def test_a_default_scan_has_no_flags_of_its_own() -> None:
