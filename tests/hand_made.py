@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from precheck.records.format_loss import FormatLoss
 from precheck.records.mechanism import Mechanism
 from precheck.records.precision import Dtype, headroom_bits
 from precheck.records.report import Device, Environment, Measurements, ModelFacts
@@ -279,6 +280,47 @@ def qwen2_eager() -> Measurements:
         model=replace(healthy.model, id="demo:qwen2-eager"),
         runs=(*healthy.runs[:3], broken, healthy.runs[4], coarse),
         headroom=headroom_rows(scores=231_000.0),
+    )
+
+
+def in_format(*, kl: float, top1: float, **changes: object) -> RunTrace:
+    """A run of bfloat16 + sdpa with a format, which loses this much against float32."""
+    finals = logits(kl=kl, kl_max=9 * kl, top1=top1)
+    loss = FormatLoss(kl_divergence=0.9 * kl, kl_divergence_max=9 * kl, top1_agreement=top1)
+    errors = tuple(error * 40 * kl for error in range(1, NUM_LAYERS + 1))
+    trace = run(
+        Dtype.BFLOAT16, "sdpa", layers=layers(errors=errors), logits=finals, format_loss=loss
+    )
+    return replace(trace, **changes)  # type: ignore[arg-type]
+
+
+def formats() -> Measurements:
+    """A healthy model that a 4-bit cache and 4-bit activations cost accuracy."""
+    healthy = measurements()
+    assert healthy.model.widths is not None
+    return replace(
+        healthy,
+        model=replace(
+            healthy.model,
+            id="acme/formats",
+            max_context=131_072,
+            widths=replace(healthy.model.widths, layer_weights=1_048_576),
+        ),
+        runs=(
+            *healthy.runs,
+            in_format(kl=0.012, top1=0.953, kv_cache_dtype="fp8_e4m3"),
+            in_format(kl=0.0031, top1=0.981, kv_cache_dtype="int8"),
+            in_format(kl=0.192, top1=0.771, kv_cache_dtype="int4"),
+            in_format(kl=0.0071, top1=0.968, quantization="int8_weight"),
+            in_format(kl=0.034, top1=0.921, quantization="fp8"),
+            in_format(kl=0.671, top1=0.562, quantization="nvfp4"),
+        ),
+        options=(
+            "--kv-cache-dtype",
+            "fp8_e4m3,int8,int4",
+            "--quantization",
+            "int8_weight,fp8,nvfp4",
+        ),
     )
 
 

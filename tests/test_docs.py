@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
@@ -18,6 +19,9 @@ import yaml
 from precheck import cli
 from precheck.checkpoint.gallery import GALLERY
 from precheck.errors import ExitCode
+from precheck.facts.deployed_formats import spelling
+from precheck.facts.engines import EngineName
+from precheck.facts.formats import CACHE_FORMATS, WEIGHT_FORMATS
 from precheck.judge.findings.rules import RULES
 from precheck.records import (
     advice,
@@ -29,6 +33,11 @@ from precheck.records import (
     stored,
     traces,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from precheck.facts.formats import CacheFormat, WeightFormat
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -119,6 +128,46 @@ def test_a_page_shows_the_help_of_every_command() -> None:
     if os.environ.get("PRECHECK_UPDATE_GOLDEN") == "1":
         page.write_text(text, encoding="utf-8")
     assert page.read_text(encoding="utf-8") == text
+
+
+def test_a_page_shows_every_format() -> None:
+    page = ROOT / "docs" / "formats.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition("<!-- tables")
+    comment, _, rest = rest.partition("-->\n")
+    _, end, after = rest.partition("<!-- end of tables -->")
+    tables = "\n\n".join((formats_table("kv:", CACHE_FORMATS), formats_table("q:", WEIGHT_FORMATS)))
+    text = f"{before}<!-- tables{comment}-->\n{tables}\n{end}{after}"
+    if os.environ.get("PRECHECK_UPDATE_GOLDEN") == "1":
+        page.write_text(text, encoding="utf-8")
+    assert page.read_text(encoding="utf-8") == text
+
+
+def test_the_table_of_formats_is_what_a_scan_prints() -> None:
+    page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    (shown,) = blocks(section(page, "How to read the result"), language="text")
+    printed = (ROOT / "tests" / "golden" / "brief-formats-80.txt").read_text(encoding="utf-8")
+    lines = [line for line in shown.splitlines() if line != "[...]"]
+    assert len(lines) > 8
+    assert [line for line in lines if line not in printed.splitlines()] == []
+
+
+def formats_table(kind: str, rows: Mapping[str, CacheFormat] | Mapping[str, WeightFormat]) -> str:
+    lines = ["| format | also called | bits | what it is | engines |", "|---|---|---:|---|---|"]
+    for name, row in rows.items():
+        aliases = ", ".join(f"`{alias}`" for alias in row.aliases)
+        engines = ", ".join(engine_words(f"{kind}{name}"))
+        lines.append(
+            f"| `{kind}{name}` | {aliases} | {row.bits:g} | {row.description} | {engines} |"
+        )
+    return "\n".join(lines)
+
+
+def engine_words(name: str) -> Iterator[str]:
+    for engine in EngineName:
+        spelled = spelling(name, engine=engine)
+        if spelled.exists:
+            flag = "" if spelled.flag is None else f" `{spelled.flag}`"
+            yield f"{engine.label}{flag}{f' ({spelled.note})' if spelled.note else ''}"
 
 
 def test_the_readme_is_short() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from precheck.facts.deployed_formats import on_device
 from precheck.judge.devices.standing import lacks_attention, lacks_dtype
 from precheck.judge.evidence import Evidence
 from precheck.judge.prediction import predict
@@ -72,9 +73,26 @@ def _on(device: Hardware, judged: Deployment, *, evidence: Evidence) -> Deployme
     lacks = lacks_dtype(evidence, judged.configuration, device=device)
     if lacks is None and not ran_there:
         lacks = lacks_attention(evidence, judged.configuration, device=device)
+    there = _in_formats(device, there)
     if lacks is None or not judged.holds:
         return there
     return replace(there, holds=False, words=f"should not be used: {lacks}")
+
+
+def _in_formats(device: Hardware, judged: Deployment) -> Deployment:
+    """What becomes of its formats on the device: some are refused there, or computed otherwise."""
+    where = device.compute_capability or device.name
+    special = {
+        name: row
+        for name in judged.configuration.formats
+        if (row := on_device(name, device.compute_capability)) is not None
+    }
+    told = {name: f"{name} on {where}: {row.words}" for name, row in special.items()}
+    refused = next((name for name, row in special.items() if row.is_refused), None)
+    if refused is not None and judged.holds:
+        words = f"should not be used: {told.pop(refused)}"
+        judged = replace(judged, holds=False, words=words)
+    return replace(judged, note="; ".join(told.values()))
 
 
 def _documented(

@@ -80,9 +80,11 @@ class Request:
             "--kv-cache-dtype": ",".join(self.kv_cache_dtypes),
             "--quantization": ",".join(self.quantizations),
         }
+        required = (str(each).replace(" ", "") for each in self.required if each.has_format)
         return (
             *(flag for flag, is_set in flags.items() if is_set),
             *(word for flag, value in values.items() if value for word in (flag, value)),
+            *(word for value in required for word in ("--require", value)),
         )
 
     @property

@@ -54,16 +54,26 @@ class CacheSize:
     fixed_elements: int = 0
     """Of layers that keep a state, whatever the length."""
 
+    def keys_and_values(self, num_tokens: int) -> int:
+        """Elements of keys and values after so many tokens; states are left out."""
+        in_windows = self.windowed_elements_per_token * min(num_tokens, self.window)
+        return self.elements_per_token * num_tokens + in_windows
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Widths:
-    """What decides the memory of a forward besides weights and cache."""
+    """What decides the memory of weights in a format, and of a forward besides its cache."""
 
     hidden: int
     """Elements of a token in the residual stream."""
     widest: int
     """Elements of a token in the widest linear layer, the head left out."""
     vocabulary: int
+    layer_weights: int | None = None
+    """Elements of the matrices of decoder and encoder layers: what a format of weights stores.
+
+    None in reports of earlier versions.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

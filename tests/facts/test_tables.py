@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from precheck.facts import architectures, attention, devices, engines, families, formats
+from precheck.facts import (
+    architectures,
+    attention,
+    deployed_formats,
+    devices,
+    engines,
+    families,
+    formats,
+)
 from precheck.records.precision import Dtype
 
 if TYPE_CHECKING:
@@ -45,6 +53,19 @@ TABLES: Mapping[str, tuple[str, Mapping[str, str], Sequence[tuple[str, ...]]]] =
         formats.table().sources,
         [row.sources for row in formats.table().cache]
         + [row.sources for row in formats.table().weight],
+    ),
+    "deployed_formats": (
+        deployed_formats.table().read,
+        deployed_formats.table().sources,
+        [
+            row.sources
+            for rows in (
+                deployed_formats.table().engine,
+                deployed_formats.table().condition,
+                deployed_formats.table().device,
+            )
+            for row in rows
+        ],
     ),
 }
 

@@ -50,6 +50,17 @@ def test_a_known_finding_does_not_fail_the_gate() -> None:
     assert holds(report(), KNOWN)
 
 
+def test_one_format_that_costs_accuracy_is_accepted_and_another_is_not() -> None:
+    scan = hand_made.formats()
+    worse = hand_made.in_format(kl=0.3, top1=0.7, kv_cache_dtype="q4_0")
+    judged = judge(replace(scan, runs=(*scan.runs, worse)), version="0.1.0")
+    known = '[[accept]]\ncode = "PC602"\nop = "kv:int4"\nreason = "known"\n'
+    accepted = accept(judged, read_baseline(known))
+    for name, is_accepted in (("int4", True), ("q4_0", False)):
+        required = (Configuration.parse(f"bfloat16+sdpa+kv:{name}"),)
+        assert gate(accepted, require=required, fail_on=FailOn.ERROR).holds is is_accepted
+
+
 def test_the_gate_says_that_the_baseline_accepts_what_breaks() -> None:
     accepted = accept(report(), read_baseline(KNOWN))
     assert gate(accepted, require=EAGER, fail_on=FailOn.ERROR).line == (

@@ -54,6 +54,33 @@ def test_required_configurations_are_gated_instead(
     assert f"{dtype} + {attn_implementation}" in outcome.reasons[0]
 
 
+@pytest.mark.parametrize(
+    ("gpu", "required", "holds", "said"),
+    [
+        ("H100", "q:fp8", True, "bfloat16 + sdpa + q:fp8 on H100 is safe"),
+        ("A100", "q:fp8", True, "q:fp8 on sm_80: engines store only the weights in it"),
+        ("T4", "q:fp8", False, "q:fp8 on sm_75: engines store only the weights in it"),
+        (
+            "MI300X",
+            "kv:fp8_e4m3",
+            False,
+            "should not be used: kv:fp8_e4m3 on gfx942: fp8 is e4m3fnuz",
+        ),
+        ("A100", "kv:fp8_e4m3", True, "kv:fp8_e4m3 on sm_80: it is cast in software"),
+        ("A100", "kv:int4", False, "loses accuracy"),
+        ("A100", "kv:int8", True, "bfloat16 + sdpa + kv:int8 on A100 is safe"),
+    ],
+)
+def test_the_gate_says_what_becomes_of_a_format_on_a_device(
+    gpu: str, required: str, holds: bool, said: str
+) -> None:
+    report = judge(hand_made.formats(), gpus=(gpu,), version="0.1.0")
+    wanted = Configuration.parse(f"bfloat16+sdpa+{required}")
+    outcome = gate(report, require=(wanted,), fail_on=FailOn.ERROR)
+    assert outcome.holds is holds
+    assert said in outcome.reasons[0]
+
+
 def test_one_broken_configuration_is_enough() -> None:
     required = (configuration("float16", "sdpa"), configuration("float16", "eager"))
     assert not gate(QWEN2, require=required, fail_on=FailOn.ERROR).holds

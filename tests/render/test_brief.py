@@ -60,6 +60,7 @@ STORIES = {
     "qwen2-eager": (QWEN2, ()),
     "all-safe": (hand_made.measurements(), ()),
     "broken-checkpoint": (hand_made.broken_checkpoint(), ()),
+    "formats": (hand_made.formats(), ()),
     "gemma3-on-t4": (stories.gemma3(), ("T4 32GB",)),
     "qwen2-on-four": (stories.qwen2(), ("T4", "V100", "A100 80GB", "Apple M2 Max")),
     "product-on-t4": (stories.llama_product(), ("T4 32GB",)),
@@ -78,7 +79,9 @@ def test_the_whole_output_is_as_it_was_last_approved(story: str, width: int) -> 
 def test_it_is_short(story: str) -> None:
     measurements, gpus = STORIES[story]
     text = brief(measurements, gpus=gpus)
-    assert len(text.splitlines()) <= 20 + 4 * max(0, len(gpus) - 1)
+    with_formats = sum(run.configuration.has_format for run in measurements.runs)
+    of_table = with_formats + 6 if with_formats else 0
+    assert len(text.splitlines()) <= 20 + of_table + 4 * max(0, len(gpus) - 1)
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])
@@ -87,7 +90,7 @@ def test_nothing_but_the_command_is_wider_than_the_terminal(story: str, width: i
     measurements, gpus = STORIES[story]
     lines = brief(measurements, gpus=gpus, width=width).splitlines()
     wide = [line for line in lines if cell_len(line) > width]
-    assert all("from_pretrained(" in line for line in wide)
+    assert all("from_pretrained(" in line or "--kv-cache-dtype" in line for line in wide)
 
 
 def test_the_first_line_is_what_would_be_deployed() -> None:

@@ -26,6 +26,7 @@ STORIES = {
     "qwen2-eager": hand_made.qwen2_eager(),
     "all-safe": hand_made.measurements(),
     "broken-checkpoint": hand_made.broken_checkpoint(),
+    "formats": hand_made.formats(),
 }
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 

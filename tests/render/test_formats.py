@@ -37,6 +37,7 @@ REPORTS = {
     "qwen2-eager": judge(hand_made.qwen2_eager(), version="0.1.0"),
     "all-safe": judge(hand_made.measurements(), version="0.1.0"),
     "broken-checkpoint": judge(hand_made.broken_checkpoint(), version="0.1.0"),
+    "formats": judge(hand_made.formats(), version="0.1.0"),
     "static-on-t4": judge(stories.static(), gpus=("T4",), version="0.1.0"),
     "qwen2-on-four": judge(
         stories.qwen2(), gpus=("T4", "V100", "A100 80GB", "Apple M2 Max"), version="0.1.0"

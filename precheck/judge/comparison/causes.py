@@ -22,6 +22,7 @@ from precheck.judge.comparison.side_by_side import (
     only_in,
 )
 from precheck.judge.thresholds import DIFFERENT_SIZE_FLOAT32
+from precheck.records.configuration import Configuration
 from precheck.records.quantities import counted, listed, magnitude
 
 if TYPE_CHECKING:
@@ -216,10 +217,13 @@ def _why_rounding_diverges(first: Report, second: Report, pairs: list[Pair]) -> 
 
 
 def _what_was_asked(first: Report, second: Report, pairs: list[Pair]) -> Iterator[str]:
-    if any(True for _ in missing_runs(first, second)):
-        yield "The reports cover different configurations (--dtype, --attn)."
+    missing = [change.what for change in missing_runs(first, second)]
+    if missing:
+        is_formats = all(Configuration.parse(name).has_format for name in missing)
+        flags = "--kv-cache-dtype, --quantization" if is_formats else "--dtype, --attn"
+        yield f"The reports cover different configurations ({flags})."
     same = not any(different_layers(pair) or any(True for _ in figures(pair)) for pair in pairs)
-    if same and (only_in(first, second) or only_in(second, first)):
+    if same and not missing and (only_in(first, second) or only_in(second, first)):
         if first.precheck_version != second.precheck_version:
             yield "The figures agree; the findings differ because the versions of precheck do."
         else:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from precheck.records.format_loss import FormatCulprits, FormatPart
     from precheck.records.report import Run
 
+_WRITTEN = {"kv_cache_dtype": "kv:", "quantization": "q:"}
 _MOST_NAMES = 6
 _CAUSES = {
     Cause.BIAS: "is about the same in every token: it is {tensor}",
@@ -63,6 +64,7 @@ def _costs_accuracy(evidence: Evidence, *, code: str, field: str) -> Iterator[Fi
             layer=None if first is None else first.layer,
             section=None if first is None else Section.DECODER,
             module=None if first is None else first.part.split(" ")[0],
+            op=f"{_WRITTEN[field]}{getattr(run, field)}",  # a baseline accepts one, not all
             message=f"{run.name} loses accuracy: {_figures(run)}.{_where(culprits)}",
             advice=f"{_left_out(culprits)}{_instead(evidence, run, field=field)}",
             in_vain=_in_vain(first) if field == "kv_cache_dtype" else "",

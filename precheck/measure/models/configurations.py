@@ -93,7 +93,9 @@ def build_groups(
             for dtype in Dtype
             if dtype in requested_dtypes and dtype not in present
         ]
-        formats = (one for one in required if one.has_format and one.attn_implementation == name)
+        formats = dict.fromkeys(  # one may be asked for by its flag and be required too
+            one for one in required if one.has_format and one.attn_implementation == name
+        )
         failed += filter(None, (_add_format(group, one, device) for one in formats))
     if Accumulation.FLOAT16 in accumulations and default in groups:
         group = groups[default]

@@ -48,7 +48,7 @@ class QuantizedRuns:
     """
 
     def __init__(self, layout: Architecture) -> None:
-        self._blocks = [unit.name for unit in layout.blocks if unit.section in _SECTIONS]
+        self._blocks = _blocks(layout)
         self._stored: dict[tuple[str, str], _StoredWeight] = {}
 
     def presence(self, skeleton: Skeleton, inner: Presence) -> Presence:
@@ -200,6 +200,20 @@ class QuantizedPresence:
 
         restoring.callback(slot.module.register_forward_pre_hook(before).remove)
         restoring.callback(slot.module.register_forward_hook(after).remove)
+
+
+def num_stored(model: nn.Module, layout: Architecture) -> int:
+    """How many elements a format of weights stores."""
+    parameters = {
+        id(parameter): parameter.numel()
+        for slot in _matrices(model, _blocks(layout))
+        if (parameter := slot.parameter) is not None
+    }
+    return sum(parameters.values())
+
+
+def _blocks(layout: Architecture) -> list[str]:
+    return [unit.name for unit in layout.blocks if unit.section in _SECTIONS]
 
 
 def _matrices(model: nn.Module, blocks: list[str]) -> Iterator[_Slot]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from precheck.measure.models.quantized import num_stored
 from precheck.measure.subject.clamps import clamps
 from precheck.measure.subject.footprint import attention_facts, cache_size, widths
 from precheck.measure.subject.pooling import read_embedding
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from precheck.checkpoint.architecture import Architecture
     from precheck.measure.subject.subject import Subject
+    from precheck.records.sizes import Widths
 
 
 def model_facts(
@@ -47,11 +50,16 @@ def model_facts(
         quantization=within_bounds(subject.quantization),
         attention=attention_facts(model, layout),
         cache=cache_size(model),
-        widths=widths(model),
+        widths=_widths(model, layout),
         generates=generates,
         embedding=None if generates else _embedding(subject),
         clamps=clamps(model),
     )
+
+
+def _widths(model: nn.Module, layout: Architecture) -> Widths | None:
+    found = widths(model)
+    return None if found is None else replace(found, layer_weights=num_stored(model, layout))
 
 
 def _embedding(subject: Subject) -> Embedding:

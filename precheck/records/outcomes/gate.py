@@ -32,6 +32,8 @@ class Deployment:
     """Whether the gate passes it."""
     words: str
     """What is said of it behind its name: ``overflows in layer 3: ...``."""
+    note: str = ""
+    """What becomes of its formats on the device, where that is not what was measured."""
 
     @property
     def name(self) -> str:
@@ -41,7 +43,7 @@ class Deployment:
     @property
     def sentence(self) -> str:
         """Name and what is said of it."""
-        return f"{self.name} {self.words}"
+        return f"{self.name} {self.words}{f'; {self.note}' if self.note else ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from precheck.render.parts.headline import headline, identity, scope
 from precheck.render.parts.layer_table import layer_tables
 from precheck.render.parts.printed import printed
 from precheck.render.parts.run_table import run_table
+from precheck.render.parts.stored_formats.table import format_tables, sizes_note
 from precheck.render.parts.words import SEVERITY_MARKS, VERDICT_MARKS, shown
 from precheck.render.parts.wrapping import Within, Wrapped, command, labelled, wrapped
 
@@ -86,6 +87,7 @@ def _sections(
     yield narrow(_head(report, gate))
     if not report.is_static:
         yield (run_table(report, width=width),)
+    yield from _formats(report, prose=prose, width=width)
     if (panel := culprit_panel(report, width=prose)) is not None:
         yield (panel,)
     yield from (_all_layers if all_layers else _layers_around)(report, width=width)
@@ -98,6 +100,12 @@ def _sections(
     yield narrow(advice(report))
     for section in deployment(report, width=prose):
         yield narrow(section)
+
+
+def _formats(report: Report, *, prose: int, width: int) -> Iterator[Sequence[RenderableType]]:
+    note = Text(sizes_note(report), style="dim")
+    for title, written in format_tables(report, width=width):
+        yield (Text(title, style="bold"), written, Within(wrapped(note), prose))
 
 
 def _head(report: Report, gate: Gate | None) -> tuple[RenderableType, ...]:

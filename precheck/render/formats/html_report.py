@@ -22,6 +22,7 @@ from precheck.render.parts.layer_table import layer_columns
 from precheck.render.parts.reproduction import own_prompts, reproduction
 from precheck.render.parts.run_table import run_columns
 from precheck.render.parts.source_link import source_link
+from precheck.render.parts.stored_formats.table import format_columns, sizes_note
 from precheck.render.parts.words import DASH, SEVERITY_MARKS, VERDICT_MARKS, shown
 
 if TYPE_CHECKING:
@@ -64,6 +65,10 @@ class HtmlReport:
             report=report,
             recommendations=report.recommendations,
             runs=_table("What was measured", run_columns(report)),
+            formats=[
+                _table(f"{title}; {sizes_note(report)}", columns)
+                for title, columns in format_columns(report)
+            ],
             devices=_table("Devices", comparison_columns(report)),
             culprit=culprit_facts(report, at.run, overflow) if at and overflow else [],
             culprit_of=at.run.name if at else "",

@@ -19,6 +19,7 @@ from precheck.render.parts.reproduction import (
 )
 from precheck.render.parts.run_table import run_columns
 from precheck.render.parts.source_link import source_link
+from precheck.render.parts.stored_formats.table import format_columns, sizes_note
 from precheck.render.parts.words import SEVERITY_MARKS, VERDICT_MARKS
 
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ def _sections(report: Report, detail: _Detail) -> Iterator[str]:
     yield f"{markdown.prose(identity(report))}<br>\n{markdown.prose(scope(report))}"
     if report.runs:
         yield f"## Runs\n\n{markdown.table(run_columns(report))}"
+    for title, columns in format_columns(report):
+        note = markdown.prose(sizes_note(report))
+        yield f"## {markdown.prose(title)}\n\n{markdown.table(columns)}\n\n{note}"
     yield from _culprit(report)
     yield from _written(report)
     yield from _findings(report, most=detail.num_findings)

@@ -19,6 +19,8 @@ from precheck.records.tightest import tightest
 from precheck.render.parts import markdown
 from precheck.render.parts.columns import Column
 from precheck.render.parts.headline import scope
+from precheck.render.parts.stored_formats.groups import plain_runs
+from precheck.render.parts.stored_formats.table import format_columns, sizes_note
 from precheck.render.parts.words import DASH, shown, verdict_text
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ def _metadata(report: Report) -> ModelCardData:
             metric_value=largest.abs_max,
             verified=False,
         )
-        for run in report.runs
+        for run in plain_runs(report)
         if (largest := _largest(run)) is not None
     ]
     if not results:
@@ -82,6 +84,9 @@ def _sections(report: Report) -> Iterator[str]:
     yield _safe(report)
     if report.runs:
         yield markdown.table(_columns(report))
+    for title, columns in format_columns(report):
+        note = markdown.prose(sizes_note(report))
+        yield f"### {markdown.prose(title)}\n\n{markdown.table(columns)}\n\n{note}"
     yield _how(report)
 
 
@@ -122,10 +127,10 @@ def _safe(report: Report) -> str:
         return "Nothing was run: no configuration was measured."
     safe = [
         markdown.code(run.name)
-        for run in report.runs
+        for run in plain_runs(report)
         if run.verdict in USABLE and not _is_sums(run)
     ]
-    unsafe = [markdown.code(run.name) for run in report.runs if run.verdict not in USABLE]
+    unsafe = [markdown.code(run.name) for run in plain_runs(report) if run.verdict not in USABLE]
     sentences = [
         f"Measured safe: {', '.join(safe)}." if safe else "No configuration was measured safe."
     ]
@@ -144,19 +149,18 @@ def _columns(report: Report) -> list[Column]:
         texts = [Text(cell) for cell in cells]
         return Column(header=header, cells=texts, justify="right" if is_number else "left")
 
-    largest = [_largest(run) for run in report.runs]
+    runs = plain_runs(report)
+    largest = [_largest(run) for run in runs]
     return [
-        column("configuration", [run.name for run in report.runs]),
-        column("verdict", [verdict_text(run.verdict).plain for run in report.runs]),
+        column("configuration", [run.name for run in runs]),
+        column("verdict", [verdict_text(run.verdict).plain for run in runs]),
         column(
             "maximum activation",
-            [_reached(run) for run in report.runs],
+            [_reached(run) for run in runs],
             is_number=True,
         ),
         column("where", ["" if layer is None else layer.module for layer in largest]),
-        column(
-            "bits of headroom", [_bits_left(report, run) for run in report.runs], is_number=True
-        ),
+        column("bits of headroom", [_bits_left(report, run) for run in runs], is_number=True),
     ]
 
 

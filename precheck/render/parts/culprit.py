@@ -36,9 +36,13 @@ class Focus(NamedTuple):
 
 
 def focus(report: Report) -> Focus | None:
-    """The gravest run with a place: an overflow, else where accuracy is lost."""
+    """The gravest run with a place: an overflow, else where accuracy is lost.
+
+    What breaks without a format comes first.
+    """
+    runs = sorted(enumerate(report.runs), key=lambda pair: pair[1].configuration.has_format)
     for verdict in (Verdict.OVERFLOW, Verdict.DEGRADED):
-        for index, run in enumerate(report.runs):
+        for index, run in runs:
             if run.verdict is not verdict:
                 continue
             if run.first_overflow is not None:
@@ -164,7 +168,12 @@ def columns_around(report: Report) -> list[Column]:
         for trace in at.run.layers
         if trace.section is at.section and abs(trace.index - at.layer) <= _REACH
     ]
-    siblings = [run for run in report.runs if run.attn_implementation == at.run.attn_implementation]
+    siblings = [
+        run
+        for run in report.runs
+        if run.attn_implementation == at.run.attn_implementation
+        and (run is at.run or not run.configuration.has_format)
+    ]
     return [
         Column(
             header="\nlayer", cells=[_layer_cell(trace, at=at) for trace in near], justify="left"
@@ -192,7 +201,7 @@ def columns_around(report: Report) -> list[Column]:
 
 def _short(run: Run) -> str:
     sums = " sums" if run.accumulation is Accumulation.FLOAT16 else ""
-    return f"{run.dtype.short}{sums}"
+    return " ".join((f"{run.dtype.short}{sums}", *run.configuration.formats))
 
 
 def _mechanism_column(report: Report, at: Focus, *, near: list[LayerTrace]) -> Column:

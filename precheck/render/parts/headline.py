@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from precheck.records.finding import USABLE, VERBS, Severity, Verdict
 from precheck.records.quantities import counted, listed
+from precheck.render.parts.stored_formats.groups import plain_runs
+from precheck.render.parts.stored_formats.words import cost_words, costly
 from precheck.render.parts.words import shown
 
 if TYPE_CHECKING:
@@ -56,12 +58,27 @@ def headline(report: Report) -> Headline:
         for verdict, words in _PLURALS.items()
         if (names := _names(report, verdict))
     ]
+    formats = costly(report)
+    if formats:
+        said.append(cost_words(report, formats))
+    plain = len(plain_runs(report))
     if not said:
         return Headline(
-            Verdict.SAFE, f"SAFE in {_all(len(report.runs))} measured, {_tried(report)}"
+            Verdict.SAFE,
+            f"SAFE in {_all(plain)} measured{_in_formats(report)}, {_tried(report)}",
         )
-    gravest = next(verdict for verdict in _PLURALS if _names(report, verdict))
+    verdicts = {run.verdict for run in (*plain_runs(report), *formats)}
+    gravest = next(verdict for verdict in _PLURALS if verdict in verdicts)
+    if len(said) == 1 and formats:
+        it = "it" if len(formats) == 1 else "them"
+        said.append(f"without {it} SAFE in {_all(plain)} measured")
     return Headline(gravest, "; ".join(said))
+
+
+def _in_formats(report: Report) -> str:
+    """How many runs had a format, where all are safe."""
+    number = len(report.runs) - len(plain_runs(report))
+    return f" and in {counted(number, 'format')}" if number else ""
 
 
 def scope(report: Report) -> str:
@@ -74,9 +91,8 @@ def scope(report: Report) -> str:
     parts = [probes if is_in_headline else f"not tested beyond {longest} ({probes})"]
     if broken_checkpoint(report) is not None:
         parts = ["the runs only show how broken weights round"]
-    elif _usable(report) < len(report.runs):
-        runs = counted(len(report.runs), "configuration")
-        parts.insert(0, f"{_usable(report)} of {runs} can be used")
+    elif _usable(report.runs) < len(report.runs):
+        parts.insert(0, f"{_can_be_used(report)} can be used")
     if not report.complete:
         parts.append(f"INCOMPLETE: {report.incomplete_reason or 'the scan ended early'}")
     return shown("; ".join(parts))
@@ -148,7 +164,7 @@ def _names(report: Report, verdict: Verdict) -> tuple[str, ...]:
 
 
 def _of(report: Report, verdict: Verdict) -> Iterable[Run]:
-    return (run for run in report.runs if run.verdict is verdict)
+    return (run for run in plain_runs(report) if run.verdict is verdict)
 
 
 def _layers(report: Report, verdict: Verdict) -> str:
@@ -160,8 +176,20 @@ def _layers(report: Report, verdict: Verdict) -> str:
     return "" if others or place is None else f" in {place}"
 
 
-def _usable(report: Report) -> int:
-    return sum(run.verdict in USABLE for run in report.runs)
+def _usable(runs: Iterable[Run]) -> int:
+    return sum(run.verdict in USABLE for run in runs)
+
+
+def _can_be_used(report: Report) -> str:
+    """``5 of 6 configurations and 2 of 3 formats``."""
+    plain = plain_runs(report)
+    formats = [run for run in report.runs if run.configuration.has_format]
+    counts = [
+        f"{_usable(runs)} of {counted(len(runs), noun)}"
+        for runs, noun in ((plain, "configuration"), (formats, "format"))
+        if runs
+    ]
+    return " and ".join(counts)
 
 
 def _all(number: int) -> str:

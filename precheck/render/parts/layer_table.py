@@ -8,6 +8,7 @@ from rich.text import Text
 
 from precheck.render.parts.columns import GAP, Column, table
 from precheck.render.parts.culprit import size_cell
+from precheck.render.parts.stored_formats.groups import plain_runs
 from precheck.render.parts.words import shown
 
 if TYPE_CHECKING:
@@ -36,15 +37,16 @@ def layer_tables(report: Report, *, width: int) -> Iterator[Table]:
 
 
 def layer_columns(report: Report) -> list[Column]:
-    """The layers, and a column for every run; none where no layer was measured."""
+    """The layers, and a column for every run without a format; none where none was measured."""
+    runs = plain_runs(report)
     places = list(
-        dict.fromkeys((layer.section, layer.index) for run in report.runs for layer in run.layers)
+        dict.fromkeys((layer.section, layer.index) for run in runs for layer in run.layers)
     )
     if not places:
         return []
     names = [Text(f"{section} {index}") for section, index in places]
     first = Column(header="\nlayer", cells=names, justify="left")
-    return [first, *(_column(run, places=places) for run in report.runs)]
+    return [first, *(_column(run, places=places) for run in runs)]
 
 
 def _column(run: Run, *, places: list[tuple[Section, int]]) -> Column:

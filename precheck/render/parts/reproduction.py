@@ -62,7 +62,9 @@ def plain_reproduction(report: Report) -> str | None:
     """Python that shows the failure with transformers alone; None unless every probe breaks."""
     at = focus(report)
     overflow = at.run.first_overflow if at else None
-    if at is None or overflow is None or len(overflow.probes) < len(report.probes):
+    if at is None or overflow is None or at.run.configuration.has_format:
+        return None
+    if len(overflow.probes) < len(report.probes):
         return None
     return "\n".join(_lines(report, dtype=at.run.dtype, attn=at.run.requested_attn_implementation))
 

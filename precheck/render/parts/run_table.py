@@ -13,6 +13,7 @@ from precheck.records.quantities import bits, magnitude, nats, percent
 from precheck.records.tightest import tightest
 from precheck.records.traces import Section
 from precheck.render.parts.columns import Column, table
+from precheck.render.parts.stored_formats.groups import plain_runs
 from precheck.render.parts.words import DASH, shown, verdict_text
 
 if TYPE_CHECKING:
@@ -32,14 +33,15 @@ def run_table(report: Report, *, width: int) -> Table:
 
 
 def run_columns(report: Report) -> tuple[Column, ...]:
-    """The figures of the runs, a row for each run."""
+    """The figures of the runs, a row for each; those with a format have a table of their own."""
+    runs = plain_runs(report)
 
     def column(header: str, cell: Callable[[Run], str], *, rank: int) -> Column:
-        cells = [Text(shown(cell(run)), style=_style(run)) for run in report.runs]
+        cells = [Text(shown(cell(run)), style=_style(run)) for run in runs]
         return Column(header=header, cells=cells, rank=rank)
 
     def words(header: str, cell: Callable[[Run], str], *, rank: int = 0) -> Column:
-        cells = [Text(shown(cell(run))) for run in report.runs]
+        cells = [Text(shown(cell(run))) for run in runs]
         return Column(header=header, cells=cells, rank=rank, justify="left")
 
     return (
@@ -47,15 +49,15 @@ def run_columns(report: Report) -> tuple[Column, ...]:
         words("attention", _attention),
         Column(
             header="verdict",
-            cells=[verdict_text(run.verdict) for run in report.runs],
+            cells=[verdict_text(run.verdict) for run in runs],
             justify="left",
         ),
         words("where", lambda run: _where(report, run), rank=4),
         column("max |x|", lambda run: _largest(report, run), rank=6),
         column("bits left", lambda run: _bits_left(report, run), rank=2),
-        column("KL", _divergence, rank=1),
-        column("top-1", _agreement, rank=3),
-        column("answer error", _answer_error, rank=5),
+        column("KL", divergence, rank=1),
+        column("top-1", agreement, rank=3),
+        column("answer error", answer_error, rank=5),
         column("rel. error", _relative_error, rank=7),
         column("perplexity", _perplexity, rank=8),
         words("mechanism", _mechanism, rank=10),
@@ -65,7 +67,7 @@ def run_columns(report: Report) -> tuple[Column, ...]:
 
 def _attention(run: Run) -> str:
     sums = " (fp16 sums)" if run.accumulation is Accumulation.FLOAT16 else ""
-    return " + ".join((f"{run.attn_implementation}{sums}", *run.configuration.formats))
+    return f"{run.attn_implementation}{sums}"
 
 
 def _style(run: Run) -> str:
@@ -116,17 +118,20 @@ def _says_something(run: Run) -> bool:
     return not run.dtype.is_reference and run.verdict is not Verdict.OVERFLOW
 
 
-def _divergence(run: Run) -> str:
+def divergence(run: Run) -> str:
+    """KL divergence in nats, of a run that is compared with float32 and survives."""
     figure = loss(run).kl_divergence
     return nats(figure) if figure is not None and _says_something(run) else DASH
 
 
-def _agreement(run: Run) -> str:
+def agreement(run: Run) -> str:
+    """How often the first choice is float32's."""
     figure = run.logits.top1_agreement if run.logits else None
     return percent(figure) if figure is not None and _says_something(run) else DASH
 
 
-def _answer_error(run: Run) -> str:
+def answer_error(run: Run) -> str:
+    """Of a model that generates nothing."""
     figure = run.answers.error if run.answers else None
     return percent(figure) if figure is not None and _says_something(run) else DASH
 

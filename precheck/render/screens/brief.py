@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from precheck.records.finding import Severity, Verdict
 from precheck.render.parts.brief.culprit import culprit_lines, focus_of
+from precheck.render.parts.brief.format_lines import format_lines
 from precheck.render.parts.brief.next_steps import next_steps, use_lines
 from precheck.render.parts.brief.runs import run_lines
 from precheck.render.parts.brief.verdict import verdict_lines
 from precheck.render.parts.headline import broken_checkpoint
 from precheck.render.parts.printed import printed
+from precheck.render.parts.stored_formats.table import format_tables
 from precheck.render.parts.words import SEVERITY_MARKS, shown
 from precheck.render.parts.wrapping import Wrapped
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 _MOST_FINDINGS = 3
 _LABEL_WIDTH = 11
+_INDENT = 2
 _IN_RUNS = frozenset({"PC201", "PC602", "PC603", "PC901", "PC402"})
 """Findings that only say what a line of the runs says."""
 
@@ -45,10 +49,19 @@ def render_brief(report: Report, gate: Gate, *, engine: str, width: int, colour:
     lines = [
         *verdict_lines(report, gate),
         *run_lines(report, width=width),
+        *_formats(report, width=width),
         Text(),
         *_details(report, gate, engine, width=width),
     ]
     return f"{printed(*lines, width=width, colour=colour)}\n"
+
+
+def _formats(report: Report, *, width: int) -> Iterator[RenderableType]:
+    """A table of the formats that were asked for."""
+    for title, written in format_tables(report, width=width - _INDENT):
+        yield Text()
+        yield Text(f"  {title}", style="bold")
+        yield Padding(written, (0, 0, 0, _INDENT))
 
 
 def _details(report: Report, gate: Gate, engine: str, *, width: int) -> Iterator[RenderableType]:
@@ -60,7 +73,10 @@ def _details(report: Report, gate: Gate, engine: str, *, width: int) -> Iterator
         style = SEVERITY_MARKS[finding.severity].style
         yield _line("" if number else "also", Text(shown(words), style=style))
     steps = next_steps(report, run, width=width - _LABEL_WIDTH - 2)
-    for label, value in (*use_lines(report, gate, engine), *steps):
+    used = tuple(use_lines(report, gate, engine))
+    commands = "\n".join(value.plain for _, value in used)
+    formats = format_lines(report, gate, engine, commands=commands)
+    for label, value in (*used, *formats, *steps):
         yield _line(label, value)
 
 

@@ -10,6 +10,7 @@ import transformers
 from torch import nn
 
 from precheck.checkpoint.architecture import find_architecture
+from precheck.measure.models.quantized import num_stored
 from precheck.measure.subject.footprint import attention_facts, cache_size, widths
 from tests.tiny_models import TINY, architectures, tiny
 
@@ -117,6 +118,20 @@ def test_widths_are_those_of_the_layers() -> None:
     assert gpt2 is not None
     assert gpt2.widest == 256
     assert widths(nn.ReLU()) is None
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "mixtral"])
+def test_a_format_stores_the_matrices_of_layers(name: str) -> None:
+    """Embeddings, norms, biases, routers and the head stay in the dtype."""
+    model = tiny(name)
+    stored = sum(
+        weight.numel()
+        for key, weight in model.named_parameters()
+        if weight.dim() >= 2
+        and not any(part in key for part in ("embed", "wte", "wpe", "shared", "lm_head", "gate.w"))
+        and "relative_attention_bias" not in key
+    )
+    assert num_stored(model, find_architecture(model)) == stored
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,11 @@ def focus_of(report: Report, gate: Gate) -> Run | None:
     broken = [run for run in report.runs if run.verdict in _BROKEN]
     return min(
         broken,
-        key=lambda run: (not run.configurations & deployed, run.verdict.order),
+        key=lambda run: (
+            not run.configurations & deployed,
+            run.configuration.has_format,
+            run.verdict.order,
+        ),
         default=None,
     )
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from precheck.records.finding import Severity
 from precheck.records.quantities import listed
+from precheck.render.parts.brief.format_lines import required_flags
 from precheck.render.parts.headline import broken_checkpoint
 from precheck.render.parts.words import shown
 
@@ -35,7 +36,8 @@ def use_lines(report: Report, gate: Gate, engine: str) -> Iterator[tuple[str, Te
         return
     groups: dict[tuple[str, str | None], list[Recommendation]] = {}
     for advised in _advised(report, gate, engine):
-        groups.setdefault((advised.name, _command(advised, engine)), []).append(advised)
+        command = _command(advised, engine, gate)
+        groups.setdefault((advised.name, command), []).append(advised)
     for (name, command), devices in groups.items():
         where = shown(listed(tuple(advised.target.name for advised in devices), most=4))
         first, row = devices[0], _row(devices[0], engine)
@@ -70,14 +72,18 @@ def _row(advised: Recommendation, engine: str) -> EngineAdvice | None:
     return next((row for row in advised.engines if row.engine == engine), None)
 
 
-def _command(advised: Recommendation, engine: str) -> str | None:
-    """One line to paste; None where the engine has nothing that is known to be safe."""
+def _command(advised: Recommendation, engine: str, gate: Gate) -> str | None:
+    """One line to paste, with the formats that are required.
+
+    None where the engine has nothing that is known to be safe.
+    """
     row = _row(advised, engine)
     command = advised.snippets.get(engine) or (None if row is None else row.command)
     if advised.dtype is None or command is None:
         return None
     line = " ".join(part.strip() for part in command.splitlines())
-    return line.replace("( ", "(").replace(" )", ")")
+    formats = required_flags(gate, engine, dtype=advised.dtype)
+    return line.replace("( ", "(").replace(" )", ")") + formats
 
 
 def _whole(command: str) -> Text:

@@ -12,6 +12,7 @@ from precheck.records.loss import loss
 from precheck.records.precision import Dtype
 from precheck.records.quantities import bits, counted, first_sentence, nats, percent
 from precheck.records.tightest import tightest
+from precheck.render.parts.stored_formats.groups import plain_runs
 from precheck.render.parts.words import VERDICT_MARKS, shown
 
 if TYPE_CHECKING:
@@ -28,12 +29,12 @@ _GAP = 2
 def run_lines(report: Report, *, width: int) -> Iterator[RenderableType]:
     """All runs where there are at most six; else the broken ones first, and how many more.
 
-    Where the terminal is narrow, the last figures of a line are left out.
+    Where the terminal is narrow, the last figures of a line are left out. Runs with a format are
+    left out: they have a table.
     """
-    runs = list(report.runs)
+    runs = measured = list(plain_runs(report))
     if len(runs) > MOST_LINES:
-        runs.sort(key=lambda run: run.verdict in USABLE)
-        runs = runs[: MOST_LINES - 1]
+        runs = sorted(runs, key=lambda run: run.verdict in USABLE)[: MOST_LINES - 1]
     if not runs:
         return
     rows = [(_name(run), _word(run), _figures(report, run)) for run in runs]
@@ -44,8 +45,8 @@ def run_lines(report: Report, *, width: int) -> Iterator[RenderableType]:
         word.pad_right(words - word.cell_len)
         kept = _fitting(figures, width=width - names - words)
         yield Text.assemble(name, word, (shown(", ".join(kept)), "dim"))
-    if len(runs) < len(report.runs):
-        more = counted(len(report.runs) - len(runs), "more configuration")
+    if len(runs) < len(measured):
+        more = counted(len(measured) - len(runs), "more configuration")
         yield Text(f"    and {more}: -v", style="dim")
 
 

@@ -9,6 +9,8 @@ from rich.text import Text
 from precheck.records.finding import USABLE, Severity, Verdict
 from precheck.records.quantities import listed
 from precheck.render.parts.headline import broken_checkpoint, identity, tested
+from precheck.render.parts.stored_formats.groups import plain_runs
+from precheck.render.parts.stored_formats.words import cost_words, costly
 from precheck.render.parts.words import SEVERITY_MARKS, VERDICT_MARKS, Mark, shown
 from precheck.render.parts.wrapping import Wrapped, wrapped
 
@@ -37,6 +39,10 @@ def verdict_lines(report: Report, gate: Gate) -> Iterator[RenderableType]:
         yield _marked(_UNKNOWN, gate.line)
     if broken is None and (elsewhere := _elsewhere(report, gate)) is not None:
         yield _marked(VERDICT_MARKS[Verdict.OVERFLOW], elsewhere)
+    deployed = {deployment.configuration for deployment in gate.deployments}
+    in_formats = [run for run in costly(report) if not run.configurations & deployed]
+    if broken is None and in_formats:
+        yield _marked(VERDICT_MARKS[Verdict.OVERFLOW], cost_words(report, tuple(in_formats)))
     yield wrapped(Text(identity(report), style="dim"), indent=2)
     if broken is not None and report.runs:
         only = "the runs only show how these weights round, whatever the model would be"
@@ -46,7 +52,8 @@ def verdict_lines(report: Report, gate: Gate) -> Iterator[RenderableType]:
 def _deployed(report: Report, deployment: Deployment) -> str:
     words = deployment.words.removeprefix("is ").removeprefix("has ")
     is_told = deployment.verdict is Verdict.SAFE and deployment.holds and not report.is_static
-    return f"{deployment.name}: {words}{f', {tested(report)}' if is_told else ''}"
+    note = f"; {deployment.note}" if deployment.note else ""
+    return f"{deployment.name}: {words}{f', {tested(report)}' if is_told else ''}{note}"
 
 
 def _mark(deployment: Deployment) -> Mark:
@@ -63,13 +70,14 @@ def _mark(deployment: Deployment) -> Mark:
 def _elsewhere(report: Report, gate: Gate) -> str | None:
     """What breaks in configurations that nobody would deploy; None where nothing does."""
     deployed = {deployment.configuration for deployment in gate.deployments}
-    broken = [run for run in report.runs if run.verdict not in USABLE | {Verdict.INCOMPLETE}]
+    runs = plain_runs(report)
+    broken = [run for run in runs if run.verdict not in USABLE | {Verdict.INCOMPLETE}]
     others = [run for run in broken if not run.configurations & deployed]
     if not others:
         return None
     is_all = len(others) == len(broken)
     attentions = {run.attn_implementation for run in others}
-    usable = {run.attn_implementation for run in report.runs if run.verdict in USABLE}
+    usable = {run.attn_implementation for run in runs if run.verdict in USABLE}
     if is_all and len(attentions) == 1 and usable - attentions:
         said = listed(tuple(f"{run.dtype} {run.effect}" for run in others), most=4)
         return f"only with {attentions.pop()} attention: {said}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from precheck.render.parts.charts.errors import errors
+from precheck.render.parts.charts.errors import errors, format_errors
 from precheck.render.parts.charts.headroom import headroom
 from precheck.render.parts.charts.sizes import sizes
 
@@ -24,6 +24,6 @@ def charts(report: Report) -> Iterator[Chart]:
     for section in sections:
         if sum(place[0] is section for place in places) < 2:  # noqa: PLR2004  no line
             continue
-        for draw in (sizes, errors, headroom):
+        for draw in (sizes, errors, format_errors, headroom):
             if (chart := draw(report, section)) is not None:
                 yield chart

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from precheck.records.mechanism import Mechanism
 from precheck.records.quantities import listed, magnitude
 from precheck.render.parts.charts.lines import name
+from precheck.render.parts.stored_formats.groups import plain_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +46,7 @@ class Culprit:
 def culprits(report: Report) -> list[Culprit]:
     """The first operation that broke in each run, once for those that break alike."""
     runs: dict[tuple[Section, int | None, Mechanism, float], list[Run]] = {}
-    for run in report.runs:
+    for run in plain_runs(report):
         overflow = run.first_overflow
         if overflow is not None and (size := _size(overflow)):
             place = (overflow.section, overflow.layer, overflow.mechanism, size)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _HEIGHT = 280
 _DASHES = ([1, 0], [6, 4], [2, 2], [8, 3, 2, 3])
 _FEW_TICKS = 3
+_OF_FORMATS = ("bad", "float16", "good", "sums", "warn", "note", "float32")
 
 
 def name(run: Run) -> str:
@@ -83,7 +84,7 @@ def encoding(runs: Sequence[Run]) -> Row:
     first = {name(run): run for run in sorted(runs, key=_width, reverse=True)}
     variants = list(dict.fromkeys(_variant(run) for run in runs))
     looks = {
-        "color": [_colour(run) for run in first.values()],
+        "color": [_colour(run, variants) for run in first.values()],
         "strokeDash": [
             _DASHES[variants.index(_variant(run)) % len(_DASHES)] for run in first.values()
         ],
@@ -116,7 +117,11 @@ def _variant(run: Run) -> Configuration:
     return replace(run.configuration, dtype=Dtype.FLOAT32)
 
 
-def _colour(run: Run) -> str:
+def _colour(run: Run, variants: list[Configuration]) -> str:
+    """Of the dtype; runs with a format are all of one dtype, so each has a colour of its own."""
+    if run.configuration.has_format:
+        formats = [variant for variant in variants if variant.has_format]
+        return f"var(--{_OF_FORMATS[formats.index(_variant(run)) % len(_OF_FORMATS)]})"
     return "var(--sums)" if run.accumulation is Accumulation.FLOAT16 else f"var(--{run.dtype})"
 
 

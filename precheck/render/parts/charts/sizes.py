@@ -10,6 +10,7 @@ from precheck.render.parts.charts.chart import Chart, Row, chart
 from precheck.render.parts.charts.culprits import culprit_marks, culprits, sentences
 from precheck.render.parts.charts.drawing import WIDTH
 from precheck.render.parts.charts.lines import encoding, layers_of, line_spec, name
+from precheck.render.parts.stored_formats.groups import plain_runs
 
 if TYPE_CHECKING:
     from precheck.records.report import Report
@@ -23,14 +24,14 @@ def sizes(report: Report, section: Section) -> Chart:
     values, broken = _sizes(report, section), _not_finite(report, section)
     marks = [mark for mark in culprits(report) if mark.is_in(section)]
     spec = line_spec(
-        report.runs,
+        plain_runs(report),
         values,
         section=section,
         title="largest value (log scale)",
         form="~s",
         top=max([_LIMIT, *(mark.size for mark in marks)]),
     )
-    layers = layers_of(report.runs, section)
+    layers = layers_of(plain_runs(report), section)
     spec["layer"] += [
         *_limit_marks(),
         _crosses(report, broken),
@@ -61,7 +62,7 @@ def _sizes(report: Report, section: Section) -> list[Row]:
             "size": layer.abs_max,
             "said": f"{section} layer {layer.index}, {name(run)}: {magnitude(layer.abs_max)}",
         }
-        for run in report.runs
+        for run in plain_runs(report)
         for layer in run.layers
         if layer.section is section and layer.abs_max and layer.is_finite
     ]
@@ -75,7 +76,7 @@ def _not_finite(report: Report, section: Section) -> list[Row]:
             "size": _LIMIT,
             "said": f"{section} layer {layer.index}, {name(run)}: not finite",
         }
-        for run in report.runs
+        for run in plain_runs(report)
         for layer in run.layers
         if layer.section is section and not layer.is_finite
     ]
@@ -118,7 +119,7 @@ def _limit_marks() -> list[Row]:
 
 
 def _crosses(report: Report, broken: list[Row]) -> Row:
-    channels = encoding(report.runs)
+    channels = encoding(plain_runs(report))
     del channels["strokeWidth"], channels["strokeDash"]
     return {
         "data": {"values": broken},
