@@ -33,6 +33,8 @@ def as_stored(tensor: Tensor, numbers: Numbers) -> Tensor:
             activations ``(..., in)``, in float16, bfloat16 or float32.
         numbers: how it is stored.
     """
+    if not tensor.numel():  # it has no largest number
+        return tensor.clone()
     writing = _Writing.of(tensor, numbers)
     return writing.read_back(_nearest(writing.scaled, numbers)).to(tensor.dtype)
 
