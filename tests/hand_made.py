@@ -310,7 +310,7 @@ def formats() -> Measurements:
             *healthy.runs,
             in_format(kl=0.012, top1=0.953, kv_cache_dtype="fp8_e4m3"),
             in_format(kl=0.0031, top1=0.981, kv_cache_dtype="int8"),
-            in_format(kl=0.192, top1=0.771, kv_cache_dtype="int4"),
+            in_format(kl=0.292, top1=0.771, kv_cache_dtype="int4"),
             in_format(kl=0.0071, top1=0.968, quantization="int8_weight"),
             in_format(kl=0.034, top1=0.921, quantization="fp8"),
             in_format(kl=0.671, top1=0.562, quantization="nvfp4"),

@@ -44,11 +44,13 @@ def audited(**faults: object) -> Measurements:
 
 
 def with_overflow(**changes: object) -> Measurements:
+    overflow = hand_made.scores_overflow(**changes)
     half = hand_made.run(
         Dtype.FLOAT16,
         "eager",
         reaches_output=True,
-        overflows=(hand_made.scores_overflow(**changes),),
+        overflows=(overflow,),
+        kv_cache_dtype="fp8_e4m3" if overflow.mechanism is Mechanism.STORING else None,
     )
     return hand_made.measurements(runs=(*hand_made.healthy_runs()[:3], half))
 

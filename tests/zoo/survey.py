@@ -212,7 +212,7 @@ def in_a_process(kind: Kind) -> Row:
     child = os.fork()
     if child == 0:
         os.close(ours)
-        _become_quiet()
+        become_quiet()
         with os.fdopen(theirs, "w", encoding="utf-8") as out:
             json.dump(asdict(survey(kind)), out)
         os._exit(0)
@@ -238,7 +238,7 @@ def _rows_in(file: Path) -> list[Row]:
     return [_row(load) for load in json.loads(file.read_text())] if file.is_file() else []
 
 
-def _become_quiet() -> None:
+def become_quiet() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     signal.alarm(SECONDS)
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch.nn.functional import pad
+import torch
 
 from precheck.facts.formats import Granularity, Numbers
 
@@ -21,7 +21,8 @@ class Grouping:
         shape: of the tensor.
         numbers: what it is stored as.
 
-    A last group that is not full is filled with zeros, which are not among what comes back.
+    A last group that is not full is filled with copies of its last number, which do not change its
+    range; they are not among what comes back.
     """
 
     shape: tuple[int, ...]
@@ -72,4 +73,6 @@ def _filled(tensor: Tensor, dim: int, size: int) -> Tensor:
     missing = -tensor.shape[dim] % size
     if not missing:
         return tensor
-    return pad(tensor, (0, 0) * (-1 - dim) + (0, missing))
+    shape = list(tensor.shape)
+    shape[dim] = missing
+    return torch.cat([tensor, tensor.narrow(dim, -1, 1).expand(shape)], dim=dim)

@@ -37,6 +37,8 @@ def as_stored(tensor: Tensor, numbers: Numbers, *, calibrated_amax: float | None
             calibration saw, or 448 times a checkpoint's ``k_scale``. None: that of this tensor.
             Formats without such a scale take no notice.
     """
+    if not tensor.numel():  # it has no largest number
+        return tensor.clone()
     writing = _Writing.of(tensor, numbers, calibrated_amax=calibrated_amax)
     return writing.read_back(writing.rounded()).to(tensor.dtype)
 

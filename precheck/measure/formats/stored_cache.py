@@ -13,9 +13,10 @@ What it cannot see: a kernel that also rounds queries or probabilities, and how 
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, EncoderDecoderCache
 
 from precheck.errors import UnsupportedConfigurationError, first_line
 from precheck.measure.formats.stored_op import Stored, store
@@ -42,6 +43,8 @@ class StoredCache(DynamicCache):
         self, config: Any, name: str, *, is_kept: bool, storing: Storing, prefix: str = ""
     ) -> None:
         super().__init__(config=config)
+        if not is_kept:
+            self.layers = _Forgetful(self.layers)
         self.name = name
         self.is_kept = is_kept
         self._storing = storing
@@ -71,6 +74,22 @@ class StoredCache(DynamicCache):
         return store(part, states, what, self.name, parts=self._storing.parts)
 
 
+class _Forgetful(list[Any]):
+    """Layers of a cache that are new whenever they are asked for.
+
+    What a layer keeps besides keys and values (recurrent states, keys of an indexer) is forgotten
+    too, so that a decoder layer computes the same when it is called again.
+    """
+
+    def __getitem__(self, index: Any) -> Any:
+        """A copy of the empty layer; its states are in its fields and in dictionaries there."""
+        layer = copy.copy(super().__getitem__(index))
+        for name, value in vars(layer).items():
+            if isinstance(value, dict):
+                setattr(layer, name, value.copy())
+        return layer
+
+
 class _Never(dict[int, bool]):
     """Which cross-attention layers have their keys already: none, in a forward by itself."""
 
@@ -82,21 +101,22 @@ def new_cache(config: Any, name: str, *, is_kept: bool, storing: Storing) -> Cac
     """An empty cache for a model with this config; for arguments see :class:`StoredCache`.
 
     Raises:
-        UnsupportedConfigurationError: transformers has no cache for it.
+        UnsupportedConfigurationError: transformers has no cache for it, or one of recurrent states.
     """
+    is_pair = bool(getattr(config, "is_encoder_decoder", False))
     try:
         own = StoredCache(config, name, is_kept=is_kept, storing=storing)
-        if not getattr(config, "is_encoder_decoder", False):
-            return own
         cross = StoredCache(config, name, is_kept=is_kept, storing=storing, prefix="cross.")
-        pair = EncoderDecoderCache(own, cross)
+        pair = EncoderDecoderCache(own, cross) if is_pair else None
     except Exception as error:  # a config may lack anything that transformers expects
         raise UnsupportedConfigurationError(
             f"no key-value cache for this model: {first_line(error)}"
         ) from error
-    if not is_kept:
+    if own.layers and not any(isinstance(layer, CacheLayerMixin) for layer in own.layers):
+        raise UnsupportedConfigurationError("no layer has keys and values to store")
+    if pair is not None and not is_kept:
         pair.is_updated = _Never()
-    return pair
+    return own if pair is None else pair
 
 
 def check_used(cache: Cache) -> None:

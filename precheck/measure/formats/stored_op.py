@@ -41,7 +41,7 @@ def store(
         parts: is shown the tensor and what is read back.
     """
     stored: Tensor = torch.ops.precheck.as_stored(tensor, what.value, name)
-    if parts is not None:
+    if parts is not None and tensor.numel():
         with _disable_current_modes():
             parts.add(f"{part}.{what}", tensor, stored, _numbers(what, name))
     return stored

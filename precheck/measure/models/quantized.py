@@ -132,10 +132,14 @@ class QuantizedPresence:
         restoring = self._restoring.setdefault(module, ExitStack())
         for slot in within:
             weight = slot.parameter
-            if weight is not None and not weight.is_meta and slot.name not in self._replaced:
+            if weight is None or weight.is_meta or slot.name in self._replaced:
+                continue
+            self._replaced.add(slot.name)
+            restoring.callback(self._replaced.discard, slot.name)
+            if self._multiplies_in_float32(slot.module):
+                self._multiply_in_float32(slot, restoring)
+            else:
                 self._replace(slot, self._stored_form(slot, weight), restoring)
-                if self._multiplies_in_float32(slot.module):
-                    self._multiply_in_float32(slot, restoring)
         return changed
 
     def leave(self, module: str, output: Any) -> None:
@@ -150,8 +154,6 @@ class QuantizedPresence:
         assert before is not None  # noqa: S101
         slot.put(stored)
         parameters.add(stored, slot.name, is_faulty=parameters.is_faulty(before))
-        self._replaced.add(slot.name)
-        restoring.callback(self._replaced.discard, slot.name)
         restoring.callback(parameters.remove, stored)
         restoring.callback(slot.put, before)
 
@@ -181,23 +183,33 @@ class QuantizedPresence:
     # Activations.
 
     def _multiplies_in_float32(self, module: nn.Module) -> bool:
-        return self._format.activations is not None and isinstance(module, nn.Linear)
+        return self._format.activations is not None and isinstance(module, nn.Linear | Conv1D)
 
     def _multiply_in_float32(self, slot: _Slot, restoring: ExitStack) -> None:
-        """Makes a layer store its input, multiply in float32, and round the result once."""
+        """Makes a layer store its input, multiply in float32, and round the result once.
+
+        Outside its calls the layer has its own weight: some models multiply with that themselves,
+        or look at its dtype.
+        """
         name, dtype = self._format.name, torch_dtype(self._skeleton.dtype)
         parts = self._skeleton.storing.parts
         bias = _Slot(slot.module, "bias", f"{slot.name.removesuffix('weight')}bias")
-        if bias.parameter is not None:
-            self._replace(bias, nn.Parameter(bias.parameter.float()), restoring)
+        during_call = ExitStack()
 
         def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            weight = slot.parameter
+            assert weight is not None  # noqa: S101  it was there when the module began
+            self._replace(slot, self._stored_form(slot, weight), during_call)
+            if bias.parameter is not None:
+                self._replace(bias, nn.Parameter(bias.parameter.float()), during_call)
             values = args[0].float()
             return (store(slot.name, values, Stored.ACTIVATIONS, name, parts=parts), *args[1:])
 
         def after(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
+            during_call.close()
             return output.to(dtype)
 
+        restoring.callback(during_call.close)  # of a call that raised
         restoring.callback(slot.module.register_forward_pre_hook(before).remove)
         restoring.callback(slot.module.register_forward_hook(after).remove)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from precheck.checkpoint.architecture import find_architecture
 from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.errors import UnsupportedConfigurationError
 from precheck.measure.formats.parts import Storing
@@ -68,10 +69,17 @@ class Skeleton:
         """The same model; it will store what ``configuration`` says in the formats it names.
 
         Raises:
-            UnsupportedConfigurationError: the model has no key-value cache.
+            UnsupportedConfigurationError: the model has no key-value cache, or no use for one.
         """
-        if configuration.kv_cache_dtype is not None and "past_key_values" not in self.accepts:
-            raise UnsupportedConfigurationError("the model takes no key-value cache")
+        if configuration.kv_cache_dtype is not None:
+            if "past_key_values" not in self.accepts:
+                raise UnsupportedConfigurationError("the model takes no key-value cache")
+            # some attention modules of decoders say of themselves that they are not causal
+            is_decoder = getattr(getattr(self.model, "config", None), "is_decoder", False)
+            if not is_decoder and not find_architecture(self.model).is_causal:
+                raise UnsupportedConfigurationError(
+                    "tokens attend to later ones: a key-value cache is of no use"
+                )
         return replace(
             self.another(),
             configuration=replace(

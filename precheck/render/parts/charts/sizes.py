@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 _LIMIT = Dtype.FLOAT16.limits.max
 
 
-def sizes(report: Report, section: Section) -> Chart:
-    """The chart of a part of the model."""
+def sizes(report: Report, section: Section) -> Chart | None:
+    """The chart of a part of the model; None where only runs with a format came to it."""
+    layers = layers_of(plain_runs(report), section)
+    if not layers:
+        return None
     values, broken = _sizes(report, section), _not_finite(report, section)
     marks = [mark for mark in culprits(report) if mark.is_in(section)]
     spec = line_spec(
@@ -31,7 +34,6 @@ def sizes(report: Report, section: Section) -> Chart:
         form="~s",
         top=max([_LIMIT, *(mark.size for mark in marks)]),
     )
-    layers = layers_of(plain_runs(report), section)
     spec["layer"] += [
         *_limit_marks(),
         _crosses(report, broken),
