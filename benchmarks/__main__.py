@@ -11,6 +11,7 @@ from importlib import import_module
 BENCHMARKS = {
     "watching": "what watching costs, on a model of a billion parameters",
     "scan-time": "a scan against loading three times and bare forwards (minutes, 3 GB)",
+    "format-time": "a scan with a format against one without, and against before (an hour)",
     "scan-memory": "a 7 B scan in 4 GiB, as root: memory and reads (10 minutes, 15 GB of disk)",
     "scan-scaling": "cost against layers, tokens and runs, with a picture (minutes)",
     "arithmetic": "float32-rounded against native products (minutes)",

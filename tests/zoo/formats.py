@@ -133,6 +133,10 @@ def _store_in_cache(model: PreTrainedModel, row: Row) -> None:
     first, second = (_logits(whole, inputs, cache) for _ in range(2))
     row.is_repeatable = torch.equal(first, second)
     try:
+        unstored = replace(whole, storing=Storing(lambda _part: False))
+        if _distance(_decoded(unstored, inputs), nothing) > _AGREES / 100:
+            row.not_decoded = "decoding gives other logits without a format too"
+            return
         row.distance_decoded = _distance(_decoded(whole, inputs), stored)
     except Exception as error:  # noqa: BLE001  some forwards do not decode by themselves
         row.not_decoded = _reason(error)

@@ -14,6 +14,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from precheck.errors import first_line
 from precheck.measure.blame.live import Watch
+from precheck.measure.formats.stored_cache import check_used
 from precheck.measure.lockstep.fatal import raise_if_fatal
 from precheck.measure.lockstep.turns import Worker
 from precheck.measure.models.from_pretrained import SEED
@@ -118,6 +119,8 @@ class Decoding:
                     logits_processor=LogitsProcessorList([sampling]),
                 )
                 decoded.tokens = output[0, sampling.num_before :].tolist()
+                if cache is not None:
+                    check_used(cache)
             except Exception as error:  # noqa: BLE001  what sampling raises is part of the result
                 raise_if_fatal(error)
                 decoded.error = f"{type(error).__name__}: {first_line(error)}"

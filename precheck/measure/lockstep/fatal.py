@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from precheck.errors import PrecheckError, WeightsElsewhereError, first_line
+from precheck.errors import (
+    PrecheckError,
+    UnsupportedConfigurationError,
+    WeightsElsewhereError,
+    first_line,
+)
 from precheck.measure.machine.memory import is_out_of_memory, memory_error
 
 
@@ -18,7 +23,7 @@ def raise_if_fatal(error: BaseException) -> None:
             f"weights are used outside the module that owns them: {first_line(error)}",
             hint="--resident",
         ) from error
-    if isinstance(error, PrecheckError):
+    if isinstance(error, PrecheckError) and not isinstance(error, UnsupportedConfigurationError):
         raise error
     if is_out_of_memory(error):
         raise memory_error(error, doing="during the scan") from error

@@ -118,7 +118,7 @@ class Passage:
 
     def _op_witness(self) -> Callable[[OpNode, list[Tensor], list[Tensor]], None] | None:
         witness = self._context.witness
-        if witness is None or not self.skeleton.dtype.is_reference:
+        if witness is None or not self.skeleton.configuration.is_reference:
             return None
         return lambda node, tensors, outputs: witness.record_op(
             self.skeleton, node, tensors, outputs, self._real_tokens

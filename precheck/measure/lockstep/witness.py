@@ -111,7 +111,7 @@ class PeakWitness(Witness):
 
     def record_segment(self, skeleton: Skeleton, segment: Segment) -> None:
         """Records the operations of a float32 run."""
-        if not skeleton.dtype.is_reference:
+        if not skeleton.configuration.is_reference:
             return
         largest = self.peaks.largest
         for node in segment.nodes:
@@ -170,7 +170,7 @@ class LogitsWitness(Witness):
     def record_output(self, skeleton: Skeleton, batch: Batch, logits: Tensor) -> None:
         """Keeps the logits of the original, and compares those of every run with them."""
         names = tuple(probe.name for probe in batch.probes)
-        if self.keeps and skeleton.dtype.is_reference and names not in self.kept:
+        if self.keeps and skeleton.configuration.is_reference and names not in self.kept:
             self.kept[names] = (batch, logits.detach().float().cpu().clone())
         if names not in self.kept:
             return

@@ -29,7 +29,7 @@ from precheck.measure.models.settings import setting, text_config
 from precheck.records.traces import Section
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -136,10 +136,15 @@ class QuantizedPresence:
                 continue
             self._replaced.add(slot.name)
             restoring.callback(self._replaced.discard, slot.name)
-            if self._multiplies_in_float32(slot.module):
-                self._multiply_in_float32(slot, restoring)
-            else:
+            if not self._multiplies_in_float32(slot.module):
                 self._replace(slot, self._stored_form(slot, weight), restoring)
+                continue
+            before = self._multiply_in_float32(slot, restoring)
+            if slot.name == f"{module}.{slot.key}":  # a hook that is added now comes too late
+                args, kwargs = changed or (args, kwargs)
+                changed = before(slot.module, args), kwargs
+            else:
+                restoring.callback(slot.module.register_forward_pre_hook(before).remove)
         return changed
 
     def leave(self, module: str, output: Any) -> None:
@@ -185,8 +190,12 @@ class QuantizedPresence:
     def _multiplies_in_float32(self, module: nn.Module) -> bool:
         return self._format.activations is not None and isinstance(module, nn.Linear | Conv1D)
 
-    def _multiply_in_float32(self, slot: _Slot, restoring: ExitStack) -> None:
-        """Makes a layer store its input, multiply in float32, and round the result once.
+    def _multiply_in_float32(
+        self, slot: _Slot, restoring: ExitStack
+    ) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+        """Makes a layer multiply in float32, and round the result once.
+
+        Returns what has to be called before the layer: it stores the input.
 
         Outside its calls the layer has its own weight: some models multiply with that themselves,
         or look at its dtype.
@@ -210,8 +219,8 @@ class QuantizedPresence:
             return output.to(dtype)
 
         restoring.callback(during_call.close)  # of a call that raised
-        restoring.callback(slot.module.register_forward_pre_hook(before).remove)
         restoring.callback(slot.module.register_forward_hook(after).remove)
+        return before
 
 
 def num_stored(model: nn.Module, layout: Architecture) -> int:

@@ -80,7 +80,7 @@ class Skeleton:
                 raise UnsupportedConfigurationError(
                     "tokens attend to later ones: a key-value cache is of no use"
                 )
-        return replace(
+        made = replace(
             self.another(),
             configuration=replace(
                 self.configuration,
@@ -88,6 +88,8 @@ class Skeleton:
                 quantization=configuration.quantization,
             ),
         )
+        made.new_cache(is_kept=False)  # not every model has one
+        return made
 
     def new_cache(self, *, is_kept: bool) -> Cache | None:
         """An empty key-value cache in the configuration's format; None where it has none.
