@@ -217,6 +217,11 @@ class CacheFormat:
     engines: dict[str, str] = field(default_factory=dict)
 
     @property
+    def takes_stored_scales(self) -> bool:
+        """Whether its scales are those of the checkpoint."""
+        return self.name.endswith("_checkpoint")
+
+    @property
     def bits(self) -> float:
         """Bits that a number of the cache takes, scales included."""
         return (self.keys.bits + self.values.bits) / 2

@@ -198,7 +198,11 @@ class FormatSearch:
         """KL divergence of each variant against float32, nats; infinite where it has no answer."""
         if not variants:
             return []
-        skeletons = [replace(self._skeleton.another(), storing=storing) for storing in variants]
+        largest = self._skeleton.storing.largest
+        skeletons = [
+            replace(self._skeleton.another(), storing=replace(storing, largest=largest))
+            for storing in variants
+        ]
         prepared = self._prepared
         run = WaveRun(
             self._batches,

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from precheck.checkpoint.architecture import find_architecture
+from precheck.checkpoint.faults.scales import cache_scales
 from precheck.errors import UnsupportedModelError, UsageError
+from precheck.facts.formats import cache_format
 from precheck.measure.machine.torch_settings import uncompiled
 from precheck.measure.models.configurations import build_groups
 from precheck.measure.subject.model_facts import model_facts
@@ -16,7 +18,7 @@ from precheck.records.precision import Accumulation, Dtype
 from precheck.records.report import deployed_configuration, deployed_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from precheck.checkpoint.architecture import Architecture
     from precheck.measure.models.configurations import RunGroup
@@ -66,16 +68,18 @@ def prepare(subject: Subject, request: Request, *, device: str) -> Iterator[Prep
     with closing(subject.models(device=device, is_resident=request.is_resident)) as models:
         default = models.default_attention()
         dtypes = _dtypes(subject, request)
+        required = (
+            *_required(subject, request, default),
+            *_with_formats(subject, request, dtypes, default),
+        )
         groups, failed = build_groups(
             models,
             dtypes=dtypes,
             attn_implementations=request.attn_implementations,
-            required=(
-                *_required(subject, request, default),
-                *_with_formats(subject, request, dtypes, default),
-            ),
+            required=required,
             device=device,
             accumulations=_accumulations(subject, request),
+            cache_scales=_cache_scales(subject, required),
         )
         with uncompiled():  # code of the checkpoint may have compiled while it was loaded
             if not groups:
@@ -153,3 +157,15 @@ def _with_formats(
         yield replace(plain, kv_cache_dtype=name)
     for name in request.quantizations:
         yield replace(plain, quantization=name)
+
+
+def _cache_scales(
+    subject: Subject, configurations: tuple[Configuration, ...]
+) -> Mapping[str, float]:
+    """The checkpoint's, where one of the configurations takes them."""
+    names = {one.kv_cache_dtype for one in configurations} - {None}
+    takes_them = any(cache_format(name or "").takes_stored_scales for name in names)
+    if subject.checkpoint is None or not takes_them:
+        return {}
+    with subject.checkpoint.open_weights() as stored:
+        return cache_scales(stored)

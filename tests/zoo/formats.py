@@ -112,7 +112,7 @@ def _store_in_cache(model: PreTrainedModel, row: Row) -> None:
     inputs = inputs_of(plain)
     expected = _logits(plain, inputs)
     try:
-        whole = plain.with_formats(_CONFIGURATION)
+        whole = plain.with_formats(_CONFIGURATION, cache_scales={})
         parts = Parts()
         stored = _logits(replace(whole, storing=Storing(parts=parts)), inputs)
     except PrecheckError as error:

@@ -15,10 +15,13 @@ https://github.com/bitsandbytes-foundation/bitsandbytes/blob/main/bitsandbytes/n
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
+
+    from torch import Tensor
 
     from precheck.checkpoint.quantization import Quantization
 
@@ -37,6 +40,7 @@ CACHE_SCALES = (
 **Source**: ``maybe_remap_kv_scale_name`` in
 https://github.com/vllm-project/vllm/blob/main/vllm/model_executor/model_loader/weight_utils.py
 """
+_LAYER = re.compile(r"\.(\d+)\.")
 _BYTES = frozenset({"int8", "uint8"})
 _WEIGHT = ".weight"
 _BLOCKS = "_blocks"
@@ -152,3 +156,23 @@ def needs_scale(name: str, dtype: str) -> bool:
     if dtype in _BYTES and (part == "weight" or part.endswith(_BLOCKS)):
         return True
     return part in {"qweight", "weight_packed"}
+
+
+def cache_scales(stored: Mapping[str, Tensor]) -> dict[str, float]:
+    """The scale of the keys and of the values of each layer that has one, by part: ``3.keys``.
+
+    Of several in a layer (one for each head) the largest counts, which clips nothing.
+
+    Args:
+        stored: the tensors of a checkpoint by name; only scales are read.
+    """
+    found: dict[str, float] = {}
+    for name in stored:
+        layer = _LAYER.search(name)
+        end = name.removesuffix(".output_scale").rpartition(".")[2]
+        parts = {"k": ("keys",), "v": ("values",), "kv": ("keys", "values")}
+        if layer is None or not name.endswith(CACHE_SCALES):
+            continue
+        for part in parts.get(end.partition("_")[0], ()):
+            found[f"{layer[1]}.{part}"] = float(stored[name].float().max())
+    return found

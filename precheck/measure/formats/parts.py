@@ -12,7 +12,7 @@ from precheck.facts.formats import Scale
 from precheck.measure.formats.numbers import edges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -85,6 +85,8 @@ class Storing:
     dtype."""
     parts: Parts | None = None
     """Records each."""
+    largest: Mapping[str, float] = field(default_factory=dict)
+    """By part, the largest number that a scale was calibrated for; else that of each tensor."""
 
 
 @dataclass(slots=True, eq=False)
@@ -93,7 +95,15 @@ class Parts:
 
     stats: dict[str, PartStats] = field(default_factory=dict)
 
-    def add(self, part: str, tensor: Tensor, stored: Tensor, numbers: Numbers) -> None:
+    def add(
+        self,
+        part: str,
+        tensor: Tensor,
+        stored: Tensor,
+        numbers: Numbers,
+        *,
+        largest: float | None = None,
+    ) -> None:
         """Adds what a part was, and what is read back.
 
         Args:
@@ -101,18 +111,25 @@ class Parts:
             tensor: ``(batch, heads, seq, channels)``, or any other shape that ends in channels.
             stored: the same as it is read back.
             numbers: the format.
+            largest: the number that a scale was calibrated for; None: that of the tensor.
         """
-        found = _stats(tensor, stored, numbers)
+        found = _stats(tensor, stored, limit=_limit(numbers, largest))
         known = self.stats.get(part)
         self.stats[part] = found if known is None else known.merge(found)
 
 
-def _stats(tensor: Tensor, stored: Tensor, numbers: Numbers) -> PartStats:
+def _limit(numbers: Numbers, largest: float | None) -> float:
+    """Beyond it numbers are clipped; infinite where the scale is that of each tensor."""
+    edge = edges(numbers)[1]
+    if numbers.scale is Scale.UNIT:
+        return edge
+    return math.inf if largest is None else largest * edge / numbers.element.max
+
+
+def _stats(tensor: Tensor, stored: Tensor, *, limit: float) -> PartStats:
     values = _by_head(tensor)
     error = _by_head(stored) - values
     magnitude = values.abs()
-    # a scale is chosen so that the largest number fits
-    limit = edges(numbers)[1] if numbers.scale is Scale.UNIT else math.inf
     is_clipped = magnitude > limit
     rounding = error.masked_fill(is_clipped, 0.0)
     return PartStats(

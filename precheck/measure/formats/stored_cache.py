@@ -71,7 +71,9 @@ class StoredCache(DynamicCache):
         part = f"{self._prefix}{layer}"
         if not self._storing.is_stored(f"{part}.{what}"):
             return states
-        return store(part, states, what, self.name, parts=self._storing.parts)
+        storing = self._storing
+        largest = storing.largest.get(f"{part}.{what}")
+        return store(part, states, what, self.name, parts=storing.parts, largest=largest)
 
 
 class _Forgetful(list[Any]):

@@ -27,7 +27,13 @@ class Stored(StrEnum):
 
 
 def store(
-    part: str, tensor: Tensor, what: Stored, name: str, *, parts: Parts | None = None
+    part: str,
+    tensor: Tensor,
+    what: Stored,
+    name: str,
+    *,
+    parts: Parts | None = None,
+    largest: float | None = None,
 ) -> Tensor:
     """What is read back of a tensor that was stored in the format ``name``, in its own dtype.
 
@@ -39,17 +45,18 @@ def store(
         what: which of the format's numbers store it.
         name: of the format.
         parts: is shown the tensor and what is read back.
+        largest: the number that a scale was calibrated for; None takes that of the tensor.
     """
-    stored: Tensor = torch.ops.precheck.as_stored(tensor, what.value, name)
+    stored: Tensor = torch.ops.precheck.as_stored(tensor, what.value, name, largest)
     if parts is not None and tensor.numel():
         with _disable_current_modes():
-            parts.add(f"{part}.{what}", tensor, stored, _numbers(what, name))
+            parts.add(f"{part}.{what}", tensor, stored, _numbers(what, name), largest=largest)
     return stored
 
 
 @torch.library.custom_op("precheck::as_stored", mutates_args=())
-def _as_stored(tensor: Tensor, what: str, name: str) -> Tensor:
-    return as_stored(tensor, _numbers(what, name))
+def _as_stored(tensor: Tensor, what: str, name: str, largest: float | None) -> Tensor:
+    return as_stored(tensor, _numbers(what, name), calibrated_amax=largest)
 
 
 def _numbers(what: str, name: str) -> Numbers:

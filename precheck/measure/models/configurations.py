@@ -13,6 +13,8 @@ from precheck.records.precision import Accumulation, Dtype
 from precheck.records.traces import RunTrace
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from precheck.measure.models.shared import SharedModels
     from precheck.measure.models.skeleton import Skeleton
 
@@ -58,6 +60,7 @@ def build_groups(
     required: tuple[Configuration, ...],
     device: str,
     accumulations: frozenset[Accumulation],
+    cache_scales: Mapping[str, float],
 ) -> tuple[list[RunGroup], list[RunTrace]]:
     """Skeletons by attention implementation, and a trace for each run that cannot be made.
 
@@ -96,22 +99,25 @@ def build_groups(
         formats = dict.fromkeys(  # one may be asked for by its flag and be required too
             one for one in required if one.has_format and one.attn_implementation == name
         )
-        failed += filter(None, (_add_format(group, one, device) for one in formats))
+        added = (_add_format(group, one, device, cache_scales) for one in formats)
+        failed += filter(None, added)
     if Accumulation.FLOAT16 in accumulations and default in groups:
         group = groups[default]
         group.others += [
             skeleton.accumulating_in_float16()
             for skeleton in group.others
-            if skeleton.dtype is Dtype.FLOAT16
+            if skeleton.dtype is Dtype.FLOAT16 and not skeleton.configuration.has_format
         ]
     return list(groups.values()), failed
 
 
-def _add_format(group: RunGroup, configuration: Configuration, device: str) -> RunTrace | None:
+def _add_format(
+    group: RunGroup, configuration: Configuration, device: str, scales: Mapping[str, float]
+) -> RunTrace | None:
     """Adds the run with a format beside the same one without; a trace where that cannot be."""
     plain = next(run for run in group.skeletons if run.dtype is configuration.dtype)
     try:
-        group.others.append(plain.with_formats(configuration))
+        group.others.append(plain.with_formats(configuration, cache_scales=scales))
     except UnsupportedConfigurationError as error:
         return _failed(configuration, device, error.message)
     return None

@@ -12,6 +12,7 @@ import torch
 from precheck.checkpoint.architecture import find_architecture
 from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.errors import UnsupportedConfigurationError
+from precheck.facts.formats import cache_format
 from precheck.measure.formats.parts import Storing
 from precheck.measure.formats.stored_cache import check_used, new_cache
 from precheck.measure.models.settings import setting, text_config
@@ -19,7 +20,7 @@ from precheck.records.precision import Accumulation, Arithmetic
 from precheck.signals import deferred_signals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor, nn
     from transformers import Cache
@@ -65,11 +66,18 @@ class Skeleton:
         model = twin(self.model)
         return replace(self, model=model, parameters=self.parameters.of_twin(model))
 
-    def with_formats(self, configuration: Configuration) -> Skeleton:
+    def with_formats(
+        self, configuration: Configuration, *, cache_scales: Mapping[str, float]
+    ) -> Skeleton:
         """The same model; it will store what ``configuration`` says in the formats it names.
 
+        Args:
+            configuration: names the formats.
+            cache_scales: of the checkpoint, by part: ``3.keys``.
+
         Raises:
-            UnsupportedConfigurationError: the model has no key-value cache, or no use for one.
+            UnsupportedConfigurationError: the model has no key-value cache, or no use for one, or
+                the format takes scales that the checkpoint does not store.
         """
         if configuration.kv_cache_dtype is not None:
             if "past_key_values" not in self.accepts:
@@ -87,6 +95,7 @@ class Skeleton:
                 kv_cache_dtype=configuration.kv_cache_dtype,
                 quantization=configuration.quantization,
             ),
+            storing=Storing(largest=_calibrated(configuration, cache_scales)),
         )
         made.new_cache(is_kept=False)  # not every model has one
         return made
@@ -155,6 +164,17 @@ class Skeleton:
         if "use_cache" in self.accepts:
             inputs["use_cache"] = False
         return inputs
+
+
+def _calibrated(configuration: Configuration, scales: Mapping[str, float]) -> dict[str, float]:
+    """By part of the cache, the largest number that its stored scale was made for."""
+    name = configuration.kv_cache_dtype
+    if name is None or not cache_format(name).takes_stored_scales:
+        return {}
+    if not scales:
+        raise UnsupportedConfigurationError("the checkpoint stores no scales of keys and values")
+    largest = cache_format(name).keys.element.max
+    return {part: scale * largest for part, scale in scales.items()}
 
 
 def twin(
