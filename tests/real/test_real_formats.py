@@ -1,0 +1,172 @@
+"""Trained models in number formats, beside plain transformers with formats made for the tests.
+
+SmolLM2 and Gemma are decoded from 4-bit files, so that every figure is that of the decoded model.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+import precheck
+from precheck.facts.formats import CACHE_FORMATS, WEIGHT_FORMATS
+from precheck.measure.probes.builtin import HELD_OUT
+from precheck.records.finding import USABLE, Verdict
+from tests.measure.formats.test_independent import CACHES, WEIGHTS, rounding_cache
+from tests.real.fetch import NAMES
+from tests.real.test_real import CAUSAL, MODELS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from precheck.records.report import Report, Run
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(
+        not all((MODELS / name).is_dir() for name in NAMES), reason="make real fetches the models"
+    ),
+]
+
+OF_8_BITS = ("fp8_e4m3", "fp8_e4m3_calibrated", "fp8_e5m2", "fp8_per_token_head", "int8", "q8_0")
+WEIGHTS_OF_8_BITS = ("fp8", "int8", "int8_weight", "q8_0", "mxfp8")
+SLOW = frozenset({"q4_k", "q6_k", "q5_0"})
+"""K-quants search their scales: a minute for 100 M weights."""
+BIAS_NORMS = (605.0, 22.0, 921.0)
+"""Of the first layer, the median and the last: https://github.com/ggml-org/llama.cpp/issues/21385
+"""
+
+
+def scanned(folder: Path, *, caches: tuple[str, ...], weights: tuple[str, ...] = ()) -> Report:
+    return precheck.scan(
+        folder,
+        dtypes=["bfloat16"],
+        attn_implementations=["sdpa"],
+        prompts=HELD_OUT,
+        kv_cache_dtypes=caches,
+        quantizations=weights,
+    )
+
+
+@cache
+def report_on(name: str) -> Report:
+    caches = tuple(one for one in CACHE_FORMATS if not one.endswith("_checkpoint"))
+    weights = tuple(one for one in WEIGHT_FORMATS if one not in SLOW)
+    report = scanned(MODELS / name, caches=caches, weights=weights)
+    for run in report.runs[1:]:
+        assert run.logits is not None
+        assert run.logits.top1_agreement is not None
+        print(  # noqa: T201  the figures are what this is run for
+            f"\n{name} {run.name:40} KL {mean_kl(run):.2g}, "
+            f"top-1 {run.logits.top1_agreement:.1%}, {run.verdict}",
+            end="",
+        )
+    return report
+
+
+def mean_kl(run: Run) -> float:
+    assert run.logits is not None
+    assert run.logits.kl_divergence_mean is not None
+    return run.logits.kl_divergence_mean
+
+
+def run_in(report: Report, format_: str | None) -> Run:
+    formats = () if format_ is None else (format_,)
+    return next(run for run in report.runs[1:] if run.configuration.formats == formats)
+
+
+def plain_kl(name: str, format_: str) -> float:
+    """Mean KL(float32 || bfloat16 in a format) of plain forwards over the same texts, nats."""
+    kind, _, of_format = format_.partition(":")
+    tokenizer = AutoTokenizer.from_pretrained(MODELS / name)
+    reference, run = (
+        AutoModelForCausalLM.from_pretrained(MODELS / name, dtype=dtype, attn_implementation="sdpa")
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    if kind == "q":
+        WEIGHTS[of_format](run)
+    divergences = []
+    for text in HELD_OUT:
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        stored: dict[str, Any] = {"use_cache": False}
+        if kind == "kv":
+            stored = {"past_key_values": rounding_cache(CACHES[of_format], run.config)}
+        with torch.no_grad():
+            expected = reference(ids).logits[0].double().log_softmax(dim=-1)
+            found = run(ids, **stored).logits[0].double().log_softmax(dim=-1)
+        divergences.append((expected.exp() * (expected - found)).sum(dim=-1))
+    return float(torch.cat(divergences).mean())
+
+
+@pytest.mark.parametrize(
+    "format_", [*(f"kv:{one}" for one in CACHES), *(f"q:{one}" for one in WEIGHTS)]
+)
+@pytest.mark.parametrize("name", CAUSAL)
+def test_a_format_costs_what_plain_transformers_computes(name: str, format_: str) -> None:
+    measured, plain = mean_kl(run_in(report_on(name), format_)), plain_kl(name, format_)
+    print(f"\n{name} {format_}: {measured:.3g}, plain transformers {plain:.3g} nat")  # noqa: T201
+    # a processor may have several products of 16-bit numbers, by the number of rows
+    assert measured == pytest.approx(plain, rel=0.25)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_formats_of_8_bits_are_silent(name: str) -> None:
+    report = report_on(name)
+    formats = [*(f"kv:{one}" for one in OF_8_BITS), *(f"q:{one}" for one in WEIGHTS_OF_8_BITS)]
+    verdicts = {one: run_in(report, one).verdict for one in formats}
+    assert {one: verdict for one, verdict in verdicts.items() if verdict not in USABLE} == {}
+    codes = {finding.code for finding in report.findings}
+    assert not codes & {"PC601", "PC604"}
+
+
+def with_key_biases(folder: Path) -> Path:
+    """SmolLM2 with key biases of the published norms, on the slowest pair of rotary channels."""
+    base: Any = AutoModelForCausalLM.from_pretrained(MODELS / "smollm2-135m", dtype=torch.float32)
+    base.config.attention_bias = True
+    model: Any = LlamaForCausalLM(base.config)
+    model.load_state_dict(base.state_dict(), strict=False)
+    first, median, last = BIAS_NORMS
+    generator = torch.Generator().manual_seed(0)
+    layers = model.model.layers
+    with torch.no_grad():
+        for number, layer in enumerate(layers):
+            attention = layer.self_attn
+            for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
+                getattr(attention, projection).bias.zero_()
+            half = base.config.head_dim // 2
+            drawn = torch.randn(base.config.num_key_value_heads, 2, generator=generator)
+            norm = {0: first, len(layers) - 1: last}.get(number, median)
+            biases = attention.k_proj.bias.view(-1, 2, half)
+            biases[:, :, -1] = drawn * (norm / drawn.norm())
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MODELS / "smollm2-135m").save_pretrained(folder)
+    return folder
+
+
+def test_key_biases_of_the_published_norms_cost_many_times_as_much(tmp_path: Path) -> None:
+    formats = ("fp8_e4m3", "fp8_e5m2", "int8", "int4")
+    biased = scanned(with_key_biases(tmp_path), caches=formats)
+    sound = scanned(MODELS / "smollm2-135m", caches=formats)
+    ratios = {}
+    for name in formats:
+        with_bias, without = (
+            run_in(report, f"kv:{name}").format_loss for report in (biased, sound)
+        )
+        assert with_bias is not None
+        assert without is not None
+        ratios[name] = (with_bias.kl_divergence or math.nan) / (without.kl_divergence or math.nan)
+    print(f"\nKL with the biases over that without: {ratios}")  # noqa: T201
+    assert run_in(biased, None).verdict is Verdict.SAFE
+    assert ratios["int8"] > 10
+    assert ratios["int4"] > 10
+    assert ratios["fp8_e4m3"] > 1.5
+    assert "PC601" in {finding.code for finding in biased.findings}
+    worst = run_in(biased, "kv:int4").format_culprits
+    assert worst is not None
+    assert worst.parts[0].part == "model.layers.0 keys"
+    assert worst.parts[0].tensor == "model.layers.0.self_attn.k_proj.bias"
