@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test test-slow test-processors fuzz killed matrix mutants zoo real engine install check fix docs facts gpu golden unchanged bench fixes gallery help
+.PHONY: scan test test-slow test-processors fuzz killed matrix mutants zoo zoo-formats real engine install check fix docs facts gpu golden unchanged bench fixes gallery help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
@@ -42,6 +42,9 @@ mutants: install ## Switch each detector off, and see whether a test notices (ha
 
 zoo: install ## Scan a tiny model of every architecture, and write docs/coverage.md (half an hour)
 	$(BIN)/python -m tests.zoo.survey --output docs/coverage.md $(ARGS)
+
+zoo-formats: install ## Store caches and weights of every architecture in formats, and print what is wrong
+	$(BIN)/python -m tests.zoo.formats $(ARGS)
 
 real: install ## Fetch three trained models (400 MB), and measure them (10 minutes)
 	$(BIN)/python -m tests.real.fetch build/real

@@ -47,7 +47,9 @@ def main() -> None:
     model = checkpoint(options.folder, options.size, num_layers=options.layers)
     with tempfile.TemporaryDirectory() as folder:
         prompts = token_prompts(Path(folder), num_tokens=options.tokens)
-        plain = scan_command(model, "--attn", "sdpa", "--prompts", prompts, "--fail-on", "never")
+        python, *rest = scan_command(model, "--attn", "sdpa", "--prompts", prompts)
+        # -P: the package is that of PYTHONPATH, whatever the working folder is
+        plain = [python, "-P", *rest, "--fail-on", "never"]
         limit = 1.0 + MOST_PER_RUN / RUNS
         seconds(plain, HERE)  # reads the weights into the page cache
         for chosen in FORMATS:
@@ -55,6 +57,7 @@ def main() -> None:
             kept = "holds" if statistics.median(ratios) <= limit else "DOES NOT HOLD"
             print(f"{' '.join(chosen)}: {_said(ratios)}; at most {limit:.2f}: {kept}", flush=True)
         if options.before is not None:
+            seconds(plain, options.before)  # compiles it
             ratios = interleaved(plain, HERE, plain, options.before, num_pairs=options.pairs)
             low, high = interval(ratios)
             kept = "holds" if low <= 1.0 <= high else "DOES NOT HOLD"

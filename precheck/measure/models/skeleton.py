@@ -82,9 +82,7 @@ class Skeleton:
         if configuration.kv_cache_dtype is not None:
             if "past_key_values" not in self.accepts:
                 raise UnsupportedConfigurationError("the model takes no key-value cache")
-            # some attention modules of decoders say of themselves that they are not causal
-            is_decoder = getattr(getattr(self.model, "config", None), "is_decoder", False)
-            if not is_decoder and not find_architecture(self.model).is_causal:
+            if not self.is_encoder_decoder and not _is_decoder(self.model):
                 raise UnsupportedConfigurationError(
                     "tokens attend to later ones: a key-value cache is of no use"
                 )
@@ -175,6 +173,14 @@ def _calibrated(configuration: Configuration, scales: Mapping[str, float]) -> di
         raise UnsupportedConfigurationError("the checkpoint stores no scales of keys and values")
     largest = cache_format(name).keys.element.max
     return {part: scale * largest for part, scale in scales.items()}
+
+
+def _is_decoder(model: nn.Module) -> bool:
+    """Whether no token attends to later ones, as the config says, else the attention modules."""
+    config = getattr(model, "config", None)
+    if hasattr(type(config), "is_decoder"):  # BERT and its like are made to be either
+        return bool(getattr(config, "is_decoder", False))
+    return find_architecture(model).is_causal
 
 
 def twin(
