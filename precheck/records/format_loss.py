@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from precheck.records.quantities import magnitude, percent
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormatLoss:
@@ -28,6 +30,14 @@ class Cause(StrEnum):
     """A few tokens are far larger than the others."""
     CHANNEL = "channel"
     """A channel is far larger than the others."""
+
+
+_WORDS = {
+    Cause.BIAS: ", the same in every token: {tensor}",
+    Cause.CONSTANT: ", the same in every token",
+    Cause.TOKEN: ", in few tokens",
+    Cause.CHANNEL: ", far more than the other channels",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +65,20 @@ class FormatPart:
     """None where nothing stands out."""
     tensor: str | None = None
     """The parameter behind it: ``model.layers.3.self_attn.k_proj.bias``."""
+
+    @property
+    def size(self) -> str:
+        """How large it is, where, and why: ``head 0, channel 31 reaches 480, in few tokens``."""
+        head = "" if self.head is None else f"head {self.head}, "
+        cause = "" if self.cause is None else _WORDS[self.cause].format(tensor=self.tensor)
+        return f"{head}channel {self.channel} reaches {magnitude(self.abs_max)}{cause}"
+
+    @property
+    def loss(self) -> str:
+        """What is lost, by clipping or by rounding, in words."""
+        if self.clipped_share:
+            return f"{percent(self.clipped_share)} of the numbers are clipped"
+        return f"rounding changes {percent(self.rounding)} of what varies"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

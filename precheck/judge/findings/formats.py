@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from precheck.judge.thresholds import DEGRADED_FORMAT_KL_DIVERGENCE, LOST_IN_ONE_PART
 from precheck.records.finding import USABLE, Confidence, Finding, Severity, Verdict
-from precheck.records.format_loss import Cause
 from precheck.records.loss import loss
-from precheck.records.quantities import counted, listed, magnitude, nats, percent
+from precheck.records.quantities import counted, listed, nats, percent
 from precheck.records.traces import Section
 
 if TYPE_CHECKING:
@@ -21,12 +20,6 @@ if TYPE_CHECKING:
 
 _WRITTEN = {"kv_cache_dtype": "kv:", "quantization": "q:"}
 _MOST_NAMES = 6
-_CAUSES = {
-    Cause.BIAS: "is about the same in every token: it is {tensor}",
-    Cause.CONSTANT: "is about the same in every token",
-    Cause.TOKEN: "is that large in few tokens",
-    Cause.CHANNEL: "is far larger than the other channels",
-}
 
 
 def spread_loss(evidence: Evidence) -> Iterator[Finding]:
@@ -96,26 +89,24 @@ def _where(culprits: FormatCulprits | None) -> str:
     if not culprits.parts:
         return " No part loses much of it alone."
     first, *others = culprits.parts
-    words = f" Stored alone, {first.part} lose {nats(first.kl_divergence)} nat: {_reason(first)}."
+    words = (
+        f" Stored alone, {first.part} lose {nats(first.kl_divergence)} nat: {first.size};"
+        f" {first.loss}."
+    )
     if others:
         words += f" So do {counted(len(others), 'other part')}, less."
     return words
 
 
-def _reason(part: FormatPart) -> str:
-    head = "" if part.head is None else f"head {part.head}, "
-    cause = "" if part.cause is None else f" and {_CAUSES[part.cause].format(tensor=part.tensor)}"
-    size = f"{head}channel {part.channel} reaches {magnitude(part.abs_max)}{cause}"
-    if part.clipped_share:
-        return f"{size}; {percent(part.clipped_share)} of the numbers are clipped"
-    return f"{size}; rounding changes {percent(part.rounding)} of what varies"
-
-
 def _left_out(culprits: FormatCulprits | None) -> str:
     if culprits is None or culprits.kl_divergence_left_out is None:
         return ""
+    numbers = [name.rpartition(".")[2] for name in culprits.left_out]
+    flag = ""
+    if culprits.keys_alone is not None and all(number.isdigit() for number in numbers):
+        flag = f" (vLLM: --kv-cache-dtype-skip-layers {' '.join(numbers)})"
     return (
-        f"Leave {listed(culprits.left_out, most=_MOST_NAMES)} in the dtype: "
+        f"Leave {listed(culprits.left_out, most=_MOST_NAMES)} in the dtype{flag}: "
         f"{nats(culprits.kl_divergence_left_out)} nat, measured. "
     )
 

@@ -32,8 +32,8 @@ class _Rounded(NamedTuple):
 def fp8_cache(evidence: Evidence) -> Iterator[Finding]:
     """Keys whose information e4m3 rounds away because of their bias; what it clips."""
     measurements = evidence.measurements
-    if not measurements.model.generates:
-        return  # it keeps no cache
+    if not measurements.model.generates or _is_measured(evidence):
+        return  # it keeps no cache, or a run says more
     rows = [row for row in measurements.key_values if row.section is Section.DECODER]
     rounded = _rounded(rows)
     clipped = sorted((row for row in rows if row.is_beyond_e4m3), key=_largest, reverse=True)
@@ -53,6 +53,14 @@ def fp8_cache(evidence: Evidence) -> Iterator[Finding]:
         modules=tuple(dict.fromkeys(modules)),
         message=f"A key-value cache in fp8 would lose accuracy: {' Besides, '.join(why)}",
         advice=_advice(layers, only_clips=not rounded),
+    )
+
+
+def _is_measured(evidence: Evidence) -> bool:
+    """Whether a run stored keys and values in e4m3 and gave answers."""
+    return any(
+        (run.kv_cache_dtype or "").startswith("fp8_e4m3") and run.logits is not None
+        for run in evidence.runs
     )
 
 

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from precheck.records.precision import Dtype
 
 
+_NOT_CAUSAL = frozenset({"fsmt"})
+"""Models whose whole text, run with a cache, attends to later tokens (``make zoo-formats``)."""
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Skeleton:
     """The model of one configuration."""
@@ -82,6 +86,10 @@ class Skeleton:
         if configuration.kv_cache_dtype is not None:
             if "past_key_values" not in self.accepts:
                 raise UnsupportedConfigurationError("the model takes no key-value cache")
+            if getattr(getattr(self.model, "config", None), "model_type", None) in _NOT_CAUSAL:
+                raise UnsupportedConfigurationError(
+                    "transformers drops the causal mask of this model where it has a cache"
+                )
             if not self.is_encoder_decoder and not _is_decoder(self.model):
                 raise UnsupportedConfigurationError(
                     "tokens attend to later ones: a key-value cache is of no use"

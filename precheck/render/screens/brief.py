@@ -10,6 +10,7 @@ from rich.text import Text
 
 from precheck.records.finding import Severity, Verdict
 from precheck.render.parts.brief.culprit import culprit_lines, focus_of
+from precheck.render.parts.brief.format_culprits import format_culprits
 from precheck.render.parts.brief.format_lines import format_lines
 from precheck.render.parts.brief.next_steps import next_steps, use_lines
 from precheck.render.parts.brief.runs import run_lines
@@ -67,7 +68,7 @@ def _formats(report: Report, *, width: int) -> Iterator[RenderableType]:
 def _details(report: Report, gate: Gate, engine: str, *, width: int) -> Iterator[RenderableType]:
     """Culprit, other findings, what to use and what to type next, behind their labels."""
     run = focus_of(report, gate)
-    for label, value in culprit_lines(report, run):
+    for label, value in (*culprit_lines(report, run), *format_culprits(report)):
         yield _line(label, value)
     for number, (finding, words) in enumerate(_other_findings(report, engine)):
         style = SEVERITY_MARKS[finding.severity].style
