@@ -24,6 +24,7 @@ from precheck.measure.formats.culprit import cause_of, rounding_of, worst_channe
 from precheck.measure.formats.parts import Parts, Storing
 from precheck.measure.lockstep.clock import Clock
 from precheck.measure.lockstep.figures.run_totals import RunTotals
+from precheck.measure.lockstep.prompt_views import prompt_views
 from precheck.measure.lockstep.wave_run import WaveRun
 from precheck.measure.models.configurations import RunGroup
 from precheck.records.format_loss import Cause, FormatCulprits, FormatPart
@@ -91,12 +92,15 @@ class FormatSearch:
         gravest = sorted(alone, key=lambda name: -alone[name])
         gravest = [name for name in gravest if alone[name] >= LEAST_SHARE * whole]
         left_out, kl_left_out = self._smallest(gravest, names)
+        stored, unstored = self._views() if halves else (None, None)
         return FormatCulprits(
             kl_divergence=whole,
             num_tokens=sum(batch.num_real_tokens for batch in self._batches),
             parts=tuple(self._described(name, alone[name], parts) for name in gravest),
             keys_alone=halves[0] if halves else None,
             values_alone=halves[1] if halves else None,
+            after_stored_prompt=stored,
+            after_unstored_prompt=unstored,
             left_out=tuple(map(self._module, left_out)),
             kl_divergence_left_out=kl_left_out,
         )
@@ -193,6 +197,16 @@ class FormatSearch:
         losses = self._measured([_all_but(units[:size]) for size in sizes])
         good = (pair for pair in zip(sizes, losses, strict=True) if pair[1] <= self._limit)
         return next(good, None)
+
+    def _views(self) -> tuple[float | None, float | None]:
+        """The loss after a prompt that is stored, and after one that is not stored yet."""
+        return prompt_views(
+            self._skeleton,
+            self._reference,
+            self._batches,
+            weights=self._prepared.models,
+            layout=self._prepared.layout,
+        )
 
     def _measured(self, variants: list[Storing]) -> list[float]:
         """KL divergence of each variant against float32, nats; infinite where it has no answer."""

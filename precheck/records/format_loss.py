@@ -94,6 +94,11 @@ class FormatCulprits:
     keys_alone: float | None
     """With the keys of all layers stored, and no values; None of weights."""
     values_alone: float | None
+    after_stored_prompt: float | None = None
+    """Of a cache: of the second halves of the texts, which attend to stored keys and values."""
+    after_unstored_prompt: float | None = None
+    """The same tokens where the first halves, the prompt, attended to keys and values as they were
+    before they were stored."""
     left_out: tuple[str, ...] = ()
     """The layers, or matrices, to leave in the dtype so that the loss is tolerable; empty if none
     are few enough."""

@@ -95,7 +95,18 @@ def _where(culprits: FormatCulprits | None) -> str:
     )
     if others:
         words += f" So do {counted(len(others), 'other part')}, less."
-    return words
+    return words + _prompt(culprits)
+
+
+def _prompt(culprits: FormatCulprits) -> str:
+    """What an engine loses whose prompt attends to keys and values that are not stored yet."""
+    unstored, stored = culprits.after_unstored_prompt, culprits.after_stored_prompt
+    if unstored is None or stored is None:
+        return ""
+    return (
+        f" Where a prompt attends to keys and values before they are stored, what follows it loses"
+        f" {nats(unstored)} nat, else {nats(stored)}."
+    )
 
 
 def _left_out(culprits: FormatCulprits | None) -> str:

@@ -50,6 +50,9 @@ class StoredCache(DynamicCache):
         self._storing = storing
         self._prefix = prefix
         self.num_stored = 0
+        self.reads_stored = True
+        """Hand out what is stored; else keys and values as they came, of a forward that is the
+        first."""
 
     def update(
         self,
@@ -65,7 +68,8 @@ class StoredCache(DynamicCache):
         values = self._store(layer_idx, value_states, Stored.VALUES)
         if not self.is_kept:
             return keys, values
-        return super().update(keys, values, layer_idx, *args, **kwargs)
+        read = super().update(keys, values, layer_idx, *args, **kwargs)
+        return read if self.reads_stored else (key_states, value_states)
 
     def _store(self, layer: int, states: Tensor, what: Stored) -> Tensor:
         part = f"{self._prefix}{layer}"

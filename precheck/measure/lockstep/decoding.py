@@ -149,3 +149,19 @@ class _SeededSampling(LogitsProcessor):
         self.tokens = input_ids[0, self.num_before :].tolist()
         torch.manual_seed(SEED + input_ids.shape[1])
         return scores
+
+
+class FixedOrder:
+    """A schedule without a preference: all runs in the order in which they are given."""
+
+    def order(self, waiting: list[Worker]) -> list[Worker]:
+        """The workers as they are."""
+        return waiting
+
+    def before(self, worker: Worker) -> None:
+        """Nothing to do."""
+
+    def after(self, worker: Worker) -> None:
+        """Raises an error that concerns all runs, which ends them."""
+        if worker.error is not None:
+            raise_if_fatal(worker.error)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from precheck.measure.lockstep.decoding import Decoding
-from precheck.measure.lockstep.fatal import raise_if_fatal
+from precheck.measure.lockstep.decoding import Decoding, FixedOrder
 from precheck.measure.lockstep.products import ProductEmulation
 from precheck.measure.lockstep.turns import advance
 from precheck.measure.models.quantized import QuantizedRuns
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from precheck.checkpoint.architecture import Architecture
     from precheck.measure.lockstep.decoding import Decoded
     from precheck.measure.lockstep.symptom import Decode
-    from precheck.measure.lockstep.turns import Worker
     from precheck.measure.models.configurations import RunGroup
     from precheck.measure.models.shared import SharedModels
     from precheck.measure.probes.batch import Batch
@@ -67,7 +65,7 @@ def generate(
     ]
     # sampling seeds torch's own generator; the caller's is left as it was
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        advance([decoding.worker for decoding in decodings], _FixedOrder())
+        advance([decoding.worker for decoding in decodings], FixedOrder())
     remaining = iter(decodings)
     return [
         generations
@@ -112,19 +110,3 @@ def _first_difference(tokens: list[int], reference: list[int]) -> int | None:
         if token != expected:
             return index
     return None if len(tokens) == len(reference) else min(len(tokens), len(reference))
-
-
-class _FixedOrder:
-    """The schedule of decoding: all runs in the order of the groups."""
-
-    def order(self, waiting: list[Worker]) -> list[Worker]:
-        """The workers as they are."""
-        return waiting
-
-    def before(self, worker: Worker) -> None:
-        """Nothing to do."""
-
-    def after(self, worker: Worker) -> None:
-        """Raises an error that concerns all runs, which ends them."""
-        if worker.error is not None:
-            raise_if_fatal(worker.error)
