@@ -6,7 +6,7 @@ A small Qwen2, whole scans as processes of their own, in pairs of which each one
 With a format, the ratio may be one more share of the runs: 1.0 + 1.2 / runs. Without one, nothing
 may cost: the interval of the median of at least 11 pairs against another checkout contains 1.00.
 
-``--before`` is that checkout: ``git worktree add /tmp/before 8528085`` has the last version without
+``--before`` is that checkout: ``git worktree add ../before 8528085`` has the last version without
 formats.
 """
 

@@ -6,7 +6,7 @@ format. All variants of one question advance in lockstep, so that the weights ar
 each: first keys and values alone, then groups of parts, then the parts of the groups that lose
 most, then growing sets of the gravest parts left out, the smallest good one narrowed down.
 
-Assumptions. A few hundred tokens of ordinary text show it. Parts add up about: one that loses
+Assumptions. Some 256 tokens of ordinary text show it. Parts add up about: one that loses
 nothing alone, and only beside others, is not found.
 """
 
@@ -16,7 +16,6 @@ import math
 import re
 from dataclasses import replace
 from functools import reduce
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from precheck.measure.blame.mechanisms import Classifier
@@ -37,11 +36,15 @@ if TYPE_CHECKING:
     from precheck.measure.prepared import Prepared
     from precheck.measure.probes.batch import Batch
 
-MOST_TOKENS = 768
-"""Of the texts that the search runs over."""
+MOST_TOKENS = 256
+"""Of the texts that the search runs over; at least one text."""
 
-MOST_VARIANTS = 16
+MOST_VARIANTS = 8
 """Runs at once, besides the reference."""
+
+SPREAD_SHARE = 0.25
+"""Of the whole loss: where no group of parts loses as much, all lose a little, and the search ends:
+no few of them could be left out."""
 
 LEAST_SHARE = 0.05
 """Of the whole loss: a part that loses less alone is no culprit."""
@@ -161,9 +164,13 @@ class FormatSearch:
 
     def _alone(self, names: list[str], whole: float) -> dict[str, float]:
         """The loss of each part when it alone is stored, of those that lose enough as a group."""
+        if not names:
+            return {}
         size = -(-len(names) // MOST_VARIANTS)
         groups = [names[start : start + size] for start in range(0, len(names), size)]
         losses = self._measured([_only(group) for group in groups])
+        if size > 1 and max(losses) < SPREAD_SHARE * whole:
+            return {}
         grave = [
             group for group, loss in zip(groups, losses, strict=True) if loss >= LEAST_SHARE * whole
         ]
@@ -182,6 +189,8 @@ class FormatSearch:
     ) -> tuple[tuple[str, ...], float | None]:
         """The fewest layers or matrices to leave out, gravest first, and the loss without them."""
         units = list(dict.fromkeys(map(_unit, gravest)))
+        if not units:
+            return (), None
         most = int(MOST_LEFT_OUT * len(set(map(_unit, names))))
         sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size < len(units)] + [len(units)]
         found = self._first_good(units, [size for size in sizes if size <= most])
@@ -272,7 +281,7 @@ def _divergence(totals: RunTotals) -> float:
 
 
 def _texts(inputs: Inputs) -> list[Batch]:
-    """What the run is judged by, without padding, images and sounds: a few hundred tokens."""
+    """Some of what the run is judged by, without padding, images and sounds; the shortest first."""
     texts = [
         batch.of_probes(lambda probe: probe.is_judged)
         for batch in inputs.plan.batches
@@ -280,10 +289,16 @@ def _texts(inputs: Inputs) -> list[Batch]:
         and not batch.media
         and any(probe.is_judged for probe in batch.probes)
     ]
-    texts.sort(key=lambda batch: batch.num_real_tokens)
-    sums = accumulate(batch.num_real_tokens for batch in texts)
-    few = [batch for batch, total in zip(texts, sums, strict=True) if total <= MOST_TOKENS]
-    return few or texts[:1]
+    texts.sort(key=lambda batch: batch.input_ids.shape[1])
+    chosen: list[Batch] = []
+    left = MOST_TOKENS
+    for batch in texts:
+        num_rows = left // batch.input_ids.shape[1]
+        if num_rows or not chosen:
+            kept = batch.probes[: max(1, num_rows)]
+            chosen.append(batch.of_probes(frozenset(kept).__contains__))
+            left -= chosen[-1].num_real_tokens
+    return chosen
 
 
 def _only(names: Collection[str]) -> Storing:
