@@ -244,6 +244,7 @@ def test_flags_arrive_at_the_scan(shell: Shell) -> None:
         *("--prompt", "one", "--prompt", "two", "--builtin-probes", "--quick"),
         *("--require", "bf16+sdpa", "--trust-remote-code", "--allow-pickle"),
         *("--max-memory", "1.5GiB", "--resident", "--accumulation", "float16", "--generate", "5"),
+        *("--kv-cache-dtype", "fp8,int8", "--quantization", "int4"),
         *("--static", "--capsule", "folder"),
     ).asked
     assert asked.pop("observe")
@@ -260,6 +261,8 @@ def test_flags_arrive_at_the_scan(shell: Shell) -> None:
         "max_memory": 3 << 29,
         "resident": True,
         "accumulations": ("float16",),
+        "kv_cache_dtypes": ("fp8", "int8"),
+        "quantizations": ("int4",),
         "generate": 5,
         "static": True,
         "capsule": Path("folder"),

@@ -49,7 +49,10 @@ IMPORTED: dict[tuple[str, str], tuple[str, ...]] = {
         "measure/watch/ops.py",
         "measure/capsule/reproduce.py",
     ),
-    ("torch.utils._python_dispatch", "_disable_current_modes"): ("measure/blame/live.py",),
+    ("torch.utils._python_dispatch", "_disable_current_modes"): (
+        "measure/blame/live.py",
+        "measure/formats/stored_op.py",
+    ),
     ("transformers.conversion_mapping", "get_model_conversion_mapping"): (
         "measure/models/conversion.py",
     ),
