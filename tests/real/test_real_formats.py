@@ -14,7 +14,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import precheck
-from precheck.facts.formats import CACHE_FORMATS, WEIGHT_FORMATS
 from precheck.measure.probes.builtin import HELD_OUT
 from precheck.records.finding import USABLE, Verdict
 from tests.measure.formats.test_independent import CACHES, WEIGHTS, rounding_cache
@@ -35,8 +34,6 @@ pytestmark = [
 
 OF_8_BITS = ("fp8_e4m3", "fp8_e4m3_calibrated", "fp8_e5m2", "fp8_per_token_head", "int8", "q8_0")
 WEIGHTS_OF_8_BITS = ("fp8", "int8", "int8_weight", "q8_0", "mxfp8")
-SLOW = frozenset({"q4_k", "q6_k", "q5_0"})
-"""K-quants search their scales: a minute for 100 M weights."""
 BIAS_NORMS = (605.0, 22.0, 921.0)
 """Of the first layer, the median and the last: https://github.com/ggml-org/llama.cpp/issues/21385
 """
@@ -55,8 +52,7 @@ def scanned(folder: Path, *, caches: tuple[str, ...], weights: tuple[str, ...] =
 
 @cache
 def report_on(name: str) -> Report:
-    caches = tuple(one for one in CACHE_FORMATS if not one.endswith("_checkpoint"))
-    weights = tuple(one for one in WEIGHT_FORMATS if one not in SLOW)
+    caches, weights = (*OF_8_BITS, "int4"), (*WEIGHTS_OF_8_BITS, "int4")
     report = scanned(MODELS / name, caches=caches, weights=weights)
     for run in report.runs[1:]:
         assert run.logits is not None
