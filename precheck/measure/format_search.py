@@ -88,20 +88,20 @@ class FormatSearch:
         if not self._batches:
             return None
         parts, (whole, *halves) = self._whole()
-        if whole <= self._limit or not parts.stats:
+        if not self._limit < whole < math.inf or not parts.stats:
             return None
         names = list(dict.fromkeys(map(_switch, parts.stats)))
         alone = self._alone(list(_suspects(names, whole, halves)), whole)
         gravest = sorted(alone, key=lambda name: -alone[name])
-        gravest = [name for name in gravest if alone[name] >= LEAST_SHARE * whole]
+        gravest = [name for name in gravest if LEAST_SHARE * whole <= alone[name] < math.inf]
         left_out, kl_left_out = self._smallest(gravest, names)
         stored, unstored = self._views() if halves else (None, None)
         return FormatCulprits(
             kl_divergence=whole,
             num_tokens=sum(batch.num_real_tokens for batch in self._batches),
             parts=tuple(self._described(name, alone[name], parts) for name in gravest),
-            keys_alone=halves[0] if halves else None,
-            values_alone=halves[1] if halves else None,
+            keys_alone=_if_finite(halves[0]) if halves else None,
+            values_alone=_if_finite(halves[1]) if halves else None,
             after_stored_prompt=stored,
             after_unstored_prompt=unstored,
             left_out=tuple(map(self._module, left_out)),
@@ -171,12 +171,14 @@ class FormatSearch:
         losses = self._measured([_only(group) for group in groups])
         if size > 1 and max(losses) < SPREAD_SHARE * whole:
             return {}
-        grave = [
-            group for group, loss in zip(groups, losses, strict=True) if loss >= LEAST_SHARE * whole
-        ]
         if size == 1:
-            return {group[0]: loss for group, loss in zip(groups, losses, strict=True)}
-        left = [name for group in grave for name in group]
+            return dict(zip(names, losses, strict=True))
+        left = [
+            name
+            for group, loss in zip(groups, losses, strict=True)
+            if loss >= LEAST_SHARE * whole
+            for name in group
+        ]
         alone: dict[str, float] = {}
         for start in range(0, len(left), MOST_VARIANTS):
             some = left[start : start + MOST_VARIANTS]
@@ -278,6 +280,10 @@ def _suspects(names: Iterable[str], whole: float, halves: list[float]) -> Iterab
 
 def _divergence(totals: RunTotals) -> float:
     return math.inf if totals.divergence is None else totals.divergence
+
+
+def _if_finite(loss: float) -> float | None:
+    return loss if loss < math.inf else None
 
 
 def _texts(inputs: Inputs) -> list[Batch]:

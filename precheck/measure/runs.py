@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from precheck.errors import (
@@ -121,14 +120,15 @@ def _search_formats(
         return
     totals = gathered.merged(prepared.skeletons)
     losses = {
-        skeleton.configuration: math.inf if run.divergence is None else run.divergence
+        skeleton.configuration: 0.0 if skeleton.configuration.is_reference else run.divergence
         for skeleton, run in zip(prepared.skeletons, totals, strict=True)
-        if not skeleton.configuration.is_reference
     }
     for skeleton in prepared.skeletons:
         configuration = skeleton.configuration
-        without = losses.get(configuration.without_formats, 0.0)  # float32 has none
-        if configuration.has_format and without <= limit < losses[configuration]:
+        loss, without = losses[configuration], losses[configuration.without_formats]
+        if loss is None or without is None:  # an overflow is named where it happened
+            continue
+        if configuration.has_format and without <= limit < loss:
             observe(Announcement(text=f"searching for what {skeleton.configuration} loses"))
             search = FormatSearch(
                 prepared, inputs, skeleton, limit=limit, memory_limit=memory_limit

@@ -44,13 +44,12 @@ class Decoded:
     error: str | None = None
 
 
-class Decoding:
-    """One run that continues one prompt, in a thread of its own.
+class UnmatchedForwards:
+    """Forwards of one run in a thread of its own, whose operations are not compared.
 
     Args:
         skeleton: the run's model.
-        batch: the prompt, on the run's device.
-        num_tokens: tokens to write, if none of them ends the text.
+        batch: what they start from, on the run's device.
         layout: the model's units.
         products: computes matrix products where the device's own kernels do not.
         presence: loads and frees the parameters of the model.
@@ -63,13 +62,10 @@ class Decoding:
         *,
         skeleton: Skeleton,
         batch: Batch,
-        num_tokens: int,
         layout: Architecture,
         products: ProductEmulation,
         presence: Presence,
     ) -> None:
-        self.decoded: list[Decoded] = []
-        """By decoding strategy, in the order in which they ran."""
         self.worker = Worker(
             name=str(skeleton.dtype),
             model=skeleton.model,
@@ -79,13 +75,11 @@ class Decoding:
         )
         self._skeleton = skeleton
         self._batch = batch
-        self._num_tokens = num_tokens
         self._products = products
 
     def run(self) -> None:
-        """Decodes greedily, then with sampling."""
-        for strategy in (GREEDY, SAMPLED):
-            self.decoded.append(self._decode(strategy))
+        """Calls the model."""
+        raise NotImplementedError
 
     def enter_unit(self, _unit: Unit, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         """Leaves the forward if the coordinator gave it up."""
@@ -98,6 +92,29 @@ class Decoding:
         """Every unit is computed: the tokens that follow a fault are part of what a user sees."""
         return False
 
+    def _watch(self) -> Watch:
+        """Judges each operation by itself, and computes products as the run does."""
+        return Watch(
+            self._skeleton.model,
+            products=self._products.products_of(self._skeleton),
+            parameters=self._skeleton.parameters,
+        )
+
+
+class Decoding(UnmatchedForwards):
+    """One run that continues one prompt, for so many tokens if none of them ends the text."""
+
+    def __init__(self, *, num_tokens: int, **of_run: Any) -> None:
+        super().__init__(**of_run)
+        self.decoded: list[Decoded] = []
+        """By decoding strategy, in the order in which they ran."""
+        self._num_tokens = num_tokens
+
+    def run(self) -> None:
+        """Decodes greedily, then with sampling."""
+        for strategy in (GREEDY, SAMPLED):
+            self.decoded.append(self._decode(strategy))
+
     def _decode(self, strategy: str) -> Decoded:
         decoded = Decoded(strategy=strategy)
         model: Any = self._skeleton.model
@@ -108,8 +125,7 @@ class Decoding:
         if cache is not None:
             inputs["past_key_values"] = cache
         sampling = _SeededSampling()
-        products = self._products.products_of(self._skeleton)
-        with Watch(model, products=products, parameters=self._skeleton.parameters) as watch:
+        with self._watch() as watch:
             try:
                 output = model.generate(
                     **inputs,

@@ -13,14 +13,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from precheck.measure.blame.live import Watch
 from precheck.measure.blame.unit_call import logits_in
 from precheck.measure.formats.stored_cache import StoredCache
-from precheck.measure.lockstep.decoding import FixedOrder
+from precheck.measure.lockstep.decoding import FixedOrder, UnmatchedForwards
 from precheck.measure.lockstep.fatal import raise_if_fatal
 from precheck.measure.lockstep.figures.logits import LogitsTotals
 from precheck.measure.lockstep.products import ProductEmulation
-from precheck.measure.lockstep.turns import Worker, advance
+from precheck.measure.lockstep.turns import advance
+from precheck.measure.models.quantized import QuantizedRuns
 from precheck.measure.probes.batch import Batch
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from precheck.checkpoint.architecture import Architecture, Unit
-    from precheck.measure.models.presence import Presence
+    from precheck.checkpoint.architecture import Architecture
     from precheck.measure.models.shared import SharedModels
     from precheck.measure.models.skeleton import Skeleton
 
@@ -61,12 +60,17 @@ def prompt_views(
             (skeleton, partial(_whole, half=half)),
             (skeleton, partial(_after_unstored_prompt, half=half)),
         )
-        products = ProductEmulation()
+        products, quantized = ProductEmulation(), QuantizedRuns(layout)
         halves = [
             _SecondHalf(
-                run.another(), batch, forward, layout=layout, products=products, weights=weights
+                forward,
+                skeleton=run,
+                batch=batch,
+                layout=layout,
+                products=products,
+                presence=quantized.presence(run, weights.presence(run)),
             )
-            for run, forward in forwards
+            for run, forward in ((owner.another(), forward) for owner, forward in forwards)
         ]
         advance([each.worker for each in halves], FixedOrder())
         expected, *found = (each.logits for each in halves)
@@ -78,55 +82,21 @@ def prompt_views(
     return stored.texts.verdict, unstored.texts.verdict
 
 
-class _SecondHalf:
-    """One forward over a batch, in a thread of its own; keeps the logits of the second half."""
+class _SecondHalf(UnmatchedForwards):
+    """One run over a batch; keeps the logits of the second half."""
 
-    is_replaying = False
-
-    def __init__(
-        self,
-        skeleton: Skeleton,
-        batch: Batch,
-        forward: Callable[[Skeleton, Batch], Tensor | None],
-        *,
-        layout: Architecture,
-        products: ProductEmulation,
-        weights: SharedModels,
-    ) -> None:
+    def __init__(self, forward: Callable[[Skeleton, Batch], Tensor | None], **of_run: Any) -> None:
+        super().__init__(**of_run)
         self.logits: Tensor | None = None
-        presence: Presence = weights.presence(skeleton)
-        self.worker = Worker(
-            name=str(skeleton.dtype),
-            model=skeleton.model,
-            units=layout.units,
-            presence=presence,
-            workload=self,
-        )
-        self._skeleton = skeleton
-        self._batch = batch
         self._forward = forward
-        self._products = products
 
     def run(self) -> None:
         """Calls the model."""
-        products = self._products.products_of(self._skeleton)
-        model, parameters = self._skeleton.model, self._skeleton.parameters
-        with Watch(model, products=products, parameters=parameters):
+        with self._watch():
             try:
                 self.logits = self._forward(self._skeleton, self._batch)
             except Exception as error:  # noqa: BLE001  then there is no second view
                 raise_if_fatal(error)
-
-    def enter_unit(self, _unit: Unit, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
-        """Leaves the forward if the coordinator gave it up."""
-        self.worker.turns.check()
-
-    def leave_unit(self, _unit: Unit, _output: Any) -> None:
-        """Nothing to do."""
-
-    def skips(self, _unit: Unit) -> bool:
-        """Every unit is computed."""
-        return False
 
 
 def _whole(skeleton: Skeleton, batch: Batch, *, half: int) -> Tensor | None:

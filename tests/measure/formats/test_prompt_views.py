@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import precheck
-from tests.measure.formats.test_independent import int8, rounding_cache
+from tests.measure.formats.test_independent import WEIGHTS, int8, rounding_cache
 from tests.measure.formats.test_plants import healthy, with_key_bias
 from tests.tiny_models import PAD, save_checkpoint
 
@@ -47,14 +47,17 @@ def typical_kl(expected: Tensor, found: Tensor) -> float:
     return float(kl.sort().values[:num_kept].mean())
 
 
-def test_both_views_are_those_of_plain_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantization", [None, "int8_weight"])
+def test_both_views_are_those_of_plain_transformers(
+    quantization: str | None, tmp_path: Path
+) -> None:
     save_checkpoint(with_key_bias(healthy("qwen2"), head=1), tmp_path, tokenizer=True)
     ids = torch.randint(0, PAD, (1, NUM_TOKENS), generator=torch.Generator().manual_seed(1))
     report = precheck.scan(
         tmp_path,
         dtypes=["float16"],
         attn_implementations=["sdpa"],
-        kv_cache_dtypes=["int8"],
+        require=f"float16+sdpa+kv:int8{f'+q:{quantization}' if quantization else ''}",
         prompts=[ids[0].tolist()],
     )
     culprits = report.runs[-1].format_culprits
@@ -63,6 +66,8 @@ def test_both_views_are_those_of_plain_transformers(tmp_path: Path) -> None:
         AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype, attn_implementation="sdpa")
         for dtype in (torch.float32, torch.float16)
     )
+    if quantization is not None:
+        WEIGHTS[quantization](model)
     with torch.no_grad():
         expected = log_probabilities(reference(ids).logits[0])[HALF:]
         whole = model(ids, past_key_values=rounding_cache(int8, model.config)).logits[0]
