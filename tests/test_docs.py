@@ -33,6 +33,7 @@ from precheck.records import (
     stored,
     traces,
 )
+from precheck.records.outcomes import positions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -46,7 +47,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_IN_THE_REPORT = {"Measurements", "RunTrace"}
 RECORDS = {
     name: record
-    for module in (report, advice, answers, sizes, stored, traces, finding, format_loss)
+    for module in (report, advice, answers, positions, sizes, stored, traces, finding, format_loss)
     for name, record in vars(module).items()
     if is_dataclass(record) and record.__module__ == module.__name__
 }
