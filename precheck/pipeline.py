@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from precheck.checkpoint.output.folders import check_empty, check_parent
 from precheck.errors import ScanInterrupted, UsageError
@@ -16,6 +16,7 @@ from precheck.records.configuration import Configuration
 from precheck.records.precision import Accumulation, Dtype
 from precheck.records.prompts import ImagePrompt
 from precheck.records.report import Measurements, Report
+from precheck.records.traces import LONG_TEXT_TOKENS
 from precheck.version import __version__
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def scan(
     require: Sequence[Configuration | str] | str = (),
     builtin_probes: bool = False,
     quick: bool = False,
+    context: int | Literal["max"] | None = None,
     max_memory: int | None = None,
     resident: bool = False,
     accumulations: Sequence[Accumulation | str] | None = None,
@@ -77,6 +79,8 @@ def scan(
             say.
         builtin_probes: run the built-in probes as well as ``prompts``.
         quick: run one short batch only.
+        context: run one more text, of so many tokens, and tell its figures by position; ``max`` is
+            the model's own context.
         max_memory: memory limit on the scan's device, in bytes; None uses all free memory.
         resident: keep all weights in memory, once for each dtype, instead of reading them when
             they are needed. A live module's always are.
@@ -120,6 +124,7 @@ def scan(
         prompts=prompts,
         builtin_probes=builtin_probes,
         quick=quick,
+        context=_context(context),
         device=device,
         max_memory=max_memory,
         is_resident=resident,
@@ -263,11 +268,23 @@ def _positive(generate: int) -> int:
     return generate
 
 
+def _context(context: object) -> int | Literal["max"] | None:
+    if context is None or context == "max":
+        return context
+    if not isinstance(context, int) or isinstance(context, bool) or context < LONG_TEXT_TOKENS:
+        raise UsageError(
+            f"context is {context!r} (expected {LONG_TEXT_TOKENS} tokens or more, or max)",
+            hint="--context 8192",
+        )
+    return context
+
+
 def _check_combination(model: str | Path | nn.Module, request: Request) -> None:
     """Refuses arguments that do not go together, before anything slow begins."""
-    if request.is_static and (request.prompts is not None or request.num_generated):
+    is_run = request.prompts is not None or request.context is not None or request.num_generated
+    if request.is_static and is_run:
         raise UsageError(
-            "prompts or tokens to generate, but static runs nothing",
+            "prompts, a context or tokens to generate, but static runs nothing",
             hint="omit --static to run them",
         )
     if request.is_static and (request.kv_cache_dtypes or request.quantizations):

@@ -245,7 +245,7 @@ def test_flags_arrive_at_the_scan(shell: Shell) -> None:
         *("--require", "bf16+sdpa", "--trust-remote-code", "--allow-pickle"),
         *("--max-memory", "1.5GiB", "--resident", "--accumulation", "float16", "--generate", "5"),
         *("--kv-cache-dtype", "fp8,int8", "--quantization", "int4"),
-        *("--static", "--capsule", "folder"),
+        *("--context", "8192", "--static", "--capsule", "folder"),
     ).asked
     assert asked.pop("observe")
     assert asked == {
@@ -258,6 +258,7 @@ def test_flags_arrive_at_the_scan(shell: Shell) -> None:
         "prompts": ("one", "two"),
         "builtin_probes": True,
         "quick": True,
+        "context": 8192,
         "max_memory": 3 << 29,
         "resident": True,
         "accumulations": ("float16",),
@@ -284,6 +285,7 @@ def test_flags_arrive_at_the_scan(shell: Shell) -> None:
         (["--max-memory", "-4GiB"], "not a size: '-4GiB' for --max-memory"),
         (["--require", "int8+sdpa"], "unknown dtype: 'int8'"),
         (["--prompt", ""], "empty prompt"),
+        (["--context", "-8k"], "--context: '-8k' (expected a number of tokens, or max)"),
         (["--prompts", "absent.txt"], "cannot read prompts file: 'absent.txt'"),
         (["-o", "report.docx"], "unknown report format: 'report.docx'"),
         (["-o", "absent/report.json"], "output folder does not exist"),

@@ -33,7 +33,7 @@ from precheck.records import (
     stored,
     traces,
 )
-from precheck.records.outcomes import every_prompt
+from precheck.records.outcomes import every_prompt, positions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -57,6 +57,7 @@ RECORDS = {
         finding,
         format_loss,
         every_prompt,
+        positions,
     )
     for name, record in vars(module).items()
     if is_dataclass(record) and record.__module__ == module.__name__

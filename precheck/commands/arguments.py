@@ -77,6 +77,26 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])?(i)?B?", re.IGNORECASE | re.ASCI
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
+def context(text: str | None) -> int | Literal["max"] | None:
+    """The number of tokens that ``--context`` names, or ``max``.
+
+    >>> context("8192"), context("max")
+    (8192, 'max')
+
+    Raises:
+        UsageError: neither.
+    """
+    if text is None:
+        return None
+    if text == "max":
+        return "max"
+    if not text.isascii() or not text.isdecimal():
+        raise UsageError(
+            f"--context: {text!r} (expected a number of tokens, or max)", hint="--context 8192"
+        )
+    return int(text)
+
+
 def size(text: str | None, *, flag: str) -> int | None:
     """Bytes: ``4GiB`` and ``4G`` are powers of 1,024, ``4GB`` of 1,000; None stays None.
 

@@ -63,6 +63,15 @@ Quick = Annotated[
     bool,
     typer.Option("--quick", help="Run one short batch only.", rich_help_panel=MEASURE_PANEL),
 ]
+Context = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Run a text of N tokens too, and tell what changes with the position; max for the"
+        " model's own context.",
+        rich_help_panel=MEASURE_PANEL,
+    ),
+]
 MaxMemory = Annotated[
     str | None,
     typer.Option(

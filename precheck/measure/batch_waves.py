@@ -32,7 +32,10 @@ def in_waves(batches: Sequence[Batch], indices: Iterable[int]) -> list[list[int]
         num_tokens += num_positions
         before = waves[-1] if waves else []
         is_full = num_tokens > WAVE_TOKENS or len(before) == WAVE_BATCHES
-        is_alone = any(is_near_context(batches[each]) for each in (*before[-1:], index))
+        is_alone = any(
+            batches[each].is_by_position or is_near_context(batches[each])
+            for each in (*before[-1:], index)
+        )
         if not before or is_full or is_alone:
             waves.append([])
             num_tokens = num_positions

@@ -13,6 +13,7 @@ from precheck.measure.lockstep.figures.run_totals import RunTotals
 from precheck.measure.machine.environment import read_environment
 from precheck.measure.models.from_pretrained import SEED
 from precheck.measure.models.model_dtypes import kept_modules
+from precheck.records.outcomes.positions import LongText
 from precheck.records.precision import Dtype
 from precheck.records.report import Measurements
 from precheck.records.traces import Coverage
@@ -49,6 +50,8 @@ class Gathered:
     """Of runs whose format costs too much, what loses it."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Why a probe counts for nothing, by its name: the model refuses it, or memory ran out."""
+    part_tokens: int | None = None
+    """Tokens of each forward of the longest text; None where it was run at once."""
     row_by_row: str | None = None
     """Why batches were run one row at a time; None where none was."""
     incomplete_reason: str | None = None
@@ -167,8 +170,17 @@ def _coverage(inputs: Inputs, gathered: Gathered, totals: Sequence[RunTotals]) -
         longest_probe_tokens=max(lengths, default=0),
         num_tokens=sum(lengths),
         instrumentation=INSTRUMENTATION,
+        long_text=_long_text(inputs, gathered),
         row_by_row=gathered.row_by_row,
     )
+
+
+def _long_text(inputs: Inputs, gathered: Gathered) -> LongText | None:
+    batch = inputs.plan.longest
+    if batch is None or batch.probes[0].name in gathered.left_out:
+        return None
+    probe = batch.probes[0]
+    return LongText(probe=probe.name, num_tokens=probe.num_tokens, part_tokens=gathered.part_tokens)
 
 
 def _traces(prepared: Prepared, gathered: Gathered, totals: Sequence[RunTotals]) -> list[RunTrace]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from precheck.measure.probes.context import context_tokens
+from precheck.measure.probes.context import context_tokens, requested_context
 from precheck.measure.probes.first_tokens import odd_first_tokens
 from precheck.measure.probes.media_batches import Processor
 from precheck.measure.probes.tokens import (
@@ -32,6 +32,8 @@ class Inputs:
     vocabulary: Vocabulary
     plan: Plan
     """The probes."""
+    part_tokens: int | None = None
+    """Tokens of each forward of the longest text; None where it fits into memory at once."""
     to_continue: tuple[Batch, ...] = ()
     """Prompts that every run generates text after."""
 
@@ -64,6 +66,7 @@ def plan_inputs(prepared: Prepared) -> Inputs:
     is_classifier = prepared.facts.architecture.endswith("ForSequenceClassification")
     if reference.is_encoder_decoder and not is_classifier:
         plan = _with_decoder_inputs(plan, reference)
+    plan = plan.by_position()
     if not request.num_generated:
         return Inputs(vocabulary=vocabulary, plan=plan)
     to_continue = generation_batches(
@@ -76,13 +79,14 @@ def plan_inputs(prepared: Prepared) -> Inputs:
 
 
 def _reach(prepared: Prepared, vocabulary: Vocabulary) -> Reach:
-    """How far the built-in probes go for this model; the embedding is read only for them."""
+    """How far the probes go for this model; the embedding is read only for the built-in ones."""
+    requested = requested_context(prepared.request.context, prepared.facts)
     if prepared.request.quick or not prepared.request.runs_builtin_probes:
-        return Reach()
+        return Reach(context_tokens=requested)
     embedding = input_embedding(prepared.subject.checkpoint, prepared.reference.model)
     has_rounded_positions = bool(prepared.models.rounded_buffers)
     return Reach(
-        context_tokens=context_tokens(prepared.facts, is_needed=has_rounded_positions),
+        context_tokens=requested or context_tokens(prepared.facts, is_needed=has_rounded_positions),
         first_tokens=tuple(odd_first_tokens(vocabulary, embedding)),
     )
 

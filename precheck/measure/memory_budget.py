@@ -33,6 +33,9 @@ _KEPT_HIDDEN_STATES = 4
 _TENSORS_IN_A_UNIT = 8
 """As wide as its widest output, in float32."""
 
+_SCORES = 4
+"""Of eager attention in float32: raw, masked, and as probabilities."""
+
 _LOGITS = 5
 """In float32: the reference's, a run's, and a chunk of them in float64."""
 
@@ -86,6 +89,10 @@ def activation_bytes(batches: Sequence[Batch], skeletons: Sequence[Skeleton]) ->
     run_bytes = sum(run.dtype.limits.num_bytes for run in skeletons)
     hidden_state_bytes = _KEPT_HIDDEN_STATES * num_tokens * hidden * run_bytes
     elements_in_unit = largest * (_TENSORS_IN_A_UNIT * widest_output + _LOGITS * head)
+    if any(run.attn_implementation == "eager" for run in skeletons):
+        num_heads = setting(text_config(model), "num_attention_heads") or 1
+        num_keys = max(batch.first_position + batch.input_ids.shape[1] for batch in batches)
+        elements_in_unit += _SCORES * num_heads * largest * num_keys
     is_native = all(run.arithmetic is Arithmetic.NATIVE for run in skeletons)
     weights = (linear.weight.numel() for linear in in_layers)
     elements_in_float32 = 0 if is_native else max(weights, default=0)

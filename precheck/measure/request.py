@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from precheck.measure.machine.devices import resolve_device
 from precheck.measure.models.configurations import check_attention_name
@@ -37,6 +37,8 @@ class Request:
     builtin_probes: bool = False
     """Keep the built-in probes besides ``prompts``."""
     quick: bool = False
+    context: int | Literal["max"] | None = None
+    """Tokens of one long text to run besides; ``max`` is the model's own context."""
     device: str = "auto"
     max_memory: int | None = None
     """Bytes that the scan may take on its device; None takes what is free."""
@@ -75,6 +77,7 @@ class Request:
             "--allow-pickle": self.allow_pickle,
         }
         values = {
+            "--context": str(self.context or ""),
             "--generate": str(self.num_generated or ""),
             "--accumulation": ",".join(self.accumulations or ()),
             "--kv-cache-dtype": ",".join(self.kv_cache_dtypes),

@@ -11,12 +11,14 @@ from precheck.errors import CheckpointError, MemoryExhaustedError
 from precheck.measure.batch_waves import in_waves, is_near_context
 from precheck.measure.blame.mechanisms import Classifier
 from precheck.measure.lockstep.clock import LOGIT_WORK, Clock
+from precheck.measure.lockstep.continuing import can_continue
 from precheck.measure.lockstep.wave_run import WaveRun
+from precheck.measure.long_text import run_in_parts
 from precheck.measure.models.streamed import StreamedModels
 from precheck.records.traces import TOWERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from precheck.measure.gathered import Gathered
     from precheck.measure.inputs import Inputs
@@ -63,12 +65,21 @@ def run_batches(
     try:
         for wave in in_waves(inputs.plan.batches, indices):
             batches = [inputs.plan.batches[index].to(prepared.device) for index in wave]
-            can_be_spared = bool(gathered.totals) and is_near_context(batches[0])
+            is_asked_for = prepared.request.context is not None
+            is_long = is_near_context(batches[0])
+            can_be_spared = bool(gathered.totals) and is_long and not is_asked_for
             if can_be_spared and _added_ops(batches[0], inputs, gathered) > MOST_ADDED_OPS:
                 gathered.leave_out(wave[0], batches[0], why="too many steps, one per token")
                 continue
             try:
-                _run_wave(new_run, wave, batches, gathered)
+                parts = _parts(prepared, inputs, batches[0])
+                if parts is None:
+                    _run_wave(new_run, wave, batches, gathered)
+                    continue
+                gathered.part_tokens = inputs.part_tokens
+                for totals in run_in_parts(new_run, prepared.groups, parts):
+                    gathered.totals[wave[0]] = totals
+                gathered.finished.add(wave[0])
             except MemoryExhaustedError:
                 if not can_be_spared:
                     raise
@@ -95,6 +106,16 @@ def _added_ops(batch: Batch, inputs: Inputs, gathered: Gathered) -> float:
     (short, few), (long, many) = min(known), max(known)
     per_token = (many - few) / (long - short) if long > short else 0.0
     return per_token * (batch.input_ids.shape[1] - long)
+
+
+def _parts(prepared: Prepared, inputs: Inputs, batch: Batch) -> Iterator[Batch] | None:
+    """The parts of a text too long for memory, if the model can go on in the middle of one."""
+    if inputs.part_tokens is None or not batch.is_by_position:
+        return None
+    is_possible = can_continue(
+        prepared.reference, batch, weights=prepared.models, layout=prepared.layout
+    )
+    return batch.parts(inputs.part_tokens) if is_possible else None
 
 
 def _run_wave(

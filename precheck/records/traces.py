@@ -10,6 +10,7 @@ from precheck.records.configuration import Configuration
 from precheck.records.outcomes.every_prompt import ProofStatus, RunProof
 from precheck.records.format_loss import FormatCulprits, FormatLoss
 from precheck.records.mechanism import Mechanism
+from precheck.records.outcomes.positions import LongText, PositionFigures
 from precheck.records.precision import Accumulation, Arithmetic, Dtype
 
 
@@ -225,6 +226,8 @@ class RunTrace:
     """Of a run that loses too much with its format."""
     answers: AnswersTrace | None = None
     """Of a model that generates nothing."""
+    positions: tuple[PositionFigures, ...] = ()
+    """Of the longest text, by distance from its first token (``coverage.long_text``)."""
     symptom: Symptom | None = None
     generations: tuple[Generation, ...] = ()
     """With ``--generate``: greedy and sampled."""
@@ -334,5 +337,7 @@ class Coverage:
     longest_probe_tokens: int = 0
     num_tokens: int = 0
     instrumentation: str = ""
+    long_text: LongText | None = None
+    """The one whose figures the runs have by position."""
     row_by_row: str | None = None
     """The error that batches of several prompts end with, so that each prompt was run alone."""

@@ -6,7 +6,7 @@ a function next to the others.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -36,6 +36,18 @@ if TYPE_CHECKING:
     from precheck.measure.watch.segment import OpNode, Segment
 
 _HALVES = frozenset(torch_dtype(dtype) for dtype in Dtype if dtype.is_half)
+
+
+class Held(NamedTuple):
+    """What an operation of a run had to hold."""
+
+    node: OpNode
+    """The operation, as the report names it."""
+    abs_max: float
+    """The magnitude in float32."""
+    mechanism: Mechanism
+    match: OpNode
+    """The operation of the reference that held it."""
 
 
 class Classifier:
@@ -74,10 +86,8 @@ class Classifier:
                     return self._mechanisms(reference, role)[match.index] or Mechanism.OTHER
         return self._mechanisms(segment, role)[node.index] or Mechanism.OTHER
 
-    def peaks(
-        self, segment: Segment, reference: Segment, role: SegmentRole
-    ) -> Iterator[tuple[OpNode, float, Mechanism]]:
-        """Operations that ran in 16 bits, the float32 magnitude each had to hold, and why.
+    def peaks(self, segment: Segment, reference: Segment, role: SegmentRole) -> Iterator[Held]:
+        """What operations that ran in 16 bits had to hold, and why.
 
         Constants, masks and what ran in float32 are left out. A narrowing cast has to hold its
         input.
@@ -95,14 +105,14 @@ class Classifier:
                 continue
             if node.is_cast:
                 mechanism = mechanisms[node.index]
-                peak = node, match.abs_max
+                held = node, match.abs_max
             elif match.shape == node.shape:
                 mechanism = reference_mechanisms[match.index]
-                peak = match, _abs_max_to_hold(node, match.abs_max)
+                held = match, _abs_max_to_hold(node, match.abs_max)
             else:
                 continue
             if mechanism is not None and not _is_masked(match, mechanism):
-                yield *peak, mechanism
+                yield Held(*held, mechanism, match)
 
     def _mechanisms(self, segment: Segment, role: SegmentRole) -> list[Mechanism | None]:
         """The mechanism of every operation; None for constants."""

@@ -125,6 +125,11 @@ def new_cache(config: Any, name: str, *, is_kept: bool, storing: Storing) -> Cac
     return own if pair is None else pair
 
 
+def plain_cache(config: Any) -> Cache:
+    """An empty cache as the model makes itself, for more than one forward."""
+    return DynamicCache(config=config)
+
+
 def check_used(cache: Cache) -> None:
     """Refuses the result of a forward that stored nothing.
 

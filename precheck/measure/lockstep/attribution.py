@@ -179,10 +179,15 @@ class Attribution:
         if located.reference is None:
             return
         peaks = self._context.classifier.peaks(located.segment, located.reference, located.role)
-        for node, abs_max, mechanism in peaks:
+        for held in peaks:
             self._totals.peaks.add(
-                node=node, abs_max=abs_max, mechanism=mechanism, location=located.location
+                node=held.node,
+                abs_max=held.abs_max,
+                mechanism=held.mechanism,
+                location=located.location,
             )
+            if self._totals.positions is not None:
+                self._totals.positions.add_peaks(held.mechanism, held.match.abs_max_by_bucket)
 
     def add_key_values(self, located: LocatedSegment) -> None:
         """Adds how large the keys and values of a decoder layer are: nothing is computed for it."""

@@ -9,6 +9,7 @@ from precheck.measure.blame.examine import ReferenceOps
 from precheck.measure.blame.unit_call import UnitCall, hidden_states_in, logits_in, main_output
 from precheck.measure.lockstep.attribution import Attribution
 from precheck.measure.lockstep.figures.comparison import Comparison
+from precheck.measure.lockstep.figures.positions import PositionTotals
 from precheck.measure.lockstep.figures.run_totals import RunTotals
 from precheck.measure.lockstep.segments import LocatedSegment, SegmentCounter
 from precheck.measure.lockstep.skipping import SkippedBlocks
@@ -19,9 +20,10 @@ from precheck.measure.watch.segment import Segment
 from precheck.measure.watch.trees import tensors_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
+    from transformers import Cache
 
     from precheck.checkpoint.architecture import Unit
     from precheck.measure.lockstep.context import PassageContext
@@ -46,6 +48,8 @@ class Passage:
         unformatted: of a run with a format, the same one without.
         products: computes matrix products where the device has no arithmetic for the dtype.
         presence: loads and frees the parameters of the model.
+        cache: of a part of a text: the keys and values of what is before it, to which its own are
+            added.
     """
 
     is_replaying = False
@@ -65,18 +69,22 @@ class Passage:
         unformatted: Passage | None,
         products: RoundedProducts | Float16Sums | None,
         presence: Presence,
+        cache: Cache | None = None,
     ) -> None:
         self.skeleton, self.batch = skeleton, batch
         self.totals = RunTotals.of(skeleton)
+        if batch.is_by_position:
+            self.totals.positions = PositionTotals(batch.probes[0].num_tokens)
         self.between_ops, self.between_segment = ReferenceOps(), Segment()
         self._context = context
         self._reference, self._baseline = reference, baseline
         self._unformatted = unformatted
         self._products = products
+        self._cache = cache
         self._real_tokens = batch.real_tokens
         self.worker = self._new_worker(presence)
         self._stack = ModuleStack(skeleton.model)
-        self._watcher = self._new_watcher()
+        self._watcher = self._new_watcher(buckets=batch.columns_by_bucket)
         self._counter = SegmentCounter()
         self._skipped = SkippedBlocks(skeleton.model, context.layout)
         self._comparison = Comparison(
@@ -105,7 +113,7 @@ class Passage:
             workload=self,
         )
 
-    def _new_watcher(self) -> OpWatcher:
+    def _new_watcher(self, *, buckets: Sequence[tuple[int, slice]] = ()) -> OpWatcher:
         return OpWatcher(
             stack=self._stack,
             parameters=self.skeleton.parameters,
@@ -114,6 +122,7 @@ class Passage:
             products=self._products,
             device=self.batch.input_ids.device,
             on_op=self._op_witness(),
+            buckets=buckets,
         )
 
     def _op_witness(self) -> Callable[[OpNode, list[Tensor], list[Tensor]], None] | None:
@@ -156,7 +165,7 @@ class Passage:
         """Calls the model's own forward and compares its output."""
         self._open_between()
         with self._watcher:
-            output = self.skeleton.forward(self.batch)
+            output = self.skeleton.forward(self.batch, cache=self._cache)
         self._close_between()
         logits = logits_in(output, self.skeleton.vocab_size)
         self.final = main_output(list(tensors_in(output))) if logits is None else logits

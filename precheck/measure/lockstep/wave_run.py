@@ -22,7 +22,9 @@ from precheck.records.precision import Dtype
 from precheck.records.traces import TOWERS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from transformers import Cache
 
     from precheck.checkpoint.architecture import Architecture
     from precheck.measure.blame.mechanisms import Classifier
@@ -54,6 +56,7 @@ class WaveRun:
         keeps_entries: keep the arguments of units in which something overflows.
         facts: what the model's answers are.
         witness: records what the runs compute.
+        caches: keys and values before the only batch, by run; theirs are added.
     """
 
     def __init__(
@@ -70,7 +73,9 @@ class WaveRun:
         keeps_entries: bool,
         facts: ModelFacts,
         witness: Witness | None,
+        caches: Mapping[Skeleton, Cache] | None = None,
     ) -> None:
+        self._caches = caches or {}
         self._context = PassageContext(
             layout=layout,
             classifier=classifier,
@@ -117,6 +122,7 @@ class WaveRun:
                     else None,
                     products=self._products.products_of(skeleton),
                     presence=self._quantized.presence(skeleton, self._weights.presence(skeleton)),
+                    cache=self._caches.get(skeleton),
                 )
                 reference = reference or passage
                 plain.setdefault(configuration, passage)

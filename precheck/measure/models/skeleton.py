@@ -14,7 +14,7 @@ from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.errors import UnsupportedConfigurationError
 from precheck.facts.formats import cache_format
 from precheck.measure.formats.parts import Storing
-from precheck.measure.formats.stored_cache import check_used, new_cache
+from precheck.measure.formats.stored_cache import check_used, new_cache, plain_cache
 from precheck.measure.models.settings import setting, text_config
 from precheck.records.precision import Accumulation, Arithmetic
 from precheck.signals import deferred_signals
@@ -86,7 +86,7 @@ class Skeleton:
         if configuration.kv_cache_dtype is not None:
             if "past_key_values" not in self.accepts:
                 raise UnsupportedConfigurationError("the model takes no key-value cache")
-            if getattr(getattr(self.model, "config", None), "model_type", None) in _NOT_CAUSAL:
+            if self._model_type in _NOT_CAUSAL:
                 raise UnsupportedConfigurationError(
                     "transformers drops the causal mask of this model where it has a cache"
                 )
@@ -117,6 +117,24 @@ class Skeleton:
             return None
         return new_cache(self.model.config, name, is_kept=is_kept, storing=self.storing)
 
+    @property
+    def can_keep_cache(self) -> bool:
+        """Whether a text can be run in parts at all: with keys and values of causal attention."""
+        return (
+            "past_key_values" in self.accepts
+            and not self.is_encoder_decoder
+            and self._model_type not in _NOT_CAUSAL
+            and _is_decoder(self.model)
+        )
+
+    @property
+    def _model_type(self) -> str | None:
+        return getattr(getattr(self.model, "config", None), "model_type", None)
+
+    def empty_cache(self) -> Cache:
+        """A cache to run a text in parts with, in the configuration's format if it has one."""
+        return self.new_cache(is_kept=True) or plain_cache(self.model.config)
+
     def accumulating_in_float16(self) -> Skeleton:
         """The same model; its products will accumulate in float16, as in some kernels."""
         return replace(
@@ -145,10 +163,15 @@ class Skeleton:
         """Whether it takes a target besides the input."""
         return bool(getattr(getattr(self.model, "config", None), "is_encoder_decoder", False))
 
-    def forward(self, batch: Batch) -> Any:
-        """The model's own forward over a batch; without a cache, unless that has a format."""
+    def forward(self, batch: Batch, *, cache: Cache | None = None) -> Any:
+        """The model's own forward over a batch; without a cache, unless that has a format.
+
+        Args:
+            batch: the probes.
+            cache: what is before them; theirs is added to it.
+        """
         inputs = self.inputs(batch)
-        cache = self.new_cache(is_kept=False)
+        cache = cache if cache is not None else self.new_cache(is_kept=False)
         if cache is None:
             return self.model(**inputs)
         output = self.model(**inputs | {"past_key_values": cache, "use_cache": True})

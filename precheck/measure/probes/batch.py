@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from precheck.measure.watch.real_tokens import RealTokens
+from precheck.records.outcomes.positions import columns_by_bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,6 +38,10 @@ class Batch:
     decoder_input_ids: Tensor | None = None
     media: dict[str, Tensor] = field(default_factory=dict)
     """Model inputs besides token ids, by the name of the argument; such a batch is one probe."""
+    is_by_position: bool = False
+    """Its figures are told by position too."""
+    first_position: int = 0
+    """Of a part of a text: how many tokens are before it."""
 
     @property
     def num_positions(self) -> int:
@@ -62,6 +67,15 @@ class Batch:
         """Real tokens of all probes."""
         return sum(probe.num_tokens for probe in self.probes)
 
+    @property
+    def columns_by_bucket(self) -> list[tuple[int, slice]]:
+        """Its columns in each bucket of positions, by number; none where they are not told."""
+        if not self.is_by_position:
+            return []
+        return columns_by_bucket(
+            self.probes[0].num_tokens, first=self.first_position, count=self.input_ids.shape[1]
+        )
+
     def rows(self) -> Iterator[Batch]:
         """Each probe as a batch of its own, without padding."""
         for row, probe in enumerate(self.probes):
@@ -74,6 +88,16 @@ class Batch:
                 decoder_input_ids=None if target is None else target[row : row + 1],
                 media=self.media,
             )
+
+    def parts(self, num_tokens: int) -> Iterator[Batch]:
+        """Successive parts of the texts, of so many tokens each; the probes are those of all."""
+        for start in range(0, self.input_ids.shape[1], num_tokens):
+            yield self.columns(slice(start, start + num_tokens))
+
+    def columns(self, columns: slice) -> Batch:
+        """Some columns of a batch of texts without padding; the probes are the same."""
+        start, _, _ = columns.indices(self.input_ids.shape[1])
+        return replace(self, input_ids=self.input_ids[:, columns], first_position=start)
 
     def of_probes(self, is_kept: Callable[[Probe], bool]) -> Batch:
         """The rows of some probes; at least one has to be kept."""
@@ -93,8 +117,8 @@ class Batch:
         def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device)
 
-        return Batch(
-            probes=self.probes,
+        return replace(
+            self,
             input_ids=self.input_ids.to(device),
             attention_mask=move(self.attention_mask),
             decoder_input_ids=move(self.decoder_input_ids),
@@ -109,6 +133,7 @@ class Batch:
             num_rows=self.input_ids.shape[0],
             length=self.input_ids.shape[1],
             mask=None if mask is None else mask.bool(),
+            first_position=self.first_position,
         )
 
 

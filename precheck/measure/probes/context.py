@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from precheck.errors import UsageError
 from precheck.measure.probes.builtin import BUILTIN, LONG, LONG_TOKENS, PADDED, TextPrompt
 
 if TYPE_CHECKING:
@@ -28,6 +29,29 @@ CONTEXT = TextPrompt(
     text="\n\n".join(prompt.text for prompt in (*BUILTIN, *PADDED, LONG) if not prompt.is_odd),
 )
 """Ordinary texts, one after the other, and again from the beginning."""
+
+
+def requested_context(context: int | Literal["max"] | None, facts: ModelFacts) -> int:
+    """Tokens of the long text that the user asked for; 0 without one.
+
+    Raises:
+        UsageError: more than the model's context, or all of a context that is not known.
+    """
+    if context is None:
+        return 0
+    if context == "max":
+        if facts.max_context is None:
+            raise UsageError(
+                "the model's config does not say how long its context is",
+                hint="name a number: --context 8192",
+            )
+        return facts.max_context
+    if facts.max_context is not None and context > facts.max_context:
+        raise UsageError(
+            f"a text of {context} tokens (the model's context is {facts.max_context})",
+            hint="--context max",
+        )
+    return context
 
 
 def context_tokens(facts: ModelFacts, *, is_needed: bool = False) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,7 +30,7 @@ from precheck.measure.probes.rows import (
     padded_batch,
 )
 from precheck.measure.probes.user_prompts import padded_together, user_batches
-from precheck.records.traces import ODD_START
+from precheck.records.traces import LONG_TEXT_TOKENS, ODD_START
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -68,6 +68,26 @@ class Plan:
         """Every probe, in order."""
         return tuple(probe for batch in self.batches for probe in batch.probes)
 
+    @property
+    def longest(self) -> Batch | None:
+        """The batch whose figures are told by position; None without a long text."""
+        return next((batch for batch in self.batches if batch.is_by_position), None)
+
+    def by_position(self) -> Plan:
+        """The same plan, in which the figures of the longest text are told by position."""
+        lengths = [
+            0
+            if batch.is_padded or batch.media or batch.decoder_input_ids is not None
+            else batch.input_ids.shape[1]
+            for batch in self.batches
+        ]
+        index = max(range(len(lengths)), key=lengths.__getitem__)
+        if lengths[index] < LONG_TEXT_TOKENS:
+            return self
+        batches = list(self.batches)
+        batches[index] = replace(batches[index], is_by_position=True)
+        return replace(self, batches=tuple(batches))
+
 
 def plan_probes(
     vocabulary: Vocabulary,
@@ -99,10 +119,12 @@ def plan_probes(
             built_in, missing = _builtin_batches(vocabulary, quick=quick, max_context=max_context)
             batches += built_in
             not_run += missing
-            batches += _far_reaching_batches(vocabulary, reach, max_context=max_context)
+            batches += _odd_starts(vocabulary, reach, max_context=max_context)
         media = processor.builtin(quick=quick)
         batches += media.batches
         not_run += media.not_run
+    if reach.context_tokens and processor.takes_text:
+        batches.append(_context_batch(vocabulary, reach.context_tokens))
     batches += given
     if not batches:
         raise UnsupportedModelError(
@@ -168,10 +190,10 @@ def _builtin_batches(
     return [*map(batch_of, in_batches(rows)), left_padded, batch_of([long_row])], not_run
 
 
-def _far_reaching_batches(
+def _odd_starts(
     vocabulary: Vocabulary, reach: Reach, *, max_context: int | None
 ) -> Iterator[Batch]:
-    """Short texts that begin oddly, and one text near the model's context."""
+    """Short texts that begin oddly."""
     before, after = _special_tokens(vocabulary)
     num_tokens = len(before) + 2 + len(after)
     if reach.first_tokens and (max_context is None or num_tokens <= max_context):
@@ -182,14 +204,17 @@ def _far_reaching_batches(
                 for token in reach.first_tokens
             ]
         )
-    if reach.context_tokens:
-        ids = _embedded_ids(vocabulary, CONTEXT)
-        if ids:
-            ids = cut_or_filled(ids, reach.context_tokens, ending=after)
-            yield batch_of([Row(CONTEXT.name, "text", ids, is_ordinary=True)])
-        else:
-            ids = covering_rows(vocabulary.size, 1, reach.context_tokens)[0]
-            yield batch_of([Row(CONTEXT_PROBES[1], "token_ids", ids)])
+
+
+def _context_batch(vocabulary: Vocabulary, num_tokens: int) -> Batch:
+    """One text of so many tokens, near the model's context."""
+    ids = _embedded_ids(vocabulary, CONTEXT)
+    if ids:
+        _, after = _special_tokens(vocabulary)
+        ids = cut_or_filled(ids, num_tokens, ending=after)
+        return batch_of([Row(CONTEXT.name, "text", ids, is_ordinary=True)])
+    ids = covering_rows(vocabulary.size, 1, num_tokens)[0]
+    return batch_of([Row(CONTEXT_PROBES[1], "token_ids", ids)])
 
 
 def _special_tokens(vocabulary: Vocabulary) -> tuple[list[int], list[int]]:

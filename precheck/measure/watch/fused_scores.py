@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+MOST_SCORES = 1 << 26
+"""Computed at once: 256 MiB in float32."""
+
+
 def raw_score_abs_max(query: Tensor, key: Tensor) -> float | None:
     """Largest ``|q . k|`` before scaling, which eager attention would have to store.
 
@@ -25,7 +29,9 @@ def raw_score_abs_max(query: Tensor, key: Tensor) -> float | None:
     batch, kv_heads = key.shape[:2]
     grouped = query.reshape(batch, kv_heads, -1, query.shape[-1])
     largest = 0.0
-    for row in range(batch):  # a row at a time: seq x seq scores of every row would be large
-        low, high = torch.aminmax(grouped[row] @ key[row].transpose(-1, -2))
-        largest = max(largest, abs(float(low)), abs(float(high)))
+    step = max(1, MOST_SCORES // max(1, kv_heads * key.shape[2]))
+    for row in range(batch):  # a few at a time: seq x seq scores of every row would be large
+        for queries in grouped[row].split(step, dim=1):
+            low, high = torch.aminmax(queries @ key[row].transpose(-1, -2))
+            largest = max(largest, abs(float(low)), abs(float(high)))
     return largest if largest < float("inf") else None

@@ -46,7 +46,7 @@ from precheck.measure.watch.source_line import source_line
 from precheck.measure.watch.trees import tensors_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import Tensor
     from torch._ops import OpOverload
@@ -82,7 +82,8 @@ class OpWatcher(TorchDispatchMode):
 
     ``device`` is the run's, given where parameters come and go. An absent parameter is on meta: a
     tensor made on its device is made on this one instead, and an operation that reads it raises.
-    ``on_op`` is shown every operation, the tensors that it read and what it gave.
+    ``on_op`` is shown every operation, the tensors that it read and what it gave. ``buckets`` are
+    columns of the batch whose bounds are wanted too, by number.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class OpWatcher(TorchDispatchMode):
         products: RoundedProducts | Float16Sums | None = None,
         device: torch.device | None = None,
         on_op: Callable[[OpNode, list[Tensor], list[Tensor]], None] | None = None,
+        buckets: Sequence[tuple[int, slice]] = (),
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.segment = Segment()
@@ -109,6 +111,7 @@ class OpWatcher(TorchDispatchMode):
         self._products = products
         self._device = device
         self._on_op = on_op
+        self._buckets = buckets
         self._origins: dict[int, Origin] = {}
         self._ran_at: tuple[str, tuple[str, int]] | None = None
         """Module and source line of an operation that is replayed; None while one runs."""
@@ -230,6 +233,15 @@ class OpWatcher(TorchDispatchMode):
             node.is_all_real = True
         elif real is not None and real.numel():
             self.segment.reduce_later(node, real, is_real=True)
+        self._reduce_by_position(node, output)
+
+    def _reduce_by_position(self, node: OpNode, output: Tensor) -> None:
+        dim = self._real_tokens.position_dim(output) if self._buckets else None
+        if dim is None:
+            return
+        for bucket, columns in self._buckets:
+            part = output.narrow(dim, columns.start, columns.stop - columns.start)
+            self.segment.reduce_later(node, part, bucket=bucket)
 
     def _skip(self, name: str) -> None:
         self.unwatched[name] += 1

@@ -24,6 +24,8 @@ class RealTokens:
     num_rows: int
     length: int
     mask: Tensor | None
+    first_position: int = 0
+    """Of the first column: how many tokens of the text are before it."""
     _found: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def select(self, tensor: Tensor) -> Tensor | None:
@@ -73,6 +75,20 @@ class RealTokens:
             return self.mask.reshape(rows * length, *[1] * (rest - 1))
         return None
 
+    def position_dim(self, tensor: Tensor) -> int | None:
+        """Which dimension of a tensor of a batch without padding is the position; None if unknown.
+
+        Of scores it is that of the query.
+        """
+        rows, length, shape = self.num_rows, self.length, tensor.shape
+        if tensor.dim() >= 2 and shape[:2] == (rows, length):  # noqa: PLR2004
+            return 1
+        if tensor.dim() >= 3 and shape[0] % rows == 0 and shape[1] == length:  # noqa: PLR2004
+            return 1
+        if tensor.dim() >= 4 and shape[0] == rows and shape[2] == length:  # noqa: PLR2004
+            return 2
+        return 0 if tensor.dim() >= 2 and rows == 1 and shape[0] == length else None  # noqa: PLR2004
+
     def _batch_first(self, tensor: Tensor) -> Tensor:
         """Streams of hidden states with the batch first, as heads are; other tensors unchanged."""
         is_streams = (
@@ -103,7 +119,7 @@ class RealTokens:
         if self.mask is not None:
             hits, numbers = hits & self.mask, self.mask.long().cumsum(dim=1) - 1
         return {
-            row: int(numbers[row][hits[row]][0])
+            row: self.first_position + int(numbers[row][hits[row]][0])
             for row in range(self.num_rows)
             if bool(hits[row].any())
         }

@@ -74,6 +74,8 @@ class OpNode:
     """No position of the output is padding."""
     real_bounds: tuple[float, float] | None = None
     """Minimum and maximum at real tokens; None if its shape does not tell which they are."""
+    bounds_by_bucket: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """Minimum and maximum at some positions, by the number of the bucket that they make."""
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -104,10 +106,30 @@ class OpNode:
         None if the op was not reduced, holds a mask or is not finite.
         """
         bounds = (self.minimum, self.maximum) if self.is_all_real else self.real_bounds
-        low, high = bounds or (None, None)
-        if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
-            return None
-        return max(abs(low), abs(high)) if low > MASK_SENTINEL else None
+        return _abs_max(*(bounds or (None, None)))
+
+    @property
+    def abs_max_by_bucket(self) -> dict[int, float | None]:
+        """The same at the positions of each bucket."""
+        return {bucket: _abs_max(*bounds) for bucket, bounds in self.bounds_by_bucket.items()}
+
+
+def _abs_max(low: float | None, high: float | None) -> float | None:
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return None
+    return max(abs(low), abs(high)) if low > MASK_SENTINEL else None
+
+
+class _Pending(NamedTuple):
+    """Bounds of an operation's output on the device, not fetched yet."""
+
+    node: OpNode
+    low: Tensor
+    high: Tensor
+    is_real: bool
+    """At real tokens; else at all positions."""
+    bucket: int | None
+    """At the positions of one bucket."""
 
 
 @dataclass(slots=True, eq=False)
@@ -121,25 +143,28 @@ class Segment:
     """Query and key of every fused attention call, ``(batch, heads, seq, head_dim)``."""
     ordinals: dict[tuple[str, str], int] = field(default_factory=dict)
     """The counts of :func:`next_ordinal`."""
-    _pending: list[tuple[OpNode, Tensor, Tensor, bool]] = field(default_factory=list)
+    _pending: list[_Pending] = field(default_factory=list)
 
-    def reduce_later(self, node: OpNode, output: Tensor, *, is_real: bool = False) -> None:
+    def reduce_later(
+        self, node: OpNode, output: Tensor, *, is_real: bool = False, bucket: int | None = None
+    ) -> None:
         """Reduces on the device, without waiting for the result."""
         low, high = torch.aminmax(_in_memory_order(output))
-        self._pending.append((node, low, high, is_real))
+        self._pending.append(_Pending(node, low, high, is_real, bucket))
 
     def fetch(self) -> None:
         """Fetches the reduced bounds to the host, with one synchronisation per dtype."""
-        by_dtype: dict[torch.dtype, list[tuple[OpNode, Tensor, Tensor, bool]]] = {}
+        by_dtype: dict[torch.dtype, list[_Pending]] = {}
         for pending in self._pending:
-            low = pending[1]
-            by_dtype.setdefault(low.dtype, []).append(pending)
+            by_dtype.setdefault(pending.low.dtype, []).append(pending)
         for group in by_dtype.values():
-            on_device = torch.stack([bound for _, low, high, _ in group for bound in (low, high)])
+            on_device = torch.stack([bound for each in group for bound in (each.low, each.high)])
             numbers = on_device.tolist()
-            for index, (node, _, _, is_real) in enumerate(group):
+            for index, (node, _, _, is_real, bucket) in enumerate(group):
                 bounds = (numbers[2 * index], numbers[2 * index + 1])
-                if is_real:
+                if bucket is not None:
+                    node.bounds_by_bucket[bucket] = bounds
+                elif is_real:
                     node.real_bounds = bounds
                 else:
                     node.minimum, node.maximum = bounds

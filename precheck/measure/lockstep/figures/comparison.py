@@ -86,6 +86,7 @@ class Comparison:
             batch=self._batch,
             is_causal=self._predicts_input,
             same_routing=self._same_routing.rows,
+            positions=self._totals.positions,
         )
 
     def add_format_loss(self, logits: Tensor, unformatted: Tensor) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from precheck.measure.lockstep.figures.positions import PositionTotals
     from precheck.measure.probes.batch import Batch
     from precheck.records.traces import Probe
 
@@ -49,6 +50,7 @@ class LogitsTotals:
         batch: Batch,
         is_causal: bool,
         same_routing: Sequence[Tensor] | None,
+        positions: PositionTotals | None = None,
     ) -> None:
         """Adds a batch's logits ``(batch, seq, vocab)`` or ``(batch, labels)``, any dtype.
 
@@ -59,6 +61,7 @@ class LogitsTotals:
             is_causal: a position predicts the next token of the input, so that its loss is known.
             same_routing: of each probe, real tokens, ``(tokens,)`` bool, that every router sent
                 to the experts that the reference's sent them to; None without a router.
+            positions: the figures are added there too, by position.
         """
         targets = _targets(batch, logits) if is_causal else None
         self.has_choice = logits.shape[-1] > 1
@@ -77,7 +80,15 @@ class LogitsTotals:
             same = None if same_routing is None else same_routing[row]
             if same is not None and same.numel() != scores.shape[0]:  # scores of a whole text
                 same = same.all().expand(scores.shape[0])
-            self._add_row(scores, expected, next_tokens, same, probe)
+            self._add_row(
+                scores,
+                expected,
+                next_tokens,
+                same,
+                probe,
+                first=batch.first_position,
+                by_position=positions if _is_per_position(logits, batch) else None,
+            )
 
     def _add_row(
         self,
@@ -86,6 +97,9 @@ class LogitsTotals:
         next_tokens: Tensor | None,
         same: Tensor | None,
         probe: Probe,
+        *,
+        first: int,
+        by_position: PositionTotals | None,
     ) -> None:
         step = max(1, CHUNK_ELEMENTS // logits.shape[-1])
         for start in range(0, logits.shape[0], step):
@@ -99,7 +113,10 @@ class LogitsTotals:
             self._add_kl(kl, None if same is None else same[part])
             self.texts.add(probe, kl if same is None else kl[same[part]])
             self.agreement.add(scores.agrees[scores.is_finite].double())
-            self._add_divergence(scores.agrees, probe.name, start)
+            self._add_divergence(scores.agrees, probe.name, first + start)
+            if by_position is not None:
+                same_here = None if same is None else same[part].cpu()
+                by_position.add_tokens(first + start, kl, scores.agrees.cpu(), same_here)
             both_finite = scores.loss.isfinite() & scores.reference_loss.isfinite()
             self.loss.add(scores.loss[both_finite])
             self.reference_loss.add(scores.reference_loss[both_finite])

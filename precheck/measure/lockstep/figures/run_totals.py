@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from precheck.measure.blame.located_producer import LocatedProducer
     from precheck.measure.lockstep.figures.answers import AnswersTotals
     from precheck.measure.lockstep.figures.logits import LogitsTotals
+    from precheck.measure.lockstep.figures.positions import PositionTotals
     from precheck.measure.models.skeleton import Skeleton
     from precheck.records.format_loss import FormatCulprits
     from precheck.records.traces import Generation, Overflow
@@ -50,6 +51,8 @@ class RunTotals:
     format_loss: LogitsTotals | None = None
     """Against the run of the same dtype without the format."""
     answers: AnswersTotals | None = None
+    positions: PositionTotals | None = None
+    """Of the text whose figures are told by position."""
     producers: list[tuple[LocatedProducer, bool]] = field(default_factory=list)
     """Each with whether it is absorbed."""
     reaches_output: bool = False
@@ -85,6 +88,7 @@ class RunTotals:
             logits=_merged(self.logits, other.logits),
             format_loss=_merged(self.format_loss, other.format_loss),
             answers=_merged(self.answers, other.answers),
+            positions=_merged(self.positions, other.positions),
             producers=[*self.producers, *other.producers],
             reaches_output=self.reaches_output or other.reaches_output,
             reference_nonfinite=self.reference_nonfinite or other.reference_nonfinite,
@@ -166,6 +170,7 @@ class RunTotals:
             format_loss=None if self.format_loss is None else self.format_loss.loss_of_format,
             format_culprits=culprits,
             answers=None if self.answers is None or is_reference else self.answers.trace,
+            positions=() if self.positions is None else self.positions.figures,
             symptom=self.symptom or _symptom(broken),
             generations=generations,
         )

@@ -44,8 +44,11 @@ class TextDivergence:
         self.by_probe[probe.name] = (probe, torch.cat([known, kl[kl.isfinite()]]))
 
     def merge(self, other: TextDivergence) -> TextDivergence:
-        """The texts of both, which have none in common."""
-        return TextDivergence(by_probe=self.by_probe | other.by_probe)
+        """The texts of both; of one that both have, ``other`` has the later part."""
+        both = TextDivergence(by_probe=dict(self.by_probe))
+        for probe, kl in other.by_probe.values():
+            both.add(probe, kl)
+        return both
 
     @property
     def means(self) -> dict[str, float | None]:
