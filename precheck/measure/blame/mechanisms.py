@@ -76,11 +76,11 @@ class Classifier:
 
     def peaks(
         self, segment: Segment, reference: Segment, role: SegmentRole
-    ) -> Iterator[tuple[OpNode, float, Mechanism]]:
+    ) -> Iterator[tuple[OpNode, float, Mechanism, OpNode]]:
         """Operations that ran in 16 bits, the float32 magnitude each had to hold, and why.
 
         Constants, masks and what ran in float32 are left out. A narrowing cast has to hold its
-        input.
+        input. Last is the float32 operation that made what has to be held.
         """
         reference_nodes = {node.key: node for node in reference.nodes if not node.is_cast}
         # once for all: a recurrence written in Python has thousands of operations
@@ -102,7 +102,7 @@ class Classifier:
             else:
                 continue
             if mechanism is not None and not _is_masked(match, mechanism):
-                yield *peak, mechanism
+                yield *peak, mechanism, match
 
     def _mechanisms(self, segment: Segment, role: SegmentRole) -> list[Mechanism | None]:
         """The mechanism of every operation; None for constants."""

@@ -179,10 +179,19 @@ class Attribution:
         if located.reference is None:
             return
         peaks = self._context.classifier.peaks(located.segment, located.reference, located.role)
-        for node, abs_max, mechanism in peaks:
+        witness = self._context.witness
+        for node, abs_max, mechanism, held in peaks:
             self._totals.peaks.add(
                 node=node, abs_max=abs_max, mechanism=mechanism, location=located.location
             )
+            if witness is not None:
+                witness.record_peak(
+                    self._skeleton,
+                    held,
+                    abs_max=abs_max,
+                    mechanism=mechanism,
+                    location=located.location,
+                )
 
     def add_key_values(self, located: LocatedSegment) -> None:
         """Adds how large the keys and values of a decoder layer are: nothing is computed for it."""
