@@ -14,6 +14,7 @@ from precheck.commands import terminal
 from precheck.commands.demo import demo
 from precheck.commands.difference import diff
 from precheck.commands.fix import fix
+from precheck.commands.hunt import hunt
 from precheck.commands.knowledge import env, explain, gpus
 from precheck.commands.report import report
 from precheck.commands.scan import scan
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (scan, report, diff, fix, explain, demo, gpus, env):
+for command in (scan, report, diff, fix, hunt, explain, demo, gpus, env):
     app.command()(command)
 
 

@@ -179,6 +179,7 @@ class Attribution:
         if located.reference is None:
             return
         peaks = self._context.classifier.peaks(located.segment, located.reference, located.role)
+        witness = self._context.witness
         for held in peaks:
             self._totals.peaks.add(
                 node=held.node,
@@ -188,6 +189,14 @@ class Attribution:
             )
             if self._totals.positions is not None:
                 self._totals.positions.add_peaks(held.mechanism, held.match.abs_max_by_bucket)
+            if witness is not None:
+                witness.record_peak(
+                    self._skeleton,
+                    held.match,
+                    abs_max=held.abs_max,
+                    mechanism=held.mechanism,
+                    location=located.location,
+                )
 
     def add_key_values(self, located: LocatedSegment) -> None:
         """Adds how large the keys and values of a decoder layer are: nothing is computed for it."""

@@ -14,10 +14,12 @@ from precheck.measure.watch.peaks import OpKey, Peaks, Share, Wanted, reduced_by
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from precheck.measure.blame.located_producer import Location
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.probes.batch import Batch
     from precheck.measure.watch.real_tokens import RealTokens
     from precheck.measure.watch.segment import OpNode, Segment
+    from precheck.records.mechanism import Mechanism
     from precheck.records.precision import Dtype
 
 
@@ -46,6 +48,25 @@ class Witness:
 
     def record_segment(self, skeleton: Skeleton, segment: Segment) -> None:
         """Called when a run has passed a segment of the model, whose numbers are fetched."""
+
+    def record_peak(
+        self,
+        skeleton: Skeleton,
+        held: OpNode,
+        *,
+        abs_max: float,
+        mechanism: Mechanism,
+        location: Location,
+    ) -> None:
+        """Called for every operation that a run of 16 bits computes in 16 bits.
+
+        Args:
+            skeleton: the run's model.
+            held: the operation of the float32 run whose result it has to hold.
+            abs_max: the largest magnitude of that, at real tokens.
+            mechanism: why it would overflow.
+            location: where it stands in the model.
+        """
 
     def record_output(self, skeleton: Skeleton, batch: Batch, logits: Tensor) -> None:
         """Called at the end of a run.

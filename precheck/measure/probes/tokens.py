@@ -172,7 +172,7 @@ def _builtin_batches(
         long_ids = covering_rows(vocabulary.size, 1, long_length)[0]
         long_row = Row("vocabulary_long", "token_ids", long_ids)
     else:
-        _, ending = _special_tokens(vocabulary)
+        _, ending = special_tokens(vocabulary)
         rows, not_run = _text_rows(vocabulary, length, ending=ending)
         rows.append(Row("vocabulary", "token_ids", covering[0]))
         texts = [_embedded_ids(vocabulary, prompt) or [0] for prompt in PADDED]
@@ -194,7 +194,7 @@ def _odd_starts(
     vocabulary: Vocabulary, reach: Reach, *, max_context: int | None
 ) -> Iterator[Batch]:
     """Short texts that begin oddly."""
-    before, after = _special_tokens(vocabulary)
+    before, after = special_tokens(vocabulary)
     num_tokens = len(before) + 2 + len(after)
     if reach.first_tokens and (max_context is None or num_tokens <= max_context):
         second = (_embedded_ids(vocabulary, BUILTIN[0]) or [0])[-1:]
@@ -210,14 +210,14 @@ def _context_batch(vocabulary: Vocabulary, num_tokens: int) -> Batch:
     """One text of so many tokens, near the model's context."""
     ids = _embedded_ids(vocabulary, CONTEXT)
     if ids:
-        _, after = _special_tokens(vocabulary)
+        _, after = special_tokens(vocabulary)
         ids = cut_or_filled(ids, num_tokens, ending=after)
         return batch_of([Row(CONTEXT.name, "text", ids, is_ordinary=True)])
     ids = covering_rows(vocabulary.size, 1, num_tokens)[0]
     return batch_of([Row(CONTEXT_PROBES[1], "token_ids", ids)])
 
 
-def _special_tokens(vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
+def special_tokens(vocabulary: Vocabulary) -> tuple[list[int], list[int]]:
     """What the tokenizer puts before and after a text."""
     text = BUILTIN[0].text
     whole = vocabulary.encode(TextPrompt(name="", text=text)) or []

@@ -1,0 +1,1 @@
+"""The worst prompt: searches for it, runs it, and saves it."""

@@ -1,0 +1,204 @@
+"""Runs a model in float32 on many short inputs, and says how large each makes every operation."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from precheck.checkpoint.architecture import token_embedding
+from precheck.measure.hunt.row_maxima import AllSeenError, RowMaxima
+from precheck.measure.probes.batch import Batch
+from precheck.measure.probes.tokens import with_decoder_input
+from precheck.measure.subject.token_inputs import decoder_start
+from precheck.measure.watch.module_stack import ModuleStack
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from torch import Tensor, nn
+
+    from precheck.measure.hunt.targets import Target
+    from precheck.measure.models.skeleton import Skeleton
+
+MIXED_TOLERANCE = 1e-3
+"""Relative: a row alone and the same row in a batch differ by rounding, which is below 1e-5."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Work:
+    """What a search has cost so far."""
+
+    num_forwards: int = 0
+    num_inputs: int = 0
+    num_tokens: int = 0
+    longest: int = 0
+    """Tokens of the longest input."""
+    seconds: float = 0.0
+    """In forwards."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """0 before the first forward."""
+        return self.num_tokens / self.seconds if self.seconds else 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Evaluator:
+    """The largest magnitude of every target for token ids, from the model's own forward.
+
+    Args:
+        skeleton: the float32 model, all weights in memory.
+        targets: the operations; those that no text reaches are dropped.
+        device: the model's.
+    """
+
+    skeleton: Skeleton
+    targets: list[Target]
+    device: str
+    work: Work = field(default_factory=Work)
+    mixed: frozenset[int] = frozenset()
+    """Numbers of targets that hold the rows of a batch in another order: experts, for example."""
+    stack: ModuleStack = field(init=False)
+    _start: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stack = ModuleStack(self.skeleton.model)
+        self._start = decoder_start(self.skeleton.model)
+
+    def close(self) -> None:
+        """Removes the hooks."""
+        self.stack.detach()
+
+    @property
+    def embedding(self) -> nn.Module | None:
+        """Of token ids; None where the model declares none."""
+        return token_embedding(self.skeleton.model)
+
+    def prepare(self, rows: Tensor) -> None:
+        """Finds out which targets text reaches, and of which a batch does not tell the rows.
+
+        Args:
+            rows: some different token ids, ``(3, seq)`` int64, ``seq`` no multiple of 3.
+        """
+        together = self._watch(rows)
+        alone = [self._watch(row) for row in rows.split(1)]
+        seen = [number for number in range(len(self.targets)) if number in together.maxima]
+        mixed = set()
+        for new, number in enumerate(seen):
+            single = torch.cat([one.maxima[number] for one in alone if number in one.maxima])
+            whole = together.maxima[number]
+            same = single.shape == whole.shape and torch.allclose(
+                single, whole, rtol=MIXED_TOLERANCE
+            )
+            if not same:
+                mixed.add(new)
+        self.targets = [self.targets[number] for number in seen]
+        self.mixed = frozenset(mixed)
+
+    def values(self, rows: Tensor) -> Tensor:
+        """Largest magnitudes, ``(rows, targets)`` float32; of mixed targets, that of the batch.
+
+        Args:
+            rows: token ids ``(rows, seq)`` int64.
+        """
+        watched = self._watch(rows)
+        nothing = torch.zeros(len(rows))
+        columns = [watched.maxima.get(number, nothing) for number in range(len(self.targets))]
+        return torch.stack([column.float().cpu() for column in columns], dim=1)
+
+    def lanes(self, rows: Tensor, numbers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """The same, and of some targets the largest magnitudes by the last dimension."""
+        watched = self._watch(rows, by_lane=numbers)
+        nothing = torch.zeros(len(rows))
+        columns = [watched.maxima.get(number, nothing) for number in range(len(self.targets))]
+        return torch.stack([column.float().cpu() for column in columns], dim=1), watched.lanes
+
+    def slopes(self, rows: Tensor, number: int, lane: int | None) -> Tensor | None:
+        """How the largest magnitude of a target changes with each token's embedding.
+
+        Args:
+            rows: token ids ``(rows, seq)`` int64.
+            number: of the target.
+            lane: of its last dimension; None: wherever it is largest.
+
+        Returns:
+            ``(rows, seq, hidden)`` float32, or None where there is no gradient.
+        """
+        embedding = self.embedding
+        if embedding is None:
+            return None
+        leaves: list[Tensor] = []
+
+        def detached(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+            leaf = output.detach().requires_grad_()
+            leaves.append(leaf)
+            return leaf
+
+        handle = embedding.register_forward_hook(detached)
+        try:
+            with torch.enable_grad():
+                watched = self._watch(rows, wanted=[number], kept=number)
+                return _slopes(watched.result, leaves, lane=lane, num_rows=len(rows))
+        finally:
+            handle.remove()
+
+    def _watch(
+        self,
+        rows: Tensor,
+        *,
+        wanted: Sequence[int] | None = None,
+        by_lane: Collection[int] = (),
+        kept: int | None = None,
+    ) -> RowMaxima:
+        numbers = range(len(self.targets)) if wanted is None else wanted
+        watcher = RowMaxima(
+            stack=self.stack,
+            wanted={self.targets[number].key: number for number in numbers},
+            num_rows=len(rows),
+            mixed=self.mixed,
+            by_lane=by_lane,
+            kept=kept,
+        )
+        start = time.perf_counter()
+        with torch.set_grad_enabled(kept is not None), suppress(AllSeenError), watcher:
+            self.skeleton.model(**self.inputs(rows))
+        self.work.seconds += time.perf_counter() - start
+        self.work.num_forwards += 1
+        self.work.num_inputs += len(rows)
+        self.work.num_tokens += rows.numel()
+        self.work.longest = max(self.work.longest, rows.shape[1])
+        return watcher
+
+    def inputs(self, rows: Tensor) -> dict[str, object]:
+        """The arguments of the model's forward for token ids ``(rows, seq)``."""
+        batch = Batch(probes=(), input_ids=rows.to(self.device))
+        if self.skeleton.is_encoder_decoder:
+            batch = with_decoder_input(batch, start_id=self._start)
+        inputs = self.skeleton.inputs(batch)
+        if "logits_to_keep" in self.skeleton.accepts:
+            inputs["logits_to_keep"] = 1  # a head costs more than all layers of a small model
+        return inputs
+
+
+def _slopes(
+    result: Tensor | None, leaves: list[Tensor], *, lane: int | None, num_rows: int
+) -> Tensor | None:
+    if result is None or not result.requires_grad or not leaves:
+        return None
+    values = result if lane is None else result[..., lane]
+    if values.shape[0] % num_rows:
+        values = values.reshape(1, -1)
+    largest = values.reshape(min(num_rows, values.shape[0]), -1).abs().amax(dim=1)
+    (slopes,) = torch.autograd.grad(largest.sum(), leaves[0], allow_unused=True)
+    return slopes
+
+
+def in_steps(rows: Sequence[Sequence[int]], *, most_tokens: int) -> Iterator[Tensor]:
+    """Rows of one length as tensors of at most so many tokens each, but at least one row."""
+    step = max(1, most_tokens // max(1, len(rows[0])))
+    for start in range(0, len(rows), step):
+        yield torch.tensor(rows[start : start + step], dtype=torch.long)

@@ -1,0 +1,110 @@
+"""What a search for the worst prompts found: the JSON contract ``precheck-hunt/1``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from precheck.records.finding import Verdict
+from precheck.records.mechanism import Mechanism
+from precheck.records.plain import plain
+from precheck.records.precision import Dtype, headroom_bits
+from precheck.records.traces import Overflow, Section
+
+HUNT_SCHEMA = "precheck-hunt/1"
+
+
+class HuntStatus(StrEnum):
+    """What the search says of an operation."""
+
+    REFUTED = "refuted"
+    """A prompt makes it overflow, in the real run."""
+    OPEN = "open"
+    """None was found: that is no proof."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorstPrompt:
+    """An input, as the model gets it and as a user writes it."""
+
+    token_ids: tuple[int, ...]
+    text: str | None
+    """None where the ids, decoded and tokenised again, are others, or are unused or special."""
+    found_by: str
+    """Part of the search."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HuntRow:
+    """One mechanism in one layer: what the built-in probes reached and what the search reached."""
+
+    module: str
+    layer: int | None
+    section: Section
+    op: str
+    source: str
+    mechanism: Mechanism
+    probes_abs_max: float
+    """Of the operation's result in float32, over the built-in probes."""
+    found_abs_max: float
+    """The same over all that the search ran, and was a text if there is a tokenizer."""
+    ids_abs_max: float | None = None
+    """The same over inputs that are no texts, where that is larger."""
+    limit: float
+    """The largest finite value of the dtype."""
+    prompt: int | None
+    """Which of the prompts reached it; None where no input of the search did."""
+    status: HuntStatus
+
+    def bits(self, dtype: Dtype) -> float | None:
+        """Headroom that the worst prompt leaves."""
+        return headroom_bits(self.found_abs_max, dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedRun:
+    """A run of the prompts that were found, as a scan measures it."""
+
+    name: str
+    verdict: Verdict
+    reason: str | None
+    first_overflow: Overflow | None
+    prompt: int | None
+    """The prompt that shows the overflow; None without one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hunt:
+    """A search and what it found."""
+
+    schema: str = HUNT_SCHEMA
+    precheck_version: str
+    model: str
+    dtype: Dtype
+    attn_implementation: str
+    """Of the float32 model that was searched."""
+    seed: int
+    seconds: float
+    num_forwards: int
+    num_inputs: int
+    num_tokens: int
+    parts_left: tuple[str, ...]
+    """Parts of the search that the time did not suffice for."""
+    has_tokenizer: bool
+    longest_tokens: int
+    """Of the inputs that were run."""
+    rows: tuple[HuntRow, ...]
+    """The least headroom first."""
+    prompts: tuple[WorstPrompt, ...]
+    runs: tuple[CheckedRun, ...]
+    """The prompts in the real runs."""
+
+    @property
+    def is_refuted(self) -> bool:
+        """Whether some prompt makes an operation overflow."""
+        return any(row.status is HuntStatus.REFUTED for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for ``json.dumps``."""
+        return plain(self)
