@@ -19,6 +19,7 @@ import yaml
 from precheck import cli
 from precheck.checkpoint.gallery import GALLERY
 from precheck.errors import ExitCode
+from precheck.facts import float16_paths
 from precheck.facts.deployed_formats import spelling
 from precheck.facts.engines import EngineName
 from precheck.facts.formats import CACHE_FORMATS, WEIGHT_FORMATS
@@ -28,6 +29,7 @@ from precheck.records import (
     answers,
     finding,
     format_loss,
+    operands,
     report,
     sizes,
     stored,
@@ -38,6 +40,7 @@ from precheck.records.outcomes import every_prompt, positions
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from precheck.facts.float16_paths import Float16Path
     from precheck.facts.formats import CacheFormat, WeightFormat
 
 ROOT = Path(__file__).parents[1]
@@ -48,16 +51,8 @@ NOT_IN_THE_REPORT = {"Measurements", "RunTrace"}
 RECORDS = {
     name: record
     for module in (
-        report,
-        advice,
-        answers,
-        sizes,
-        stored,
-        traces,
-        finding,
-        format_loss,
-        every_prompt,
-        positions,
+        *(report, advice, answers, sizes, stored, traces, finding, format_loss),
+        *(every_prompt, operands, positions),
     )
     for name, record in vars(module).items()
     if is_dataclass(record) and record.__module__ == module.__name__
@@ -152,6 +147,48 @@ def test_a_page_shows_every_format() -> None:
     if os.environ.get("PRECHECK_UPDATE_GOLDEN") == "1":
         page.write_text(text, encoding="utf-8")
     assert page.read_text(encoding="utf-8") == text
+
+
+def test_a_page_shows_every_float16_path() -> None:
+    page = ROOT / "docs" / "float16-paths.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition("<!-- tables")
+    comment, _, rest = rest.partition("-->\n")
+    _, end, after = rest.partition("<!-- end of tables -->")
+    text = f"{before}<!-- tables{comment}-->\n{paths_tables()}\n{end}{after}"
+    if os.environ.get("PRECHECK_UPDATE_GOLDEN") == "1":
+        page.write_text(text, encoding="utf-8")
+    assert page.read_text(encoding="utf-8") == text
+
+
+def paths_tables() -> str:
+    """Those that hold, and those that the newest version no longer has."""
+    lines: list[str] = []
+    for title, is_fixed in (("What holds", False), ("What older versions did", True)):
+        lines += [
+            f"## {title}",
+            "",
+            "| engine, where | what decides | function | versions | result | what to do |",
+            "|---|---|---|---|---|---|",
+            *(path_row(path) for path in float16_paths.table().path if path.is_fixed is is_fixed),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def path_row(path: Float16Path) -> str:
+    threads = ", ".join(f"[{thread(link)}]({link})" for link in path.links)
+    factor = "" if path.factor == 1 else f"{path.factor:g} x "
+    decides = f"{factor}`{path.operand}` > {path.limit:,.0f}"
+    return (
+        f"| {path.engine}: {path.where} | {decides} | {path.function} | {path.versions}; {threads} "
+        f"| {path.effect} | {path.cure} |"
+    )
+
+
+def thread(link: str) -> str:
+    """``llama.cpp#26044``."""
+    *_, repository, _, number = link.split("/")
+    return f"{repository}#{number}"
 
 
 def test_the_table_of_formats_is_what_a_scan_prints() -> None:

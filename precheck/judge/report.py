@@ -62,6 +62,7 @@ def judge(measurements: Measurements, *, gpus: tuple[str, ...] = (), version: st
         other_recommendations=tuple(rest),
         is_static=measurements.is_static,
         key_values=measurements.key_values,
+        operands=measurements.operands,
     )
 
 

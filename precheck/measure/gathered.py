@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from precheck.measure.blame.peaks import Peaks, headroom_rows
 from precheck.measure.lockstep.figures.key_values import KeyValueTotals
+from precheck.measure.lockstep.figures.operands import OperandTotals
 from precheck.measure.lockstep.figures.run_totals import RunTotals
 from precheck.measure.machine.environment import read_environment
 from precheck.measure.models.from_pretrained import SEED
@@ -128,6 +129,9 @@ def measurements(prepared: Prepared, inputs: Inputs, gathered: Gathered) -> Meas
         key_values=reduce(
             KeyValueTotals.merge, (run.key_values for run in totals), KeyValueTotals()
         ).rows(prepared.models.vector),
+        operands=reduce(
+            OperandTotals.merge, (run.operands for run in totals), OperandTotals()
+        ).rows,
         seed=SEED,
         options=prepared.request.options,
         complete=is_complete,

@@ -81,6 +81,8 @@ class Finding:
     """What people try that does not help."""
     snippet: str = ""
     """Python to copy that does what the advice says, line by line."""
+    engine: str | None = None
+    """The inference engine it is about, as that spells itself; None where it is about all."""
     accepted: str | None = None
     """The reason that a baseline gives for accepting it; None where none does."""
 

@@ -12,6 +12,7 @@ from precheck.records.advice import Recommendation
 from precheck.records.answers import Embedding
 from precheck.records.configuration import Configuration
 from precheck.records.finding import VERBS, Finding, Verdict
+from precheck.records.operands import OperandPeak
 from precheck.records.plain import check_bounds, check_schema, written_by
 from precheck.records.plain import plain as plain_data
 from precheck.records.precision import Dtype
@@ -161,6 +162,7 @@ class Measurements:
     is_static: bool = False
     """Nothing was run: config, headers and weights were read."""
     key_values: tuple[KeyValueRange, ...] = ()
+    operands: tuple[OperandPeak, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +228,7 @@ class Report:
     is_static: bool = False
     """Nothing was run: config, headers and weights were read, and all advice is predicted."""
     key_values: tuple[KeyValueRange, ...] = ()
+    operands: tuple[OperandPeak, ...] = ()
 
     def __repr__(self) -> str:
         """One line: a report has a thousand fields."""

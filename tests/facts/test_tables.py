@@ -15,6 +15,7 @@ from precheck.facts import (
     devices,
     engines,
     families,
+    float16_paths,
     formats,
 )
 from precheck.records.precision import Dtype
@@ -47,6 +48,11 @@ TABLES: Mapping[str, tuple[str, Mapping[str, str], Sequence[tuple[str, ...]]]] =
         families.table().read,
         families.table().sources,
         [each.sources for each in families.table().family],
+    ),
+    "float16_paths": (
+        float16_paths.table().read,
+        float16_paths.table().sources,
+        [each.sources for each in float16_paths.table().path],
     ),
     "formats": (
         formats.table().read,

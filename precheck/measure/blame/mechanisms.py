@@ -13,6 +13,7 @@ import torch
 from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.measure.blame.attention_operands import attention_operands
 from precheck.measure.blame.graph import Graph, SegmentRole
+from precheck.measure.blame.operand_nodes import operand_nodes
 from precheck.measure.watch.op_kinds import (
     ADDS,
     FUSED_ATTENTION,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from precheck.measure.blame.attention_operands import AttentionOperands
     from precheck.measure.blame.examine import Producer
+    from precheck.measure.blame.operand_nodes import OperandNodes
     from precheck.measure.watch.segment import OpNode, Segment
 
 _HALVES = frozenset(torch_dtype(dtype) for dtype in Dtype if dtype.is_half)
@@ -58,7 +60,8 @@ class Classifier:
 
     def __init__(self) -> None:
         self._by_structure: dict[tuple[object, ...], list[Mechanism | None]] = {}
-        self._operands: dict[tuple[object, ...], tuple[AttentionOperands, ...]] = {}
+        self._attentions: dict[tuple[object, ...], tuple[AttentionOperands, ...]] = {}
+        self._operands: dict[tuple[object, ...], OperandNodes] = {}
 
     def producer_mechanism(
         self, producer: Producer, segment: Segment, reference: Segment | None, role: SegmentRole
@@ -125,13 +128,21 @@ class Classifier:
             ]
         return self._by_structure[structure]
 
-    def operands(self, segment: Segment, role: SegmentRole) -> tuple[AttentionOperands, ...]:
+    def attentions(self, segment: Segment, role: SegmentRole) -> tuple[AttentionOperands, ...]:
         """What every attention of a segment reads, by the index of operations."""
         key = (_structure(segment, role), tuple(node.shape for node in segment.nodes))
-        if key not in self._operands:
+        if key not in self._attentions:
             graph = Graph(nodes=segment.nodes, role=role)
-            self._operands[key] = attention_operands(graph)
-        return self._operands[key]
+            self._attentions[key] = attention_operands(graph)
+        return self._attentions[key]
+
+    def operand_nodes(self, segment: Segment, role: SegmentRole) -> OperandNodes:
+        """Which operations of a segment give what engines may narrow."""
+        structure = _structure(segment, role)
+        if structure not in self._operands:
+            graph = Graph(nodes=segment.nodes, role=role)
+            self._operands[structure] = operand_nodes(graph)
+        return self._operands[structure]
 
 
 def _cast_source(cast: OpNode, segment: Segment) -> OpNode | None:

@@ -201,20 +201,32 @@ class Attribution:
     def add_key_values(self, located: LocatedSegment) -> None:
         """Adds how large the keys and values of a decoder layer are: nothing is computed for it."""
         if located.role is SegmentRole.BLOCK:
-            operands = self._context.classifier.operands(located.segment, located.role)
+            operands = self._context.classifier.attentions(located.segment, located.role)
             self._totals.key_values.add(operands, located.segment.nodes, location=located.location)
 
-    def add_fused_scores(self, located: LocatedSegment) -> None:
-        """Adds the scores that eager attention would hold, from the inputs of fused attention."""
-        for node, query, key in located.segment.scores:
-            abs_max = None if self._batch.is_padded else raw_score_abs_max(query, key)
+    def add_fused_scores(self, located: LocatedSegment) -> dict[int, float]:
+        """Adds the scores that eager attention would hold, from the inputs of fused attention.
+
+        Returns:
+            The largest raw score by the index of the operation; of batches without padding.
+        """
+        found: dict[int, float] = {}
+        for call in located.segment.fused:
+            abs_max = None if self._batch.is_padded else raw_score_abs_max(call.query, call.key)
             if abs_max is not None:
+                found[call.node.index] = abs_max
                 self._totals.fused_scores.add(
-                    node=node,
+                    node=call.node,
                     abs_max=abs_max,
                     mechanism=Mechanism.ATTENTION_SCORES,
                     location=located.location,
                 )
+        return found
+
+    def add_operands(self, located: LocatedSegment, *, fused: dict[int, float]) -> None:
+        """Adds what engines may narrow to float16; ``fused`` are the raw scores of a segment."""
+        nodes = self._context.classifier.operand_nodes(located.segment, located.role)
+        self._totals.operands.add(located.segment, nodes, location=located.location, fused=fused)
 
     def judge_output(self, output: Tensor, reference: Tensor | None, *, has_logits: bool) -> None:
         """Says whether the model's output is broken at a real token, and which producers reach it.

@@ -15,6 +15,7 @@ from precheck.measure.lockstep.segments import LocatedSegment, SegmentCounter
 from precheck.measure.lockstep.skipping import SkippedBlocks
 from precheck.measure.lockstep.turns import Worker
 from precheck.measure.watch.module_stack import ModuleStack
+from precheck.measure.watch.operands import OperandRecorder
 from precheck.measure.watch.ops import OpWatcher
 from precheck.measure.watch.segment import Segment
 from precheck.measure.watch.trees import tensors_in
@@ -84,7 +85,10 @@ class Passage:
         self._real_tokens = batch.real_tokens
         self.worker = self._new_worker(presence)
         self._stack = ModuleStack(skeleton.model)
-        self._watcher = self._new_watcher(buckets=batch.columns_by_bucket)
+        self._watcher = self._new_watcher(
+            buckets=batch.columns_by_bucket,
+            operands=OperandRecorder(self._real_tokens) if self._is_reference else None,
+        )
         self._counter = SegmentCounter()
         self._skipped = SkippedBlocks(skeleton.model, context.layout)
         self._comparison = Comparison(
@@ -113,7 +117,17 @@ class Passage:
             workload=self,
         )
 
-    def _new_watcher(self, *, buckets: Sequence[tuple[int, slice]] = ()) -> OpWatcher:
+    @property
+    def _is_reference(self) -> bool:
+        """Whether it is a float32 run with which others are matched."""
+        return self._reference is None and self.skeleton.dtype.is_reference
+
+    def _new_watcher(
+        self,
+        *,
+        buckets: Sequence[tuple[int, slice]] = (),
+        operands: OperandRecorder | None = None,
+    ) -> OpWatcher:
         return OpWatcher(
             stack=self._stack,
             parameters=self.skeleton.parameters,
@@ -123,6 +137,7 @@ class Passage:
             device=self.batch.input_ids.device,
             on_op=self._op_witness(),
             buckets=buckets,
+            operands=operands,
         )
 
     def _op_witness(self) -> Callable[[OpNode, list[Tensor], list[Tensor]], None] | None:
@@ -211,10 +226,11 @@ class Passage:
     def _compare(self, call: UnitCall, located: LocatedSegment) -> None:
         self._comparison.add_unit(call, _call_of(self._baseline, call.unit), located.location)
         self.attribution.add_peaks(located)
-        if self._reference is None and self.skeleton.dtype.is_reference:
-            self.attribution.add_fused_scores(located)
+        if self._is_reference:
+            fused = self.attribution.add_fused_scores(located)
+            self.attribution.add_operands(located, fused=fused)
             self.attribution.add_key_values(located)
-        call.segment.scores.clear()  # the query and key of every fused attention
+        call.segment.fused.clear()  # query, key, value and output of every fused attention
 
     # Between units, every operation is examined as it runs: there are few of them.
 
@@ -244,6 +260,8 @@ class Passage:
                 call=self.call,
             )
             self.attribution.add_between(located)
+            if self._is_reference:
+                self.attribution.add_operands(located, fused={})
         self._counter.pass_between()
         self._watcher.paused = False
 

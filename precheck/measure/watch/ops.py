@@ -40,6 +40,7 @@ from precheck.measure.watch.segment import (
     OpNode,
     Origin,
     Segment,
+    fused_call,
     next_ordinal,
 )
 from precheck.measure.watch.source_line import source_line
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from torch._ops import OpOverload
 
     from precheck.measure.watch.module_stack import ModuleStack
+    from precheck.measure.watch.operands import OperandRecorder
     from precheck.measure.watch.parameters import Parameters
     from precheck.measure.watch.real_tokens import RealTokens
     from precheck.measure.watch.rounded_products import RoundedProducts
@@ -83,7 +85,8 @@ class OpWatcher(TorchDispatchMode):
     ``device`` is the run's, given where parameters come and go. An absent parameter is on meta: a
     tensor made on its device is made on this one instead, and an operation that reads it raises.
     ``on_op`` is shown every operation, the tensors that it read and what it gave. ``buckets`` are
-    columns of the batch whose bounds are wanted too, by number.
+    columns of the batch whose bounds are wanted too, by number. ``operands`` records how
+    large what they read is.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class OpWatcher(TorchDispatchMode):
         device: torch.device | None = None,
         on_op: Callable[[OpNode, list[Tensor], list[Tensor]], None] | None = None,
         buckets: Sequence[tuple[int, slice]] = (),
+        operands: OperandRecorder | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.segment = Segment()
@@ -112,6 +116,7 @@ class OpWatcher(TorchDispatchMode):
         self._device = device
         self._on_op = on_op
         self._buckets = buckets
+        self._operands = operands
         self._origins: dict[int, Origin] = {}
         self._ran_at: tuple[str, tuple[str, int]] | None = None
         """Module and source line of an operation that is replayed; None while one runs."""
@@ -124,6 +129,8 @@ class OpWatcher(TorchDispatchMode):
     def begin(self, hidden: Iterable[Tensor] = ()) -> None:
         """Opens a segment; ``hidden`` are the tensors it starts from that carry activations."""
         self.segment = Segment()
+        if self._operands is not None:
+            self._operands.begin()
         self._origins = {id(tensor): Origin(HIDDEN, 0) for tensor in hidden}
 
     def end(self) -> Segment:
@@ -148,7 +155,7 @@ class OpWatcher(TorchDispatchMode):
             output = products.compute(func, args, kwargs)
         else:
             output = func(*args, **kwargs)
-        self._record(func, args, tensors, output)
+        self._record(func, args, kwargs, tensors, output)
         return output
 
     def _on_device(self, kwargs: dict[str, Any], tensors: list[Tensor]) -> dict[str, Any]:
@@ -182,11 +189,13 @@ class OpWatcher(TorchDispatchMode):
             self.examination.before(tensors, overwrites=False)
         self._ran_at = (module, source)
         try:
-            self._record(func, args, tensors, output)
+            self._record(func, args, kwargs, tensors, output)
         finally:
             self._ran_at = None
 
-    def _record(self, func: OpOverload, args: Any, tensors: list[Tensor], output: Any) -> None:
+    def _record(
+        self, func: OpOverload, args: Any, kwargs: Any, tensors: list[Tensor], output: Any
+    ) -> None:
         kind = op_kind(func)
         outputs = list(tensors_in(output))
         if not outputs:
@@ -200,8 +209,10 @@ class OpWatcher(TorchDispatchMode):
             self._origins[id(tensor)] = Origin(node.index, 0)
         if kind.name == TOPK or (kind.name == ARGMAX and tensors[0].is_floating_point()):
             self.segment.routes.append((node, outputs[-1]))
-        if FUSED_ATTENTION in kind.name:
-            self.segment.scores.append((node, tensors[0], tensors[1]))
+        if self._operands is not None:
+            if FUSED_ATTENTION in kind.name:
+                self.segment.fused.append(fused_call(node, func, args, kwargs, outputs[0]))
+            self._operands.record(self.segment, node, tensors, outputs)
         self._reduce(kind, node, outputs[0])
         if self._on_op is not None and outputs[0].is_floating_point():
             self._on_op(node, tensors, outputs)

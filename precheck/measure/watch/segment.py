@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -14,6 +14,9 @@ from precheck.measure.watch.source_line import path_on_python_path
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch._ops import OpOverload
+
+    from precheck.records.operands import Operand
 
 WEIGHT, HIDDEN, OTHER = -1, -2, -3
 """Origins that are not operations of the segment: a parameter, hidden states, anything else."""
@@ -132,6 +135,58 @@ class _Pending(NamedTuple):
     """At the positions of one bucket."""
 
 
+class FusedCall(NamedTuple):
+    """What fused attention was given, and what it gave."""
+
+    node: OpNode
+    query: Tensor
+    """``(batch, heads, seq, head_dim)``, and the key and value with their own numbers of heads."""
+    key: Tensor
+    value: Tensor
+    output: Tensor
+    """``(batch, heads, seq, value_head_dim)``."""
+    mask: Tensor | None
+    is_causal: bool
+    scale: float | None
+
+    @property
+    def factor(self) -> float:
+        """What scores are multiplied by."""
+        return self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
+
+
+def fused_call(
+    node: OpNode,
+    func: OpOverload,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Tensor,
+) -> FusedCall:
+    """The call of a kernel, whose arguments have different places in different kernels."""
+    names = [argument.name for argument in func._schema.arguments]  # noqa: SLF001
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return FusedCall(
+        node=node,
+        query=given["query"],
+        key=given["key"],
+        value=given["value"],
+        output=output,
+        mask=given.get("attn_mask", given.get("attn_bias")),
+        is_causal=bool(given.get("is_causal")),
+        scale=given.get("scale"),
+    )
+
+
+class Figure(NamedTuple):
+    """What an operation read, reduced, on the device until its segment is over."""
+
+    operand: Operand
+    node: int
+    """Index of the operation."""
+    value: Tensor
+    """0-d, float32."""
+
+
 @dataclass(slots=True, eq=False)
 class Segment:
     """The operations between two unit boundaries of one run, in order."""
@@ -139,8 +194,12 @@ class Segment:
     nodes: list[OpNode] = field(default_factory=list)
     routes: list[tuple[OpNode, Tensor]] = field(default_factory=list)
     """Indices that every choice of the largest made, int64, ``(tokens, k)`` or ``(tokens,)``."""
-    scores: list[tuple[OpNode, Tensor, Tensor]] = field(default_factory=list)
-    """Query and key of every fused attention call, ``(batch, heads, seq, head_dim)``."""
+    fused: list[FusedCall] = field(default_factory=list)
+    """Every fused attention call."""
+    figures: list[Figure] = field(default_factory=list)
+    """What operations read, on the device."""
+    operands: list[tuple[Operand, OpNode, float]] = field(default_factory=list)
+    """The same on the host, the finite ones."""
     ordinals: dict[tuple[str, str], int] = field(default_factory=dict)
     """The counts of :func:`next_ordinal`."""
     _pending: list[_Pending] = field(default_factory=list)
@@ -169,6 +228,18 @@ class Segment:
                 else:
                     node.minimum, node.maximum = bounds
         self._pending.clear()
+        self._fetch_figures()
+
+    def _fetch_figures(self) -> None:
+        if not self.figures:
+            return
+        numbers = torch.stack([figure.value for figure in self.figures]).tolist()
+        self.operands = [
+            (figure.operand, self.nodes[figure.node], number)
+            for figure, number in zip(self.figures, numbers, strict=True)
+            if math.isfinite(number)
+        ]
+        self.figures.clear()
 
 
 def _in_memory_order(tensor: Tensor) -> Tensor:

@@ -100,7 +100,8 @@ def _other_findings(report: Report, engine: str) -> Iterator[tuple[Finding, str]
     by_code: dict[str, list[Finding]] = {}
     for finding in report.findings:
         is_of_an_engine = finding.code == "PC403" and engine != "transformers"  # told beside "use"
-        if _is_told_here(finding, report) and not is_of_an_engine:
+        is_of_another = engine not in {"transformers", finding.engine or engine}
+        if _is_told_here(finding, report) and not is_of_an_engine and not is_of_another:
             by_code.setdefault(finding.code, []).append(finding)
     for first, *others in list(by_code.values())[:_MOST_FINDINGS]:
         more = f" (and {len(others)} more)" if others else ""

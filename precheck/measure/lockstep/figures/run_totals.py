@@ -10,6 +10,7 @@ from precheck.measure.blame.overflow_rows import overflow_rows
 from precheck.measure.blame.peaks import Peaks
 from precheck.measure.lockstep.figures.key_values import KeyValueTotals
 from precheck.measure.lockstep.figures.layers import LayerTotals
+from precheck.measure.lockstep.figures.operands import OperandTotals
 from precheck.measure.watch.float16_sums import SumsTotals
 from precheck.records.quantities import counted
 from precheck.records.traces import GREEDY, SAMPLED, RunTrace, Section, Symptom
@@ -45,7 +46,8 @@ class RunTotals:
     fused_scores: Peaks
     """Raw scores, computed from the query and key of fused attention."""
     key_values: KeyValueTotals = field(default_factory=KeyValueTotals)
-    """Of a float32 run."""
+    """Of a float32 run, and so are the operands."""
+    operands: OperandTotals = field(default_factory=OperandTotals)
     layers: dict[tuple[Section, int], LayerTotals] = field(default_factory=dict)
     logits: LogitsTotals | None = None
     format_loss: LogitsTotals | None = None
@@ -84,6 +86,7 @@ class RunTotals:
             peaks=self.peaks.merge(other.peaks),
             fused_scores=self.fused_scores.merge(other.fused_scores),
             key_values=self.key_values.merge(other.key_values),
+            operands=self.operands.merge(other.operands),
             layers=layers,
             logits=_merged(self.logits, other.logits),
             format_loss=_merged(self.format_loss, other.format_loss),
