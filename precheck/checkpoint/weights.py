@@ -86,13 +86,16 @@ class Weights(Mapping[str, torch.Tensor]):
             raise
 
     def _open(self, file: Path) -> None:
-        shard = SHARD_CLASSES.get(file.suffix, PickleShard)(file)
+        shard = self._shard(file)
         self._shards.append(shard)
         self._shard_of |= dict.fromkeys(shard.names(), shard)
         try:
             self._size_bytes += file.stat().st_size
         except OSError as error:
             raise unreadable(file, error) from error
+
+    def _shard(self, file: Path) -> Shard:
+        return SHARD_CLASSES.get(file.suffix, PickleShard)(file)
 
     def __enter__(self) -> Self:
         return self
