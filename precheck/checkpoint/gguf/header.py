@@ -14,9 +14,12 @@ import math
 import os
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO
 
+import gguf
+import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from precheck.checkpoint.config import MOST_LAYERS
@@ -247,6 +250,11 @@ class _Reader:
                 f"type {kind} of tensors is unknown: {_shown(name)} in {str(self._file)!r}",
                 hint="pip install -U gguf",
             ) from error
+        if not _is_decoded(found):
+            raise UnsupportedModelError(
+                f"tensors in {found.name} cannot be decoded: {_shown(name)} in {str(self._file)!r}",
+                hint="scan the checkpoint it was made from: the folder or Hub id",
+            )
         return found
 
     def _check_apart(self, tensors: tuple[StoredTensor, ...]) -> None:
@@ -301,6 +309,16 @@ class _Reader:
             f"broken GGUF file: {str(self._file)!r}: {reason}",
             hint="download or copy this file again",
         )
+
+
+@lru_cache
+def _is_decoded(kind: GGMLQuantizationType) -> bool:
+    """Whether ``gguf`` decodes blocks of this type: there is no list of those it does."""
+    try:
+        gguf.dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _shown(text: str) -> str:
