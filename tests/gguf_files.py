@@ -11,7 +11,7 @@ from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from tests.tiny_models import BOS, EOS, PAD, tiny_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     import numpy as np
@@ -30,6 +30,7 @@ def write_gguf(
     *,
     kind_of: Callable[[str], Kind] = lambda _: Kind.F32,
     tokenizer: bool = True,
+    extra: Mapping[str, torch.Tensor] | None = None,
     **metadata: Any,
 ) -> Path:
     """The file: a model with its tokenizer, as llama.cpp's converter would write it.
@@ -39,6 +40,7 @@ def write_gguf(
         file: where to.
         kind_of: the type that a matrix is stored in, by llama.cpp's name; vectors are float32.
         tokenizer: with the tokens and merges of ``tiny_tokenizer``.
+        extra: tensors more, by llama.cpp's name.
         metadata: keys and texts more.
     """
     config = model.config
@@ -55,6 +57,8 @@ def write_gguf(
             writer.add_tensor(name, values)
         else:
             writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+    for name, tensor in (extra or {}).items():
+        writer.add_tensor(name, tensor.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

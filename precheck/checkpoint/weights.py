@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from precheck.records.stored import ScaleFault, StoredType, TensorFault
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headers:
@@ -158,6 +160,15 @@ class Weights(Mapping[str, torch.Tensor]):
         """What is stored of a weight where scales are selected; None: not known here."""
         del name, scales
         return None
+
+    def stored_types(self) -> tuple[StoredType, ...]:
+        """The types of a format that has its own; none here."""
+        return ()
+
+    def faults_of_blocks(self, faults: Iterable[TensorFault]) -> Iterator[ScaleFault]:
+        """Which scales make weights NaN or infinite, where each block has its own; none here."""
+        del faults
+        yield from ()
 
     @property
     def decoded_from(self) -> frozenset[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +12,7 @@ import transformers.modeling_gguf_pytorch_utils as loader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import precheck
+from precheck.checkpoint.gguf.header import read_header
 from precheck.checkpoint.quiet import quiet_transformers
 from precheck.checkpoint.source import open_checkpoint
 from tests.gguf_files import Kind, write_gguf
@@ -120,3 +123,53 @@ def test_a_scan_is_that_of_the_decoded_checkpoint(name: str, tmp_path: Path) -> 
         assert not_run == "text probes (no tokenizer in the file)"
         del second["coverage"]["probes_not_run"]
     assert first == second
+
+
+# The audit
+
+
+def with_faulty_block(file: Path, name: str, scale: float) -> Path:
+    """The file, the first scale of a tensor replaced."""
+    (tensor,) = (each for each in read_header(file).tensors if each.name == name)
+    content = bytearray(file.read_bytes())
+    content[tensor.span.start : tensor.span.start + 2] = struct.pack("<e", scale)
+    file.write_bytes(content)
+    return file
+
+
+@pytest.mark.parametrize("scale", [math.inf, math.nan])
+def test_a_block_whose_scale_left_float16_is_named(scale: float, tmp_path: Path) -> None:
+    name = "blk.1.ffn_down.weight"
+    healthy = write_gguf(model_of("qwen2"), tmp_path / "a.gguf", kind_of=lambda _: Kind.Q8_0)
+    assert not [
+        finding
+        for finding in precheck.scan(healthy, static=True).findings
+        if finding.severity == "error"
+    ]
+    faulty = with_faulty_block(healthy, name, scale)
+    report = precheck.scan(faulty, static=True)
+    (fault,) = report.checkpoint.scales.faults
+    assert (fault.name, fault.num_faulty, fault.num_scales) == (name, 1, 64 * 96 // 32)
+    (finding,) = (one for one in report.findings if one.code == "PC610")
+    assert name in finding.message
+    assert "--check-tensors" in finding.advice
+    assert "PC504" not in {one.code for one in report.findings}  # it has a cause
+
+
+def test_the_types_of_tensors_are_counted(tmp_path: Path) -> None:
+    file = write_gguf(model_of("llama"), tmp_path / "a.gguf", kind_of=lambda _: Kind.Q4_0)
+    report = precheck.scan(file, static=True)
+    blocks, plain = report.checkpoint.stored_types
+    assert (blocks.name, plain.name) == ("q4_0", "float32")
+    assert blocks.num_bytes == blocks.num_elements * 18 // 32
+    assert plain.num_bytes == 4 * plain.num_elements
+    assert plain.num_tensors == 2 * 2 + 1
+    assert blocks.num_elements + plain.num_elements == report.model.num_parameters
+
+
+def test_factors_of_rope_that_transformers_leaves_out_are_named(tmp_path: Path) -> None:
+    factors = torch.ones(8)
+    file = write_gguf(model_of("llama"), tmp_path / "a.gguf", extra={"rope_freqs.weight": factors})
+    (finding,) = (one for one in precheck.scan(file, static=True).findings if one.code == "PC505")
+    assert "rope_freqs.weight" in finding.message
+    assert "RoPE" in finding.advice

@@ -13,6 +13,7 @@ from precheck.checkpoint.gguf.shard import PLAIN, GgufShard
 from precheck.checkpoint.shards import Span
 from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.checkpoint.weights import Headers, Weights
+from precheck.records.stored import ScaleFault, ScaleFaultKind, ScaleRole, StoredType
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from precheck.checkpoint.gguf.header import GgufHeader, StoredTensor
     from precheck.checkpoint.gguf.recipes import Recipe
+    from precheck.records.stored import TensorFault
 
 _BLOCK_ELEMENTS = 1 << 22
 """Decoded at a time, so that what ``gguf`` needs besides the result takes little memory."""
@@ -93,13 +95,44 @@ class GgufWeights(Weights):
 
     def headers(self) -> Headers:
         """A summary of the header; types of blocks as ggml calls them, ``q4_k``."""
-        elements: dict[str, int] = {}
+        return Headers(
+            size_bytes=self._size_bytes,
+            elements_by_dtype={each.name: each.num_elements for each in self.stored_types()},
+            num_packed_without_bias=0,
+        )
+
+    def stored_types(self) -> tuple[StoredType, ...]:
+        """The types of the file's tensors, the largest first."""
+        by_kind: dict[str, list[StoredTensor]] = {}
         for tensor in self._header.tensors:
             name = PLAIN.get(tensor.kind, tensor.kind.name.lower())
-            elements[name] = elements.get(name, 0) + math.prod(tensor.shape)
-        return Headers(
-            size_bytes=self._size_bytes, elements_by_dtype=elements, num_packed_without_bias=0
+            by_kind.setdefault(name, []).append(tensor)
+        types = (
+            StoredType(
+                name=name,
+                num_tensors=len(tensors),
+                num_elements=sum(math.prod(tensor.shape) for tensor in tensors),
+                num_bytes=sum(tensor.span.end - tensor.span.start for tensor in tensors),
+            )
+            for name, tensors in by_kind.items()
         )
+        return tuple(sorted(types, key=lambda each: -each.num_bytes))
+
+    def faults_of_blocks(self, faults: Iterable[TensorFault]) -> Iterator[ScaleFault]:
+        """The blocks whose scale is NaN or infinite: then each of their numbers is one of both."""
+        for fault in faults:
+            recipe = self._recipes.get(fault.name)
+            for source in () if recipe is None else recipe.sources:
+                elements, _ = gguf.GGML_QUANT_SIZES[source.kind]
+                if source.kind not in PLAIN:
+                    yield ScaleFault(
+                        name=source.name,
+                        role=ScaleRole.WEIGHT,
+                        kind=ScaleFaultKind.NOT_FINITE,
+                        num_faulty=fault.num_elements // elements,
+                        num_scales=math.prod(source.shape) // elements,
+                        weight=fault.name,
+                    )
 
     def read_into(self, name: str, buffer: Tensor) -> Tensor:
         """Reads, and decodes, a tensor; see ``Weights.read_into``."""
