@@ -58,6 +58,10 @@ IMPORTED: dict[tuple[str, str], tuple[str, ...]] = {
     ("transformers.conversion_mapping", "get_model_conversion_mapping"): (
         "measure/models/conversion.py",
     ),
+    **{
+        ("transformers.modeling_gguf_pytorch_utils", name): ("checkpoint/gguf/recipes.py",)
+        for name in ("TENSOR_PROCESSORS", "TensorProcessor", "get_gguf_hf_weights_map")
+    },
     ("transformers.core_model_loading", "WeightConverter"): ("measure/models/conversion.py",),
     ("transformers.core_model_loading", "WeightRenaming"): ("measure/models/conversion.py",),
     ("transformers.core_model_loading", "dot_natural_key"): ("measure/models/conversion.py",),
@@ -80,7 +84,7 @@ ATTRIBUTES: list[tuple[object, str, str]] = [
     (
         transformers.PreTrainedModel,
         "_from_config",
-        "models without weights (measure/models/empty.py)",
+        "models without weights (checkpoint/outline/model.py)",
     ),
     (
         transformers.PreTrainedModel,
@@ -95,7 +99,7 @@ ATTRIBUTES: list[tuple[object, str, str]] = [
     (
         transformers.AutoModelForCausalLM,
         "_model_mapping",
-        "classes by config (measure/models/from_pretrained.py)",
+        "classes by config (checkpoint/outline/model.py)",
     ),
 ]
 
@@ -105,7 +109,7 @@ def is_private(module: str) -> bool:
     is_known = parts[0] in {"torch", "transformers"}
     return is_known and (
         any(part.startswith("_") for part in parts)
-        or parts[-1] in {"core_model_loading", "conversion_mapping"}
+        or parts[-1] in {"core_model_loading", "conversion_mapping", "modeling_gguf_pytorch_utils"}
     )
 
 

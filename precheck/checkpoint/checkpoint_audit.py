@@ -14,7 +14,7 @@ import xxhash
 from precheck.checkpoint.checksum import BLOCK_BYTES, METHOD, Checksum
 from precheck.checkpoint.faults.zeros import layer_of, lost_weights
 from precheck.checkpoint.tensor_audit import CHUNK_ELEMENTS, Scratch, TensorAudit, audit_chunk
-from precheck.records.stored import CheckpointAudit, TensorFault
+from precheck.records.stored import CheckpointAudit, ScaleAudit, TensorFault
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,6 +93,8 @@ class CheckpointAuditor:
             num_elements=total.stats.num_elements,
             num_float16_zero=total.num_float16_zero,
             num_float16_subnormal=total.num_float16_subnormal,
+            scales=ScaleAudit(faults=tuple(self._weights.faults_of_blocks(nonfinite))),
+            stored_types=self._weights.stored_types(),
             size_bytes=self._weights.size_bytes,
             checksum=METHOD,
             digest=self._digest(list(self._weights)),

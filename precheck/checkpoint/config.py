@@ -93,11 +93,7 @@ def load_config(
             which may not run.
         CheckpointCorruptError: values that the config class does not take.
     """
-    _check_architectures(content, where=where)
-    if not trust_remote_code:
-        _refuse_code(content, where=where)
-    _check_attention(content, trust_remote_code=trust_remote_code, where=where)
-    _refuse_endless_stacks(content, where=where)
+    check_config(content, trust_remote_code=trust_remote_code, where=where)
     try:
         with quiet_transformers():
             config: transformers.PreTrainedConfig = transformers.AutoConfig.from_pretrained(
@@ -111,6 +107,15 @@ def load_config(
             hint="compare the file with the one on the Hub, or: pip install -U transformers",
         ) from error
     return config
+
+
+def check_config(content: Mapping[str, Any], *, trust_remote_code: bool, where: str) -> None:
+    """Checks a config before transformers makes anything of it; see ``load_config``."""
+    _check_architectures(content, where=where)
+    if not trust_remote_code:
+        _refuse_code(content, where=where)
+    _check_attention(content, trust_remote_code=trust_remote_code, where=where)
+    _refuse_endless_stacks(content, where=where)
 
 
 def _check_architectures(content: Mapping[str, Any], *, where: str) -> None:

@@ -17,6 +17,7 @@ from precheck.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
+GGUF = ".gguf"
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 """The single file and the index, in the order transformers looks for them.
@@ -211,12 +212,12 @@ def find_weight_files(
 
 
 def check_pickles(names: Iterable[str], *, allowed: bool, where: str) -> None:
-    """The gate before every file of weights: what is not safetensors is read as a pickle.
+    """The gate before every file of weights: what is neither safetensors nor GGUF is a pickle.
 
     Raises:
         UnsupportedModelError: one is not, and pickles are not allowed.
     """
-    pickled = next((name for name in names if not name.endswith(_SAFE)), None)
+    pickled = next((name for name in names if not name.endswith((_SAFE, GGUF))), None)
     if pickled is not None and not allowed:
         raise UnsupportedModelError(
             f"weights as pickle, which can execute code when loaded: {pickled!r} in {where!r} "

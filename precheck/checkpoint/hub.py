@@ -114,6 +114,26 @@ def fetch_files(snapshot: Snapshot, names: Collection[str]) -> None:
         _download(snapshot.repo, revision=snapshot.commit, names=names)
 
 
+def list_sizes(repo: str, *, revision: str | None) -> dict[str, int] | None:
+    """Bytes by name of all files of a repository; None if the Hub cannot be reached.
+
+    Raises:
+        CheckpointAccessError: unknown, gated, or no such revision.
+    """
+    with _translated(repo, revision=revision):
+        return _list_files(repo, revision=revision)
+
+
+def fetch_file(repo: str, name: str, *, revision: str | None) -> Path:
+    """One file in the cache, downloaded unless it is there; its folder is that of its commit.
+
+    Raises:
+        CheckpointAccessError: as ``fetch_description``.
+    """
+    with _translated(repo, revision=revision):
+        return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision))
+
+
 def _list_files(repo: str, *, revision: str | None) -> dict[str, int] | None:
     try:
         info = huggingface_hub.model_info(repo, revision=revision, files_metadata=True)

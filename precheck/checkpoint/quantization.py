@@ -11,8 +11,9 @@ from precheck.errors import CheckpointCorruptError, UnsupportedModelError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+GGUF = "gguf"
 DECODED_HERE = ("gptq", "awq", "fp8", "mxfp4", "modelopt")
-"""Decoded tensor by tensor, so they can be streamed like plain weights."""
+"""Named by a config, and decoded tensor by tensor, so they can be streamed like plain weights."""
 
 DECODED_BY_TRANSFORMERS = {
     "compressed-tensors": "compressed-tensors",
@@ -65,7 +66,7 @@ class Quantization:
     @property
     def is_decoded_here(self) -> bool:
         """Whether each tensor can be decoded by itself."""
-        return self.method in DECODED_HERE or self.has_float_layout
+        return self.method in (GGUF, *DECODED_HERE) or self.has_float_layout
 
 
 def read_quantization(content: Mapping[str, Any], *, where: str) -> Quantization | None:

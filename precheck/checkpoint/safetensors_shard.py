@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from precheck.checkpoint.shards import Span, changed, unreadable
+from precheck.checkpoint.shards import OpenFile, Span, unreadable
 from precheck.errors import CheckpointCorruptError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -46,12 +45,6 @@ https://github.com/huggingface/safetensors/blob/main/bindings/python/py_src/safe
 _LONGEST_DIMENSION = 2**63 - 1
 """torch counts in int64; a tensor without elements may claim to be longer."""
 
-READ_AHEAD_BYTES = 1 << 21
-"""The kernel reads ahead at most this much for one request, however much is requested.
-
-**Source**: ``force_page_cache_ra`` in https://github.com/torvalds/linux/blob/master/mm/readahead.c
-"""
-
 
 class SafetensorsShard:
     """A safetensors file.
@@ -61,15 +54,13 @@ class SafetensorsShard:
     """
 
     def __init__(self, file: Path) -> None:
-        self._path = file
         try:
             # safetensors' stubs leave the methods of its handle untyped.
             self._file: Any = safe_open(file, framework="pt", device="cpu")
-            self._descriptor = os.open(file, os.O_RDONLY)
-            self._opened_as = os.fstat(self._descriptor)
-            length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
+            self._opened = OpenFile(file)
+            length = int.from_bytes(self._opened.start(8, 0), "little")
             # safe_open has just checked that the spans lie in the file and do not overlap
-            header = json.loads(os.pread(self._descriptor, length, 8))
+            header = json.loads(self._opened.start(length, 8))
         except (SafetensorError, OSError, ValueError) as error:
             raise unreadable(file, error) from error
         header.pop("__metadata__", None)
@@ -100,49 +91,21 @@ class SafetensorsShard:
     def read(self, name: str, spans: Sequence[Span], into: memoryview) -> None:
         """Copies spans of a tensor's bytes into memory."""
         start = self._spans[name].start
-        filled = 0
-        for span in spans:
-            position, end = start + span.start, start + span.end
-            while position < end:
-                room = into[filled : filled + end - position]
-                try:
-                    count = os.preadv(self._descriptor, [room], position)
-                except OSError as error:
-                    raise unreadable(self._path, error) from error
-                if not count:
-                    raise changed(self._path, "it was truncated while it was read")
-                filled, position = filled + count, position + count
+        within = (Span(start + span.start, start + span.end) for span in spans)
+        self._opened.read(within, into)
 
     def read_ahead(self, names: Iterable[str], *, limit: int) -> None:
         """Asks the system to fetch tensors."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        for name in names:
-            start, end = self._spans[name]
-            end = min(end, start + limit)
-            limit -= end - start
-            for position in range(start, end, READ_AHEAD_BYTES):
-                size = min(READ_AHEAD_BYTES, end - position)
-                os.posix_fadvise(self._descriptor, position, size, os.POSIX_FADV_WILLNEED)
+        self._opened.read_ahead((self._spans[name] for name in names), limit=limit)
 
     def check_unchanged(self) -> None:
         """Compares the file with what was opened."""
-        opened, now = self._opened_as, os.fstat(self._descriptor)
-        if (now.st_size, now.st_mtime_ns) != (opened.st_size, opened.st_mtime_ns):
-            raise changed(self._path, "it was written to while it was read")
-        try:
-            at_path = self._path.stat()
-        except FileNotFoundError:
-            return  # deleted: the open file is still complete
-        except OSError as error:
-            raise unreadable(self._path, error) from error
-        if (at_path.st_dev, at_path.st_ino) != (opened.st_dev, opened.st_ino):
-            raise changed(self._path, "it was replaced while it was read")
+        self._opened.check_unchanged()
 
     def close(self) -> None:
         """Closes the file."""
         self._file.__exit__(None, None, None)
-        os.close(self._descriptor)
+        self._opened.close()
 
 
 def _check(name: str, entry: dict[str, Any], *, file: Path) -> None:

@@ -20,7 +20,10 @@ from precheck.checkpoint.config import (
 )
 from precheck.checkpoint.decoded import DecodedWeights
 from precheck.checkpoint.formats import find_weight_files, refuse_foreign_format
+from precheck.checkpoint.gguf.contents import GgufContents, read_contents
+from precheck.checkpoint.gguf.location import GgufLocation, find_gguf
 from precheck.checkpoint.quantization import (
+    GGUF,
     MODELOPT,
     Quantization,
     read_quantization,
@@ -70,6 +73,8 @@ class Checkpoint:
     quantization: Quantization | None = None
     unread: frozenset[str] = frozenset()
     """Stored tensors that are left out: the second copies of tied ones."""
+    gguf: GgufContents | None = None
+    """The file that holds all of it, tokenizer included; what else is in its folder is not its."""
 
     @property
     def is_decoded_by_transformers(self) -> bool:
@@ -83,6 +88,8 @@ class Checkpoint:
             CheckpointCorruptError: a broken shard, or tensors that contradict the config's
                 quantisation.
         """
+        if self.gguf is not None:
+            return self.gguf.open_weights()
         weights = _opened(self.weight_files, self.quantization, allow_pickle=self.allow_pickle)
         weights.leave_out(self.unread)
         return weights
@@ -122,6 +129,9 @@ def open_checkpoint(
         UsageError: an unknown demo, or a revision of a local folder.
     """
     model, revision = hub.from_url(model, revision)
+    found = find_gguf(model, revision=revision, observe=observe)
+    if found is not None:
+        return _open_gguf(found, id=model)
     location = _locate(model, revision=revision, with_code=trust_remote_code)
     content = _read_config(location, where=model)
     if MODELOPT in location.names:
@@ -158,6 +168,26 @@ def open_checkpoint(
         weight_files=weight_files,
         headers=headers,
         quantization=quantization,
+    )
+
+
+def _open_gguf(found: GgufLocation, *, id: str) -> Checkpoint:  # noqa: A002  the field's name
+    contents = read_contents(found.file, where=id)
+    attention = take_attention(contents.config)
+    with contents.open_weights() as weights:
+        headers = weights.headers()
+    return Checkpoint(
+        id=id,
+        folder=contents.file.parent,
+        revision=found.commit,
+        config=contents.config,
+        attention=attention,
+        trust_remote_code=False,
+        allow_pickle=False,
+        weight_files=(contents.file,),
+        headers=headers,
+        quantization=Quantization(method=GGUF, settings={"quant_method": GGUF}),
+        gguf=contents,
     )
 
 

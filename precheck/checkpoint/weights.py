@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from precheck.records.stored import ScaleFault, StoredType, TensorFault
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headers:
@@ -86,13 +88,16 @@ class Weights(Mapping[str, torch.Tensor]):
             raise
 
     def _open(self, file: Path) -> None:
-        shard = SHARD_CLASSES.get(file.suffix, PickleShard)(file)
+        shard = self._shard(file)
         self._shards.append(shard)
         self._shard_of |= dict.fromkeys(shard.names(), shard)
         try:
             self._size_bytes += file.stat().st_size
         except OSError as error:
             raise unreadable(file, error) from error
+
+    def _shard(self, file: Path) -> Shard:
+        return SHARD_CLASSES.get(file.suffix, PickleShard)(file)
 
     def __enter__(self) -> Self:
         return self
@@ -155,6 +160,15 @@ class Weights(Mapping[str, torch.Tensor]):
         """What is stored of a weight where scales are selected; None: not known here."""
         del name, scales
         return None
+
+    def stored_types(self) -> tuple[StoredType, ...]:
+        """The types of a format that has its own; none here."""
+        return ()
+
+    def faults_of_blocks(self, faults: Iterable[TensorFault]) -> Iterator[ScaleFault]:
+        """Which scales make weights NaN or infinite, where each block has its own; none here."""
+        del faults
+        yield from ()
 
     @property
     def decoded_from(self) -> frozenset[str]:

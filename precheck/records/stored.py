@@ -145,6 +145,17 @@ class ScaleAudit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredType:
+    """The tensors of a GGUF file that are stored in one type."""
+
+    name: str
+    """As ggml calls it, in lower case (``q4_k``); torch's name where torch has it."""
+    num_tensors: int
+    num_elements: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointAudit:
     """What the stored weights are, without running them."""
 
@@ -167,6 +178,8 @@ class CheckpointAudit:
     """Stored scales that nothing reads, although their weights are used."""
     scales: ScaleAudit = field(default_factory=ScaleAudit)
     """Of a quantised checkpoint."""
+    stored_types: tuple[StoredType, ...] = ()
+    """Of a GGUF file, the largest first."""
     all_zero: tuple[str, ...] = ()
     """Weights without an element that is not zero, unlike those of other layers."""
     zero_scales: tuple[str, ...] = ()

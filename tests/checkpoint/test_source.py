@@ -164,10 +164,10 @@ def test_a_file_is_told_to_be_given_as_its_folder(folder: Path) -> None:
     assert "folder" in str(error.hint)
 
 
-def test_a_gguf_file_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_gguf_file_without_content_is_refused_by_name(tmp_path: Path) -> None:
     file = tmp_path / "model-q4.gguf"
     file.write_bytes(b"GGUF")
-    refused(file, kind=UnsupportedModelError, says=["GGUF", "model-q4.gguf"])
+    refused(file, kind=CheckpointCorruptError, says=["GGUF", "model-q4.gguf"])
 
 
 # Configs

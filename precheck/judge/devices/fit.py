@@ -72,8 +72,11 @@ def fit(measurements: Measurements, *, device: Hardware, dtype: Dtype) -> Fit:
 def weights_bytes(measurements: Measurements, dtype: Dtype) -> int:
     """Bytes of the weights loaded in a dtype; packed integers and 8-bit floats stay what they are.
 
-    MXFP4 and the like count as stored too: that is what engines with kernels for them hold.
+    MXFP4, GGUF and the like count as stored too: that is what engines with kernels for them hold.
     """
+    blocks = measurements.checkpoint.stored_types
+    if blocks:
+        return sum(each.num_bytes for each in blocks)
     sizes = measurements.model.tensor_dtypes
     cast = sum(count for name, count in sizes.items() if name in _CAST)
     packed = sum(count * _BYTES.get(name, 1) for name, count in sizes.items() if name not in _CAST)

@@ -163,6 +163,22 @@ def out_of_float16_range(evidence: Evidence) -> Iterator[Finding]:
     )
 
 
+_LEFT_OUT = (
+    "Usually harmless (optimizer state, the head of another task). If the names look like the "
+    "model's own, the wrong class was loaded."
+)
+_ROPE_FACTORS = "rope_freqs.weight"
+_ROPE_LEFT_OUT = (
+    "transformers does not read the factors of RoPE from a GGUF file, and llama.cpp does: here, "
+    "positions were rotated as without them, which differs most in long texts. Scan the original "
+    "checkpoint for those."
+)
+"""**Source**: ``rope_freqs`` in https://github.com/ggml-org/llama.cpp/blob/master/src/llama-model.cpp,
+and ``load_gguf_checkpoint`` in
+https://github.com/huggingface/transformers/blob/main/src/transformers/modeling_gguf_pytorch_utils.py
+"""
+
+
 def unexpected(evidence: Evidence) -> Iterator[Finding]:
     """Tensors in the checkpoint that the model does not use."""
     audit = evidence.measurements.checkpoint
@@ -179,10 +195,7 @@ def unexpected(evidence: Evidence) -> Iterator[Finding]:
                 f"{evidence.measurements.model.architecture} does not use "
                 f"{counted(len(names), 'stored tensor')}: {listed(names)}."
             ),
-            advice=(
-                "Usually harmless (optimizer state, the head of another task). If the names look "
-                "like the model's own, the wrong class was loaded."
-            ),
+            advice=_ROPE_LEFT_OUT if _ROPE_FACTORS in names else _LEFT_OUT,
         )
 
 

@@ -28,6 +28,16 @@ _CALIBRATE = (
     "Calibrate again, with every token through every expert (llm-compressor does so for the "
     "mixtures of experts that it knows), or give each of them its siblings' "
 )
+_NOT_FINITE = (
+    "Quantise again with an exporter that saturates: a cast to float8_e4m3fn without "
+    "a clamp stores NaN (bytes 0x7F and 0xFF) for what is beyond 448. For such a byte "
+    "of NVFP4, 0x7E is what it would have stored."
+)
+_NOT_FINITE_IN_BLOCKS = (
+    "Quantise again from the original: a block's scale is a float16, and infinite where its "
+    "weights are too large for that. If those of the original are ordinary numbers, the file was "
+    "damaged: download it again. llama.cpp looks for such blocks with --check-tensors."
+)
 _DEPENDS = "so that some prompts work and others fail"
 
 
@@ -46,11 +56,7 @@ def not_finite(evidence: Evidence) -> Iterator[Finding]:
                 f"Scales are NaN or infinite: {_counted(faults)}. Every number that they scale is "
                 "NaN, in every configuration and engine, and one is enough to fill the logits."
             ),
-            advice=(
-                "Quantise again with an exporter that saturates: a cast to float8_e4m3fn without "
-                "a clamp stores NaN (bytes 0x7F and 0xFF) for what is beyond 448. For such a byte "
-                "of NVFP4, 0x7E is what it would have stored."
-            ),
+            advice=_NOT_FINITE_IN_BLOCKS if is_gguf(evidence) else _NOT_FINITE,
         )
 
 
@@ -249,6 +255,11 @@ def _reader(evidence: Evidence, module: str) -> InputRange | None:
         and linear.num_inputs not in {None, widths.hidden}
     ]
     return linears[0] if len(linears) == 1 else None
+
+
+def is_gguf(evidence: Evidence) -> bool:
+    """Whether the weights are those of a GGUF file."""
+    return (evidence.measurements.model.quantization or {}).get("quant_method") == "gguf"
 
 
 def _of_kind(evidence: Evidence, kind: ScaleFaultKind) -> Iterator[ScaleFault]:

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
-from precheck.checkpoint.quiet import quiet_transformers
+from precheck.checkpoint.outline.model import model_class, on_meta
+from precheck.checkpoint.outline.plausible_size import bounded_by
 from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.measure.models.from_pretrained import (
     load_error,
-    model_class,
     read_generation_config,
     seeded_loading,
 )
 from precheck.measure.models.matching import Loading
-from precheck.measure.models.plausible_size import bounded_by_its_files
 from precheck.records.attention import as_argument
 
 if TYPE_CHECKING:
@@ -107,12 +106,6 @@ def count_parameters(checkpoint: Checkpoint) -> int:
 
 
 def _on_meta(loader: Any, checkpoint: Checkpoint) -> nn.Module:
-    with quiet_transformers(), bounded_by_its_files(checkpoint), torch.device("meta"):
-        model: nn.Module
-        if issubclass(loader, PreTrainedModel):
-            model = loader._from_config(checkpoint.config)  # noqa: SLF001  its only spelling
-        else:
-            model = loader.from_config(
-                checkpoint.config, trust_remote_code=checkpoint.trust_remote_code
-            )
-    return model
+    is_packed = checkpoint.quantization is not None
+    with bounded_by(checkpoint.weight_files, is_packed=is_packed):
+        return on_meta(loader, checkpoint.config, trust_remote_code=checkpoint.trust_remote_code)

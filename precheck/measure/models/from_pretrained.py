@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from precheck.checkpoint.outline.plausible_size import bounded_by
 from precheck.checkpoint.quiet import quiet_transformers
 from precheck.errors import (
     CheckpointCorruptError,
@@ -19,7 +19,6 @@ from precheck.errors import (
     first_line,
 )
 from precheck.measure.machine.memory import is_out_of_memory, memory_error
-from precheck.measure.models.plausible_size import bounded_by_its_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,14 +27,6 @@ if TYPE_CHECKING:
 
 SEED = 0
 """Seeds the parameters that a checkpoint lacks, so that two scans initialise them alike."""
-
-_AUTO_CLASSES = (
-    "AutoModelForCausalLM",
-    "AutoModelForSeq2SeqLM",
-    "AutoModelForImageTextToText",
-    "AutoModelForMaskedLM",
-    "AutoModel",
-)
 
 
 @contextmanager
@@ -47,37 +38,16 @@ def seeded_loading(checkpoint: Checkpoint) -> Iterator[None]:
     devices = range(torch.cuda.device_count())
     with (
         quiet_transformers(),
-        bounded_by_its_files(checkpoint),
+        bounded_by(checkpoint.weight_files, is_packed=checkpoint.quantization is not None),
         torch.random.fork_rng(devices=devices),
     ):
         torch.manual_seed(SEED)
         yield
 
 
-def model_class(config: transformers.PreTrainedConfig) -> Any:
-    """The class that the config's ``architectures`` names, else the auto class that knows it.
-
-    Raises:
-        UnsupportedModelError: no class takes this config.
-    """
-    for name in config.architectures or ():
-        named = getattr(transformers, name, None)
-        if isinstance(named, type) and issubclass(named, PreTrainedModel):
-            return named
-    remote = getattr(config, "auto_map", None) or {}
-    for name in _AUTO_CLASSES:
-        auto = getattr(transformers, name)
-        if name in remote or type(config) in auto._model_mapping:  # noqa: SLF001  no public look-up
-            return auto
-    raise UnsupportedModelError(
-        f"no model class for model_type {config.model_type!r}",
-        hint="update transformers, or allow the checkpoint's own code with --trust-remote-code",
-    )
-
-
 def read_generation_config(model: Any, checkpoint: Checkpoint) -> None:
     """Gives ``model`` the checkpoint's generation config, which loading a state dict skips."""
-    if (checkpoint.folder / GENERATION_CONFIG_NAME).is_file():
+    if checkpoint.gguf is None and (checkpoint.folder / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import CompressedTensorsConfig
 
+from precheck.checkpoint.outline.model import model_class
 from precheck.checkpoint.torch_dtypes import dtype_name, torch_dtype
 from precheck.measure.models.from_pretrained import (
     load_error,
-    model_class,
     read_generation_config,
     seeded_loading,
 )

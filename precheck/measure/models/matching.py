@@ -81,6 +81,9 @@ class Loading:
     def added_to(self, audit: CheckpointAudit, model: nn.Module) -> CheckpointAudit:
         """The audit of the model's tensors with what this says of their names and shapes."""
         found = {each.name: getattr(self, each.name) for each in fields(self)}
+        # those of scales that lie among the weights were found while these were read
+        faults = (*self.scales.faults, *audit.scales.faults)
+        found["scales"] = replace(self.scales, faults=faults)
         # a table of types that nobody looks up may be zero; that of tokens may not
         idle = {
             f"{name}.weight"

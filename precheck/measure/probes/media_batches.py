@@ -149,7 +149,9 @@ class Processor:
     def _load(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is None:
             self._problem = "a live module has no processor"
-        elif not any((checkpoint.folder / name).is_file() for name in PROCESSOR_FILES):
+        elif checkpoint.gguf is not None or not any(
+            (checkpoint.folder / name).is_file() for name in PROCESSOR_FILES
+        ):
             self._problem = "the checkpoint has no processor: no preprocessor_config.json"
         else:
             try:

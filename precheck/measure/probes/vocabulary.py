@@ -84,11 +84,10 @@ def read_vocabulary(
         return Vocabulary(
             size=size, problem="a live module has no tokenizer: scan(model, tokenizer=...)"
         )
-    if checkpoint is not None and not any(
-        any(checkpoint.folder.glob(pattern)) for pattern in TOKENIZER_FILES
-    ):
-        # transformers would make an empty tokenizer from the config alone
-        return Vocabulary(size=size, problem="no tokenizer files")
+    absent = None if checkpoint is None else _absent(checkpoint)
+    if absent is not None:
+        return Vocabulary(size=size, problem=absent)
+    gguf = None if checkpoint is None else checkpoint.gguf
     try:
         with quiet_transformers():
             if checkpoint is not None:
@@ -96,6 +95,7 @@ def read_vocabulary(
                     checkpoint.folder,
                     trust_remote_code=checkpoint.trust_remote_code,
                     local_files_only=True,
+                    gguf_file=None if gguf is None else gguf.file.name,
                 )
             sample = tokenizer("Hello 1 上海")["input_ids"]
     except Exception as error:  # noqa: BLE001  a tokenizer may raise anything; the scan goes on
@@ -107,3 +107,11 @@ def read_vocabulary(
     if max(sample) >= size:
         return Vocabulary(size=size, problem="the tokenizer has more tokens than the model")
     return Vocabulary(size=size, tokenizer=tokenizer)
+
+
+def _absent(checkpoint: Checkpoint) -> str | None:
+    """That there is no tokenizer: transformers would make an empty one from the config alone."""
+    if checkpoint.gguf is not None:
+        return None if checkpoint.gguf.has_tokenizer else "no tokenizer in the file"
+    has_files = any(any(checkpoint.folder.glob(pattern)) for pattern in TOKENIZER_FILES)
+    return None if has_files else "no tokenizer files"

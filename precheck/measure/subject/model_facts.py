@@ -63,4 +63,7 @@ def _widths(model: nn.Module, layout: Architecture) -> Widths | None:
 
 
 def _embedding(subject: Subject) -> Embedding:
-    return Embedding() if subject.checkpoint is None else read_embedding(subject.checkpoint.folder)
+    checkpoint = subject.checkpoint
+    if checkpoint is None or checkpoint.gguf is not None:
+        return Embedding()
+    return read_embedding(checkpoint.folder)

@@ -127,6 +127,9 @@ def identity(report: Report) -> str:
     ]
     if model.deploy_dtype is not None:
         parts.append(model.deploy_dtype)
+    types = report.checkpoint.stored_types
+    if types:
+        parts.append(f"GGUF: {listed(tuple(each.name for each in types))}")
     if model.revision is not None:
         parts.insert(1, f"@{model.revision[:12]}")
     return shown(" · ".join(parts))

@@ -15,27 +15,30 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from precheck.errors import CheckpointCorruptError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from torch import nn
-
-    from precheck.checkpoint.source import Checkpoint
 
 MOST_PARAMETERS = 300_000
 """Tensors of one model. The largest mixtures of experts have about 70,000."""
 
 
 @contextmanager
-def bounded_by_its_files(checkpoint: Checkpoint) -> Iterator[None]:
-    """Inside, building a model raises once its parameters cannot be those of the checkpoint.
+def bounded_by(weight_files: Iterable[Path], *, is_packed: bool) -> Iterator[None]:
+    """Inside, building a model raises once its parameters cannot be those of the files.
+
+    Args:
+        weight_files: those of its checkpoint.
+        is_packed: whether a byte of them may hold more than one element.
 
     Raises:
         CheckpointCorruptError: there are too many of them, or they are too large.
     """
-    size_bytes = sum(file.stat().st_size for file in checkpoint.weight_files)
+    size_bytes = sum(file.stat().st_size for file in weight_files)
     # a byte holds one element, or two of four bits; a tied head is counted twice; and parameters
     # that the files lack may take all of the memory in float32
-    elements_per_byte = 2 if checkpoint.quantization is None else 8
+    elements_per_byte = 8 if is_packed else 2
     most_elements = elements_per_byte * size_bytes + psutil.virtual_memory().total // 4
     num_parameters = num_elements = 0
 

@@ -1,0 +1,1 @@
+"""The model that a config describes, before any of its weights."""

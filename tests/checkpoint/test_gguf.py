@@ -1,0 +1,175 @@
+"""GGUF files: the same tensors as transformers loads, and the same scan as of a checkpoint."""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import transformers.modeling_gguf_pytorch_utils as loader
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import precheck
+from precheck.checkpoint.gguf.header import read_header
+from precheck.checkpoint.quiet import quiet_transformers
+from precheck.checkpoint.source import open_checkpoint
+from tests.gguf_files import Kind, write_gguf
+from tests.tiny_models import save_checkpoint, tiny_config, tiny_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+    from precheck.records.report import Report
+
+
+def model_of(name: str) -> PreTrainedModel:
+    """A tiny model, in the sizes that a file of its architecture implies."""
+    config: Any = tiny_config(name, num_layers=2)
+    if name.startswith("qwen3"):  # transformers reads neither from the file
+        config.head_dim = 128
+    if name == "qwen3_moe":
+        config.moe_intermediate_size = 768
+    return tiny_of(config)
+
+
+@pytest.fixture(autouse=True)
+def no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers shows a bar for the tensors of a GGUF file, and a bar starts a thread."""
+    monkeypatch.setattr(loader, "tqdm", lambda each, **_: each)
+
+
+def loaded(file: Path) -> PreTrainedModel:
+    """What plain transformers loads, float32."""
+    with quiet_transformers():
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name
+        )
+    return model
+
+
+def decoded(file: Path, folder: Path, *, tokenizer: bool) -> Path:
+    """The same as an ordinary checkpoint in float32."""
+    model = loaded(file)
+    if hasattr(model.config, "quantization_config"):  # its mark of where it comes from
+        del model.config.quantization_config
+    state: Any = model
+    state.hf_quantizer, state.is_quantized = None, False
+    model.save_pretrained(folder)
+    if tokenizer:
+        own: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        own.save_pretrained(folder)
+    return folder
+
+
+def compared(report: Report) -> dict[str, Any]:
+    """What has to be equal in two scans of the same numbers."""
+    whole = report.to_dict()
+    kept = ("runs", "headroom", "probes", "coverage")
+    audit = {**whole["checkpoint"], "size_bytes": None, "scales": None}
+    return {**{name: whole[name] for name in kept}, "checkpoint": audit}
+
+
+def mixed(name: str) -> Kind:
+    """Blocks of 32 in some matrices, plain numbers in others."""
+    kinds = (Kind.Q8_0, Kind.Q4_0, Kind.Q5_1, Kind.F16, Kind.BF16, Kind.F32)
+    return kinds[sum(name.encode()) % len(kinds)]
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3", "phi3"]
+)
+def test_every_parameter_is_the_one_that_transformers_loads(name: str, tmp_path: Path) -> None:
+    file = write_gguf(model_of(name), tmp_path / "model.gguf", kind_of=mixed)
+    expected = loaded(file).state_dict()
+    checkpoint = open_checkpoint(str(file), observe=print)
+    with checkpoint.open_weights() as weights:
+        tied = set(expected) - set(weights)
+        assert tied <= {"lm_head.weight"}
+        assert set(weights) == set(expected) - tied
+        for tensor_name, tensor in weights.items():
+            assert torch.equal(tensor.float(), expected[tensor_name]), tensor_name
+
+
+def test_a_scan_is_that_of_the_checkpoint_it_was_made_of(tmp_path: Path) -> None:
+    model = model_of("llama")
+    folder = save_checkpoint(model, tmp_path / "checkpoint", tokenizer=True)
+    file = write_gguf(model, tmp_path / "model.gguf")
+    of_file, of_folder = (
+        precheck.scan(source, quick=True, prompts=[[5, 6, 7, 8], [9, 10, 11]])
+        for source in (file, folder)
+    )
+    assert of_file.complete
+    assert compared(of_file)["runs"] == compared(of_folder)["runs"]
+    assert compared(of_file)["headroom"] == compared(of_folder)["headroom"]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_scan_is_that_of_the_decoded_checkpoint(name: str, tmp_path: Path) -> None:
+    has_text = name == "llama"  # Gemma's tokenizer is no byte-level BPE
+    file = write_gguf(
+        model_of(name), tmp_path / "a.gguf", kind_of=lambda _: Kind.Q4_0, tokenizer=has_text
+    )
+    folder = decoded(file, tmp_path / "decoded", tokenizer=has_text)
+    of_file, of_folder = (precheck.scan(source, quick=True) for source in (file, folder))
+    assert of_file.complete
+    assert of_file.model.tensor_dtypes["q4_0"] > of_file.model.tensor_dtypes["float32"]
+    first, second = compared(of_file), compared(of_folder)
+    if not has_text:
+        (not_run,) = first["coverage"].pop("probes_not_run")
+        assert not_run == "text probes (no tokenizer in the file)"
+        del second["coverage"]["probes_not_run"]
+    assert first == second
+
+
+# The audit
+
+
+def with_faulty_block(file: Path, name: str, scale: float) -> Path:
+    """The file, the first scale of a tensor replaced."""
+    (tensor,) = (each for each in read_header(file).tensors if each.name == name)
+    content = bytearray(file.read_bytes())
+    content[tensor.span.start : tensor.span.start + 2] = struct.pack("<e", scale)
+    file.write_bytes(content)
+    return file
+
+
+@pytest.mark.parametrize("scale", [math.inf, math.nan])
+def test_a_block_whose_scale_left_float16_is_named(scale: float, tmp_path: Path) -> None:
+    name = "blk.1.ffn_down.weight"
+    healthy = write_gguf(model_of("qwen2"), tmp_path / "a.gguf", kind_of=lambda _: Kind.Q8_0)
+    assert not [
+        finding
+        for finding in precheck.scan(healthy, static=True).findings
+        if finding.severity == "error"
+    ]
+    faulty = with_faulty_block(healthy, name, scale)
+    report = precheck.scan(faulty, static=True)
+    (fault,) = report.checkpoint.scales.faults
+    assert (fault.name, fault.num_faulty, fault.num_scales) == (name, 1, 64 * 96 // 32)
+    (finding,) = (one for one in report.findings if one.code == "PC610")
+    assert name in finding.message
+    assert "--check-tensors" in finding.advice
+    assert "PC504" not in {one.code for one in report.findings}  # it has a cause
+
+
+def test_the_types_of_tensors_are_counted(tmp_path: Path) -> None:
+    file = write_gguf(model_of("llama"), tmp_path / "a.gguf", kind_of=lambda _: Kind.Q4_0)
+    report = precheck.scan(file, static=True)
+    blocks, plain = report.checkpoint.stored_types
+    assert (blocks.name, plain.name) == ("q4_0", "float32")
+    assert blocks.num_bytes == blocks.num_elements * 18 // 32
+    assert plain.num_bytes == 4 * plain.num_elements
+    assert plain.num_tensors == 2 * 2 + 1
+    assert blocks.num_elements + plain.num_elements == report.model.num_parameters
+
+
+def test_factors_of_rope_that_transformers_leaves_out_are_named(tmp_path: Path) -> None:
+    factors = torch.ones(8)
+    file = write_gguf(model_of("llama"), tmp_path / "a.gguf", extra={"rope_freqs.weight": factors})
+    (finding,) = (one for one in precheck.scan(file, static=True).findings if one.code == "PC505")
+    assert "rope_freqs.weight" in finding.message
+    assert "RoPE" in finding.advice
