@@ -37,6 +37,7 @@ from precheck.commands.scan_options import (
     BuiltinProbes,
     CapsuleFolder,
     Dtypes,
+    Full,
     KvCacheDtypes,
     MaxMemory,
     NumGenerated,
@@ -46,6 +47,7 @@ from precheck.commands.scan_options import (
     Quick,
     Resident,
     Static,
+    Stream,
 )
 from precheck.commands.writing import Detail, Writing, plan_writing
 from precheck.errors import ExitCode, ScanInterrupted
@@ -77,6 +79,8 @@ def scan(
     quantization: Quantizations = None,
     generate: NumGenerated = 0,
     static: Static = False,
+    full: Full = False,
+    stream: Stream = False,
     capsule: CapsuleFolder = None,
     output: Output = None,
     card: Card = None,
@@ -137,6 +141,8 @@ def scan(
         resident=resident,
         generate=generate,
         static=static,
+        full=full,
+        stream=stream,
         capsule=capsule,
     )
     _finish(

@@ -32,7 +32,7 @@ def bounded_by_its_files(checkpoint: Checkpoint) -> Iterator[None]:
     Raises:
         CheckpointCorruptError: there are too many of them, or they are too large.
     """
-    size_bytes = sum(file.stat().st_size for file in checkpoint.weight_files)
+    size_bytes = checkpoint.headers.size_bytes
     # a byte holds one element, or two of four bits; a tied head is counted twice; and parameters
     # that the files lack may take all of the memory in float32
     elements_per_byte = 2 if checkpoint.quantization is None else 8
