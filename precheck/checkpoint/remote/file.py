@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from huggingface_hub import hf_hub_url
@@ -121,8 +121,8 @@ class RemoteFile:
         """What an answer comes to that brings no bytes; None if it brings some."""
         status = int(response.status_code)
         if is_of_the_hub(address):
-            self._check_unchanged(response, names=("X-Repo-Commit", "X-Linked-Size"))
-            self._check_unchanged(response, names=("X-Linked-ETag",))
+            for name in ("X-Repo-Commit", "X-Linked-Size", "X-Linked-ETag"):
+                self._check_unchanged(response, name)
         if response.has_redirect_location:
             self._address = urljoin(address, response.headers["Location"])
             check_redirect(self._address)
@@ -135,7 +135,7 @@ class RemoteFile:
         if status == _NOT_SATISFIABLE:
             raise self._changed("it is shorter than it was")
         hf_raise_for_status(response)
-        self._check_unchanged(response, names=("ETag",), host=urlsplit(address).netloc)
+        self._check_unchanged(response, "ETag", host=urlsplit(address).netloc)
         return None
 
     def _check_content(self, response: Response, *, start: int, end: int) -> None:
@@ -156,13 +156,11 @@ class RemoteFile:
         if first != start or not first <= last < end:
             raise self._no_ranges("another range")
 
-    def _check_unchanged(
-        self, response: Response, *, names: tuple[str, ...], host: str = ""
-    ) -> None:
-        for name in names:
-            value = response.headers.get(name)
-            if value is not None and self._seen.setdefault(f"{name}{host}", value) != value:
-                raise self._changed(f"another {name}")
+    def _check_unchanged(self, response: Response, name: str, *, host: str = "") -> None:
+        """Checks that a header says what it said the first time."""
+        value = response.headers.get(name)
+        if value is not None and self._seen.setdefault(f"{name}{host}", value) != value:
+            raise self._changed(f"another {name}")
 
     def _changed(self, how: str) -> CheckpointCorruptError:
         return CheckpointCorruptError(

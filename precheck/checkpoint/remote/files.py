@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from precheck.checkpoint.shards import Shard, Span
     from precheck.records.progress import Observer
 
-_T, _R = TypeVar("_T"), TypeVar("_R")
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 _REQUESTS_AT_ONCE = 8
 _USUAL_HEADER_BYTES = 48 << 10
@@ -80,7 +81,7 @@ class RemoteFiles:
     def open_shard(self, file: Path) -> Shard:
         """A weights file: from the cache if it is there, else on the Hub."""
         name = file.relative_to(self._snapshot.folder).as_posix()
-        return self._shards.get(name) or open_shard(file)
+        return self._shards[name] if name in self._shards else open_shard(file)
 
     def plan(self, parts: Mapping[str, Sequence[Span]]) -> Plan:
         """What ``hold`` would read."""

@@ -53,7 +53,7 @@ class Header:
 
 
 def read_header(
-    read: Callable[[int, int], bytes], *, size: int, expected: int, where: str
+    read: Callable[[int, int], bytearray], *, size: int, expected: int, where: str
 ) -> Header:
     """The header of a file, in one request if it is not longer than expected, else in two.
 
