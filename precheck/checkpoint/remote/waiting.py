@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
-from huggingface_hub.utils import parse_ratelimit_headers
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  lazy there
 
 from precheck.errors import CheckpointAccessError
 from precheck.records.progress import Announcement, Observer
@@ -55,7 +55,7 @@ def own_wait(num_failures: int) -> float:
     >>> own_wait(1), own_wait(3), own_wait(100)
     (0.25, 1.0, 8.0)
     """
-    doubled = _FIRST_WAIT_SECONDS * 2 ** min(num_failures - 1, 16)
+    doubled = _FIRST_WAIT_SECONDS * 2.0 ** min(num_failures - 1, 16)
     return min(_LONGEST_OWN_WAIT_SECONDS, doubled)
 
 

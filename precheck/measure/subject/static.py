@@ -10,10 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from precheck.checkpoint.architecture import find_architecture
-from precheck.checkpoint.checkpoint_audit import audit_vectors, audit_weights
+from precheck.checkpoint.checkpoint_audit import audit_weights
 from precheck.checkpoint.quiet import quiet_transformers
-from precheck.checkpoint.triage.ranges import vector_ranges
-from precheck.checkpoint.triage.small import find_small_parts
 from precheck.errors import UsageError
 from precheck.measure.machine.environment import read_environment
 from precheck.measure.models.attention import plain_attention
@@ -21,21 +19,19 @@ from precheck.measure.models.empty import bare_model, empty_model
 from precheck.measure.models.from_pretrained import SEED
 from precheck.measure.models.matching import Loading
 from precheck.measure.models.model_dtypes import kept_modules
-from precheck.measure.models.ties import compared_rows
 from precheck.measure.subject.model_facts import model_facts
+from precheck.measure.subject.triage import Triage, triage
 from precheck.records.precision import Dtype
 from precheck.records.progress import Announcement, Observer
-from precheck.records.quantities import counted, num_bytes
+from precheck.records.quantities import num_bytes
 from precheck.records.report import Measurements
-from precheck.records.stored import CheckpointAudit, SmallReading
+from precheck.records.stored import CheckpointAudit
 from precheck.records.traces import Coverage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from torch import nn
 
-    from precheck.checkpoint.shards import Span
     from precheck.checkpoint.source import Checkpoint
-    from precheck.checkpoint.triage.small import SmallParts
     from precheck.checkpoint.weights import Weights
     from precheck.measure.subject.subject import Subject
 
@@ -68,31 +64,22 @@ def describe(
             model, loading = bare_model(checkpoint), Loading()
         else:
             model, loading = empty_model(checkpoint, stored, Dtype.FLOAT16)
+        layout = find_architecture(model)
         if is_full:
-            observe(Announcement(text=f"reading {_all_of(subject)} without running it"))
-            audit = _read_all(checkpoint, stored)
-            found = loading.explained(model, stored, checkpoint.quantization)
+            size = num_bytes(stored.size_bytes)
+            observe(Announcement(text=f"reading {checkpoint.id} ({size}) without running it"))
+            found = _read_all(checkpoint, stored, model, loading)
         else:
-            parts = find_small_parts(stored)
-            tied = compared_rows(model, stored)
-            _hold(subject, stored, {**parts.spans(stored), **tied}, observe=observe)
-            audit = _read_small(stored, parts, tied=tied)
-            found = loading.explained(model, stored, checkpoint.quantization, parts=parts)
-        audit = found.added_to(audit, model)
-        if not checkpoint.is_decoded_by_transformers:
-            kept = kept_modules(model)
-            audit = replace(
-                audit, kept_in_float32=tuple(kept), num_kept_in_float32=sum(kept.values())
-            )
+            found = triage(checkpoint, stored, model, layout, loading=loading, observe=observe)
         facts = model_facts(
             subject,
             model=model,
-            layout=find_architecture(model),
+            layout=layout,
             default_attention=plain_attention(model, checkpoint.attention),
         )
     return Measurements(
         model=facts,
-        checkpoint=_with_traffic(audit, checkpoint),
+        checkpoint=_with_kept_modules(found.audit, checkpoint, model),
         environment=read_environment(),
         probes=(),
         coverage=Coverage(instrumentation="none: nothing was run"),
@@ -101,61 +88,26 @@ def describe(
         seed=SEED,
         options=options,
         is_static=True,
+        key_values=found.key_values,
     )
 
 
-def _all_of(subject: Subject) -> str:
-    return f"{subject.name} ({num_bytes(subject.stored_bytes)})"
+def _read_all(
+    checkpoint: Checkpoint, stored: Weights, model: nn.Module, loading: Loading
+) -> Triage:
+    audit = (
+        CheckpointAudit(size_bytes=stored.size_bytes)
+        if checkpoint.is_decoded_by_transformers
+        else audit_weights(stored)
+    )
+    explained = loading.explained(model, stored, checkpoint.quantization)
+    return Triage(audit=explained.added_to(audit, model))
 
 
-def _hold(
-    subject: Subject,
-    stored: Weights,
-    spans: Mapping[str, Sequence[Span]],
-    *,
-    observe: Observer,
-) -> None:
-    """Says what is going to be read, and fetches what is on the Hub, several parts at once."""
-    remote = None if subject.checkpoint is None else subject.checkpoint.remote
-    what = f"parts of {len(spans):,} of {len(stored.stored_dtypes()):,} tensors"
-    if remote is None:
-        observe(Announcement(text=f"reading {what} of {_all_of(subject)}"))
-        return
-    plan = remote.plan(spans)
-    requests = counted(plan.num_requests, "request")
-    size = num_bytes(plan.num_bytes)
-    observe(Announcement(text=f"reading {what} of {_all_of(subject)}: {size} in {requests}"))
-    remote.hold(spans)
-
-
-def _read_all(checkpoint: Checkpoint, stored: Weights) -> CheckpointAudit:
-    if checkpoint.is_decoded_by_transformers:
-        return CheckpointAudit(size_bytes=stored.size_bytes)
-    return audit_weights(stored)
-
-
-def _read_small(
-    stored: Weights, parts: SmallParts, *, tied: Mapping[str, Sequence[Span]]
+def _with_kept_modules(
+    audit: CheckpointAudit, checkpoint: Checkpoint, model: nn.Module
 ) -> CheckpointAudit:
-    auditor = audit_vectors(stored, parts.whole)
-    spans = [span for several in parts.spans(stored).values() for span in several]
-    return replace(
-        auditor.result(),
-        size_bytes=stored.size_bytes,
-        small=SmallReading(
-            num_tensors=len(parts.whole),
-            num_bytes=sum(end - start for start, end in spans),
-            num_stored=len(stored.stored_dtypes()),
-            vectors=vector_ranges(auditor.vectors),
-            num_tied_rows=max(map(len, tied.values()), default=0),
-        ),
-    )
-
-
-def _with_traffic(audit: CheckpointAudit, checkpoint: Checkpoint) -> CheckpointAudit:
-    """The audit, and what was read on the Hub until now."""
-    remote = checkpoint.remote
-    if audit.small is None or remote is None:
+    if checkpoint.is_decoded_by_transformers:
         return audit
-    small = replace(audit.small, requests=remote.num_requests, received_bytes=remote.num_bytes)
-    return replace(audit, small=small)
+    kept = kept_modules(model)
+    return replace(audit, kept_in_float32=tuple(kept), num_kept_in_float32=sum(kept.values()))
