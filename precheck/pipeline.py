@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from precheck.checkpoint.source import Access
     from precheck.measure.blame.live import Watch
     from precheck.measure.request import Request
     from precheck.measure.subject.subject import Subject
@@ -53,6 +54,8 @@ def scan(
     quantizations: Sequence[str] | str = (),
     generate: int = 0,
     static: bool = False,
+    full: bool = False,
+    stream: bool = False,
     capsule: str | Path | None = None,
     observe: Observer | None = None,
 ) -> Report:
@@ -92,7 +95,10 @@ def scan(
         generate: tokens to generate after each prompt, greedy and sampled, in every run.
         capsule: folder for the layer that overflows, with a script that reproduces it without the
             model; nothing is written if nothing overflows.
-        static: run nothing; use config, headers, weights and documented facts.
+        static: run nothing; use config, headers, small tensors and documented facts. Of a Hub id
+            nothing else is downloaded.
+        full: with ``static``, read all weights.
+        stream: read the weights of a Hub id when they are needed, and store nothing.
         observe: receives progress.
 
     Raises:
@@ -129,6 +135,8 @@ def scan(
         max_memory=max_memory,
         is_resident=resident,
         is_static=static,
+        is_full=full,
+        is_streamed=stream,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
         num_generated=_positive(generate),
@@ -151,6 +159,7 @@ def scan(
         revision=revision,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
+        access=_access(request),
         observe=observe,
     )
     return judged(subject, request, gpus=_each(gpus), observe=observe)
@@ -213,6 +222,7 @@ def _subject(
     revision: str | None,
     trust_remote_code: bool,
     allow_pickle: bool,
+    access: Access,
     observe: Observer,
 ) -> Subject:
     from precheck.checkpoint.source import open_checkpoint
@@ -227,9 +237,19 @@ def _subject(
             revision=revision,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
+            access=access,
             observe=observe,
         )
     )
+
+
+def _access(request: Request) -> Access:
+    """Where the weights of a repository are read."""
+    from precheck.checkpoint.source import Access
+
+    if request.is_static and not request.is_full:
+        return Access.DESCRIBED
+    return Access.STREAMED if request.is_streamed else Access.DOWNLOADED
 
 
 def _check_module(model: object) -> None:
@@ -290,6 +310,16 @@ def _check_combination(model: str | Path | nn.Module, request: Request) -> None:
     if request.is_static and (request.kv_cache_dtypes or request.quantizations):
         raise UsageError(
             "formats to measure, but static runs nothing", hint="omit --static to run them"
+        )
+    if request.is_full and not request.is_static:
+        raise UsageError(
+            "full, but not static (expected both)",
+            hint="a scan that is not static reads all weights",
+        )
+    if request.is_streamed and (request.is_static or not isinstance(model, str | Path)):
+        raise UsageError(
+            "stream with static, or of a live module (expected a Hub id that is run)",
+            hint="omit --stream: --static reads small tensors on the Hub",
         )
     if request.capsule is None:
         return

@@ -17,7 +17,7 @@ from precheck.checkpoint.tensor_audit import CHUNK_ELEMENTS, Scratch, TensorAudi
 from precheck.records.stored import CheckpointAudit, ScaleAudit, TensorFault
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from precheck.checkpoint.weights import Weights
 
@@ -166,3 +166,11 @@ def audit_weights(weights: Weights) -> CheckpointAudit:
     for name, tensor in weights.items():
         auditor.add({name: tensor})
     return auditor.result()
+
+
+def audit_vectors(weights: Weights, names: Collection[str]) -> CheckpointAuditor:
+    """The auditor of some tensors, all of them small; those that are decoded are left out."""
+    auditor = CheckpointAuditor(weights)
+    plain = [name for name in names if name in weights and name not in weights.decoded_from]
+    auditor.add({name: weights[name] for name in plain})
+    return auditor

@@ -15,7 +15,7 @@ from precheck.checkpoint.floats.layouts import find_floats
 from precheck.checkpoint.packed import AwqLinear, GptqLinear, PackedLinear, contradiction
 from precheck.checkpoint.shards import Span
 from precheck.checkpoint.torch_dtypes import torch_dtype
-from precheck.checkpoint.weights import Weights
+from precheck.checkpoint.weights import Weights, open_shard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from precheck.checkpoint.quantization import Quantization
+    from precheck.checkpoint.shards import Shard
 
 _PACKED = ("qweight", "qzeros", "scales", "g_idx")
 _ALSO_STORED = (*INPUT_SCALES, *CACHE_SCALES)
@@ -47,16 +48,21 @@ class DecodedWeights(Weights):
     Args:
         files: the shards.
         quantization: how they are packed; a method that is decoded here.
-        allow_pickle: as ``Weights`` takes it.
+        allow_pickle: as ``Weights`` takes it, and so is ``open_shard``.
 
     Raises:
         CheckpointCorruptError: shapes that contradict each other or the settings.
     """
 
     def __init__(
-        self, files: Sequence[Path], quantization: Quantization, *, allow_pickle: bool = False
+        self,
+        files: Sequence[Path],
+        quantization: Quantization,
+        *,
+        allow_pickle: bool = False,
+        open_shard: Callable[[Path], Shard] = open_shard,
     ) -> None:
-        super().__init__(files, allow_pickle=allow_pickle)
+        super().__init__(files, allow_pickle=allow_pickle, open_shard=open_shard)
         try:
             self._packed = self._find_packed(quantization)
         except BaseException:

@@ -24,8 +24,8 @@ from precheck.errors import CheckpointAccessError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
-# The transport's own error, whichever HTTP library huggingface_hub is built on.
-_TransportError: type[Exception] = HfHubHTTPError.__mro__[1]
+TransportError: type[Exception] = HfHubHTTPError.__mro__[1]
+"""The transport's own error, whichever HTTP library huggingface_hub is built on."""
 
 _ADDRESS = re.compile(
     r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repo>[^/?#]+/[^/?#]+)"
@@ -34,6 +34,9 @@ _ADDRESS = re.compile(
 
 _DESCRIPTION_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 """Configs, tokenizers, chat templates, indices: all files of a model besides its weights."""
+
+_OF_TOKENIZERS = ("tokenizer", "vocab", "merges", "added_tokens", "special_tokens", "spiece")
+"""How names of a tokenizer's files begin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,7 @@ def fetch_description(
     *,
     revision: str | None,
     with_code: bool,
+    with_tokenizer: bool = True,
     check: Callable[[Collection[str], Callable[[str], Path]], None],
 ) -> Snapshot:
     """Downloads everything small: configs, indices, the tokenizer, Python files if ``with_code``.
@@ -68,14 +72,15 @@ def fetch_description(
         repo: ``owner/name``.
         revision: branch, tag or commit; None for the default branch.
         with_code: whether to download the repository's own Python files.
+        with_tokenizer: whether to download its tokenizer, which may be 30 MB.
         check: called with the names of all files, and what downloads a small one by its name,
             before anything else is downloaded; may raise.
 
     Raises:
         CheckpointAccessError: unreachable, unknown, gated; says which and what to do.
     """
-    with _translated(repo, revision=revision):
-        sizes = _list_files(repo, revision=revision)
+    with translated(repo, revision=revision):
+        sizes, commit = _list_files(repo, revision=revision)
         if sizes is None:
             cached = huggingface_hub.snapshot_download(
                 repo, revision=revision, local_files_only=True, allow_patterns=["config.json"]
@@ -86,8 +91,15 @@ def fetch_description(
                 if file.is_file()
             }
         check(sizes, lambda name: Path(_download(repo, revision=revision, names=[name])) / name)
-        names = [name for name in sizes if _is_description(name, with_code=with_code)]
+        names = [
+            name
+            for name in sizes
+            if _is_description(name, with_code=with_code)
+            and (with_tokenizer or not _is_of_a_tokenizer(name))
+        ]
         folder = Path(_download(repo, revision=revision, names=names))
+        if commit not in {None, folder.name}:  # the branch has moved on between the two
+            sizes = _list_files(repo, revision=folder.name)[0] or sizes
     return Snapshot(repo=repo, revision=revision, commit=folder.name, folder=folder, sizes=sizes)
 
 
@@ -109,7 +121,7 @@ def fetch_files(snapshot: Snapshot, names: Collection[str]) -> None:
     Raises:
         CheckpointAccessError: as ``fetch_description``.
     """
-    with _translated(snapshot.repo, revision=snapshot.revision):
+    with translated(snapshot.repo, revision=snapshot.revision):
         # By commit: the branch may have moved on since the description was fetched.
         _download(snapshot.repo, revision=snapshot.commit, names=names)
 
@@ -120,8 +132,8 @@ def list_sizes(repo: str, *, revision: str | None) -> dict[str, int] | None:
     Raises:
         CheckpointAccessError: unknown, gated, or no such revision.
     """
-    with _translated(repo, revision=revision):
-        return _list_files(repo, revision=revision)
+    with translated(repo, revision=revision):
+        return _list_files(repo, revision=revision)[0]
 
 
 def fetch_file(repo: str, name: str, *, revision: str | None) -> Path:
@@ -130,21 +142,23 @@ def fetch_file(repo: str, name: str, *, revision: str | None) -> Path:
     Raises:
         CheckpointAccessError: as ``fetch_description``.
     """
-    with _translated(repo, revision=revision):
+    with translated(repo, revision=revision):
         return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision))
 
 
-def _list_files(repo: str, *, revision: str | None) -> dict[str, int] | None:
+def _list_files(repo: str, *, revision: str | None) -> tuple[dict[str, int] | None, str | None]:
+    """Bytes by file name, and the commit; None where the Hub cannot be reached."""
     try:
         info = huggingface_hub.model_info(repo, revision=revision, files_metadata=True)
     except HfHubHTTPError:
         raise
-    except (OfflineModeIsEnabled, _TransportError):
-        return None
-    return {
+    except (OfflineModeIsEnabled, TransportError):
+        return None, None
+    sizes = {
         file.rfilename: file.size if isinstance(file.size, int) else 0
         for file in info.siblings or []
     }
+    return sizes, info.sha
 
 
 def _is_description(name: str, *, with_code: bool) -> bool:
@@ -153,6 +167,11 @@ def _is_description(name: str, *, with_code: bool) -> bool:
     in_root = "/" not in name or name.startswith("additional_chat_templates/")
     is_pooling = name.count("/") == 1 and name.endswith("_Pooling/config.json")
     return (in_root or is_pooling) and name.endswith(_DESCRIPTION_SUFFIXES)
+
+
+def _is_of_a_tokenizer(name: str) -> bool:
+    """Whether only something that takes text needs a file."""
+    return not name.endswith((".json", ".py")) or name.startswith(_OF_TOKENIZERS)
 
 
 def _download(repo: str, *, revision: str | None, names: Collection[str]) -> str:
@@ -199,7 +218,7 @@ _TRANSLATIONS: tuple[tuple[type[Exception], str, str], ...] = (
         "try again later; status of the Hub: https://status.huggingface.co",
     ),
     (
-        _TransportError,
+        TransportError,
         "connection to the Hub lost while fetching {repo!r}: {error!r}",
         "run the same command again: downloaded files are kept",
     ),
@@ -221,7 +240,12 @@ _TRANSLATIONS: tuple[tuple[type[Exception], str, str], ...] = (
 
 
 @contextmanager
-def _translated(repo: str, *, revision: str | None) -> Iterator[None]:
+def translated(repo: str, *, revision: str | None) -> Iterator[None]:
+    """Raises what the Hub's library and the transport raise as an error of ours.
+
+    Raises:
+        CheckpointAccessError: in place of any of them.
+    """
     error_types = tuple(error_type for error_type, _, _ in _TRANSLATIONS)
     try:
         yield

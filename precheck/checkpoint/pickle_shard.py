@@ -26,6 +26,15 @@ class PickleShard:
 
     def __init__(self, file: Path) -> None:
         self._tensors = _unpickle(file)
+        try:
+            self._size_bytes = file.stat().st_size
+        except OSError as error:
+            raise unreadable(file, error) from error
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file."""
+        return self._size_bytes
 
     def names(self) -> Sequence[str]:
         """Its tensors."""

@@ -12,7 +12,7 @@ from precheck.checkpoint.shards import OpenFile, Span, unreadable
 from precheck.errors import CheckpointCorruptError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 SAFETENSORS_DTYPES = {
@@ -65,11 +65,16 @@ class SafetensorsShard:
             raise unreadable(file, error) from error
         header.pop("__metadata__", None)
         for name, entry in header.items():
-            _check(name, entry, file=file)
+            check_entry(name, entry, where=str(file))
         self._spans = {
             name: Span(*(8 + length + offset for offset in entry["data_offsets"]))
             for name, entry in header.items()
         }
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file."""
+        return self._opened_as.st_size
 
     def names(self) -> Sequence[str]:
         """Its tensors."""
@@ -108,19 +113,24 @@ class SafetensorsShard:
         self._opened.close()
 
 
-def _check(name: str, entry: dict[str, Any], *, file: Path) -> None:
-    """Checks that torch has the dtype and the shape of a header's entry."""
+def check_entry(name: str, entry: Mapping[str, Any], *, where: str) -> None:
+    """Checks that torch has the dtype and the shape of a header's entry.
+
+    Raises:
+        UnsupportedModelError: it does not have the dtype.
+        CheckpointCorruptError: it does not have the shape.
+    """
     code, shape = entry["dtype"], entry["shape"]
     dtype = SAFETENSORS_DTYPES.get(code)
     if dtype is None or not hasattr(torch, dtype):
         raise UnsupportedModelError(
             f"stored in a dtype that torch {torch.__version__} does not support: {name!r} in "
-            f"{str(file)!r} is {code!r} (expected one of {', '.join(SAFETENSORS_DTYPES)})",
+            f"{where!r} is {code!r} (expected one of {', '.join(SAFETENSORS_DTYPES)})",
             hint="scan the model that it was quantised from, or: pip install -U torch",
         )
     if any(size > _LONGEST_DIMENSION for size in shape):
         raise CheckpointCorruptError(
-            f"weights file corrupt: {name!r} in {str(file)!r} has the shape {shape} "
+            f"weights file corrupt: {name!r} in {where!r} has the shape {shape} "
             f"(expected at most {_LONGEST_DIMENSION} in a dimension)",
             hint="download or copy this file again",
         )

@@ -38,6 +38,10 @@ class Span(NamedTuple):
 class Shard(Protocol):
     """One file of tensors."""
 
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file."""
+
     def names(self) -> Sequence[str]:
         """Its tensors."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
+from enum import Enum, auto
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,8 @@ from precheck.checkpoint.quantization import (
     read_quantization,
     with_modelopt,
 )
-from precheck.checkpoint.weights import Headers, Weights
+from precheck.checkpoint.remote.opening import open_remote
+from precheck.checkpoint.weights import Headers, Weights, open_shard
 from precheck.errors import (
     CheckpointAccessError,
     UnsupportedModelError,
@@ -39,10 +41,12 @@ from precheck.errors import (
 from precheck.records.progress import Announcement, Observer
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     import transformers
 
+    from precheck.checkpoint.remote.files import RemoteFiles
+    from precheck.checkpoint.shards import Shard
     from precheck.records.attention import Attention
 
 _DEMO = "demo:"
@@ -51,9 +55,20 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
 """``owner/name``, or the bare name of an old repository."""
 
 
+class Access(Enum):
+    """Where the weights of a repository are read; those of a folder are read there."""
+
+    DOWNLOADED = auto()
+    """In the cache, which they are downloaded to."""
+    STREAMED = auto()
+    """On the Hub, by byte range, unless the cache has them; nothing is stored."""
+    DESCRIBED = auto()
+    """As ``STREAMED``, and nothing is fetched that only a run needs, such as a tokenizer."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint on disk, its config read and the headers of its weights checked."""
+    """A checkpoint, its config read and the headers of its weights checked."""
 
     id: str
     """As the user gave it."""
@@ -68,6 +83,7 @@ class Checkpoint:
     trust_remote_code: bool
     allow_pickle: bool
     weight_files: tuple[Path, ...]
+    """On disk, but for those that are ``remote``."""
     headers: Headers
     """What the weight files' headers said when the checkpoint was opened."""
     quantization: Quantization | None = None
@@ -75,6 +91,8 @@ class Checkpoint:
     """Stored tensors that are left out: the second copies of tied ones."""
     gguf: GgufContents | None = None
     """The file that holds all of it, tokenizer included; what else is in its folder is not its."""
+    remote: RemoteFiles | None = None
+    """Weight files that are read on the Hub."""
 
     @property
     def is_decoded_by_transformers(self) -> bool:
@@ -90,17 +108,29 @@ class Checkpoint:
         """
         if self.gguf is not None:
             return self.gguf.open_weights()
-        weights = _opened(self.weight_files, self.quantization, allow_pickle=self.allow_pickle)
+        weights = _opened(
+            self.weight_files,
+            self.quantization,
+            allow_pickle=self.allow_pickle,
+            remote=self.remote,
+        )
         weights.leave_out(self.unread)
         return weights
 
 
 def _opened(
-    weight_files: tuple[Path, ...], quantization: Quantization | None, *, allow_pickle: bool
+    weight_files: tuple[Path, ...],
+    quantization: Quantization | None,
+    *,
+    allow_pickle: bool,
+    remote: RemoteFiles | None,
 ) -> Weights:
+    opener: Callable[[Path], Shard] = open_shard if remote is None else remote.open_shard
     if quantization is not None and quantization.is_decoded_here:
-        return DecodedWeights(weight_files, quantization, allow_pickle=allow_pickle)
-    return Weights(weight_files, allow_pickle=allow_pickle)
+        return DecodedWeights(
+            weight_files, quantization, allow_pickle=allow_pickle, open_shard=opener
+        )
+    return Weights(weight_files, allow_pickle=allow_pickle, open_shard=opener)
 
 
 def open_checkpoint(
@@ -109,6 +139,7 @@ def open_checkpoint(
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    access: Access = Access.DOWNLOADED,
     observe: Observer,
 ) -> Checkpoint:
     """The checkpoint behind a local folder, a Hub id or ``demo:NAME``, downloaded if necessary.
@@ -119,6 +150,7 @@ def open_checkpoint(
         revision: branch, tag or commit of a Hub repository.
         trust_remote_code: whether Python code of the checkpoint may run.
         allow_pickle: whether ``pytorch_model.bin`` may be read, with ``weights_only=True``.
+        access: where the weights of a repository are read.
         observe: called with the size of a download before it starts.
 
     Raises:
@@ -132,7 +164,12 @@ def open_checkpoint(
     found = find_gguf(model, revision=revision, observe=observe)
     if found is not None:
         return _open_gguf(found, id=model)
-    location = _locate(model, revision=revision, with_code=trust_remote_code)
+    location = _locate(
+        model,
+        revision=revision,
+        with_code=trust_remote_code,
+        with_tokenizer=access is not Access.DESCRIBED,
+    )
     content = _read_config(location, where=model)
     if MODELOPT in location.names:
         exported = read_json_object(location.folder / MODELOPT, where=model)
@@ -148,14 +185,17 @@ def open_checkpoint(
         allow_pickle=allow_pickle,
         where=model,
     )
-    if location.snapshot is not None:
+    remote = None
+    if location.snapshot is not None and access is Access.DOWNLOADED:
         _download(location.snapshot, names=weight_names, observe=observe)
+    elif location.snapshot is not None:
+        remote = open_remote(location.snapshot, weight_names, observe=observe)
     weight_files = tuple(location.folder / name for name in weight_names)
     if quantization is not None and quantization.is_decoded_here:
         config = without_quantization(config)
     attention = take_attention(config)
     # Opening checks every header against the length of its file, and shapes against the config.
-    with _opened(weight_files, quantization, allow_pickle=allow_pickle) as weights:
+    with _opened(weight_files, quantization, allow_pickle=allow_pickle, remote=remote) as weights:
         headers = weights.headers()
     return Checkpoint(
         id=model,
@@ -168,6 +208,7 @@ def open_checkpoint(
         weight_files=weight_files,
         headers=headers,
         quantization=quantization,
+        remote=remote,
     )
 
 
@@ -199,7 +240,9 @@ class _Location:
     snapshot: hub.Snapshot | None = None
 
 
-def _locate(model: str, *, revision: str | None, with_code: bool) -> _Location:
+def _locate(
+    model: str, *, revision: str | None, with_code: bool, with_tokenizer: bool
+) -> _Location:
     refuse = partial(refuse_foreign_format, where=model)
     folder = _find_folder(model)
     if folder is None:
@@ -208,6 +251,7 @@ def _locate(model: str, *, revision: str | None, with_code: bool) -> _Location:
                 model,
                 revision=revision,
                 with_code=with_code,
+                with_tokenizer=with_tokenizer,
                 check=lambda names, fetch: refuse(
                     names, lambda name: read_json_object(fetch(name), where=model)
                 ),

@@ -16,7 +16,7 @@ from precheck.checkpoint.faults.scales import scales_of_packed
 from precheck.checkpoint.formats import check_pickles
 from precheck.checkpoint.pickle_shard import PickleShard
 from precheck.checkpoint.safetensors_shard import SafetensorsShard
-from precheck.checkpoint.shards import Shard, Span, tensor_bytes, unreadable
+from precheck.checkpoint.shards import Shard, Span, tensor_bytes
 from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.errors import CheckpointError
 
@@ -50,6 +50,15 @@ SHARD_CLASSES: Mapping[str, Callable[[Path], Shard]] = MappingProxyType(
 """What opens a weights file, by its suffix; any other suffix is opened as a ``torch.save`` file."""
 
 
+def open_shard(file: Path) -> Shard:
+    """A weights file of any format, opened.
+
+    Raises:
+        CheckpointError: it cannot be read, or is broken.
+    """
+    return SHARD_CLASSES.get(file.suffix, PickleShard)(file)
+
+
 class Weights(Mapping[str, torch.Tensor]):
     """The tensors of a checkpoint on the CPU, read on access.
 
@@ -63,6 +72,7 @@ class Weights(Mapping[str, torch.Tensor]):
         files: the shards, safetensors or ``torch.save`` files (``.bin``, ``.pt``, ``.pth``);
             the latter are read with ``weights_only=True``.
         allow_pickle: whether the latter may be read at all.
+        open_shard: opens each of the files.
 
     Raises:
         CheckpointCorruptError: a shard that is cut off, empty or of another format; names it.
@@ -73,7 +83,13 @@ class Weights(Mapping[str, torch.Tensor]):
         ``with Weights(checkpoint.weight_files) as weights: weights["lm_head.weight"]``
     """
 
-    def __init__(self, files: Sequence[Path], *, allow_pickle: bool = False) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        *,
+        allow_pickle: bool = False,
+        open_shard: Callable[[Path], Shard] = open_shard,
+    ) -> None:
         for file in files:
             check_pickles([file.name], allowed=allow_pickle, where=str(file.parent))
         self._shards: list[Shard] = []
@@ -82,22 +98,15 @@ class Weights(Mapping[str, torch.Tensor]):
         self._bytes_read = 0
         try:
             for file in files:
-                self._open(file)
+                self._open(open_shard(file))
         except CheckpointError:
             self.close()
             raise
 
-    def _open(self, file: Path) -> None:
-        shard = self._shard(file)
+    def _open(self, shard: Shard) -> None:
         self._shards.append(shard)
         self._shard_of |= dict.fromkeys(shard.names(), shard)
-        try:
-            self._size_bytes += file.stat().st_size
-        except OSError as error:
-            raise unreadable(file, error) from error
-
-    def _shard(self, file: Path) -> Shard:
-        return SHARD_CLASSES.get(file.suffix, PickleShard)(file)
+        self._size_bytes += shard.size_bytes
 
     def __enter__(self) -> Self:
         return self
@@ -152,9 +161,21 @@ class Weights(Mapping[str, torch.Tensor]):
         """The dtype of every tensor as it is stored: where reading decodes, too."""
         return {name: shard.dtype(name) for name, shard in self._shard_of.items()}
 
+    def stored_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor as it is stored: where reading decodes, too."""
+        return self._shard_of[name].shape(name)
+
     def stored_tensor(self, name: str) -> torch.Tensor:
         """A tensor as it is stored, mapped into memory: where reading decodes, too."""
         return self._shard_of[name].tensor(name)
+
+    def stored_elements(self, name: str, count: int) -> torch.Tensor:
+        """The first elements of a tensor as it is stored, ``(count,)``."""
+        dtype = torch_dtype(self._shard_of[name].dtype(name))
+        buffer = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
+        if count:
+            self._read(name, [Span(0, buffer.numel())], buffer)
+        return buffer.view(dtype)
 
     def numbers_under(self, name: str, scales: torch.Tensor) -> torch.Tensor | None:
         """What is stored of a weight where scales are selected; None: not known here."""

@@ -38,6 +38,7 @@ from precheck.commands.scan_options import (
     CapsuleFolder,
     Context,
     Dtypes,
+    Full,
     KvCacheDtypes,
     MaxMemory,
     NumGenerated,
@@ -47,6 +48,7 @@ from precheck.commands.scan_options import (
     Quick,
     Resident,
     Static,
+    Stream,
 )
 from precheck.commands.writing import Detail, Writing, plan_writing
 from precheck.errors import ExitCode, ScanInterrupted
@@ -79,6 +81,8 @@ def scan(
     quantization: Quantizations = None,
     generate: NumGenerated = 0,
     static: Static = False,
+    full: Full = False,
+    stream: Stream = False,
     capsule: CapsuleFolder = None,
     output: Output = None,
     card: Card = None,
@@ -140,6 +144,8 @@ def scan(
         resident=resident,
         generate=generate,
         static=static,
+        full=full,
+        stream=stream,
         capsule=capsule,
     )
     _finish(

@@ -129,7 +129,23 @@ Static = Annotated[
     bool,
     typer.Option(
         "--static",
-        help="Run nothing: use config, headers, weights and documented facts.",
+        help="Run nothing: use config, headers, small tensors and documented facts.",
+        rich_help_panel=MEASURE_PANEL,
+    ),
+]
+Full = Annotated[
+    bool,
+    typer.Option(
+        "--full",
+        help="With --static, read all weights.",
+        rich_help_panel=MEASURE_PANEL,
+    ),
+]
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Read weights on the Hub when they are needed, and store nothing.",
         rich_help_panel=MEASURE_PANEL,
     ),
 ]

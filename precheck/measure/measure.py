@@ -30,7 +30,7 @@ def measure(subject: Subject, request: Request, *, observe: Observer) -> Measure
         ScanInterrupted: Ctrl-C; ``partial`` is what was measured so far.
     """
     if request.is_static:
-        return describe(subject, options=request.options, observe=observe)
+        return describe(subject, is_full=request.is_full, options=request.options, observe=observe)
     try:
         with exact_float32(), quiet_transformers():
             try:

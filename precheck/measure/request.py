@@ -46,6 +46,10 @@ class Request:
     """Keep all weights in memory."""
     is_static: bool = False
     """Run nothing."""
+    is_full: bool = False
+    """Read all weights even so."""
+    is_streamed: bool = False
+    """Read the weights of a repository on the Hub, and store nothing."""
     num_generated: int = 0
     """Tokens to generate after each prompt."""
     continues_own: bool = True
@@ -71,6 +75,8 @@ class Request:
         """What changes a scan's results besides dtypes, attention and device, as flags."""
         flags = {
             "--static": self.is_static,
+            "--full": self.is_full,
+            "--stream": self.is_streamed,
             "--quick": self.quick,
             "--builtin-probes": self.builtin_probes,
             "--trust-remote-code": self.trust_remote_code,

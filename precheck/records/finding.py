@@ -23,6 +23,8 @@ class Confidence(StrEnum):
     MEASURED = "measured"
     PREDICTED = "predicted"
     DOCUMENTED = "documented"
+    PROVED = "proved"
+    """It follows from what is stored, whatever is run."""
 
 
 class Verdict(StrEnum):

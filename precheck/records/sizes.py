@@ -93,7 +93,8 @@ class KeyBias:
 class KeyValueRange:
     """The largest magnitudes of one attention at real tokens, in the float32 runs.
 
-    None where the data flow does not show a tensor: it is then part of a larger one, or compressed.
+    None where the data flow does not show a tensor: it is then part of a larger one, or compressed;
+    and where nothing was run.
     """
 
     layer: int | None
@@ -123,10 +124,12 @@ class KeyValueRange:
         place where RoPE turns it or the rest of the key differs. A query meets it in all channels
         of a head. None where one of them is not known, and behind a normalisation.
         """
-        bias, head_dim, query = self.key_bias, self.head_dim, self.query
-        if self.is_key_normalised or bias is None or bias.head_norm is None:
-            return None
-        if head_dim is None or query is None:
+        return None if self.query is None else self.score_rounding_of(self.query)
+
+    def score_rounding_of(self, query: float) -> float | None:
+        """The same with queries up to a magnitude."""
+        bias, head_dim = self.key_bias, self.head_dim
+        if self.is_key_normalised or bias is None or bias.head_norm is None or head_dim is None:
             return None
         return E4M3_ROUNDING * bias.head_norm * query / math.sqrt(head_dim)
 

@@ -126,7 +126,12 @@ class ScaleAudit:
     """The stored scales of a checkpoint; nothing of them is in a checkpoint that has none."""
 
     num_scales: int = 0
-    """Numbers, not tensors."""
+    """Numbers that were read, not tensors."""
+    num_stored: int | None = None
+    """Numbers that are stored: more where a sample was read.
+
+    None in reports of earlier versions.
+    """
     faults: tuple[ScaleFault, ...] = ()
     missing: tuple[str, ...] = ()
     """Names of static scales that other linears of their kind have."""
@@ -156,6 +161,40 @@ class StoredType:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VectorRange:
+    """Small tensors of one kind, such as a norm's weights in all layers, and how large they are."""
+
+    kind: str
+    """Their name, with ``*`` for the layer: ``model.layers.*.self_attn.k_proj.bias``."""
+    num_tensors: int
+    abs_max: float
+    """Of all of them."""
+    largest: str
+    """The tensor that it is in."""
+    median_abs_max: float
+    """Half of the tensors have a smaller maximum."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmallReading:
+    """What was read of a checkpoint whose weights were not."""
+
+    num_tensors: int
+    """Stored tensors that were read from end to end."""
+    num_bytes: int
+    """Theirs, and those of samples."""
+    num_stored: int
+    """All stored tensors."""
+    vectors: tuple[VectorRange, ...] = ()
+    num_tied_rows: int = 0
+    """Rows that were compared of tensors that the config ties, where both are stored."""
+    requests: int | None = None
+    """To the Hub, for headers too; None where nothing was read there."""
+    received_bytes: int | None = None
+    """From the Hub, with headers and gaps between tensors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointAudit:
     """What the stored weights are, without running them."""
 
@@ -180,6 +219,8 @@ class CheckpointAudit:
     """Of a quantised checkpoint."""
     stored_types: tuple[StoredType, ...] = ()
     """Of a GGUF file, the largest first."""
+    small: SmallReading | None = None
+    """Set where small tensors alone were read: then nothing here is known of the others."""
     all_zero: tuple[str, ...] = ()
     """Weights without an element that is not zero, unlike those of other layers."""
     zero_scales: tuple[str, ...] = ()

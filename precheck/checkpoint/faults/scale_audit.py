@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from precheck.checkpoint.quantization import Quantization
+    from precheck.checkpoint.triage.small import SmallParts
     from precheck.checkpoint.weights import Weights
 
 _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
@@ -55,7 +57,11 @@ _EXPONENTS = frozenset({"uint8", "float8_e8m0fnu"})
 
 
 def audit_scales(
-    stored: Weights, quantization: Quantization | None, *, owned: Collection[str]
+    stored: Weights,
+    quantization: Quantization | None,
+    *,
+    owned: Collection[str],
+    parts: SmallParts | None = None,
 ) -> ScaleAudit:
     """The audit of all scales, each read once.
 
@@ -63,18 +69,28 @@ def audit_scales(
         stored: the checkpoint's tensors.
         quantization: what the config names.
         owned: parameters and buffers of the model, whatever they are called.
+        parts: what may be read; then no weight is, so that scales that are zero or too small are
+            found only where that does not depend on the weight. None: everything.
     """
-    return _Auditor(stored, quantization, owned).result()
+    return _Auditor(stored, quantization, owned, parts).result()
 
 
 class _Auditor:
     def __init__(
-        self, stored: Weights, quantization: Quantization | None, owned: Collection[str]
+        self,
+        stored: Weights,
+        quantization: Quantization | None,
+        owned: Collection[str],
+        parts: SmallParts | None,
     ) -> None:
         self._stored = stored
+        self._sampled = None if parts is None else parts.sampled
+        """Elements to read of each scale that is not small."""
+        self._small = frozenset() if parts is None else frozenset(parts.whole)
         self._quantization = quantization
         self._dtypes = stored.stored_dtypes()
         self._num_scales = 0
+        self._num_stored = 0
         self._packed = {
             name.rpartition(".")[0]: dtype
             for name, dtype in self._dtypes.items()
@@ -98,11 +114,17 @@ class _Auditor:
             cache=tuple(self._cache()),
             inputs=tuple(self._inputs()),
             num_scales=self._num_scales,
+            num_stored=self._num_stored,
         )
 
     def _values(self, name: str) -> Tensor:
         """The numbers of a scale, one dimension, float32."""
-        tensor = self._stored.stored_tensor(name)
+        num_stored = math.prod(self._stored.stored_shape(name))
+        self._num_stored += num_stored
+        if self._sampled is None or name in self._small:
+            tensor = self._stored.stored_tensor(name)
+        else:
+            tensor = self._stored.stored_elements(name, self._sampled.get(name, 0))
         self._num_scales += tensor.numel()
         return as_float32(tensor).flatten()
 
@@ -129,12 +151,14 @@ class _Auditor:
     def _block_faults(self, name: str, weight: str) -> Iterator[ScaleFault]:
         values = self._values(name)
         counts = {ScaleFaultKind.NOT_FINITE: ~values.isfinite()}
-        if self._dtypes[name] not in _EXPONENTS and bool((values == 0).any()):
+        is_known = self._sampled is None
+        if is_known and self._dtypes[name] not in _EXPONENTS and bool((values == 0).any()):
             counts[ScaleFaultKind.ZERO] = self._losing(weight, values == 0)
         if self._dtypes[name] == "float8_e4m3fn":  # NVFP4
             counts[ScaleFaultKind.NEGATIVE] = values < 0
-            small = (values.abs() < _SMALLEST_E4M3_NORMAL) & (values != 0)
-            counts[ScaleFaultKind.SUBNORMAL] = self._of_numbers(weight, small)
+            if is_known:
+                small = (values.abs() < _SMALLEST_E4M3_NORMAL) & (values != 0)
+                counts[ScaleFaultKind.SUBNORMAL] = self._of_numbers(weight, small)
         yield from _faults(name, ScaleRole.WEIGHT, counts, weight=weight)
 
     def _losing(self, weight: str, zero: Tensor) -> Tensor:

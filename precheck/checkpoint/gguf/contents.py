@@ -63,7 +63,7 @@ def read_contents(file: Path, *, where: str) -> GgufContents:
         settings, _ = PreTrainedConfig.get_config_dict(file.parent, gguf_file=file.name)
         check_config(settings, trust_remote_code=False, where=where)
         config = CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
-        with bounded_by([file], is_packed=True):
+        with bounded_by(file.stat().st_size, is_packed=True):
             model = on_meta(model_class(config), config, trust_remote_code=False)
         recipes = find_recipes(header, model, settings)
     return GgufContents(file=file, header=header, config=config, recipes=recipes)

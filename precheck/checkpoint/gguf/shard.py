@@ -42,6 +42,7 @@ class GgufShard:
     def __init__(self, file: Path, header: GgufHeader | None = None) -> None:
         header = header or read_header(file)
         self._tensors = {tensor.name: tensor for tensor in header.tensors}
+        self.size_bytes = header.size_bytes
         try:
             self._opened = OpenFile(file)
         except OSError as error:

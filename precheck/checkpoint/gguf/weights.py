@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import gguf
@@ -46,15 +46,12 @@ class GgufWeights(Weights):
 
     def __init__(self, file: Path, header: GgufHeader, recipes: Mapping[str, Recipe]) -> None:
         self._header = header
-        super().__init__([file])
+        super().__init__([file], open_shard=partial(GgufShard, header=header))
         used = {source.name for recipe in recipes.values() for source in recipe.sources}
         self._recipes = recipes
         self._names = dict.fromkeys(
             [*recipes, *(name for name in super().__iter__() if name not in used)]
         )
-
-    def _shard(self, file: Path) -> GgufShard:
-        return GgufShard(file, self._header)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.read_into(name, torch.empty(self.nbytes(name), dtype=torch.uint8))

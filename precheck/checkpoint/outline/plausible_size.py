@@ -15,8 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from precheck.errors import CheckpointCorruptError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from torch import nn
 
@@ -25,17 +24,16 @@ MOST_PARAMETERS = 300_000
 
 
 @contextmanager
-def bounded_by(weight_files: Iterable[Path], *, is_packed: bool) -> Iterator[None]:
+def bounded_by(size_bytes: int, *, is_packed: bool) -> Iterator[None]:
     """Inside, building a model raises once its parameters cannot be those of the files.
 
     Args:
-        weight_files: those of its checkpoint.
+        size_bytes: of the weight files of its checkpoint.
         is_packed: whether a byte of them may hold more than one element.
 
     Raises:
         CheckpointCorruptError: there are too many of them, or they are too large.
     """
-    size_bytes = sum(file.stat().st_size for file in weight_files)
     # a byte holds one element, or two of four bits; a tied head is counted twice; and parameters
     # that the files lack may take all of the memory in float32
     elements_per_byte = 8 if is_packed else 2

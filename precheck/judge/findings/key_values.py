@@ -1,11 +1,11 @@
-"""Findings on what a key-value cache in 8 bits would do, predicted from measured ranges (PC601)."""
+"""Findings on what a key-value cache in 8 bits would do, predicted from ranges (PC601)."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from precheck.judge.thresholds import FP8_SCORE_ROUNDING
+from precheck.judge.thresholds import FP8_SCORE_ROUNDING, USUAL_QUERY
 from precheck.records.finding import Confidence, Finding, Severity
 from precheck.records.quantities import listed, magnitude
 from precheck.records.sizes import E4M3_MAX
@@ -26,6 +26,8 @@ class _Rounded(NamedTuple):
 
     row: KeyValueRange
     bias: KeyBias
+    query: float
+    """The largest that was measured, or a usual one."""
     moved: float
 
 
@@ -35,7 +37,8 @@ def fp8_cache(evidence: Evidence) -> Iterator[Finding]:
     if not measurements.model.generates or _is_measured(evidence):
         return  # it keeps no cache, or a run says more
     rows = [row for row in measurements.key_values if row.section is Section.DECODER]
-    rounded = _rounded(rows)
+    usual = USUAL_QUERY.value if measurements.is_static else None
+    rounded = _rounded(rows, usual_query=usual)
     clipped = sorted((row for row in rows if row.is_beyond_e4m3), key=_largest, reverse=True)
     if not rounded and not clipped:
         return
@@ -64,16 +67,21 @@ def _is_measured(evidence: Evidence) -> bool:
     )
 
 
-def _rounded(rows: Sequence[KeyValueRange]) -> list[_Rounded]:
+def _rounded(rows: Sequence[KeyValueRange], *, usual_query: float | None) -> list[_Rounded]:
     """Where scores move furthest, if over all layers they move too far; the furthest first.
 
     Rounding errors of layers are independent of each other, so their squares are summed.
+
+    Args:
+        rows: of the decoder.
+        usual_query: stands for the largest query where none was measured; None: it is not known.
     """
-    moves = [
-        _Rounded(row, row.key_bias, row.score_rounding)
-        for row in rows
-        if row.score_rounding is not None and row.key_bias is not None
-    ]
+    moves: list[_Rounded] = []
+    for row in rows:
+        query = usual_query if row.query is None else row.query
+        moved = None if query is None else row.score_rounding_of(query)
+        if moved is not None and query is not None and row.key_bias is not None:
+            moves.append(_Rounded(row, row.key_bias, query, moved))
     if math.hypot(*(each.moved for each in moves)) < FP8_SCORE_ROUNDING.value:
         return []
     moves.sort(key=lambda each: -each.moved)
@@ -81,15 +89,16 @@ def _rounded(rows: Sequence[KeyValueRange]) -> list[_Rounded]:
 
 
 def _rounding(rounded: Sequence[_Rounded]) -> str:
-    row, bias, moved = rounded[0]
+    row, bias, query, moved = rounded[0]
     others = tuple(f"{each.row.layer} ({magnitude(each.moved)})" for each in rounded[1:])
     layers = "layer" if len(others) == 1 else "layers"
+    usual = ", a usual size" if row.query is None else ""
     also = f"; also in {layers} {listed(others)}" if others else ""
     return (
         f"{bias.name} has a norm of {magnitude(bias.norm)} and elements up to "
         f"{magnitude(bias.abs_max)}. Every key has it, and e4m3, with three bits behind the "
         "leading one, rounds away what tells one key from another. With queries up to "
-        f"{magnitude(row.query or 0.0)}, scores move by up to {magnitude(moved)} nat in layer "
+        f"{magnitude(query)}{usual}, scores move by up to {magnitude(moved)} nat in layer "
         f"{row.layer}{also}; a calibrated scale does not help."
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from precheck.judge.findings import (
@@ -22,7 +23,7 @@ from precheck.judge.findings import (
     stored,
     unmeasured,
 )
-from precheck.records.finding import Finding, Severity
+from precheck.records.finding import Confidence, Finding, Severity
 from precheck.records.mechanism import MECHANISMS
 
 if TYPE_CHECKING:
@@ -103,4 +104,13 @@ _GRAVITY = {severity: gravity for gravity, severity in enumerate(Severity)}
 def findings(evidence: Evidence) -> tuple[Finding, ...]:
     """What every rule finds, gravest first, then in the order of the rules and of the runs."""
     in_order = (finding for rule in RULES for finding in rule.find(evidence))
+    if evidence.measurements.is_static:
+        in_order = map(_without_a_run, in_order)
     return tuple(sorted(in_order, key=lambda finding: _GRAVITY[finding.severity]))
+
+
+def _without_a_run(finding: Finding) -> Finding:
+    """What is said of the stored files holds whatever is run; nothing was measured."""
+    if finding.confidence is not Confidence.MEASURED:
+        return finding
+    return replace(finding, confidence=Confidence.PROVED)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from precheck.facts.families import FamilyFact, facts_on
 from precheck.records.finding import USABLE, Confidence, Finding, Severity
+from precheck.records.quantities import counted, num_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,11 +61,52 @@ def nothing_was_run(evidence: Evidence) -> Iterator[Finding]:
         severity=Severity.NOTE,
         confidence=Confidence.MEASURED,
         message=(
-            "Nothing was run: config, headers and weights were read; the rest is documented or "
-            "predicted. This checkpoint's overflows, headroom and precision are not known."
+            f"Nothing was run: config, headers and {_read(evidence)} were read; the rest is "
+            "documented or predicted. This checkpoint's overflows, headroom and precision are not "
+            f"known.{_unread(evidence)}"
         ),
         advice=(
             f"precheck scan {model.id} measures every operation in float16, bfloat16 and float32 "
             "and names the first that overflows."
+            + (
+                ""
+                if evidence.measurements.checkpoint.small is None
+                else f" precheck scan {model.id} --static --full reads all weights, and runs "
+                "nothing."
+            )
         ),
     )
+
+
+def _read(evidence: Evidence) -> str:
+    """What was read of the weights."""
+    checkpoint = evidence.measurements.checkpoint
+    small = checkpoint.small
+    if small is None:
+        return "weights"
+    read = (
+        f"{small.num_tensors:,} small tensors of {small.num_stored:,} "
+        f"({num_bytes(small.num_bytes)} of {num_bytes(checkpoint.size_bytes)}"
+    )
+    if small.requests is None or small.received_bytes is None:
+        return f"{read})"
+    received = num_bytes(small.received_bytes)
+    return f"{read}; {received} in {counted(small.requests, 'request')} with headers)"
+
+
+def _unread(evidence: Evidence) -> str:
+    """What is not known because parts of the weights were not read."""
+    checkpoint = evidence.measurements.checkpoint
+    if checkpoint.small is None:
+        return ""
+    scales, rows = checkpoint.scales, checkpoint.small.num_tied_rows
+    num_stored = scales.num_stored or 0
+    sampled = (
+        f" Scales were sampled, {scales.num_scales:,} of {num_stored:,}: the others may be faulty."
+        if num_stored > scales.num_scales
+        else ""
+    )
+    compared = (
+        f" Tensors that the config ties were compared in {counted(rows, 'row')}." if rows else ""
+    )
+    return f" Nor is anything known of the values of the other tensors.{sampled}{compared}"

@@ -107,5 +107,5 @@ def count_parameters(checkpoint: Checkpoint) -> int:
 
 def _on_meta(loader: Any, checkpoint: Checkpoint) -> nn.Module:
     is_packed = checkpoint.quantization is not None
-    with bounded_by(checkpoint.weight_files, is_packed=is_packed):
+    with bounded_by(checkpoint.headers.size_bytes, is_packed=is_packed):
         return on_meta(loader, checkpoint.config, trust_remote_code=checkpoint.trust_remote_code)

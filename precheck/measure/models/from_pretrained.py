@@ -38,7 +38,7 @@ def seeded_loading(checkpoint: Checkpoint) -> Iterator[None]:
     devices = range(torch.cuda.device_count())
     with (
         quiet_transformers(),
-        bounded_by(checkpoint.weight_files, is_packed=checkpoint.quantization is not None),
+        bounded_by(checkpoint.headers.size_bytes, is_packed=checkpoint.quantization is not None),
         torch.random.fork_rng(devices=devices),
     ):
         torch.manual_seed(SEED)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from precheck.checkpoint.quantization import Quantization
+    from precheck.checkpoint.triage.small import SmallParts
     from precheck.checkpoint.weights import Weights
     from precheck.records.stored import CheckpointAudit
 
@@ -55,7 +56,12 @@ class Loading:
         )
 
     def explained(
-        self, model: nn.Module, stored: Weights, quantization: Quantization | None
+        self,
+        model: nn.Module,
+        stored: Weights,
+        quantization: Quantization | None,
+        *,
+        parts: SmallParts | None = None,
     ) -> Loading:
         """The same, with what can be told of the causes from names, shapes, scales and ties.
 
@@ -63,6 +69,7 @@ class Loading:
             model: with or without its weights.
             stored: the checkpoint's tensors; of two that the config ties, the values are compared.
             quantization: what the config names.
+            parts: what may be read, besides some rows of what the config ties; None: everything.
         """
         dtypes = stored.stored_dtypes()
         packed = unscaled_weights(dtypes, quantization, decoded_from=stored.decoded_from)
@@ -71,11 +78,13 @@ class Loading:
         return replace(
             self,
             renamings=self._renamings(model, stored),
-            untied=tuple(_untied(model, stored)),
+            untied=tuple(_untied(model, stored, is_sampled=parts is not None)),
             tieable=tuple(self._tieable(model)),
             unscaled=unscaled,
             unread_scales=tuple(scales),
-            scales=audit_scales(stored, quantization, owned=_owned(model, quantization)),
+            scales=audit_scales(
+                stored, quantization, owned=_owned(model, quantization), parts=parts
+            ),
         )
 
     def added_to(self, audit: CheckpointAudit, model: nn.Module) -> CheckpointAudit:
@@ -130,8 +139,9 @@ def _owned(model: nn.Module, quantization: Quantization | None) -> frozenset[str
     return frozenset(name for name, _ in tensors)
 
 
-def _untied(model: nn.Module, stored: Weights) -> Iterator[Tie]:
+def _untied(model: nn.Module, stored: Weights, *, is_sampled: bool) -> Iterator[Tie]:
     """Parameters that the config ties, and that are stored with different values."""
-    for pair in stored_twice(model, stored, tied_parameters(model)):
+    tied = tied_parameters(model)
+    for pair in stored_twice(model, stored, tied, is_sampled=is_sampled):
         if not pair.is_equal:
             yield Tie(name=pair.name, source=pair.source)

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedConfig
 
+from precheck.checkpoint.shards import Span
+from precheck.checkpoint.triage.small import sampled_rows
 from precheck.measure.models.conversion import find_conversions
 from precheck.measure.models.split_head import parts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor, nn
 
@@ -35,11 +37,11 @@ class StoredTwice:
     stored_name: str
     stored_source: str
     is_equal: bool
-    """Whether both hold the same numbers."""
+    """Whether both hold the same numbers, as far as they were compared."""
 
 
 def stored_twice(
-    model: nn.Module, stored: Weights, tied: Mapping[str, str]
+    model: nn.Module, stored: Weights, tied: Mapping[str, str], *, is_sampled: bool = False
 ) -> tuple[StoredTwice, ...]:
     """Tied parameters of which the checkpoint stores both; of each pair the values are compared.
 
@@ -47,25 +49,52 @@ def stored_twice(
         model: with or without its weights.
         stored: the checkpoint's tensors.
         tied: the source of each tied parameter.
+        is_sampled: compare some rows only, so that equal means that none of those differs.
     """
-    if not tied:
-        return ()
-    sources = {
-        conversion.target: conversion.sources[0]
-        for conversion in find_conversions(model, stored)
-        if conversion.converter is None
-    }
+    sources = _sources(model, stored, is_sampled=is_sampled) if tied else {}
     return tuple(
         StoredTwice(
             name=name,
             source=source,
             stored_name=sources[name],
             stored_source=sources[source],
-            is_equal=are_equal(stored, sources[name], sources[source]),
+            is_equal=are_equal(stored, sources[name], sources[source], is_sampled=is_sampled),
         )
         for name, source in tied.items()
         if name in sources and source in sources and sources[name] != sources[source]
     )
+
+
+def compared_rows(model: nn.Module, stored: Weights) -> dict[str, tuple[Span, ...]]:
+    """The parts of stored tensors that ``stored_twice`` compares where it samples them."""
+    tied = tied_parameters(model)
+    sources = _sources(model, stored, is_sampled=True) if tied else {}
+    names = {
+        sources[name]
+        for pair in tied.items()
+        if pair[0] in sources and pair[1] in sources and len({sources[n] for n in pair}) > 1
+        for name in pair
+    }
+    return {name: tuple(_row_spans(stored, name)) for name in names if stored.shape(name)}
+
+
+def _row_spans(stored: Weights, name: str) -> Iterator[Span]:
+    num_rows = stored.shape(name)[0]
+    size = stored.nbytes(name) // num_rows if num_rows else 0
+    return (Span(row * size, (row + 1) * size) for row in sampled_rows(num_rows))
+
+
+def _sources(model: nn.Module, stored: Weights, *, is_sampled: bool) -> dict[str, str]:
+    """The stored tensor that a parameter is, where it is not made of several.
+
+    Those that are decoded are left out where rows are sampled: they are decoded as a whole.
+    """
+    return {
+        conversion.target: conversion.sources[0]
+        for conversion in find_conversions(model, stored)
+        if conversion.converter is None
+        if not (is_sampled and conversion.sources[0] in stored.decoded_from)
+    }
 
 
 def tied_parameters(model: nn.Module) -> dict[str, str]:
@@ -123,15 +152,27 @@ def _configs(config: Any) -> Iterator[Any]:
         yield from _configs(part)
 
 
-def are_equal(stored: Weights, name: str, other: str) -> bool:
-    """Whether two stored tensors hold the same numbers, in whatever dtypes."""
+def are_equal(stored: Weights, name: str, other: str, *, is_sampled: bool = False) -> bool:
+    """Whether two stored tensors hold the same numbers, in whatever dtypes.
+
+    Args:
+        stored: the checkpoint's tensors.
+        name: of one of them.
+        other: of the other one.
+        is_sampled: compare some rows only.
+    """
     shape = stored.shape(name)
     if name == other or not shape:
         return True
     if shape != stored.shape(other):
         return False
     row_elements = math.prod(shape[1:])
-    for rows in parts_of(shape[0], row_elements) if row_elements else ():
+    if not row_elements:
+        return True
+    parts: Iterable[slice] = parts_of(shape[0], row_elements)
+    if is_sampled:
+        parts = (slice(row, row + 1) for row in sampled_rows(shape[0]))
+    for rows in parts:
         part, other_part = (_rows(stored, each, rows).float() for each in (name, other))
         if not torch.allclose(part, other_part, rtol=0.0, atol=0.0, equal_nan=True):
             return False

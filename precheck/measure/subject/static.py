@@ -1,4 +1,8 @@
-"""What is known of a checkpoint without running it: config, class, headers and weights."""
+"""What is known of a checkpoint without running it: config, class, headers and weights.
+
+Of the weights, small tensors alone are read, and a sample of the scales that are not small; or all
+of them, where that is asked for.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from precheck.measure.models.from_pretrained import SEED
 from precheck.measure.models.matching import Loading
 from precheck.measure.models.model_dtypes import kept_modules
 from precheck.measure.subject.model_facts import model_facts
+from precheck.measure.subject.triage import Triage, triage
 from precheck.records.precision import Dtype
 from precheck.records.progress import Announcement, Observer
 from precheck.records.quantities import num_bytes
@@ -31,14 +36,16 @@ if TYPE_CHECKING:
     from precheck.measure.subject.subject import Subject
 
 
-def describe(subject: Subject, *, options: tuple[str, ...], observe: Observer) -> Measurements:
+def describe(
+    subject: Subject, *, is_full: bool, options: tuple[str, ...], observe: Observer
+) -> Measurements:
     """Everything that is known before a forward; no run, no probe.
 
-    Reads the stored weights once, to count those that leave float16, and nothing else that is
-    large. Weights that transformers alone can decode are not audited.
+    Weights that transformers alone can decode are not audited.
 
     Args:
         subject: a checkpoint.
+        is_full: read all weights once, instead of small tensors and samples.
         options: flags of the scan, for the report.
         observe: told what happens while it happens.
 
@@ -52,24 +59,27 @@ def describe(subject: Subject, *, options: tuple[str, ...], observe: Observer) -
             "a static check of a live module (expected a checkpoint)",
             hint="save it, or scan it without static=True",
         )
-    size = num_bytes(subject.stored_bytes)
-    observe(Announcement(text=f"reading {subject.name} ({size}) without running it"))
     with quiet_transformers(), checkpoint.open_weights() as stored:
         if checkpoint.is_decoded_by_transformers:
-            model = bare_model(checkpoint)
-            found = Loading().explained(model, stored, checkpoint.quantization)
-            audit = found.added_to(CheckpointAudit(size_bytes=subject.stored_bytes), model)
+            model, loading = bare_model(checkpoint), Loading()
         else:
-            model, audit = _audited(checkpoint, stored)
+            model, loading = empty_model(checkpoint, stored, Dtype.FLOAT16)
+        layout = find_architecture(model)
+        if is_full:
+            size = num_bytes(stored.size_bytes)
+            observe(Announcement(text=f"reading {checkpoint.id} ({size}) without running it"))
+            found = _read_all(checkpoint, stored, model, loading)
+        else:
+            found = triage(checkpoint, stored, model, layout, loading=loading, observe=observe)
         facts = model_facts(
             subject,
             model=model,
-            layout=find_architecture(model),
+            layout=layout,
             default_attention=plain_attention(model, checkpoint.attention),
         )
     return Measurements(
         model=facts,
-        checkpoint=audit,
+        checkpoint=_with_kept_modules(found.audit, checkpoint, model),
         environment=read_environment(),
         probes=(),
         coverage=Coverage(instrumentation="none: nothing was run"),
@@ -78,17 +88,26 @@ def describe(subject: Subject, *, options: tuple[str, ...], observe: Observer) -
         seed=SEED,
         options=options,
         is_static=True,
+        key_values=found.key_values,
     )
 
 
-def _audited(checkpoint: Checkpoint, stored: Weights) -> tuple[nn.Module, CheckpointAudit]:
-    """The model without its weights, and what the weights are."""
-    model, loading = empty_model(checkpoint, stored, Dtype.FLOAT16)
-    kept = kept_modules(model)
+def _read_all(
+    checkpoint: Checkpoint, stored: Weights, model: nn.Module, loading: Loading
+) -> Triage:
+    audit = (
+        CheckpointAudit(size_bytes=stored.size_bytes)
+        if checkpoint.is_decoded_by_transformers
+        else audit_weights(stored)
+    )
     explained = loading.explained(model, stored, checkpoint.quantization)
-    audit = replace(
-        explained.added_to(audit_weights(stored), model),
-        kept_in_float32=tuple(kept),
-        num_kept_in_float32=sum(kept.values()),
-    )
-    return model, audit
+    return Triage(audit=explained.added_to(audit, model))
+
+
+def _with_kept_modules(
+    audit: CheckpointAudit, checkpoint: Checkpoint, model: nn.Module
+) -> CheckpointAudit:
+    if checkpoint.is_decoded_by_transformers:
+        return audit
+    kept = kept_modules(model)
+    return replace(audit, kept_in_float32=tuple(kept), num_kept_in_float32=sum(kept.values()))

@@ -1,0 +1,1 @@
+"""Weights that stay on the Hub: their headers and tensors are read by byte range."""

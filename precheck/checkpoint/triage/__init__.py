@@ -1,0 +1,1 @@
+"""What small tensors tell of a checkpoint, before its weights are read."""

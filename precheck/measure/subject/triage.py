@@ -1,0 +1,110 @@
+"""What small tensors tell of a checkpoint: faults, ranges, and what they make of a cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from precheck.checkpoint.checkpoint_audit import audit_vectors
+from precheck.checkpoint.triage.ranges import vector_ranges
+from precheck.checkpoint.triage.small import find_small_parts
+from precheck.measure.models.conversion import find_conversions
+from precheck.measure.models.ties import compared_rows
+from precheck.measure.subject.stored_keys import stored_key_ranges
+from precheck.records.progress import Announcement, Observer
+from precheck.records.quantities import counted, num_bytes
+from precheck.records.stored import SmallReading
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor, nn
+
+    from precheck.checkpoint.architecture import Architecture
+    from precheck.checkpoint.shards import Span
+    from precheck.checkpoint.source import Checkpoint
+    from precheck.checkpoint.weights import Weights
+    from precheck.measure.models.matching import Loading
+    from precheck.records.sizes import KeyValueRange
+    from precheck.records.stored import CheckpointAudit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Triage:
+    """What the stored tensors tell."""
+
+    audit: CheckpointAudit
+    key_values: tuple[KeyValueRange, ...] = ()
+
+
+def triage(
+    checkpoint: Checkpoint,
+    stored: Weights,
+    model: nn.Module,
+    layout: Architecture,
+    *,
+    loading: Loading,
+    observe: Observer,
+) -> Triage:
+    """What the small tensors of a checkpoint tell, and a sample of its other scales.
+
+    Args:
+        checkpoint: read here; what is on the Hub is read there, several parts at once.
+        stored: its tensors.
+        model: without its weights.
+        layout: the model's units.
+        loading: what the checkpoint lacks.
+        observe: told what is going to be read.
+    """
+    parts = find_small_parts(stored)
+    tied = compared_rows(model, stored)
+    spans = {**parts.spans(stored), **tied}
+    _hold(checkpoint, stored, spans, observe=observe)
+    auditor = audit_vectors(stored, parts.whole)
+    explained = loading.explained(model, stored, checkpoint.quantization, parts=parts)
+    remote = checkpoint.remote
+    read = SmallReading(
+        num_tensors=len(parts.whole),
+        num_bytes=sum(end - start for several in spans.values() for start, end in several),
+        num_stored=len(stored.stored_dtypes()),
+        vectors=vector_ranges(auditor.vectors),
+        num_tied_rows=max(map(len, tied.values()), default=0),
+        requests=None if remote is None else remote.num_requests,
+        received_bytes=None if remote is None else remote.num_bytes,
+    )
+    audit = replace(auditor.result(), small=read)
+    return Triage(
+        audit=explained.added_to(audit, model),
+        key_values=stored_key_ranges(model, layout, _by_parameter(model, auditor.vectors)),
+    )
+
+
+def _hold(
+    checkpoint: Checkpoint,
+    stored: Weights,
+    spans: Mapping[str, Sequence[Span]],
+    *,
+    observe: Observer,
+) -> None:
+    """Says what is going to be read, and fetches what is on the Hub."""
+    what = (
+        f"reading {len(spans):,} of {len(stored.stored_dtypes()):,} tensors of {checkpoint.id}, "
+        "small ones and samples"
+    )
+    remote = checkpoint.remote
+    if remote is None:
+        observe(Announcement(text=what))
+        return
+    plan = remote.plan(spans)
+    requests = counted(plan.num_requests, "request")
+    observe(Announcement(text=f"{what}: {num_bytes(plan.num_bytes)} in {requests}"))
+    remote.hold(spans)
+
+
+def _by_parameter(model: nn.Module, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Stored vectors by the names that the model gives them."""
+    return {
+        conversion.target: vectors[conversion.sources[0]]
+        for conversion in find_conversions(model, vectors)
+        if conversion.converter is None
+    }
