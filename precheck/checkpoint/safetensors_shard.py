@@ -74,7 +74,7 @@ class SafetensorsShard:
     @property
     def size_bytes(self) -> int:
         """Size of the file."""
-        return self._opened_as.st_size
+        return self._opened.version[0]
 
     def names(self) -> Sequence[str]:
         """Its tensors."""
