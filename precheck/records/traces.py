@@ -7,9 +7,9 @@ from enum import StrEnum
 
 from precheck.records.answers import AnswersTrace
 from precheck.records.configuration import Configuration
-from precheck.records.outcomes.every_prompt import ProofStatus, RunProof
 from precheck.records.format_loss import FormatCulprits, FormatLoss
 from precheck.records.mechanism import Mechanism
+from precheck.records.outcomes.every_prompt import ProofStatus, RunProof
 from precheck.records.precision import Accumulation, Arithmetic, Dtype
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from precheck.checkpoint.architecture import Architecture
     from precheck.measure.blame.mechanisms import Classifier
+    from precheck.measure.bounds.certificates import Certificates
     from precheck.measure.lockstep.clock import Clock
     from precheck.measure.lockstep.figures.run_totals import RunTotals
     from precheck.measure.lockstep.symptom import Decode
@@ -54,6 +55,7 @@ class WaveRun:
         keeps_entries: keep the arguments of units in which something overflows.
         facts: what the model's answers are.
         witness: records what the runs compute.
+        certificates: bound it, over all inputs.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class WaveRun:
         keeps_entries: bool,
         facts: ModelFacts,
         witness: Witness | None,
+        certificates: Certificates | None,
     ) -> None:
         self._context = PassageContext(
             layout=layout,
@@ -79,6 +82,7 @@ class WaveRun:
             generates=facts.generates,
             embedding=facts.embedding or Embedding(),
             witness=witness,
+            certificates=certificates,
         )
         self._weights = weights
         self._products = ProductEmulation()
