@@ -52,6 +52,7 @@ def scan(
     accumulations: Sequence[Accumulation | str] | None = None,
     kv_cache_dtypes: Sequence[str] | str = (),
     quantizations: Sequence[str] | str = (),
+    prove: bool = False,
     generate: int = 0,
     static: bool = False,
     full: bool = False,
@@ -92,6 +93,8 @@ def scan(
         kv_cache_dtypes: formats of the key-value cache (``fp8_e4m3``), a run more for each, in the
             dtype and attention that would be deployed; ``all`` for every one.
         quantizations: formats of the weights (``int4``), in the same way.
+        prove: bound every operation of the 16-bit runs over all inputs, from the weights:
+            ``headroom[].status``, ``runs[].proof``.
         generate: tokens to generate after each prompt, greedy and sampled, in every run.
         capsule: folder for the layer that overflows, with a script that reproduces it without the
             model; nothing is written if nothing overflows.
@@ -137,6 +140,7 @@ def scan(
         is_static=static,
         is_full=full,
         is_streamed=stream,
+        proves=prove,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
         num_generated=_positive(generate),

@@ -50,6 +50,8 @@ class Request:
     """Read all weights even so."""
     is_streamed: bool = False
     """Read the weights of a repository on the Hub, and store nothing."""
+    proves: bool = False
+    """Bound what the 16-bit runs compute, over all inputs."""
     num_generated: int = 0
     """Tokens to generate after each prompt."""
     continues_own: bool = True
@@ -78,6 +80,7 @@ class Request:
             "--full": self.is_full,
             "--stream": self.is_streamed,
             "--quick": self.quick,
+            "--prove": self.proves,
             "--builtin-probes": self.builtin_probes,
             "--trust-remote-code": self.trust_remote_code,
             "--allow-pickle": self.allow_pickle,
