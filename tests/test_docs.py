@@ -33,7 +33,7 @@ from precheck.records import (
     stored,
     traces,
 )
-from precheck.records.outcomes import positions
+from precheck.records.outcomes import every_prompt, positions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -47,7 +47,18 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_IN_THE_REPORT = {"Measurements", "RunTrace"}
 RECORDS = {
     name: record
-    for module in (report, advice, answers, positions, sizes, stored, traces, finding, format_loss)
+    for module in (
+        report,
+        advice,
+        answers,
+        sizes,
+        stored,
+        traces,
+        finding,
+        format_loss,
+        every_prompt,
+        positions,
+    )
     for name, record in vars(module).items()
     if is_dataclass(record) and record.__module__ == module.__name__
 }

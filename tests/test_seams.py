@@ -23,8 +23,8 @@ IMPORTED: dict[tuple[str, str], tuple[str, ...]] = {
     ("torch._ops", "OpOverload"): (
         "measure/watch/float16_sums.py",
         "measure/watch/rounded_products.py",
-        "cure/scales/flow.py",
-        "cure/scales/known_numbers.py",
+        "measure/trace/flow.py",
+        "measure/trace/known_numbers.py",
         "measure/blame/live_examination.py",
         "measure/blame/live.py",
         "measure/watch/op_kinds.py",
@@ -32,8 +32,8 @@ IMPORTED: dict[tuple[str, str], tuple[str, ...]] = {
     ),
     **{
         ("torch._subclasses.fake_tensor", name): (
-            "cure/scales/flow.py",
-            "cure/scales/known_numbers.py",
+            "measure/trace/flow.py",
+            "measure/trace/known_numbers.py",
         )
         for name in (
             "DataDependentOutputException",
@@ -41,10 +41,12 @@ IMPORTED: dict[tuple[str, str], tuple[str, ...]] = {
             "FakeTensorMode",
         )
     },
-    ("torch._subclasses.fake_tensor", "FakeTensor"): ("cure/scales/known_numbers.py",),
-    ("torch._subclasses.fake_tensor", "unset_fake_temporarily"): ("cure/scales/known_numbers.py",),
+    ("torch._subclasses.fake_tensor", "FakeTensor"): ("measure/trace/known_numbers.py",),
+    ("torch._subclasses.fake_tensor", "unset_fake_temporarily"): (
+        "measure/trace/known_numbers.py",
+    ),
     ("torch.utils._python_dispatch", "TorchDispatchMode"): (
-        "cure/scales/flow.py",
+        "measure/trace/flow.py",
         "measure/blame/live.py",
         "measure/watch/ops.py",
         "measure/capsule/reproduce.py",

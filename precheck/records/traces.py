@@ -9,6 +9,7 @@ from precheck.records.answers import AnswersTrace
 from precheck.records.configuration import Configuration
 from precheck.records.format_loss import FormatCulprits, FormatLoss
 from precheck.records.mechanism import Mechanism
+from precheck.records.outcomes.every_prompt import ProofStatus, RunProof
 from precheck.records.outcomes.positions import LongText, PositionFigures
 from precheck.records.precision import Accumulation, Arithmetic, Dtype
 
@@ -230,6 +231,8 @@ class RunTrace:
     symptom: Symptom | None = None
     generations: tuple[Generation, ...] = ()
     """With ``--generate``: greedy and sampled."""
+    proof: RunProof | None = None
+    """What holds for every prompt; None where bounds were not computed."""
 
     @property
     def configuration(self) -> Configuration:
@@ -275,6 +278,14 @@ class Headroom:
     """The implementation this row counts for; None when it counts for all."""
     abs_max: float
     headroom_bits: dict[str, float]
+    bound_abs_max: dict[str, float] = field(default_factory=dict)
+    """By dtype, what no input exceeds in the runs that this row counts for: rounding differs.
+
+    The largest over all operations of the mechanism in this layer. A dtype without one is
+    unbounded, or was not examined.
+    """
+    status: dict[str, ProofStatus] = field(default_factory=dict)
+    """By dtype; empty where bounds were not computed."""
 
 
 LONG_TEXT_TOKENS = 256

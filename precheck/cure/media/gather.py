@@ -9,12 +9,12 @@ from precheck.checkpoint.quiet import quiet_transformers
 from precheck.cure.media.accepted import content_inputs, unfed
 from precheck.cure.media.arrays import Draw
 from precheck.cure.media.synthetic import Synthetic
-from precheck.cure.scales.flow import trace_flow, traceable, traced_batches
 from precheck.errors import UntraceableError
 from precheck.measure.models.empty import bare_model, empty_model
 from precheck.measure.models.skeleton import Skeleton
 from precheck.measure.probes.media_batches import Processor
 from precheck.measure.subject.token_inputs import vocab_size
+from precheck.measure.trace.flow import trace_flow, traceable, traced_batches
 from precheck.measure.watch.parameters import Parameters
 from precheck.records.configuration import Configuration
 from precheck.records.precision import Dtype

@@ -9,12 +9,12 @@ import torch
 from transformers import PreTrainedConfig
 
 from precheck.cure.media.arrays import Draw, arrays
-from precheck.cure.scales.flow import FakeModel
 from precheck.errors import UntraceableError
 from precheck.measure.models.settings import text_config
 from precheck.measure.models.skeleton import Skeleton, twin
 from precheck.measure.probes.batch import Batch
 from precheck.measure.subject.token_inputs import decoder_start, vocab_size
+from precheck.measure.trace.flow import FakeModel
 from precheck.measure.watch.trees import tensors_in
 from precheck.records.traces import Probe
 

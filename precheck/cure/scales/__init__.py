@@ -45,16 +45,16 @@ Assumptions.
 What it cannot see.
 
 - Code that depends on numbers (``if hidden.max() > ...``): the model is refused. Token ids, sizes
-  and positions are known (``known_numbers``).
+  and positions are known (``precheck.measure.trace.known_numbers``).
 - What none of these batches passes; a fix is refused where parameters are left over.
 - Rounding. Values may become subnormal in float16, ``w`` of a scaled ``1 + w`` is rounded when it
   is stored, and an epsilon that is not in the config cannot be scaled. That is why every fix is
   measured before it is kept (``precheck.cure.proof``).
 
-To read in this order: ``forms`` (unknowns, linear forms, equations), ``flow`` (the trace),
-``equations`` (one pass over it after another), ``tensor_scale`` and ``constraints`` (what a pass
-keeps), ``rules`` with ``products``, ``sums`` and ``views`` (a rule for each operation),
-``config_numbers`` (numbers of the config), ``solve`` and ``prices`` (the integer program),
-``traced_checkpoint``, ``blocks``, ``stored_changes`` and ``weight_ranges`` (from unknowns to the
-tensors that are stored).
+To read in this order: ``forms`` (unknowns, linear forms, equations), ``precheck.measure.trace``
+(the trace), ``equations`` (one pass over it after another), ``tensor_scale`` and ``constraints``
+(what a pass keeps), ``rules`` with ``products``, ``sums`` and ``views`` (a rule for each
+operation), ``config_numbers`` (numbers of the config), ``solve`` and ``prices`` (the integer
+program), ``traced_checkpoint``, ``blocks``, ``stored_changes`` and ``weight_ranges`` (from unknowns
+to the tensors that are stored).
 """

@@ -14,7 +14,7 @@ from precheck.cure.scales.forms import Form, Kind, Unknown
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from precheck.cure.scales.flow import Flow
+    from precheck.measure.trace.flow import Flow
 
 _FACTOR = 4.0
 """A number is multiplied by this: its square root then changes too, and exactly."""

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from precheck.cure.scales.flow import FlowOp
     from precheck.cure.scales.tensor_scale import Origin, Partitions
+    from precheck.measure.trace.flow import FlowOp
 
 MOST_CLASSES = 16
 """Of the positions of a parameter. Code that takes a tensor apart further than into queries, keys,

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     import torch
 
-    from precheck.cure.scales.flow import Flow, FlowOp, Value
     from precheck.cure.scales.forms import Unknown
     from precheck.cure.scales.tensor_scale import Partitions, TensorScale
+    from precheck.measure.trace.flow import Flow, FlowOp, Value
 
 _MOST_PASSES = 12
 """A boundary in one parameter leads to others: in its bias, then in the next layer's weights."""

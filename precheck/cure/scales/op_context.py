@@ -10,8 +10,8 @@ from precheck.measure.watch.op_kinds import MASK_SENTINEL
 
 if TYPE_CHECKING:
     from precheck.cure.scales.constraints import Constraints
-    from precheck.cure.scales.flow import FlowOp
     from precheck.cure.scales.forms import Form
+    from precheck.measure.trace.flow import FlowOp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from precheck.cure.scales.constraints import Constraints
-    from precheck.cure.scales.flow import Value
     from precheck.cure.scales.forms import Form
     from precheck.cure.scales.op_context import OpContext
     from precheck.cure.scales.tensor_scale import Origin
+    from precheck.measure.trace.flow import Value
 
 
 def matrix_product(

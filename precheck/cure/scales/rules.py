@@ -28,7 +28,7 @@ from precheck.measure.watch.op_kinds import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from precheck.cure.scales.flow import Value
+    from precheck.measure.trace.flow import Value
 
 Rule = Callable[[OpContext, "list[TensorScale]"], TensorScale]
 """From the scales of an operation's inputs to that of its result."""

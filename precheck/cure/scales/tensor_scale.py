@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from precheck.cure.scales.flow import Value
+    from precheck.measure.trace.flow import Value
 
 Partitions = dict[tuple[str, int], "Tensor"]
 """By parameter and dimension (from the end): for each position the number of its class, which has

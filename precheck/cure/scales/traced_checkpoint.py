@@ -12,7 +12,6 @@ from precheck.checkpoint.quiet import quiet_transformers
 from precheck.cure.scales.blocks import parameter_changes
 from precheck.cure.scales.config_numbers import ConfigNumber, config_numbers, find_settings
 from precheck.cure.scales.equations import find_scales
-from precheck.cure.scales.flow import trace_flow, traceable, traced_batches
 from precheck.cure.scales.stored_changes import first_names, source_changes
 from precheck.errors import UntraceableError
 from precheck.measure.models.conversion import find_conversions
@@ -20,6 +19,7 @@ from precheck.measure.models.empty import empty_model
 from precheck.measure.models.model_dtypes import kept_in_float32
 from precheck.measure.models.skeleton import Skeleton, twin
 from precheck.measure.models.ties import declared_ties, tie
+from precheck.measure.trace.flow import trace_flow, traceable, traced_batches
 from precheck.measure.watch.peaks import Wanted
 from precheck.records.precision import Dtype
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
     from precheck.checkpoint.source import Checkpoint
     from precheck.checkpoint.weights import Weights
-    from precheck.cure.scales.flow import Flow
     from precheck.cure.scales.forms import Scales, Unknown
     from precheck.measure.models.conversion import Conversion
     from precheck.measure.probes.batch import Batch
+    from precheck.measure.trace.flow import Flow
     from precheck.records.outcomes.fix import TensorChange
 
 

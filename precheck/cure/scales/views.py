@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from precheck.cure.scales.constraints import MOST_CLASSES, MOST_EXPERTS
-from precheck.cure.scales.flow import Value
 from precheck.cure.scales.tensor_scale import (
     ZEROS,
     TensorScale,
@@ -17,6 +16,7 @@ from precheck.cure.scales.tensor_scale import (
     laned,
     of_rank,
 )
+from precheck.measure.trace.flow import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from precheck.cure.scales.constraints import Constraints
-    from precheck.cure.scales.flow import FlowOp
     from precheck.cure.scales.tensor_scale import Origin
+    from precheck.measure.trace.flow import FlowOp
 
 SPLITS = frozenset({"aten.split", "aten.split_with_sizes", "aten.unbind", "aten.chunk"})
 """They return several tensors, each a part of the first."""

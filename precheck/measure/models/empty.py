@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 
 from precheck.checkpoint.quiet import quiet_transformers
 from precheck.checkpoint.torch_dtypes import torch_dtype
-from precheck.measure.models.bounds import bounded_by_its_files
 from precheck.measure.models.from_pretrained import (
     load_error,
     model_class,
@@ -17,6 +16,7 @@ from precheck.measure.models.from_pretrained import (
     seeded_loading,
 )
 from precheck.measure.models.matching import Loading
+from precheck.measure.models.plausible_size import bounded_by_its_files
 from precheck.records.attention import as_argument
 
 if TYPE_CHECKING:

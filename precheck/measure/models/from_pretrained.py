@@ -19,7 +19,7 @@ from precheck.errors import (
     first_line,
 )
 from precheck.measure.machine.memory import is_out_of_memory, memory_error
-from precheck.measure.models.bounds import bounded_by_its_files
+from precheck.measure.models.plausible_size import bounded_by_its_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

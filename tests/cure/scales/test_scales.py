@@ -13,10 +13,10 @@ from precheck.checkpoint.rewriting import block_of
 from precheck.cure.scales.blocks import blocks
 from precheck.cure.scales.config_numbers import config_numbers, find_settings
 from precheck.cure.scales.equations import find_scales
-from precheck.cure.scales.flow import trace_flow, traced_batches
 from precheck.cure.scales.forms import Kind, Reason
 from precheck.cure.scales.solve import choose
 from precheck.measure.models.skeleton import Skeleton
+from precheck.measure.trace.flow import trace_flow, traced_batches
 from precheck.measure.watch.parameters import Parameters
 from precheck.measure.watch.peaks import Peaks
 from precheck.records.configuration import Configuration
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from precheck.cure.scales.flow import Flow
     from precheck.cure.scales.forms import ScaledResult, Scales
     from precheck.cure.scales.solve import Choice
+    from precheck.measure.trace.flow import Flow
 
 
 def flow_of(model: nn.Module, attn_implementation: str = "sdpa") -> Flow:

@@ -22,7 +22,6 @@ from torch._subclasses.fake_tensor import (  # its only spelling
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from precheck.cure.scales.known_numbers import KnownNumbers, NumbersInLists
 from precheck.errors import UntraceableError, first_line
 from precheck.measure.blame.unit_call import logits_in
 from precheck.measure.models.attention import attention_of
@@ -30,6 +29,7 @@ from precheck.measure.models.skeleton import Skeleton
 from precheck.measure.probes.batch import Batch
 from precheck.measure.probes.tokens import with_decoder_input
 from precheck.measure.subject.token_inputs import decoder_start
+from precheck.measure.trace.known_numbers import KnownNumbers, NumbersInLists
 from precheck.measure.watch.module_stack import ModuleStack
 from precheck.measure.watch.op_kinds import op_kind
 from precheck.measure.watch.parameters import Parameters

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from precheck.cure.scales.flow import FakeModel
 from precheck.errors import UntraceableError
+from precheck.measure.trace.flow import FakeModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
