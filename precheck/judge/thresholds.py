@@ -74,6 +74,40 @@ COARSE_STEP = Threshold(
     ),
     source="https://arxiv.org/abs/2108.12409",
 )
+COARSE_ANGLE = Threshold(
+    value=2.0**-4,
+    unit="radian, between neighbouring values, where the largest rotary angles are",
+    reason=(
+        "Rounding turns a query by half a step, and its product with a key by as much relative to "
+        "its size. bfloat16 passes it at 8 radians, float16 at 64, which the fastest frequency "
+        "reaches at the token of that number."
+    ),
+    source="https://github.com/huggingface/transformers/pull/29285",
+)
+COARSE_NUMBER = Threshold(
+    value=2.0,
+    unit="tokens, between neighbouring values, where the largest position is",
+    reason="Two tokens get one number: beyond 256 in bfloat16, beyond 2,048 in float16.",
+    source="https://github.com/huggingface/transformers/pull/29285",
+)
+FAR_FROM_NEAR = Threshold(
+    value=4.0,
+    unit="KL divergence of the worst distance, of that of the first 64 tokens",
+    reason=(
+        "Healthy runs differ by less from place to place: a factor of 2 over 4,096 tokens of tiny "
+        "models of four architectures. Planted biases and angles change it by a hundred and more."
+    ),
+    source="tests/judge/test_positions.py",
+)
+GROWTH = Threshold(
+    value=0.25,
+    unit="bit for each doubling of the distance, in three doublings one after the other",
+    reason=(
+        "The largest of twice as many values is a little larger by chance, by a few hundredths "
+        "of a bit; what adds up over tokens grows by half a bit (a random walk) or by one."
+    ),
+    source="tests/judge/test_positions.py",
+)
 FP8_SCORE_ROUNDING = Threshold(
     value=15.0,
     unit="nat that scores move at most because of key biases: root of the sum of layers' squares",

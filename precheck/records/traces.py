@@ -10,7 +10,7 @@ from precheck.records.configuration import Configuration
 from precheck.records.format_loss import FormatCulprits, FormatLoss
 from precheck.records.mechanism import Mechanism
 from precheck.records.outcomes.every_prompt import ProofStatus, RunProof
-from precheck.records.outcomes.positions import LongText, PositionFigures
+from precheck.records.outcomes.positions import LongText, PositionFigures, PositionRounding
 from precheck.records.precision import Accumulation, Arithmetic, Dtype
 
 
@@ -228,6 +228,8 @@ class RunTrace:
     """Of a model that generates nothing."""
     positions: tuple[PositionFigures, ...] = ()
     """Of the longest text, by distance from its first token (``coverage.long_text``)."""
+    position_roundings: tuple[PositionRounding, ...] = ()
+    """Of that text, where positions are computed with in 16 bits, one a kind and source line."""
     symptom: Symptom | None = None
     generations: tuple[Generation, ...] = ()
     """With ``--generate``: greedy and sampled."""

@@ -19,12 +19,14 @@ from precheck.judge.findings import (
     libraries,
     live,
     overflow,
+    positions,
     scales,
     stored,
     unmeasured,
 )
 from precheck.records.finding import Confidence, Finding, Severity
 from precheck.records.mechanism import MECHANISMS
+from precheck.records.outcomes.positions import PositionKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -60,11 +62,27 @@ RULES = (
     ),
     Rule("PC111", "the output is not finite, and no operation is named", overflow.not_located),
     Rule("PC201", "accuracy is lost without any NaN", divergence.degraded),
+    Rule(
+        "PC721",
+        "biases for distances are rounded",
+        positions.lost_far_away(frozenset({PositionKind.BIAS})),
+    ),
+    Rule(
+        "PC722",
+        "positions or their angles are rounded",
+        positions.lost_far_away(frozenset({PositionKind.ANGLE, PositionKind.NUMBER})),
+    ),
+    Rule(
+        "PC720",
+        "accuracy falls with the distance from the first token",
+        positions.lost_far_away(frozenset()),
+    ),
     Rule("PC602", "a format of the key-value cache costs accuracy", formats.cache_costs_accuracy),
     Rule("PC603", "a format of the weights costs accuracy", formats.weights_cost_accuracy),
     Rule("PC305", "float32 runs disagree", attention.references_disagree),
     Rule("PC303", "eager attention would overflow", attention.eager_would_overflow),
     Rule("PC114", "less than one bit of headroom is left", headroom.low_headroom),
+    Rule("PC723", "a value grows with the length of the text", positions.growing),
     Rule("PC115", "no partial sum can exceed float16", overflow.sums_that_fit),
     Rule("PC112", "an overflow was absorbed", overflow.absorbed),
     Rule("PC503", "weights beyond float16's maximum", checkpoint.out_of_float16_range),

@@ -17,6 +17,7 @@ from precheck.measure.lockstep.turns import Worker
 from precheck.measure.watch.module_stack import ModuleStack
 from precheck.measure.watch.operands import OperandRecorder
 from precheck.measure.watch.ops import OpWatcher
+from precheck.measure.watch.position_ops import PositionOps
 from precheck.measure.watch.segment import Segment
 from precheck.measure.watch.trees import tensors_in
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from precheck.measure.watch.float16_sums import Float16Sums
     from precheck.measure.watch.rounded_products import RoundedProducts
     from precheck.measure.watch.segment import OpNode
+
+    OnOp = Callable[[OpNode, list[Tensor], list[Tensor]], None]
 
 
 class Passage:
@@ -88,6 +91,7 @@ class Passage:
         self._watcher = self._new_watcher(
             buckets=batch.columns_by_bucket,
             operands=OperandRecorder(self._real_tokens) if self._is_reference else None,
+            on_op=self._op_witness() or self._position_ops(),
         )
         self._counter = SegmentCounter()
         self._skipped = SkippedBlocks(skeleton.model, context.layout)
@@ -127,6 +131,7 @@ class Passage:
         *,
         buckets: Sequence[tuple[int, slice]] = (),
         operands: OperandRecorder | None = None,
+        on_op: OnOp | None = None,
     ) -> OpWatcher:
         return OpWatcher(
             stack=self._stack,
@@ -135,12 +140,20 @@ class Passage:
             check=self.worker.turns.check,
             products=self._products,
             device=self.batch.input_ids.device,
-            on_op=self._op_witness(),
+            on_op=on_op,
             buckets=buckets,
             operands=operands,
         )
 
-    def _op_witness(self) -> Callable[[OpNode, list[Tensor], list[Tensor]], None] | None:
+    def _position_ops(self) -> OnOp | None:
+        """What sees how a long text's positions are computed with, of a run in 16 bits."""
+        if not self.batch.is_by_position or self.skeleton.dtype.is_reference:
+            return None
+        ops = PositionOps(self.batch.input_ids.shape[1])
+        self.totals.position_ops = ops.found
+        return ops.see
+
+    def _op_witness(self) -> OnOp | None:
         witness = self._context.witness
         if witness is None or not self.skeleton.configuration.is_reference:
             return None

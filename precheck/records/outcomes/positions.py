@@ -3,10 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import pairwise
 
 FIRST_TOKENS = 64
 """Positions before this are one bucket: what grows with the distance does not show there."""
+
+
+class PositionKind(StrEnum):
+    """What of a position an operation computes with."""
+
+    NUMBER = "number"
+    """The position itself."""
+    ANGLE = "angle"
+    """A position times a frequency, in radians, whose sine or cosine is taken."""
+    BIAS = "bias"
+    """What is added to attention scores for a distance, as ALiBi does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositionRounding:
+    """An operation that reads what tells positions apart in 16 bits."""
+
+    kind: PositionKind
+    module: str
+    """The first that it runs in."""
+    op: str
+    source: str
+    """Base name of the file and line."""
+    source_file: str | None = None
+    abs_max: float
+    """The largest operand."""
+    step: float
+    """How far apart neighbouring numbers of the dtype are there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +82,46 @@ def bucket_edges(num_tokens: int) -> tuple[int, ...]:
         edges += [each for each in (edge, edge * 3 // 2) if each < num_tokens]
         edge *= 2
     return (*edges, num_tokens)
+
+
+def by_octave(figures: tuple[PositionFigures, ...]) -> tuple[PositionFigures, ...]:
+    """The same figures for each doubling of the distance: two buckets together.
+
+    >>> rows = [PositionFigures(start=start, end=end) for start, end in pairwise(bucket_edges(300))]
+    >>> [(row.start, row.end) for row in by_octave(tuple(rows))]
+    [(0, 64), (64, 128), (128, 256), (256, 300)]
+    """
+    octaves = list(figures[:1])
+    for row in figures[1:]:
+        is_half = row.start % 3 == 0 and octaves[-1].end == row.start and len(octaves) > 1
+        if is_half:
+            octaves[-1] = _together(octaves[-1], row)
+        else:
+            octaves.append(row)
+    return tuple(octaves)
+
+
+def _together(first: PositionFigures, second: PositionFigures) -> PositionFigures:
+    return PositionFigures(
+        start=first.start,
+        end=second.end,
+        kl_divergence=_mean(first, second, first.kl_divergence, second.kl_divergence),
+        top1_agreement=_mean(first, second, first.top1_agreement, second.top1_agreement),
+        abs_max={
+            name: max(first.abs_max.get(name, 0.0), second.abs_max.get(name, 0.0))
+            for name in first.abs_max | second.abs_max
+        },
+    )
+
+
+def _mean(
+    first: PositionFigures, second: PositionFigures, one: float | None, other: float | None
+) -> float | None:
+    """Of the tokens of both, by their numbers; of one where the other is not known."""
+    if one is None or other is None:
+        return other if one is None else one
+    early, late = first.end - first.start, second.end - second.start
+    return (early * one + late * other) / (early + late)
 
 
 def columns_by_bucket(text_tokens: int, *, first: int, count: int) -> list[tuple[int, slice]]:

@@ -15,6 +15,7 @@ from precheck.render.parts.deployment import deployment
 from precheck.render.parts.generation_table import generation_tables
 from precheck.render.parts.headline import headline, identity, scope
 from precheck.render.parts.layer_table import layer_tables
+from precheck.render.parts.position_table import position_table, positions_title
 from precheck.render.parts.printed import printed
 from precheck.render.parts.run_table import run_table
 from precheck.render.parts.stored_formats.table import format_tables, sizes_note
@@ -88,6 +89,7 @@ def _sections(
     if not report.is_static:
         yield (run_table(report, width=width),)
     yield from _formats(report, prose=prose, width=width)
+    yield from _positions(report, width=width)
     if (panel := culprit_panel(report, width=prose)) is not None:
         yield (panel,)
     yield from (_all_layers if all_layers else _layers_around)(report, width=width)
@@ -106,6 +108,12 @@ def _formats(report: Report, *, prose: int, width: int) -> Iterator[Sequence[Ren
     note = Text(sizes_note(report), style="dim")
     for title, written in format_tables(report, width=width):
         yield (Text(title, style="bold"), written, Within(wrapped(note), prose))
+
+
+def _positions(report: Report, *, width: int) -> Iterator[Sequence[RenderableType]]:
+    written = position_table(report, width=width)
+    if written is not None:
+        yield (Text(positions_title(report), style="bold"), written)
 
 
 def _head(report: Report, gate: Gate | None) -> tuple[RenderableType, ...]:

@@ -16,6 +16,7 @@ from precheck.render.parts.brief.next_steps import next_steps, use_lines
 from precheck.render.parts.brief.runs import run_lines
 from precheck.render.parts.brief.verdict import verdict_lines
 from precheck.render.parts.headline import broken_checkpoint
+from precheck.render.parts.position_table import position_table, positions_title
 from precheck.render.parts.printed import printed
 from precheck.render.parts.stored_formats.table import format_tables
 from precheck.render.parts.words import SEVERITY_MARKS, shown
@@ -51,6 +52,7 @@ def render_brief(report: Report, gate: Gate, *, engine: str, width: int, colour:
         *verdict_lines(report, gate),
         *run_lines(report, width=width),
         *_formats(report, width=width),
+        *_positions(report, width=width),
         Text(),
         *_details(report, gate, engine, width=width),
     ]
@@ -62,6 +64,15 @@ def _formats(report: Report, *, width: int) -> Iterator[RenderableType]:
     for title, written in format_tables(report, width=width - _INDENT):
         yield Text()
         yield Text(f"  {title}", style="bold")
+        yield Padding(written, (0, 0, 0, _INDENT))
+
+
+def _positions(report: Report, *, width: int) -> Iterator[RenderableType]:
+    """A table of what changes with the position, where a length was asked for."""
+    written = position_table(report, width=width - _INDENT)
+    if written is not None and "--context" in report.options:
+        yield Text()
+        yield Text(f"  {positions_title(report)}", style="bold")
         yield Padding(written, (0, 0, 0, _INDENT))
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from precheck.measure.lockstep.figures.positions import PositionTotals
     from precheck.measure.models.skeleton import Skeleton
     from precheck.records.format_loss import FormatCulprits
+    from precheck.records.outcomes.positions import PositionKind, PositionRounding
     from precheck.records.traces import Generation, Overflow
 
 
@@ -56,6 +57,8 @@ class RunTotals:
     answers: AnswersTotals | None = None
     positions: PositionTotals | None = None
     """Of the text whose figures are told by position."""
+    position_ops: dict[tuple[PositionKind, str], PositionRounding] = field(default_factory=dict)
+    """Where that text's positions go through 16 bits, by kind and source line."""
     producers: list[tuple[LocatedProducer, bool]] = field(default_factory=list)
     """Each with whether it is absorbed."""
     reaches_output: bool = False
@@ -93,6 +96,7 @@ class RunTotals:
             format_loss=_merged(self.format_loss, other.format_loss),
             answers=_merged(self.answers, other.answers),
             positions=_merged(self.positions, other.positions),
+            position_ops=_coarsest(self.position_ops, other.position_ops),
             producers=[*self.producers, *other.producers],
             reaches_output=self.reaches_output or other.reaches_output,
             reference_nonfinite=self.reference_nonfinite or other.reference_nonfinite,
@@ -176,6 +180,7 @@ class RunTotals:
             format_culprits=culprits,
             answers=None if self.answers is None or is_reference else self.answers.trace,
             positions=() if self.positions is None else self.positions.figures,
+            position_roundings=tuple(self.position_ops.values()),
             symptom=self.symptom or _symptom(broken),
             generations=generations,
             proof=None if bounds is None else bounds.proof,
@@ -201,6 +206,17 @@ _Totals = TypeVar("_Totals", bound=_Mergeable)
 def _merged(first: _Totals | None, second: _Totals | None) -> _Totals | None:
     """Both together, or the one that there is."""
     return first or second if first is None or second is None else first.merge(second)
+
+
+def _coarsest(
+    first: dict[tuple[PositionKind, str], PositionRounding],
+    second: dict[tuple[PositionKind, str], PositionRounding],
+) -> dict[tuple[PositionKind, str], PositionRounding]:
+    both = dict(first)
+    for key, row in second.items():
+        if key not in both or both[key].abs_max < row.abs_max:
+            both[key] = row
+    return both
 
 
 def _key(overflow: Overflow) -> tuple[str, str, str]:

@@ -5,7 +5,8 @@ texts carry most of it (31 % in one token of 1,024, Qwen2.5-Coder-0.5B). So ever
 of its own, and the verdict rests on texts as users write them: the median of their means, each
 without its worst tokens. Kinds of input that break for reasons of their own (padding, images,
 sounds, a user's prompts) have medians of their own, and the worst of these counts. A long text is
-judged by the median of its pieces, because what is lost with the distance shows in no short one.
+judged by the medians of its pieces, of each doubling of the distance from its first token: what is
+lost far from it shows in no short text, and only there.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ LEFT_OUT = 0.02
 
 PIECE_TOKENS = 128
 """Tokens of a long text that are judged together."""
+
+FIRST_PIECES = 4
+"""Of a long text: a median of fewer says little."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -73,8 +77,12 @@ class TextDivergence:
         groups: dict[str, list[float]] = {}
         for probe, kl in judged or finite:
             group = probe.name if probe.is_judged_alone else _medium(probe)
-            pieces = kl.split(PIECE_TOKENS) if probe.num_tokens >= LONG_TEXT_TOKENS else [kl]
-            groups.setdefault(group, []).extend(map(_typical, pieces))
+            if probe.num_tokens < LONG_TEXT_TOKENS:
+                groups.setdefault(group, []).append(_typical(kl))
+                continue
+            for number, piece in enumerate(kl.split(PIECE_TOKENS)):
+                octave = max(0, (number // FIRST_PIECES).bit_length())
+                groups.setdefault(f"{group}/{octave}", []).append(_typical(piece))
         return max(map(statistics.median, groups.values()), default=None)
 
 

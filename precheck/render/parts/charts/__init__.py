@@ -1,4 +1,4 @@
-"""The charts of a report: range, error and headroom over the layers."""
+"""The charts of a report: range, error and headroom over the layers, and by position."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from precheck.render.parts.charts.errors import errors, format_errors
 from precheck.render.parts.charts.headroom import headroom
+from precheck.render.parts.charts.positions import position_charts
 from precheck.render.parts.charts.sizes import sizes
 
 if TYPE_CHECKING:
@@ -27,3 +28,4 @@ def charts(report: Report) -> Iterator[Chart]:
         for draw in (sizes, errors, format_errors, headroom):
             if (chart := draw(report, section)) is not None:
                 yield chart
+    yield from position_charts(report)
