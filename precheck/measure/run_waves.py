@@ -61,7 +61,9 @@ def run_batches(
         witness=prepared.request.witness,
     )
     try:
-        for wave in in_waves(inputs.plan.batches, indices):
+        for wave in in_waves(
+            inputs.plan.batches, indices, is_streamed=prepared.request.is_streamed
+        ):
             batches = [inputs.plan.batches[index].to(prepared.device) for index in wave]
             can_be_spared = bool(gathered.totals) and is_near_context(batches[0])
             if can_be_spared and _added_ops(batches[0], inputs, gathered) > MOST_ADDED_OPS:
@@ -145,7 +147,7 @@ def _clock(
     batches = [inputs.plan.batches[index] for index in indices]
     num_tokens = sum(batch.input_ids.numel() for batch in batches)
     num_media_positions = sum(batch.num_media_positions for batch in batches)
-    waves = in_waves(inputs.plan.batches, indices)
+    waves = in_waves(inputs.plan.batches, indices, is_streamed=prepared.request.is_streamed)
     is_streamed = isinstance(models, StreamedModels)
     return Clock(
         observe,

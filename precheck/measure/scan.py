@@ -44,7 +44,7 @@ def scan(subject: Subject, request: Request, *, observe: Observer) -> Measuremen
 def _plan_memory(prepared: Prepared, inputs: Inputs, *, observe: Observer) -> int:
     """Decides what is in memory at once, and announces the scan; bytes that it may take."""
     batches = inputs.plan.batches
-    waves = in_waves(batches, range(len(batches)))
+    waves = in_waves(batches, range(len(batches)), is_streamed=prepared.request.is_streamed)
     largest = max(waves, key=lambda wave: sum(batches[index].num_positions for index in wave))
     budget = memory_budget(
         prepared.device,
