@@ -325,6 +325,11 @@ def _check_combination(model: str | Path | nn.Module, request: Request) -> None:
             "stream with static, or of a live module (expected a Hub id that is run)",
             hint="omit --stream: --static reads small tensors on the Hub",
         )
+    if request.is_streamed and (request.is_resident or request.num_generated):
+        raise UsageError(
+            "stream with resident, or with tokens to generate, each of which needs all weights",
+            hint="omit --stream: the weights are downloaded once then",
+        )
     if request.capsule is None:
         return
     if request.is_static or not isinstance(model, str | Path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import threading
 import time
@@ -17,6 +18,10 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import huggingface_hub
+from huggingface_hub import constants, hf_api
+from tqdm import tqdm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -51,51 +56,43 @@ class OnDisk:
             return stream.read(end - start)
 
 
-@dataclass(frozen=True)
 class Virtual:
-    """A safetensors file whose tensors are all ones, or what ``values`` says of one."""
+    """A safetensors file whose numbers are all ones in bfloat16, but for those that are given.
 
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
-    """Code of the dtype and shape by name."""
-    values: Mapping[str, bytes] = field(default_factory=dict)
+    Args:
+        tensors: code of the dtype, and shape, by name.
+        values: the first bytes of a tensor, by its name.
+    """
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+        values: Mapping[str, bytes] | None = None,
+    ) -> None:
         position, entries = 0, {}
-        for name, (dtype, shape) in self.tensors.items():
-            end = position + _BYTES[dtype] * _product(shape)
+        for name, (dtype, shape) in tensors.items():
+            end = position + _BYTES[dtype] * math.prod(shape)
             entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, end]}
             position = end
-        content = json.dumps(entries, separators=(",", ":")).encode()
-        content += b" " * (-len(content) % 8)
-        object.__setattr__(self, "header", len(content).to_bytes(8, "little") + content)
-        object.__setattr__(self, "spans", {n: e["data_offsets"] for n, e in entries.items()})
-        object.__setattr__(self, "size", len(self.header) + position)
-
-    header: bytes = b""
-    size: int = 0
-    spans: Mapping[str, Any] = field(default_factory=dict)
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._start = len(text).to_bytes(8, "little") + text
+        self._given = {
+            len(self._start) + entries[name]["data_offsets"][0]: value
+            for name, value in (values or {}).items()
+        }
+        self.size = len(self._start) + position
 
     def read(self, start: int, end: int) -> bytes:
-        content = bytearray(self.header[start:end])
-        content += bytes(b"\x80\x3f" * ((end - start - len(content) + 1) // 2))[
-            : end - start - len(content)
-        ]
-        for name, value in self.values.items():
-            first = len(self.header) + self.spans[name][0]
-            for offset in range(len(value)):
-                if start <= first + offset < end:
-                    content[first + offset - start] = value[offset]
+        content = bytearray((b"\x80\x3f" * (end // 2 + 1 - start // 2))[start % 2 :][: end - start])
+        for first, value in {0: self._start, **self._given}.items():
+            low, high = max(start, first), min(end, first + len(value))
+            if low < high:
+                content[low - start : high - start] = value[low - first : high - first]
         return bytes(content)
 
 
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1, "I32": 4}
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 @dataclass
@@ -113,9 +110,12 @@ class Hub:
     cut_after: int = 1000
     limited: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     """Answers to give first: status and headers."""
-    redirects_to: Callable[[str], str] = staticmethod(lambda address: address)  # type: ignore[assignment]
-    change: Callable[[Hub, str], None] = staticmethod(lambda *_: None)  # type: ignore[assignment]
+    redirects_to: str | None = None
+    """Instead of to the storage."""
+    change: Callable[[Hub, str], None] | None = None
     """Called before each answer, with the path."""
+    generation: str = ""
+    """Of the content: another one changes every ETag."""
     extra_headers: dict[str, str] = field(default_factory=dict)
     """Of answers with content."""
     requests: list[tuple[str, str, str]] = field(default_factory=list)
@@ -129,19 +129,13 @@ class Hub:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def etag(self, name: str) -> str:
-        return hashlib.sha256(f"{self.commit} {name}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.generation} {name}".encode()).hexdigest()
 
     @property
     def ranges(self) -> list[str]:
         """Paths of requests for content of weights."""
-        return [
-            path
-            for _, _, path in self.requests
-            if ".safetensors" in path and "/api/" not in path and "index.json" not in path
-        ]
-
-    def num_requests(self) -> int:
-        return len(self.requests)
+        paths = (path.split("?")[0] for _, _, path in self.requests)
+        return [path for path in paths if path.endswith(".safetensors")]
 
     def total_bytes(self) -> int:
         return self.bytes_sent.total()
@@ -181,7 +175,8 @@ class _Handler(BaseHTTPRequestHandler):
             token = self.headers.get("Authorization")
             if token is not None:
                 hub.tokens.append((self.server_name, token))
-            hub.change(hub, self.path)
+            if hub.change is not None:
+                hub.change(hub, self.path)
             limited = hub.limited.pop(0) if hub.limited and ".safetensors" in self.path else None
         if limited is not None:
             status, headers = limited
@@ -243,7 +238,7 @@ class _Handler(BaseHTTPRequestHandler):
         until = time.time() + hub.lifetime_seconds
         address = f"{hub.storage}/{name}?expires={until}"
         self._send(
-            302, {**headers, **hub.extra_headers, "Location": hub.redirects_to(address)}, b""
+            302, {**headers, **hub.extra_headers, "Location": hub.redirects_to or address}, b""
         )
 
     def _stored(self, name: str, query: dict[str, list[str]]) -> None:
@@ -253,55 +248,50 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_content(self.hub.files[unquote(name)], {"ETag": f'"{self.hub.etag(name)}"'})
 
     def _send_content(self, content: Content, headers: dict[str, str]) -> None:
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         size = content.size
-        start, end = 0, size
-        status = 200
+        start, end, status = 0, size, 200
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if asked is not None and not self.hub.ignores_ranges:
-            start, end = int(asked[1]), min(int(asked[2]) + 1, size)
-            if start >= size:
-                self._send(416, {"Content-Range": f"bytes */{size}"}, b"")
-                return
-            status = 206
+            start, end, status = int(asked[1]), min(int(asked[2]) + 1, size), 206
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-        self.send_response(status)
-        for key, value in {
-            **headers,
-            "Accept-Ranges": "bytes",
-            **self.hub.extra_headers,
-            "Content-Length": str(end - start),
-        }.items():
-            self.send_header(key, value)
-        self.end_headers()
+        if start >= size:
+            self._send(416, {"Content-Range": f"bytes */{size}"}, b"")
+            return
+        length = {"Content-Length": str(end - start)}
+        self._start(status, {**headers, **self.hub.extra_headers, **length})
         if self.command == "HEAD":
             return
-        with self.hub.lock:
-            is_cut = self.server_name == "storage" and self.hub.cuts > 0
-            if is_cut and end - start > self.hub.cut_after:
-                self.hub.cuts -= 1
-                end = start + self.hub.cut_after
-            else:
-                is_cut = False
+        is_cut = self._is_cut(end - start)
+        end = start + self.hub.cut_after if is_cut else end
         try:
             for position in range(start, end, _PIECE_BYTES):
-                piece = content.read(position, min(end, position + _PIECE_BYTES))
-                self.wfile.write(piece)
-                with self.hub.lock:
-                    self.hub.bytes_sent[self.server_name] += len(piece)
+                self._write(content.read(position, min(end, position + _PIECE_BYTES)))
         except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True
-        if is_cut:
-            self.close_connection = True
+            is_cut = True
+        self.close_connection = self.close_connection or is_cut
 
-    def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
+    def _is_cut(self, length: int) -> bool:
+        with self.hub.lock:
+            is_cut = self.server_name == "storage" and self.hub.cuts > 0
+            is_cut = is_cut and length > self.hub.cut_after
+            self.hub.cuts -= is_cut
+        return is_cut
+
+    def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+        for key, value in headers.items():
             self.send_header(key, value)
         self.end_headers()
+
+    def _write(self, content: bytes) -> None:
+        self.wfile.write(content)
+        with self.hub.lock:
+            self.hub.bytes_sent[self.server_name] += len(content)
+
+    def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self._start(status, {**headers, "Content-Length": str(len(body))})
         if self.command != "HEAD":
-            self.wfile.write(body)
-            with self.hub.lock:
-                self.hub.bytes_sent[self.server_name] += len(body)
+            self._write(body)
 
 
 @contextmanager
@@ -334,9 +324,6 @@ def endpoint(
     hub: Hub, cache: Path, monkeypatch: Any, *, token: str | None = None
 ) -> Iterator[None]:
     """Lets huggingface_hub take this Hub for the one, and an empty folder for its cache."""
-    import huggingface_hub
-    from huggingface_hub import constants, hf_api
-
     template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
     with monkeypatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", hub.address)
@@ -344,6 +331,7 @@ def endpoint(
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         patch.setattr(hf_api.api, "endpoint", hub.address)
+        patch.setattr(tqdm, "monitor_interval", 0)  # its thread would stay
         patch.setenv("HF_TOKEN", token or "")
         huggingface_hub.close_session()
         try:

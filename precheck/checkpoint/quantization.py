@@ -68,6 +68,19 @@ class Quantization:
         """Whether each tensor can be decoded by itself."""
         return self.method in (GGUF, *DECODED_HERE) or self.has_float_layout
 
+    def check_streamed(self, *, where: str) -> None:
+        """Checks that the weights can be read when they are needed.
+
+        Raises:
+            UnsupportedModelError: transformers decodes them while it loads all of them.
+        """
+        if not self.is_decoded_here:
+            raise UnsupportedModelError(
+                f"{where!r} cannot be streamed: transformers decodes {self.method} while it loads "
+                "the whole model",
+                hint="omit --stream: its files are downloaded then",
+            )
+
 
 def read_quantization(content: Mapping[str, Any], *, where: str) -> Quantization | None:
     """The quantisation that a config names; None if the weights are plain.

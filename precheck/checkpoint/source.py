@@ -189,6 +189,8 @@ def open_checkpoint(
     if location.snapshot is not None and access is Access.DOWNLOADED:
         _download(location.snapshot, names=weight_names, observe=observe)
     elif location.snapshot is not None:
+        if access is Access.STREAMED and quantization is not None:
+            quantization.check_streamed(where=model)
         remote = open_remote(location.snapshot, weight_names, observe=observe)
     weight_files = tuple(location.folder / name for name in weight_names)
     if quantization is not None and quantization.is_decoded_here:

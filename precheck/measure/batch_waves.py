@@ -17,22 +17,29 @@ WAVE_TOKENS = 2048
 WAVE_BATCHES = 16
 """Every run over every batch has a thread and modules of its own."""
 
+_STREAMED_SIZE = 4
 
-def in_waves(batches: Sequence[Batch], indices: Iterable[int]) -> list[list[int]]:
+
+def in_waves(
+    batches: Sequence[Batch], indices: Iterable[int], *, is_streamed: bool = False
+) -> list[list[int]]:
     """Indices of batches that run at once: few enough for the hidden states of all runs.
 
     Args:
         batches: all of the scan.
         indices: those to run, in order.
+        is_streamed: every wave reads all weights on the Hub: four times as much runs at once, and
+            no batch alone.
     """
+    size = _STREAMED_SIZE if is_streamed else 1
     waves: list[list[int]] = []
     num_tokens = 0
     for index in indices:
         num_positions = batches[index].num_positions
         num_tokens += num_positions
         before = waves[-1] if waves else []
-        is_full = num_tokens > WAVE_TOKENS or len(before) == WAVE_BATCHES
-        is_alone = any(
+        is_full = num_tokens > size * WAVE_TOKENS or len(before) == size * WAVE_BATCHES
+        is_alone = not is_streamed and any(
             batches[each].is_by_position or is_near_context(batches[each])
             for each in (*before[-1:], index)
         )

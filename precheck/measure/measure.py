@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from precheck.checkpoint.quiet import quiet_transformers
-from precheck.errors import WeightsElsewhereError
+from precheck.errors import UnsupportedModelError, WeightsElsewhereError
 from precheck.measure.machine.memory import is_out_of_memory, memory_error
 from precheck.measure.machine.torch_settings import exact_float32
 from precheck.measure.scan import scan
 from precheck.measure.subject.static import describe
 from precheck.records.progress import Announcement, Observer
+from precheck.records.quantities import counted, num_bytes
 
 if TYPE_CHECKING:
     from precheck.measure.request import Request
@@ -36,9 +37,34 @@ def measure(subject: Subject, request: Request, *, observe: Observer) -> Measure
             try:
                 return scan(subject, request, observe=observe)
             except WeightsElsewhereError as error:
+                _check_downloaded(subject, error)
                 observe(Announcement(text=f"{error.message}; keeping all weights in memory"))
                 return scan(subject, replace(request, is_resident=True), observe=observe)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise memory_error(error, doing="during the scan") from error
         raise
+    finally:
+        _tell_traffic(subject, observe=observe)
+
+
+def _check_downloaded(subject: Subject, error: WeightsElsewhereError) -> None:
+    """Raises where weights that would have to stay in memory are on the Hub."""
+    if subject.checkpoint is not None and subject.checkpoint.remote is not None:
+        raise UnsupportedModelError(
+            f"{subject.name!r} cannot be streamed: {error.message}",
+            hint="omit --stream: its files are downloaded then",
+        ) from error
+
+
+def _tell_traffic(subject: Subject, *, observe: Observer) -> None:
+    """Says what was read on the Hub."""
+    remote = None if subject.checkpoint is None else subject.checkpoint.remote
+    if remote is not None:
+        share = remote.num_bytes / max(1, subject.stored_bytes)
+        observe(
+            Announcement(
+                text=f"read {num_bytes(remote.num_bytes)} on the Hub in "
+                f"{counted(remote.num_requests, 'request')}: {share:.3f} of what the weights take"
+            )
+        )

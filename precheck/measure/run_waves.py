@@ -66,7 +66,9 @@ def run_batches(
         certificates=certificates,
     )
     try:
-        for wave in in_waves(inputs.plan.batches, indices):
+        for wave in in_waves(
+            inputs.plan.batches, indices, is_streamed=prepared.request.is_streamed
+        ):
             batches = [inputs.plan.batches[index].to(prepared.device) for index in wave]
             is_asked_for = prepared.request.context is not None
             is_long = is_near_context(batches[0])
@@ -171,7 +173,7 @@ def _clock(
     batches = [inputs.plan.batches[index] for index in indices]
     num_tokens = sum(batch.input_ids.numel() for batch in batches)
     num_media_positions = sum(batch.num_media_positions for batch in batches)
-    waves = in_waves(inputs.plan.batches, indices)
+    waves = in_waves(inputs.plan.batches, indices, is_streamed=prepared.request.is_streamed)
     is_streamed = isinstance(models, StreamedModels)
     return Clock(
         observe,

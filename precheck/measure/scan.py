@@ -61,7 +61,7 @@ def _in_parts(prepared: Prepared, inputs: Inputs) -> Inputs:
 def _plan_memory(prepared: Prepared, inputs: Inputs, *, observe: Observer) -> int:
     """Decides what is in memory at once, and announces the scan; bytes that it may take."""
     batches, longest = list(inputs.plan.batches), inputs.plan.longest
-    waves = in_waves(batches, range(len(batches)))
+    waves = in_waves(batches, range(len(batches)), is_streamed=prepared.request.is_streamed)
     cached = 0
     if longest is not None and inputs.part_tokens is not None:
         cached = cache_bytes(prepared, longest.input_ids.shape[1])

@@ -113,7 +113,9 @@ def test_streamed_and_resident_are_the_same_bits(layout: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("layout", list(WRITERS))
 def test_a_sound_checkpoint_has_no_finding_about_its_files(layout: str, tmp_path: Path) -> None:
-    report = precheck.scan(str(quantised(tmp_path, layout, model="qwen3_moe")), static=True)
+    report = precheck.scan(
+        str(quantised(tmp_path, layout, model="qwen3_moe")), static=True, full=True
+    )
     assert [each.code for each in report.findings if each.code[2] in "56"] == []
     assert report.checkpoint.missing == report.checkpoint.unexpected == ()
     assert report.checkpoint.digest is not None
@@ -127,7 +129,7 @@ def test_modelopts_own_file_is_read_where_the_config_is_silent(tmp_path: Path) -
     change_config(folder, quantization_config=None)
     exported = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}}
     (folder / "hf_quant_config.json").write_text(json.dumps(exported))
-    report = precheck.scan(str(folder), static=True)
+    report = precheck.scan(str(folder), static=True, full=True)
     assert report.model.quantization is not None
     assert report.model.quantization["quant_method"] == "modelopt"
     assert [each.code for each in report.findings if each.code[2] in "56"] == []
@@ -195,7 +197,7 @@ def test_experts_that_do_not_fit_are_a_clear_error(
 def test_parts_that_nothing_applies_are_refused(part: str, tmp_path: Path) -> None:
     folder = quantised(tmp_path, "nvfp4", _as(part, torch.ones(64)))
     with pytest.raises(UnsupportedModelError, match=part):
-        precheck.scan(str(folder), static=True)
+        precheck.scan(str(folder), static=True, full=True)
 
 
 @pytest.mark.parametrize(

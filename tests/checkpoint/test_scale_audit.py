@@ -36,7 +36,7 @@ FLOAT8 = torch.float8_e4m3fn
 
 def findings(folder: Path) -> dict[str, Finding]:
     """About the files, by code; each is told once."""
-    report = precheck.scan(str(folder), static=True)
+    report = precheck.scan(str(folder), static=True, full=True)
     found = [each for each in report.findings if each.code[2] in "56"]
     assert len({each.code for each in found}) == len(found)
     return {each.code: each for each in found}
@@ -364,7 +364,7 @@ def test_cache_scales_are_compared_with_what_was_measured(
 def test_a_run_audits_the_same_scales(tmp_path: Path) -> None:
     change = bits(f"{UP}.weight_scale", 0x7F)
     folder = quantised(tmp_path, "modelopt", change)
-    static = precheck.scan(str(folder), static=True)
+    static = precheck.scan(str(folder), static=True, full=True)
     report = precheck.scan(
         str(folder), quick=True, dtypes=["float32"], attn_implementations=["sdpa"]
     )
@@ -391,7 +391,7 @@ def test_scales_of_any_shape_and_dtype_are_read(
     def change(tensors: Tensors) -> None:
         tensors[f"{UP}.{part}"] = scale
 
-    report = precheck.scan(str(quantised(tmp_path, layout, change)), static=True)
+    report = precheck.scan(str(quantised(tmp_path, layout, change)), static=True, full=True)
     assert Report.from_dict(json.loads(json.dumps(report.to_dict(), allow_nan=False))) == report
     assert "PC610" not in {each.code for each in report.findings}
 

@@ -252,7 +252,7 @@ def test_a_lost_scale_names_its_weight(is_static: bool, tmp_path: Path) -> None:
         del tensors[f"{DOWN}.weight_scale_inv"]
 
     folder = fp8_model(tmp_path, lose)
-    report = precheck.scan(str(folder), static=True) if is_static else scanned(folder)
+    report = precheck.scan(str(folder), static=True, full=True) if is_static else scanned(folder)
     found = finding(report, "PC511")
     assert (found.severity, found.modules) == (Severity.ERROR, (f"{DOWN}.weight",))
     assert "No scale is stored for them" in found.message

@@ -506,12 +506,13 @@ class FakeHub:
     def model_info(self, _repo: str, **_arguments: object) -> SimpleNamespace:
         files = [file for file in self.remote.rglob("*") if file.is_file()]
         return SimpleNamespace(
+            sha=COMMIT,
             siblings=[
                 SimpleNamespace(
                     rfilename=file.relative_to(self.remote).as_posix(), size=file.stat().st_size
                 )
                 for file in files
-            ]
+            ],
         )
 
     def snapshot_download(
@@ -594,7 +595,7 @@ def test_fetches_code_only_with_permission(fake_hub: FakeHub) -> None:
 def test_a_hub_that_lists_no_names(
     fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch, sibling: dict[str, object]
 ) -> None:
-    info = SimpleNamespace(siblings=[SimpleNamespace(**sibling)])
+    info = SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(**sibling)])
     monkeypatch.setattr(huggingface_hub, "model_info", lambda *_, **__: info)
     refused("owner/name", kind=CheckpointAccessError, says=["invalid answer"])
     assert fake_hub.fetched == []

@@ -87,7 +87,7 @@ class RemoteFile:
             if attempt.num_bytes:
                 num_failures = num_redirects = 0
             elif attempt.failure:
-                num_failures += 1
+                num_failures, num_redirects = num_failures + 1, 0
                 if num_failures > _MOST_FAILURES:
                     raise self._lost(attempt.failure)
                 self._transport.pauses.ask(urlsplit(self._address).netloc, own_wait(num_failures))

@@ -95,9 +95,11 @@ class RemoteFiles:
             parts: of a tensor by its name; those that are in no file here are left out.
         """
         spans = self._spans(parts)
-        contents = self._each(lambda pair: pair[0].file.read(*pair[1]), spans)
-        for (shard, span), content in zip(spans, contents, strict=True):
+        for (shard, span), content in zip(spans, self._fetch(spans), strict=True):
             shard.hold([(span, content)])
+
+    def _fetch(self, spans: Sequence[tuple[RemoteShard, Span]]) -> list[bytearray]:
+        return self._each(lambda pair: pair[0].file.read(*pair[1]), spans)
 
     def _open(self, name: str, expected: int) -> RemoteShard:
         snapshot = self._snapshot
@@ -105,7 +107,8 @@ class RemoteFiles:
         file = RemoteFile(
             self._transport, repo=snapshot.repo, commit=snapshot.commit, name=name, size=size
         )
-        return RemoteShard(file, read_header(file.read, size=size, expected=expected, where=name))
+        header = read_header(file.read, size=size, expected=expected, where=name)
+        return RemoteShard(file, header, fetch=self._fetch)
 
     def _spans(self, parts: Mapping[str, Sequence[Span]]) -> list[tuple[RemoteShard, Span]]:
         found = []

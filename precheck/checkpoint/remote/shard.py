@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from precheck.checkpoint.remote.coalesced import coalesced
 from precheck.checkpoint.shards import Span
 from precheck.checkpoint.torch_dtypes import torch_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from precheck.checkpoint.remote.file import RemoteFile
     from precheck.checkpoint.remote.header import Header
+
+    Fetched = Sequence[tuple["RemoteShard", Span]]
+
+_MOST_REQUESTS = 2000
+"""For rows of one tensor; if they are more, the bytes between some of them are read too."""
 
 
 class RemoteShard:
@@ -23,11 +29,15 @@ class RemoteShard:
     Args:
         file: where the tensors are read.
         header: its header.
+        fetch: reads spans of the file, several at once, in their order.
     """
 
-    def __init__(self, file: RemoteFile, header: Header) -> None:
+    def __init__(
+        self, file: RemoteFile, header: Header, *, fetch: Callable[[Fetched], list[bytearray]]
+    ) -> None:
         self.file = file
         self.header = header
+        self._fetch = fetch
         self._held: list[tuple[Span, memoryview]] = []
 
     @property
@@ -68,7 +78,13 @@ class RemoteShard:
         return torch.frombuffer(content, dtype=dtype).view(stored.shape)
 
     def read(self, name: str, spans: Sequence[Span], into: memoryview) -> None:
-        """Copies spans of a tensor's bytes into memory."""
+        """Copies spans of a tensor's bytes into memory.
+
+        Where there are several, rows of an embedding, they are held from then on: the other dtypes
+        read them too.
+        """
+        if len(spans) > 1:
+            self._hold_rows([self.in_file(name, part) for part in spans])
         filled = 0
         for part in spans:
             span = self.in_file(name, part)
@@ -79,6 +95,12 @@ class RemoteShard:
             else:
                 room[:] = held
             filled += len(room)
+
+    def _hold_rows(self, spans: Iterable[Span]) -> None:
+        absent = [span for span in spans if self._find_held(span) is None]
+        together = coalesced(absent, at_most=_MOST_REQUESTS)
+        contents = self._fetch([(self, span) for span in together])
+        self.hold(zip(together, contents, strict=True))
 
     def _find_held(self, span: Span) -> memoryview | None:
         place = bisect_right(self._held, span.start, key=lambda held: held[0].start) - 1
