@@ -11,6 +11,7 @@ from precheck.checkpoint.output.folders import check_empty, check_parent
 from precheck.errors import ScanInterrupted, UsageError
 from precheck.facts import devices, format_names
 from precheck.judge import judge
+from precheck.judge.comparison.cost import judged_cost
 from precheck.judge.thresholds import LOST_IN_ONE_PART
 from precheck.records.configuration import Configuration
 from precheck.records.precision import Accumulation, Dtype
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from precheck.checkpoint.source import Access
     from precheck.measure.blame.live import Watch
     from precheck.measure.request import Request
-    from precheck.measure.subject.subject import Subject
+    from precheck.measure.subject.subject import CheckpointSubject, Subject
+    from precheck.records.outcomes.weights_cost import WeightsCost
     from precheck.records.progress import Announcement, Observer, Step
     from precheck.records.prompts import Prompt
 
@@ -199,6 +201,35 @@ def judged(
         raise ScanInterrupted(report_on(measurements)) from interrupted
 
 
+def weigh(first: str, second: str, *, quick: bool = False, observe: Observer) -> WeightsCost:
+    """What other weights of a model cost: KL divergence, and the error of every layer.
+
+    The one that is quantised is compared with the other; of two of a kind, the first with the
+    second.
+
+    Args:
+        first: a folder, a GGUF file, or a Hub id.
+        second: the same model with other weights.
+        quick: run one short batch only.
+        observe: receives progress.
+
+    Raises:
+        UsageError: they are not the same model.
+        PrecheckError: one of them cannot be loaded or run.
+    """
+    from precheck.libraries import check_libraries
+
+    check_libraries()
+    from precheck.measure.against import weigh as measured
+    from precheck.measure.request import Request
+
+    other, reference = (_opened(name, observe=observe) for name in (first, second))
+    if other.quantization is None and reference.quantization is not None:
+        other, reference = reference, other
+    request = Request(dtypes=(Dtype.FLOAT32,), quick=quick, accumulations=())
+    return judged_cost(measured(reference, other, request, observe=observe))
+
+
 def watch(model: nn.Module, *, sample_every: int = 1) -> Watch:
     """Watches a live model inside a ``with`` block, and names the first operation that breaks.
 
@@ -254,6 +285,13 @@ def _access(request: Request) -> Access:
     if request.is_static and not request.is_full:
         return Access.DESCRIBED
     return Access.STREAMED if request.is_streamed else Access.DOWNLOADED
+
+
+def _opened(name: str, *, observe: Observer) -> CheckpointSubject:
+    from precheck.checkpoint.source import open_checkpoint
+    from precheck.measure.subject.subject import CheckpointSubject
+
+    return CheckpointSubject(open_checkpoint(name, observe=observe))
 
 
 def _check_module(model: object) -> None:

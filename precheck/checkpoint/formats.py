@@ -65,6 +65,10 @@ def _transformers_models(pipeline: Mapping[str, Any], names: Collection[str]) ->
     return f": the folder {' or '.join(map(repr, folders))} in it" if folders else ""
 
 
+def _gguf_files(_: Mapping[str, Any], names: Collection[str]) -> str:
+    return f": {_listed([name for name in names if name.endswith(GGUF)])}"
+
+
 FOREIGN_FORMATS = (
     ForeignFormat(
         name="PEFT adapter",
@@ -81,7 +85,12 @@ FOREIGN_FORMATS = (
         detail=_transformers_models,
         beside_weights=True,
     ),
-    ForeignFormat(name="GGUF", patterns=("*.gguf",), hint=_ORIGINAL),
+    ForeignFormat(
+        name="GGUF",
+        patterns=("*.gguf",),
+        hint="name one of its files, REPOSITORY:FILE.gguf or DIR/FILE.gguf{detail}",
+        detail=_gguf_files,
+    ),
     ForeignFormat(name="GGML", patterns=("ggml*.bin", "*.ggml"), hint=_ORIGINAL),
     ForeignFormat(name="ONNX", patterns=("*.onnx", "*/*.onnx"), hint=_ORIGINAL),
     ForeignFormat(name="OpenVINO", patterns=("openvino_*.xml", "*/openvino_*.xml"), hint=_ORIGINAL),
@@ -153,10 +162,8 @@ def _detail(
     names: Collection[str],
     read: Callable[[str], Mapping[str, Any]],
 ) -> str:
-    if not match.endswith(".json"):
-        return ""
     try:
-        return foreign.detail(read(match), names)
+        return foreign.detail(read(match) if match.endswith(".json") else {}, names)
     except CheckpointError:  # it is refused all the same
         return ""
 

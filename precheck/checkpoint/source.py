@@ -216,6 +216,7 @@ def open_checkpoint(
 
 def _open_gguf(found: GgufLocation, *, id: str) -> Checkpoint:  # noqa: A002  the field's name
     contents = read_contents(found.file, where=id)
+    settings = {"quant_method": GGUF, "gguf_file": contents.file.name}
     attention = take_attention(contents.config)
     with contents.open_weights() as weights:
         headers = weights.headers()
@@ -229,7 +230,7 @@ def _open_gguf(found: GgufLocation, *, id: str) -> Checkpoint:  # noqa: A002  th
         allow_pickle=False,
         weight_files=(contents.file,),
         headers=headers,
-        quantization=Quantization(method=GGUF, settings={"quant_method": GGUF}),
+        quantization=Quantization(method=GGUF, settings=settings),
         gguf=contents,
     )
 

@@ -59,6 +59,7 @@ class Engine:
     quantized: dict[str, tuple[Dtype, ...]] = field(default_factory=dict)
     quantized_from: dict[str, int] = field(default_factory=dict)
     residual_in_float32: bool = False
+    gguf_command: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

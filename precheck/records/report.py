@@ -16,6 +16,7 @@ from precheck.records.operands import OperandPeak
 from precheck.records.plain import check_bounds, check_schema, written_by
 from precheck.records.plain import plain as plain_data
 from precheck.records.precision import Dtype
+from precheck.records.quantities import python_string
 from precheck.records.sizes import AttentionFacts, CacheSize, KeyValueRange, Widths
 from precheck.records.stored import CheckpointAudit
 from precheck.records.traces import Coverage, Headroom, Overflow, Probe, RunTrace
@@ -87,6 +88,33 @@ class ModelFacts:
     def local_id(self) -> str:
         """What to type where the model is loaded; a built-in one is a folder once it is saved."""
         return self.id.replace("demo:", "./", 1) if self.id.startswith("demo:") else self.id
+
+    @property
+    def gguf_file(self) -> str | None:
+        """The name of the GGUF file that all of it is in; None of an ordinary checkpoint."""
+        settings = self.quantization or {}
+        return str(settings["gguf_file"]) if settings.get("quant_method") == "gguf" else None
+
+    @property
+    def load_id(self) -> str:
+        """What transformers loads: the folder or repository, also of a GGUF file.
+
+        >>> ModelFacts(id="owner/name:a.gguf", quantization={"quant_method": "gguf",
+        ...     "gguf_file": "a.gguf"}, revision=None, architecture="", model_type="",
+        ...     decoder_layers="", num_decoder_layers=1, num_parameters=1, declared_dtype=None,
+        ...     tensor_dtypes={}).load_id
+        'owner/name'
+        """
+        name = self.gguf_file
+        if name is None or not self.id.endswith(name):
+            return self.local_id
+        return self.id.removesuffix(f":{name}").removesuffix(name).rstrip("/") or "."
+
+    @property
+    def load_arguments(self) -> str:
+        """The arguments of ``from_pretrained`` that name it, as Python."""
+        name = "" if self.gguf_file is None else f", gguf_file={python_string(self.gguf_file)}"
+        return f"{python_string(self.load_id)}{name}"
 
     @property
     def auto_class(self) -> str:

@@ -45,7 +45,7 @@ from precheck.records.configuration import Configuration
 from precheck.records.finding import VERBS, Confidence, Verdict
 from precheck.records.loss import loss
 from precheck.records.precision import Arithmetic, Dtype
-from precheck.records.quantities import bits, listed, magnitude, python_string
+from precheck.records.quantities import bits, listed, magnitude
 from precheck.records.tightest import tightest
 
 if TYPE_CHECKING:
@@ -264,11 +264,10 @@ def _confidence(evidence: Evidence, device: Hardware) -> Confidence:
 def snippets(evidence: Evidence, configuration: Configuration) -> dict[str, str]:
     """Code to paste, by the library it is for."""
     model = evidence.measurements.model
-    name = python_string(model.local_id)
     return {
         "transformers": (
             f"model = {model.auto_class}.from_pretrained(\n"
-            f"    {name}, dtype=torch.{configuration.dtype}, "
+            f"    {model.load_arguments}, dtype=torch.{configuration.dtype}, "
             f"attn_implementation={json.dumps(as_argument(configuration.attn_implementation))}\n)"
         )
     }

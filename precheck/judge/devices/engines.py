@@ -110,8 +110,9 @@ def default_of(engine: Engine, model: ModelFacts, device: Hardware) -> Default:
 
 def can_run(engine: Engine, model: ModelFacts, device: Hardware) -> str | None:
     """Why the engine does not run the model there at all; None if it does."""
-    if not is_served(engine.id, model.architecture):
-        return f"not known to support {model.architecture}"
+    unread = _unread(engine, model)
+    if unread is not None:
+        return unread
     where = device.compute_capability or device.name
     if device.kind not in engine.kinds:
         return f"does not run on {device.name}"
@@ -127,9 +128,20 @@ def can_run(engine: Engine, model: ModelFacts, device: Hardware) -> str | None:
     return None
 
 
+def _unread(engine: Engine, model: ModelFacts) -> str | None:
+    """Why the engine does not take the checkpoint on any device; None if it does."""
+    if not is_served(engine.id, model.architecture):
+        return f"not known to support {model.architecture}"
+    if model.gguf_file is not None and engine.gguf_command is None:
+        return "GGUF files are not considered here"
+    return None
+
+
 def _intended(engine: Engine, model: ModelFacts, device: Hardware) -> tuple[Dtype, str]:
     """What it loads where device and weights allow every dtype, also in words."""
     declared = _declared(model)
+    if model.gguf_file is not None and engine.residual_in_float32:
+        return Dtype.FLOAT32, "float32 between products, weights as the file has them"
     if engine.default_dtype != "declared":
         for dtype, model_types in engine.families.items():
             if model.model_type in model_types:
@@ -273,7 +285,14 @@ def _command(engine: Engine, evidence: Evidence, chosen: Configuration, *, defau
         attn=f'"{chosen.attn_implementation}"',
         gguf=_LLAMA_CPP_TYPES[chosen.dtype],
     )
-    return engine.command.format(model=path, folder=path, flag="" if is_default else flag)
+    if is_default:
+        flag = ""
+    if model.gguf_file is not None and engine.gguf_command is not None:
+        file = model.gguf_file if model.id.endswith(f":{model.gguf_file}") else model.id
+        return engine.gguf_command.format(
+            file=shlex.quote(file), arguments=model.load_arguments, flag=flag
+        )
+    return engine.command.format(model=path, folder=path, flag=flag)
 
 
 def _effect(evidence: Evidence, outcome: Standing | None) -> str:

@@ -48,6 +48,8 @@ class Skeleton:
     arithmetic: Arithmetic = Arithmetic.NATIVE
     storing: Storing = field(default_factory=Storing)
     """Where it has a format: which parts are stored in it."""
+    has_other_weights: bool = False
+    """Of another checkpoint than those of the runs that it is compared with."""
     accepts: frozenset[str] = field(init=False)
     """Names of the arguments of the model's forward."""
 

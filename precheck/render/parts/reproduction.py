@@ -75,11 +75,12 @@ def _lines(report: Report, *, dtype: str, attn: str) -> Iterator[str]:
     yield "import torch"
     yield f"from transformers import AutoTokenizer, {model.auto_class}"
     yield ""
-    yield f"name = {python_string(model.local_id)}"
-    yield f"tokenizer = AutoTokenizer.from_pretrained(name{revision})"
+    gguf = f", gguf_file={python_string(model.gguf_file)}" if model.gguf_file else ""
+    yield f"name = {python_string(model.load_id)}"
+    yield f"tokenizer = AutoTokenizer.from_pretrained(name{revision}{gguf})"
     yield f"model = {model.auto_class}.from_pretrained("
     attention = json.dumps(as_argument(attn))
-    yield f"    name{revision}, dtype=torch.{dtype}, attn_implementation={attention}"
+    yield f"    name{revision}{gguf}, dtype=torch.{dtype}, attn_implementation={attention}"
     yield ")"
     yield 'inputs = tokenizer("The capital of France is", return_tensors="pt")'
     yield "with torch.no_grad():"
