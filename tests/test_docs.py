@@ -29,7 +29,6 @@ from precheck.records import (
     answers,
     finding,
     format_loss,
-    operands,
     report,
     sizes,
     stored,
@@ -49,10 +48,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_IN_THE_REPORT = {"Measurements", "RunTrace"}
 RECORDS = {
     name: record
-    for module in (
-        *(report, advice, answers, sizes, stored, traces, finding, format_loss),
-        operands,
-    )
+    for module in (report, advice, answers, sizes, stored, traces, finding, format_loss)
     for name, record in vars(module).items()
     if is_dataclass(record) and record.__module__ == module.__name__
 }
