@@ -29,7 +29,6 @@ from precheck.records import (
     answers,
     finding,
     format_loss,
-    operands,
     report,
     sizes,
     stored,
@@ -52,7 +51,7 @@ RECORDS = {
     name: record
     for module in (
         *(report, advice, answers, sizes, stored, traces, finding, format_loss),
-        *(every_prompt, operands, positions),
+        *(every_prompt, positions),
     )
     for name, record in vars(module).items()
     if is_dataclass(record) and record.__module__ == module.__name__

@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from precheck.facts.table import read_table
-from precheck.records.operands import Operand
+from precheck.records.sizes import Operand
 
 if TYPE_CHECKING:
     from precheck.facts.hardware import Hardware

@@ -12,12 +12,11 @@ from precheck.records.advice import Recommendation
 from precheck.records.answers import Embedding
 from precheck.records.configuration import Configuration
 from precheck.records.finding import VERBS, Finding, Verdict
-from precheck.records.operands import OperandPeak
 from precheck.records.plain import check_bounds, check_schema, written_by
 from precheck.records.plain import plain as plain_data
 from precheck.records.precision import Dtype
 from precheck.records.quantities import python_string
-from precheck.records.sizes import AttentionFacts, CacheSize, KeyValueRange, Widths
+from precheck.records.sizes import AttentionFacts, CacheSize, KeyValueRange, OperandPeak, Widths
 from precheck.records.stored import CheckpointAudit
 from precheck.records.traces import Coverage, Headroom, Overflow, Probe, RunTrace
 

@@ -262,7 +262,8 @@ def test_what_the_audit_saw_is_found(
     faults: dict[str, object], code: str, severity: Severity
 ) -> None:
     findings = findings_of(audited(**faults))
-    assert list(findings) == [code]
+    of_engines = {"PC620"}  # one that converts weights
+    assert set(findings) - of_engines == {code}
     assert findings[code].severity is severity
 
 

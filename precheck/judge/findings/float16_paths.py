@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from precheck.facts import engines, float16_paths
 from precheck.facts.architectures import is_served
 from precheck.records.finding import Confidence, Finding, Severity
-from precheck.records.operands import Operand, OperandPeak
 from precheck.records.quantities import magnitude
+from precheck.records.sizes import Operand, OperandPeak
 from precheck.records.traces import Section
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from precheck.measure.watch.op_kinds import (
     SOFTMAXES,
 )
 from precheck.measure.watch.segment import WEIGHT, Figure
-from precheck.records.operands import Operand
+from precheck.records.sizes import Operand
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch._ops import OpOverload
 
-    from precheck.records.operands import Operand
+    from precheck.records.sizes import Operand
 
 WEIGHT, HIDDEN, OTHER = -1, -2, -3
 """Origins that are not operations of the segment: a parameter, hidden states, anything else."""

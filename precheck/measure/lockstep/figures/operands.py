@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from precheck.measure.blame.unit_call import routed_nodes
 from precheck.measure.watch.fused_scores import value_sum
-from precheck.records.operands import Operand, OperandPeak
+from precheck.records.sizes import Operand, OperandPeak
 from precheck.records.traces import Section
 
 if TYPE_CHECKING:
