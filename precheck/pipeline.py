@@ -51,6 +51,7 @@ def scan(
     accumulations: Sequence[Accumulation | str] | None = None,
     kv_cache_dtypes: Sequence[str] | str = (),
     quantizations: Sequence[str] | str = (),
+    prove: bool = False,
     generate: int = 0,
     static: bool = False,
     capsule: str | Path | None = None,
@@ -89,6 +90,8 @@ def scan(
         kv_cache_dtypes: formats of the key-value cache (``fp8_e4m3``), a run more for each, in the
             dtype and attention that would be deployed; ``all`` for every one.
         quantizations: formats of the weights (``int4``), in the same way.
+        prove: bound every operation of the 16-bit runs over all inputs, from the weights:
+            ``headroom[].status``, ``runs[].proof``.
         generate: tokens to generate after each prompt, greedy and sampled, in every run.
         capsule: folder for the layer that overflows, with a script that reproduces it without the
             model; nothing is written if nothing overflows.
@@ -129,6 +132,7 @@ def scan(
         max_memory=max_memory,
         is_resident=resident,
         is_static=static,
+        proves=prove,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
         num_generated=_positive(generate),

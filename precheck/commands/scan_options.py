@@ -80,6 +80,14 @@ MaxMemory = Annotated[
         rich_help_panel=MEASURE_PANEL,
     ),
 ]
+Prove = Annotated[
+    bool,
+    typer.Option(
+        "--prove",
+        help="Bound every operation of the 16-bit runs for every prompt, from the weights.",
+        rich_help_panel=MEASURE_PANEL,
+    ),
+]
 Resident = Annotated[
     bool,
     typer.Option(

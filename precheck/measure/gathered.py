@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from precheck.errors import PrecheckError
+    from precheck.measure.bounds.certificates import RunBounds
     from precheck.measure.inputs import Inputs
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.prepared import Prepared
     from precheck.measure.probes.batch import Batch
+    from precheck.records.configuration import Configuration
     from precheck.records.format_loss import FormatCulprits
     from precheck.records.stored import CheckpointAudit
     from precheck.records.traces import Generation, RunTrace
@@ -48,6 +50,8 @@ class Gathered:
     """What each run wrote; empty where nothing was to be written, or the scan ended before."""
     culprits: dict[Skeleton, FormatCulprits | None] = field(default_factory=dict)
     """Of runs whose format costs too much, what loses it."""
+    bounds: dict[Configuration, RunBounds] = field(default_factory=dict)
+    """What no input exceeds, by run; empty where it was not asked for."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Why a probe counts for nothing, by its name: the model refuses it, or memory ran out."""
     part_tokens: int | None = None
@@ -124,7 +128,7 @@ def measurements(prepared: Prepared, inputs: Inputs, gathered: Gathered) -> Meas
         probes=inputs.plan.probes,
         coverage=_coverage(inputs, gathered, totals),
         runs=(*_traces(prepared, gathered, totals), *prepared.failed),
-        headroom=headroom_rows(_peaks(prepared, totals)),
+        headroom=headroom_rows(_peaks(prepared, gathered, totals)),
         key_values=reduce(
             KeyValueTotals.merge, (run.key_values for run in totals), KeyValueTotals()
         ).rows(prepared.models.vector),
@@ -191,15 +195,21 @@ def _traces(prepared: Prepared, gathered: Gathered, totals: Sequence[RunTotals])
             device=prepared.device,
             generations=written,
             culprits=gathered.culprits.get(skeleton),
+            bounds=gathered.bounds.get(skeleton.configuration),
         )
         for run, skeleton, written in zip(totals, prepared.skeletons, generations, strict=True)
     ]
 
 
-def _peaks(prepared: Prepared, totals: Sequence[RunTotals]) -> list[Peaks]:
+def _peaks(prepared: Prepared, gathered: Gathered, totals: Sequence[RunTotals]) -> list[Peaks]:
     """Peaks of the 16-bit runs; scores that only fused attention computes count for eager."""
     pairs = list(zip(prepared.skeletons, totals, strict=True))
-    peaks = [run.peaks for skeleton, run in pairs if not skeleton.dtype.is_reference]
+    known = {configuration: run.bounds for configuration, run in gathered.bounds.items()}
+    peaks = [
+        replace(run.peaks, bounds=known.get(skeleton.configuration))
+        for skeleton, run in pairs
+        if not skeleton.dtype.is_reference
+    ]
     if any(group.reference.attn_implementation == "eager" for group in prepared.groups):
         return peaks
     references = {id(group.reference) for group in prepared.groups}

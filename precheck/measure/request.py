@@ -46,6 +46,8 @@ class Request:
     """Keep all weights in memory."""
     is_static: bool = False
     """Run nothing."""
+    proves: bool = False
+    """Bound what the 16-bit runs compute, over all inputs."""
     num_generated: int = 0
     """Tokens to generate after each prompt."""
     continues_own: bool = True
@@ -72,6 +74,7 @@ class Request:
         flags = {
             "--static": self.is_static,
             "--quick": self.quick,
+            "--prove": self.proves,
             "--builtin-probes": self.builtin_probes,
             "--trust-remote-code": self.trust_remote_code,
             "--allow-pickle": self.allow_pickle,

@@ -10,6 +10,7 @@ from torch import nn
 from precheck.errors import CheckpointError, MemoryExhaustedError
 from precheck.measure.batch_waves import in_waves, is_near_context
 from precheck.measure.blame.mechanisms import Classifier
+from precheck.measure.bounds.certificates import Certificates
 from precheck.measure.lockstep.clock import LOGIT_WORK, Clock
 from precheck.measure.lockstep.continuing import can_continue
 from precheck.measure.lockstep.wave_run import WaveRun
@@ -49,6 +50,7 @@ def run_batches(
         memory_limit: bytes that the scan may take.
         observe: is called before every step.
     """
+    certificates = Certificates(prepared.skeletons) if prepared.request.proves else None
     new_run = partial(
         WaveRun,
         groups=prepared.groups,
@@ -61,6 +63,7 @@ def run_batches(
         keeps_entries=prepared.request.capsule is not None,
         facts=prepared.facts,
         witness=prepared.request.witness,
+        certificates=certificates,
     )
     try:
         for wave in in_waves(inputs.plan.batches, indices):
@@ -85,6 +88,8 @@ def run_batches(
                     raise
                 gathered.leave_out(wave[0], batches[0], why="out of memory")
         gathered.leave_out_refused(inputs.plan.batches)
+        if certificates is not None:
+            gathered.bounds = certificates.finished()
     except (CheckpointError, MemoryExhaustedError) as error:
         gathered.stop(error)
 

@@ -70,11 +70,13 @@ def _run_shared(
         own = group.share([batch.num_real_tokens for batch in inputs.plan.batches])
         run_batches(prepared, inputs, own, gathered, memory_limit=memory_limit, observe=observe)
         reasons = (gathered.incomplete_reason, gathered.row_by_row, gathered.part_tokens)
-        share = (gathered.totals, gathered.finished, gathered.left_out, *reasons)
-        for totals, finished, left_out, reason, row_by_row, part_tokens in group.exchange(share):
+        share = (gathered.totals, gathered.finished, gathered.left_out, gathered.bounds, *reasons)
+        for other in group.exchange(share):
+            totals, finished, left_out, bounds, reason, row_by_row, part_tokens = other
             gathered.totals |= totals
             gathered.finished |= finished
             gathered.left_out |= left_out
+            gathered.bounds |= bounds
             gathered.incomplete_reason = gathered.incomplete_reason or reason
             gathered.row_by_row = gathered.row_by_row or row_by_row
             gathered.part_tokens = gathered.part_tokens or part_tokens

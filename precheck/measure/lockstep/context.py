@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from precheck.checkpoint.architecture import Architecture
     from precheck.measure.blame.mechanisms import Classifier
+    from precheck.measure.bounds.certificates import Certificates
     from precheck.measure.lockstep.symptom import Decode
     from precheck.measure.lockstep.witness import Witness
     from precheck.records.answers import Embedding
@@ -31,3 +32,5 @@ class PassageContext:
     """What is done with the hidden states of one that has no head."""
     witness: Witness | None
     """Records what the runs compute."""
+    certificates: Certificates | None = None
+    """Bound what the runs compute, over all inputs; of the first batch's runs only."""

@@ -194,6 +194,8 @@ class Passage:
         """Keeps the arguments of a unit and opens its segment."""
         self._close_between()
         self._watcher.paused = True
+        if self._context.certificates is not None:
+            self._context.certificates.enter(self.skeleton, unit.name)
         module = self.skeleton.model.get_submodule(unit.name)
         self.call = UnitCall.of(unit, module, args, kwargs, self.attribution.examiner)
         self._watcher.begin(hidden_states_in(list(tensors_in((args, kwargs)))))

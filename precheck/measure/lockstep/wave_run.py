@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from precheck.checkpoint.architecture import Architecture
     from precheck.measure.blame.mechanisms import Classifier
+    from precheck.measure.bounds.certificates import Certificates
     from precheck.measure.lockstep.clock import Clock
     from precheck.measure.lockstep.figures.run_totals import RunTotals
     from precheck.measure.lockstep.symptom import Decode
@@ -56,6 +57,7 @@ class WaveRun:
         keeps_entries: keep the arguments of units in which something overflows.
         facts: what the model's answers are.
         witness: records what the runs compute.
+        certificates: bound it, over all inputs.
         caches: keys and values before the only batch, by run; theirs are added.
     """
 
@@ -73,6 +75,7 @@ class WaveRun:
         keeps_entries: bool,
         facts: ModelFacts,
         witness: Witness | None,
+        certificates: Certificates | None,
         caches: Mapping[Skeleton, Cache] | None = None,
     ) -> None:
         self._caches = caches or {}
@@ -84,6 +87,7 @@ class WaveRun:
             generates=facts.generates,
             embedding=facts.embedding or Embedding(),
             witness=witness,
+            certificates=certificates,
         )
         self._weights = weights
         self._products = ProductEmulation()

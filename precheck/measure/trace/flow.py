@@ -60,6 +60,8 @@ class Value:
     """The same for views of one another."""
     parameter: str | None = None
     """Its name in the model, if it is a parameter."""
+    buffer: str | None = None
+    """Its name in the model, if it is a buffer."""
     constant: Tensor | None = None
     """Its numbers, where code writes them out: the ``[-1]`` of ``qkv[:, :, [-1]]``."""
 
@@ -89,13 +91,13 @@ class FlowOp:
     @property
     def inputs(self) -> list[Value]:
         """The tensors it reads, in order."""
-        return [leaf for leaf in _leaves((self.args, self.kwargs)) if isinstance(leaf, Value)]
+        return [leaf for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Value)]
 
     @property
     def scalars(self) -> list[float]:
         """The numbers among its arguments, in order."""
-        leaves = _leaves((self.args, self.kwargs))
-        return [x for x in leaves if isinstance(x, int | float) and not isinstance(x, bool)]
+        found = leaves((self.args, self.kwargs))
+        return [x for x in found if isinstance(x, int | float) and not isinstance(x, bool)]
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -187,11 +189,11 @@ class FakeModel:
         )
 
 
-def _leaves(tree: Any) -> Iterator[Any]:
+def leaves(tree: Any) -> Iterator[Any]:
     """The elements of nested tuples, lists and dicts, in order."""
     if isinstance(tree, tuple | list | dict):
         for branch in tree.values() if isinstance(tree, dict) else tree:
-            yield from _leaves(branch)
+            yield from leaves(branch)
     else:
         yield tree
 
@@ -224,6 +226,10 @@ class _Recorder(TorchDispatchMode):
             )
             self._values[id(tensor)] = (value, tensor)
         return self._values[id(tensor)][0]
+
+    def name_buffer(self, buffer: Tensor, name: str) -> None:
+        """Records that the tensor is the model's buffer of that name."""
+        self._values[id(buffer)] = (replace(self.value(buffer), buffer=name), buffer)
 
     def name_parameter(self, parameter: Tensor, name: str) -> None:
         """Records that the tensor is the model's parameter of that name."""
@@ -273,8 +279,11 @@ def _make_parameters_fake(model: nn.Module, recorder: _Recorder) -> None:
                 recorder.name_parameter(fakes[id(parameter)], f"{path}.{key}" if path else key)
             module._parameters[key] = fakes[id(parameter)]  # noqa: SLF001
         for key, buffer in module._buffers.items():  # noqa: SLF001
-            if buffer is not None and buffer.is_meta:
-                module._buffers[key] = torch.empty(buffer.shape, dtype=buffer.dtype)  # noqa: SLF001
+            if buffer is None:
+                continue
+            made = torch.empty(buffer.shape, dtype=buffer.dtype) if buffer.is_meta else buffer
+            module._buffers[key] = made  # noqa: SLF001
+            recorder.name_buffer(made, f"{path}.{key}" if path else key)
 
 
 def traceable(model: nn.Module) -> Skeleton:
@@ -291,15 +300,15 @@ def traceable(model: nn.Module) -> Skeleton:
 def traced_batches(skeleton: Skeleton, media: Sequence[Batch] = ()) -> list[Batch]:
     """What a model is traced with: a text, if it takes text alone, and the media."""
     takes_text = "input_ids" in skeleton.accepts or not media
-    return [*([_text_batch(skeleton)] if takes_text else []), *media]
+    return [*([text_batch(skeleton)] if takes_text else []), *media]
 
 
-def _text_batch(skeleton: Skeleton) -> Batch:
+def text_batch(skeleton: Skeleton, *, length: int = _LENGTH) -> Batch:
     """A text of one token, over and over."""
     probes = tuple(
-        Probe(name=f"row {row}", kind="token_ids", num_tokens=_LENGTH) for row in range(_ROWS)
+        Probe(name=f"row {row}", kind="token_ids", num_tokens=length) for row in range(_ROWS)
     )
-    batch = Batch(probes=probes, input_ids=torch.zeros((_ROWS, _LENGTH), dtype=torch.int64))
+    batch = Batch(probes=probes, input_ids=torch.zeros((_ROWS, length), dtype=torch.int64))
     if not skeleton.is_encoder_decoder:
         return batch
     return with_decoder_input(batch, start_id=decoder_start(skeleton.model))

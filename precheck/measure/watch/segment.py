@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from precheck.measure.watch.op_kinds import FUSED_ATTENTION, GROUPED_PRODUCT, MASK_SENTINEL
+from precheck.measure.watch.op_kinds import CASTS, FUSED_ATTENTION, GROUPED_PRODUCT, MASK_SENTINEL
 from precheck.measure.watch.source_line import path_on_python_path
 
 if TYPE_CHECKING:
@@ -27,6 +27,20 @@ def match_key(module: str, op: str, ordinal: int) -> tuple[str, str, int]:
     """
     name = next((part for part in (FUSED_ATTENTION, GROUPED_PRODUCT) if part in op), op)
     return (module, name, ordinal)
+
+
+OpPlace = tuple[str, str, int, str]
+"""Module, operation, how often it ran there before (-1 for a cast) and source line."""
+
+
+def place_of(*, module: str, op: str, ordinal: int, source: str) -> OpPlace:
+    """What finds an operation of a run among those of a trace.
+
+    >>> place_of(module="mlp", op="aten._to_copy", ordinal=3, source="modeling_llama.py:66")
+    ('mlp', 'aten._to_copy', -1, 'modeling_llama.py:66')
+    """
+    _, name, number = match_key(module, op, ordinal)
+    return (module, name, -1 if op in CASTS else number, source)
 
 
 def next_ordinal(ordinals: dict[tuple[str, str], int], module: str, op: str) -> int:
@@ -86,6 +100,11 @@ class OpNode:
     def source(self) -> str:
         """``modeling_qwen2.py:155``."""
         return f"{PurePath(self.filename).name}:{self.line}"
+
+    @property
+    def place(self) -> OpPlace:
+        """What finds it among the operations of a trace."""
+        return place_of(module=self.module, op=self.op, ordinal=self.ordinal, source=self.source)
 
     @property
     def source_file(self) -> str | None:

@@ -1,1 +1,1 @@
-"""What other commands than a scan find out."""
+"""What other commands than a scan find out, and what holds for every prompt."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from precheck.measure.blame.located_producer import LocatedProducer
+    from precheck.measure.bounds.certificates import RunBounds
     from precheck.measure.lockstep.figures.answers import AnswersTotals
     from precheck.measure.lockstep.figures.logits import LogitsTotals
     from precheck.measure.lockstep.figures.positions import PositionTotals
@@ -149,6 +150,7 @@ class RunTotals:
         device: str,
         generations: tuple[Generation, ...] = (),
         culprits: FormatCulprits | None = None,
+        bounds: RunBounds | None = None,
     ) -> RunTrace:
         """The run as the report holds it, with the texts that it generated."""
         is_reference = skeleton.dtype.is_reference
@@ -178,6 +180,7 @@ class RunTotals:
             position_roundings=tuple(self.position_ops.values()),
             symptom=self.symptom or _symptom(broken),
             generations=generations,
+            proof=None if bounds is None else bounds.proof,
         )
 
     def _overflows(self, broken: list[Generation]) -> tuple[Overflow, ...]:

@@ -1,0 +1,1 @@
+"""What no input exceeds: upper bounds of every operation, from the weights."""

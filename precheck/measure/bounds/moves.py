@@ -1,0 +1,177 @@
+"""Views, copies, joins and look-ups: elements that are elsewhere, the same numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from precheck.measure.bounds.forms import Image, Known, Masked, Named, Rotated, Wave
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from precheck.measure.bounds.forms import Form
+    from precheck.measure.bounds.step import Step
+
+
+_RESHAPES = frozenset({"aten.view", "aten._unsafe_view", "aten._reshape_alias"})
+
+
+def viewed(step: Step) -> Known | None:
+    """A view or a copy of one tensor: it is run on all that is known of that."""
+    tensor = step.known[0]
+
+    def move(part: Tensor) -> Tensor:
+        if step.op.name in _RESHAPES:
+            return part.reshape(step.shape)  # its strides are not those of the traced tensor
+
+        def put(leaf: Any) -> Any:
+            return part if leaf is tensor else leaf
+
+        return run(step, put)
+
+    if tensor.numbers is not None and step.takes_some_rows:
+        # which ones depends on the text: any of them
+        dims = tuple(step.changed_dims(tensor.shape))
+        bound = tensor.largest_along(dims, keepdim=True)
+        return Known(magnitudes=bound.expand(step.shape), is_nonnegative=tensor.is_nonnegative)
+    return tensor.moved(move)
+
+
+def run(step: Step, put: Any) -> Tensor:
+    """The operation itself, over something else than it was traced with."""
+    args = tuple(_replaced(arg, put) for arg in step.args)
+    kwargs = {
+        name: arg
+        for name, arg in step.kwargs.items()
+        if name not in {"dtype", "device", "layout", "pin_memory", "memory_format"}
+    }
+    made = step.op.func(*args, **kwargs)
+    return made[step.place] if isinstance(made, list | tuple) else made
+
+
+def _replaced(arg: Any, put: Any) -> Any:
+    return [put(leaf) for leaf in arg] if isinstance(arg, list | tuple) else put(arg)
+
+
+def joined(step: Step) -> Known | None:
+    """``cat`` and ``stack``."""
+    tensors = [one for one in step.known if one.bound.numel()]
+
+    def join(parts: list[Tensor]) -> Tensor:
+        left = iter(parts)
+        by_tensor = {id(tensor): part for tensor, part in zip(tensors, left, strict=True)}
+
+        def put(leaf: Any) -> Any:
+            return by_tensor.get(id(leaf), leaf)
+
+        listed = [put(leaf) for leaf in step.args[0] if id(leaf) in by_tensor]
+        return step.op.func(listed, *step.args[1:], **step.kwargs)
+
+    if len({id(one) for one in tensors}) != len(tensors):  # the same one twice
+        tensors = [replace(one) for one in tensors]
+        places = iter(tensors)
+        step = replace(step, args=([next(places) for _ in tensors], *step.args[1:]))
+    bound = join([one.bound for one in tensors])
+    forms = [one.form for one in tensors]
+    return Known(
+        magnitudes=bound,
+        form=_joined_form(forms, join),
+        is_nonnegative=all(one.is_nonnegative for one in tensors),
+    )
+
+
+def _joined_form(forms: list[Form | None], join: Any) -> Form | None:
+    if any(isinstance(form, Masked) for form in forms):
+        return Masked()
+    images = [form for form in forms if isinstance(form, Image)]
+    if len(images) == len(forms):
+        return _joined_images(images, join)
+    turned = [_as_rotated(form) for form in forms if isinstance(form, Image | Rotated)]
+    if len(turned) == len(forms):
+        return _joined_rotated(turned, join)
+    return _joined_marks(forms, join)
+
+
+def _joined_marks(forms: list[Form | None], join: Any) -> Form | None:
+    """Of what is only told apart: angles, and their cosines."""
+    named = [form for form in forms if isinstance(form, Named)]
+    if len(named) == len(forms):
+        return Named(element=join([form.element for form in named]))
+    waves = [form for form in forms if isinstance(form, Wave)]
+    kinds = {(form.is_sine, form.factor) for form in waves}
+    if len(waves) == len(forms) and len(kinds) == 1:
+        return replace(waves[0], angle=join([form.angle for form in waves]))
+    return None
+
+
+def _joined_rotated(forms: list[Rotated], join: Any) -> Rotated | None:
+    firsts = _joined_images([form.first for form in forms], join)
+    seconds = _joined_images([form.second for form in forms], join)
+    if firsts is None or seconds is None:
+        return None
+    return Rotated(
+        first=firsts,
+        second=seconds,
+        angle=join([form.angle for form in forms]),
+        error=join([form.error for form in forms]),
+    )
+
+
+def _joined_images(images: list[Image], join: Any) -> Image | None:
+    first = images[0]
+    if any(one.rows is not first.rows or one.growth != first.growth for one in images):
+        return None
+    return replace(
+        first,
+        index=join([one.index for one in images]),
+        token=join([one.token for one in images]),
+        scale=join([one.scale for one in images]),
+        offset=join([one.offset for one in images]),
+        error=join([one.error for one in images]),
+    )
+
+
+def _as_rotated(form: Image | Rotated) -> Rotated:
+    """An image as one that is turned by nothing."""
+    if isinstance(form, Rotated):
+        return form
+    zeros = torch.zeros_like(form.scale)
+    return Rotated(
+        first=replace(form, error=zeros),
+        second=replace(form, scale=zeros, offset=zeros, error=zeros),
+        angle=torch.zeros_like(form.index),
+        error=form.error,
+    )
+
+
+def looked_up(step: Step) -> Known | None:
+    """Rows of a table, by numbers that are not known: any of them."""
+    table = step.known[0]
+    rows = table.largest_along((0,))
+    return Known(magnitudes=rows.expand(step.shape), is_nonnegative=table.is_nonnegative)
+
+
+def picked(step: Step) -> Known:
+    """Elements by indices that are not known: any of them, lane by lane where these stay last."""
+    tensor = step.known[0]
+    bound = tensor.bound
+    indices = step.args[1] if len(step.args) > 1 else None
+    keeps_lanes = isinstance(indices, list | tuple) and len(indices) < bound.dim()
+    largest = bound.amax(tuple(range(bound.dim() - 1))) if keeps_lanes and bound.dim() > 1 else None
+    if largest is None or step.shape[-1:] != tuple(largest.shape):
+        largest = bound.max()
+    is_masked = isinstance(tensor.form, Masked)
+    return Known(
+        magnitudes=largest.expand(step.shape),
+        form=Masked() if is_masked else None,
+        is_nonnegative=tensor.is_nonnegative,
+    )
+
+
+def sorted_out(step: Step) -> Known:
+    """``topk``, ``sort``, ``amax``: some elements along a dimension."""
+    tensor = step.known[0]
+    return step.bounded(float(tensor.bound.max()), is_nonnegative=tensor.is_nonnegative)
