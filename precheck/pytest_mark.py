@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import precheck
 from precheck.errors import UsageError, unknown
 from precheck.judge.baseline import Accepted, accept, read_baseline
-from precheck.judge.gate import FailOn, gate
+from precheck.judge.gate import FailOn, gate, proof_of
 from precheck.records.configuration import Configuration
 from precheck.records.finding import Severity
 from precheck.render.parts.words import shown
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from precheck.records.mechanism import Mechanism
     from precheck.records.report import Report, Run
 
-_OF_THE_MARK = ("model", "fail_on", "baseline")
+_OF_THE_MARK = ("model", "fail_on", "baseline", "require_proof")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,7 @@ class Asked:
     """What a mark asks for; without one, a scan of whatever ``precheck_model`` is."""
 
     require: tuple[Configuration, ...] = ()
+    require_proof: tuple[Mechanism, ...] = ()
     model: str | Path | None = None
     fail_on: str = "error"
     baseline: tuple[Accepted, ...] = ()
@@ -46,7 +48,7 @@ class Asked:
         if mark is None:
             return cls()
         options = dict(mark.kwargs)
-        model, fail_on, baseline = (options.pop(name, None) for name in _OF_THE_MARK)
+        model, fail_on, baseline, proof = (options.pop(name, None) for name in _OF_THE_MARK)
         of_scan = signature(precheck.scan).parameters.keys() - {"model", "require", "observe"}
         for name in sorted(options.keys() - of_scan):
             known = sorted({*_OF_THE_MARK, *of_scan})
@@ -58,6 +60,7 @@ class Asked:
         text = "" if baseline is None else Path(baseline).read_text(encoding="utf-8-sig")
         return cls(
             require=tuple(map(Configuration.parse, mark.args)),
+            require_proof=tuple(map(proof_of, proof or ())),
             model=model,
             fail_on=fail_on or FailOn.ERROR,
             baseline=read_baseline(text),
@@ -89,7 +92,12 @@ class Asked:
     def objections(self, report: Report) -> list[str]:
         """Why the model does not pass, a line each; none if it does."""
         report = accept(report, self.baseline)
-        outcome = gate(report, require=self.require, fail_on=FailOn(self.fail_on))
+        outcome = gate(
+            report,
+            require=self.require,
+            require_proof=self.require_proof,
+            fail_on=FailOn(self.fail_on),
+        )
         if outcome.holds:
             return []
         wanted = self.require or (report.model.deployed,)

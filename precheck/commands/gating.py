@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from precheck.commands import arguments
 from precheck.errors import BaselineError, ExitCode
 from precheck.facts import format_names
 from precheck.judge.baseline import Accepted, accept, read_baseline
-from precheck.judge.gate import FailOn, gate
+from precheck.judge.gate import FailOn, gate, proof_of
 from precheck.records.configuration import Configuration
 from precheck.records.outcomes.gate import Outcome
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from precheck.records.mechanism import Mechanism
     from precheck.records.outcomes.gate import Gate
     from precheck.records.report import Report
 
@@ -25,21 +27,32 @@ class Gating:
     """What is required, what is accepted, and what fails."""
 
     require: tuple[Configuration, ...]
+    require_proof: tuple[Mechanism, ...]
     baseline: tuple[Accepted, ...]
     fail_on: FailOn
 
     @classmethod
-    def of(cls, *, require: Sequence[str] | None, baseline: Path | None, fail_on: FailOn) -> Self:
+    def of(
+        cls,
+        *,
+        require: Sequence[str] | None,
+        require_proof: str | None,
+        baseline: Path | None,
+        fail_on: FailOn,
+    ) -> Self:
         """From what was typed.
 
         Raises:
-            UsageError: a configuration that is not understood.
+            UsageError: a configuration or a mechanism that is not understood.
             BaselineError: a baseline that cannot be read.
         """
         return cls(
             require=tuple(
                 format_names.canonical(Configuration.parse(text)) for text in require or ()
             ),
+            require_proof=()
+            if require_proof is None
+            else tuple(map(proof_of, arguments.names(require_proof, flag="--require-proof"))),
             baseline=() if baseline is None else read_baseline(_text(baseline)),
             fail_on=fail_on,
         )
@@ -50,7 +63,12 @@ class Gating:
 
     def judge(self, report: Report) -> Gate:
         """PASS, FAIL or INCOMPLETE."""
-        return gate(report, require=self.require, fail_on=self.fail_on)
+        return gate(
+            report,
+            require=self.require,
+            require_proof=self.require_proof,
+            fail_on=self.fail_on,
+        )
 
 
 EXIT_CODES = {

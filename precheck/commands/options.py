@@ -11,6 +11,7 @@ import typer
 from precheck.commands import arguments, completion
 from precheck.facts.engines import EngineName
 from precheck.judge.gate import FailOn
+from precheck.records.mechanism import Mechanism
 from precheck.render import SUFFIXES, Format
 
 FAIL_ON = partial(arguments.choice, FailOn, what="severity")
@@ -149,6 +150,17 @@ Require = Annotated[
         help="Configuration that must be usable, e.g. float16+sdpa (default: the checkpoint's own"
         " dtype and attention). Repeatable.",
         autocompletion=completion.configurations,
+        rich_help_panel=JUDGE_PANEL,
+    ),
+]
+RequireProof = Annotated[
+    str | None,
+    typer.Option(
+        "--require-proof",
+        metavar="LIST",
+        help="Mechanisms that must be proved not to overflow for every prompt, e.g."
+        " scores,gated_product; needs --prove.",
+        autocompletion=completion.values(Mechanism),
         rich_help_panel=JUDGE_PANEL,
     ),
 ]

@@ -24,6 +24,7 @@ from precheck.commands.options import (
     Quiet,
     Redact,
     Require,
+    RequireProof,
     StdoutFormat,
     Verbose,
 )
@@ -50,6 +51,7 @@ def report(
     gpu: Gpus = None,
     deployed_for: DeployedFor = EngineName.TRANSFORMERS,
     require: Require = None,
+    require_proof: RequireProof = None,
     baseline: Baseline = None,
     fail_on: Annotated[
         FailOn | None,
@@ -81,8 +83,13 @@ def report(
         detail=Detail.of(verbose=verbose, all_layers=all_layers),
         quiet=quiet,
     )
-    is_gate = bool(require) or fail_on not in {None, FailOn.NEVER}
-    gating = Gating.of(require=require, baseline=baseline, fail_on=fail_on or FailOn.ERROR)
+    is_gate = bool(require or require_proof) or fail_on not in {None, FailOn.NEVER}
+    gating = Gating.of(
+        require=require,
+        require_proof=require_proof,
+        baseline=baseline,
+        fail_on=fail_on or FailOn.ERROR,
+    )
     read = read_report(saved)
     gpus = arguments.each(gpu)
     accepted = gating.accept(judge_again(read, gpus=gpus) if gpus else read)

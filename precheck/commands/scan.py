@@ -25,6 +25,7 @@ from precheck.commands.options import (
     Quiet,
     Redact,
     Require,
+    RequireProof,
     Revision,
     StdoutFormat,
     TrustRemoteCode,
@@ -97,6 +98,7 @@ def scan(
     gpu: Gpus = None,
     deployed_for: DeployedFor = EngineName.TRANSFORMERS,
     require: Require = None,
+    require_proof: RequireProof = None,
     baseline: Baseline = None,
     fail_on: FailOnOption = FailOn.ERROR,
 ) -> None:
@@ -117,7 +119,9 @@ def scan(
         quiet=quiet,
         prompts=own,
     )
-    gating = Gating.of(require=require, baseline=baseline, fail_on=fail_on)
+    gating = Gating.of(
+        require=require, require_proof=require_proof, baseline=baseline, fail_on=fail_on
+    )
     measured = partial(
         pipeline.scan,
         model,

@@ -5,15 +5,20 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from precheck.errors import unknown
 from precheck.judge.deployments import deployments
 from precheck.records.finding import Severity
+from precheck.records.mechanism import Mechanism
 from precheck.records.outcomes.gate import Gate, Outcome
+from precheck.records.outcomes.intervals import intervals_of
+from precheck.records.quantities import counted
 from precheck.records.traces import Section
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from precheck.records.configuration import Configuration
+    from precheck.records.outcomes.gate import Deployment
     from precheck.records.report import Report
 
 
@@ -25,13 +30,21 @@ class FailOn(StrEnum):
     NEVER = "never"
 
 
-def gate(report: Report, *, require: tuple[Configuration, ...] = (), fail_on: FailOn) -> Gate:
+def gate(
+    report: Report,
+    *,
+    require: tuple[Configuration, ...] = (),
+    require_proof: tuple[Mechanism, ...] = (),
+    fail_on: FailOn,
+) -> Gate:
     """Judge the configurations that would be deployed, on the devices that were named or found.
 
     Args:
         report: a judged scan.
         require: the configurations to judge, with the model's default attention where they name
             none; without any, what a plain ``from_pretrained(dtype="auto")`` would load.
+        require_proof: mechanisms that must be proved not to overflow, in every layer of the
+            configurations that are judged, for every prompt.
         fail_on: ``error`` rejects what is wrong, ``warning`` also what may become wrong
             (little headroom, an absorbed overflow), ``never`` rejects nothing.
 
@@ -43,6 +56,7 @@ def gate(report: Report, *, require: tuple[Configuration, ...] = (), fail_on: Fa
         *_broken(report, is_strict=is_strict),
         *_not_measurable(report, require=require),
         *(deployment.sentence for deployment in judged if not deployment.holds),
+        *_not_proved(report, judged, require_proof),
     )
     in_favour = (
         *(deployment.sentence for deployment in judged),
@@ -58,6 +72,44 @@ def gate(report: Report, *, require: tuple[Configuration, ...] = (), fail_on: Fa
     else:
         outcome, reasons = Outcome.PASS, in_favour
     return Gate(outcome=outcome, reasons=reasons, deployments=judged)
+
+
+def proof_of(name: str) -> Mechanism:
+    """The mechanism of ``--require-proof``; ``scores`` is short for the attention scores.
+
+    >>> proof_of("scores")
+    <Mechanism.ATTENTION_SCORES: 'attention_scores'>
+
+    Raises:
+        UsageError: there is no such mechanism.
+    """
+    if name == "scores":
+        return Mechanism.ATTENTION_SCORES
+    if name not in set(Mechanism):
+        raise unknown("mechanism", name, ("scores", *Mechanism), hint="--require-proof scores")
+    return Mechanism(name)
+
+
+def _not_proved(
+    report: Report, judged: tuple[Deployment, ...], mechanisms: tuple[Mechanism, ...]
+) -> Iterator[str]:
+    """What was to be proved for every prompt, and is not."""
+    configurations = dict.fromkeys(deployment.configuration for deployment in judged)
+    for configuration in configurations if mechanisms else ():
+        runs = [run for run in report.runs if configuration in run.configurations]
+        if not any(run.proof is not None and run.proof.failure is None for run in runs):
+            why = next((run.proof.failure for run in runs if run.proof is not None), None)
+            yield f"nothing is proved of {configuration}: {why or 'scan it with --prove'}"
+            continue
+        for run in runs:
+            for each in intervals_of(report.headroom, run.configuration):
+                if each.mechanism in mechanisms and each.open:
+                    first = each.open[0].row
+                    yield (
+                        f"{each.mechanism.phrase} of {run.name}: not proved for every prompt in "
+                        f"{len(each.open)} of {counted(len(each.intervals), 'place')}, "
+                        f"first {first.module}"
+                    )
 
 
 def _progress(report: Report) -> str:

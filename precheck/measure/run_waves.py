@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from precheck.measure.gathered import Gathered
     from precheck.measure.inputs import Inputs
+    from precheck.measure.models.configurations import RunGroup
     from precheck.measure.prepared import Prepared
     from precheck.measure.probes.batch import Batch
     from precheck.records.progress import Observer
@@ -70,21 +71,17 @@ def run_batches(
             inputs.plan.batches, indices, is_streamed=prepared.request.is_streamed
         ):
             batches = [inputs.plan.batches[index].to(prepared.device) for index in wave]
-            is_asked_for = prepared.request.context is not None
-            is_long = is_near_context(batches[0])
-            can_be_spared = bool(gathered.totals) and is_long and not is_asked_for
+            can_be_spared = bool(gathered.totals) and _can_be_spared(prepared, batches[0])
             if can_be_spared and _added_ops(batches[0], inputs, gathered) > MOST_ADDED_OPS:
                 gathered.leave_out(wave[0], batches[0], why="too many steps, one per token")
                 continue
+            parts = _parts(prepared, inputs, batches[0])
             try:
-                parts = _parts(prepared, inputs, batches[0])
                 if parts is None:
                     _run_wave(new_run, wave, batches, gathered)
-                    continue
-                gathered.part_tokens = inputs.part_tokens
-                for totals in run_in_parts(new_run, prepared.groups, parts):
-                    gathered.totals[wave[0]] = totals
-                gathered.finished.add(wave[0])
+                else:
+                    gathered.part_tokens = inputs.part_tokens
+                    _run_parts(new_run, prepared.groups, wave[0], parts, gathered)
             except MemoryExhaustedError:
                 if not can_be_spared:
                     raise
@@ -113,6 +110,24 @@ def _added_ops(batch: Batch, inputs: Inputs, gathered: Gathered) -> float:
     (short, few), (long, many) = min(known), max(known)
     per_token = (many - few) / (long - short) if long > short else 0.0
     return per_token * (batch.input_ids.shape[1] - long)
+
+
+def _can_be_spared(prepared: Prepared, batch: Batch) -> bool:
+    """Whether a scan is complete without it: the text near the context that nobody asked for."""
+    return is_near_context(batch) and prepared.request.context is None
+
+
+def _run_parts(
+    new_run: Callable[..., WaveRun],
+    groups: Sequence[RunGroup],
+    index: int,
+    parts: Iterator[Batch],
+    gathered: Gathered,
+) -> None:
+    """Runs a text part by part; after an error, ``gathered`` has what was measured."""
+    for totals in run_in_parts(new_run, groups, parts):
+        gathered.totals[index] = totals
+    gathered.finished.add(index)
 
 
 def _parts(prepared: Prepared, inputs: Inputs, batch: Batch) -> Iterator[Batch] | None:

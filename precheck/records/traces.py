@@ -237,6 +237,11 @@ class RunTrace:
     """What holds for every prompt; None where bounds were not computed."""
 
     @property
+    def is_proved(self) -> bool:
+        """Whether no operation can overflow, whatever the prompt."""
+        return self.proof is not None and self.proof.holds_for_every_prompt
+
+    @property
     def configuration(self) -> Configuration:
         """What is really in use."""
         return Configuration.of(self)

@@ -10,10 +10,12 @@ from rich.text import Text
 from precheck.records.finding import Severity
 from precheck.render.parts.advice import advice
 from precheck.render.parts.brief.verdict import verdict_lines
+from precheck.render.parts.columns import table
 from precheck.render.parts.culprit import culprit_panel, focus, layers_around
 from precheck.render.parts.deployment import deployment
 from precheck.render.parts.generation_table import generation_tables
 from precheck.render.parts.headline import headline, identity, scope
+from precheck.render.parts.intervals import interval_tables
 from precheck.render.parts.layer_table import layer_tables
 from precheck.render.parts.position_table import position_table, positions_title
 from precheck.render.parts.printed import printed
@@ -89,6 +91,7 @@ def _sections(
     if not report.is_static:
         yield (run_table(report, width=width),)
     yield from _formats(report, prose=prose, width=width)
+    yield from _proofs(report, width=width)
     yield from _positions(report, width=width)
     if (panel := culprit_panel(report, width=prose)) is not None:
         yield (panel,)
@@ -108,6 +111,11 @@ def _formats(report: Report, *, prose: int, width: int) -> Iterator[Sequence[Ren
     note = Text(sizes_note(report), style="dim")
     for title, written in format_tables(report, width=width):
         yield (Text(title, style="bold"), written, Within(wrapped(note), prose))
+
+
+def _proofs(report: Report, *, width: int) -> Iterator[Sequence[RenderableType]]:
+    for title, columns in interval_tables(report):
+        yield (Text(title, style="bold"), table(columns, width=width))
 
 
 def _positions(report: Report, *, width: int) -> Iterator[Sequence[RenderableType]]:

@@ -11,6 +11,7 @@ from precheck.render.parts.culprit import columns_around, culprit_facts, focus
 from precheck.render.parts.environment import environment_facts
 from precheck.render.parts.generation_table import generation_columns
 from precheck.render.parts.headline import headline, identity, scope
+from precheck.render.parts.intervals import interval_tables
 from precheck.render.parts.layer_table import layer_columns
 from precheck.render.parts.position_table import position_columns, positions_title
 from precheck.render.parts.reproduction import (
@@ -77,6 +78,8 @@ def _sections(report: Report, detail: _Detail) -> Iterator[str]:
     for title, columns in format_columns(report):
         note = markdown.prose(sizes_note(report))
         yield f"## {markdown.prose(title)}\n\n{markdown.table(columns)}\n\n{note}"
+    for title, intervals in interval_tables(report):
+        yield f"## {markdown.prose(title)}\n\n{markdown.table(intervals)}"
     if by_position := position_columns(report):
         yield f"## {markdown.prose(positions_title(report))}\n\n{markdown.table(by_position)}"
     yield from _culprit(report)

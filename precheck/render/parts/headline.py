@@ -11,7 +11,7 @@ from precheck.render.parts.stored_formats.words import cost_words, costly
 from precheck.render.parts.words import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from precheck.records.finding import Finding
     from precheck.records.report import Report, Run
@@ -65,7 +65,7 @@ def headline(report: Report) -> Headline:
     if not said:
         return Headline(
             Verdict.SAFE,
-            f"SAFE in {_all(plain)} measured{_in_formats(report)}, {_tried(report)}",
+            f"SAFE in {_all(plain)} measured{_in_formats(report)}, {_reach_of_all(report)}",
         )
     verdicts = {run.verdict for run in (*plain_runs(report), *formats)}
     gravest = next(verdict for verdict in _PLURALS if verdict in verdicts)
@@ -73,6 +73,13 @@ def headline(report: Report) -> Headline:
         it = "it" if len(formats) == 1 else "them"
         said.append(f"without {it} SAFE in {_all(plain)} measured")
     return Headline(gravest, "; ".join(said))
+
+
+def _reach_of_all(report: Report) -> str:
+    halves = [run for run in report.runs if not run.configuration.is_reference]
+    if halves and all(run.is_proved for run in halves):
+        return f"no overflow for every prompt, accuracy {_tried(report)}"
+    return _tried(report)
 
 
 def _in_formats(report: Report) -> str:
@@ -101,6 +108,13 @@ def scope(report: Report) -> str:
 def tested(report: Report) -> str:
     """How far the verdict reaches: ``up to 2,048 of 32,768 tokens (65 probes)``."""
     return f"{_tried(report)} ({counted(len(report.probes), 'probe')})"
+
+
+def reach_of(report: Report, runs: Sequence[Run]) -> str:
+    """How far the verdict on these runs reaches: what is proved holds for every prompt."""
+    if runs and all(run.is_proved for run in runs):
+        return f"no overflow for every prompt, accuracy {tested(report)}"
+    return tested(report)
 
 
 def _tried(report: Report) -> str:

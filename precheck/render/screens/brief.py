@@ -16,6 +16,7 @@ from precheck.render.parts.brief.next_steps import next_steps, use_lines
 from precheck.render.parts.brief.runs import run_lines
 from precheck.render.parts.brief.verdict import verdict_lines
 from precheck.render.parts.headline import broken_checkpoint
+from precheck.render.parts.intervals import proved_line
 from precheck.render.parts.position_table import position_table, positions_title
 from precheck.render.parts.printed import printed
 from precheck.render.parts.stored_formats.table import format_tables
@@ -81,6 +82,8 @@ def _details(report: Report, gate: Gate, engine: str, *, width: int) -> Iterator
     run = focus_of(report, gate)
     for label, value in (*culprit_lines(report, run), *format_culprits(report)):
         yield _line(label, value)
+    if (proved := proved_line(report)) is not None:
+        yield _line("proved", Text(proved))
     for number, (finding, words) in enumerate(_other_findings(report, engine)):
         style = SEVERITY_MARKS[finding.severity].style
         yield _line("" if number else "also", Text(shown(words), style=style))

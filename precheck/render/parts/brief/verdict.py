@@ -8,7 +8,7 @@ from rich.text import Text
 
 from precheck.records.finding import USABLE, Severity, Verdict
 from precheck.records.quantities import listed
-from precheck.render.parts.headline import broken_checkpoint, identity, tested
+from precheck.render.parts.headline import broken_checkpoint, identity, reach_of
 from precheck.render.parts.stored_formats.groups import plain_runs
 from precheck.render.parts.stored_formats.words import cost_words, costly
 from precheck.render.parts.words import SEVERITY_MARKS, VERDICT_MARKS, Mark, shown
@@ -53,7 +53,8 @@ def _deployed(report: Report, deployment: Deployment) -> str:
     words = deployment.words.removeprefix("is ").removeprefix("has ")
     is_told = deployment.verdict is Verdict.SAFE and deployment.holds and not report.is_static
     note = f"; {deployment.note}" if deployment.note else ""
-    return f"{deployment.name}: {words}{f', {tested(report)}' if is_told else ''}{note}"
+    runs = [run for run in report.runs if deployment.configuration in run.configurations]
+    return f"{deployment.name}: {words}{f', {reach_of(report, runs)}' if is_told else ''}{note}"
 
 
 def _mark(deployment: Deployment) -> Mark:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from precheck.render.parts.charts.errors import errors, format_errors
 from precheck.render.parts.charts.headroom import headroom
+from precheck.render.parts.charts.intervals import intervals
 from precheck.render.parts.charts.positions import position_charts
 from precheck.render.parts.charts.sizes import sizes
 
@@ -25,7 +26,7 @@ def charts(report: Report) -> Iterator[Chart]:
     for section in sections:
         if sum(place[0] is section for place in places) < 2:  # noqa: PLR2004  no line
             continue
-        for draw in (sizes, errors, format_errors, headroom):
+        for draw in (sizes, errors, format_errors, headroom, intervals):
             if (chart := draw(report, section)) is not None:
                 yield chart
     yield from position_charts(report)
