@@ -50,6 +50,10 @@ def hunt(
     first: Annotated[
         bool, typer.Option("--first", help="End at the first prompt that exceeds the range.")
     ] = False,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Compare with one short batch of built-in probes, not all."),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -93,6 +97,7 @@ def hunt(
         ),
         seed=seed,
         ends_at_first=first,
+        is_quick=quick,
         device=device,
         max_memory=arguments.size(max_memory, flag="--max-memory"),
         revision=revision,

@@ -9,7 +9,11 @@ import torch
 
 from precheck.checkpoint.quiet import quiet_transformers
 from precheck.checkpoint.source import open_checkpoint
-from precheck.errors import UnsupportedConfigurationError, UnsupportedModelError
+from precheck.errors import (
+    MemoryExhaustedError,
+    UnsupportedConfigurationError,
+    UnsupportedModelError,
+)
 from precheck.hunt.check import check
 from precheck.hunt.outcome import outcome
 from precheck.hunt.saved_search import restore, saved
@@ -82,8 +86,8 @@ def hunt(
             search(
                 trial,
                 probes=list(witness.inputs),
-                likely=_likely(trial, subject),
-                longest=_longest(trial),
+                likely=likely_tokens(trial, subject),
+                longest=longest_input(trial),
                 done=done,
             )
         finally:  # also when it is interrupted
@@ -110,6 +114,7 @@ def trial_of(
     """
     device = resolve_device(request.device)
     with (
+        _in_words(),
         exact_float32(),
         quiet_transformers(),
         uncompiled(),
@@ -143,6 +148,22 @@ def trial_of(
                 factors=find_factors(evaluator, rows),
                 report=_reporter(observe),
             )
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Says what to do where the model does not fit: a search cannot read weights again and again.
+
+    Raises:
+        MemoryExhaustedError: it does not.
+    """
+    try:
+        yield
+    except MemoryExhaustedError as error:
+        raise MemoryExhaustedError(
+            f"a search keeps the model in memory in float32: {error.message}",
+            hint="search on a larger machine; precheck scan MODEL needs a layer at a time",
+        ) from error
 
 
 def _announced(evaluator: Evaluator, space: TextSpace, request: HuntRequest) -> str:
@@ -179,12 +200,13 @@ def _skeleton(models: SharedModels, witness: TargetWitness) -> Skeleton:
         return models.skeleton(Dtype.FLOAT32, models.default_attention())
 
 
-def _likely(trial: Trial, subject: CheckpointSubject) -> Sequence[int]:
+def likely_tokens(trial: Trial, subject: CheckpointSubject) -> Sequence[int]:
+    """Tokens that may matter as the first one, by their embedding."""
     embedding = input_embedding(subject.checkpoint, trial.evaluator.skeleton.model)
     return odd_first_tokens(trial.space.vocabulary, embedding)
 
 
-def _longest(trial: Trial) -> int:
+def longest_input(trial: Trial) -> int:
     """Tokens of the longest input whose scores fit into memory."""
     config = text_config(trial.evaluator.skeleton.model)
     heads = setting(config, "num_attention_heads") or 1

@@ -99,13 +99,14 @@ class Evaluator:
         self.targets = [self.targets[number] for number in seen]
         self.mixed = frozenset(mixed)
 
-    def values(self, rows: Tensor) -> Tensor:
+    def values(self, rows: Tensor, *, wanted: Sequence[int] | None = None) -> Tensor:
         """Largest magnitudes, ``(rows, targets)`` float32; of mixed targets, that of the batch.
 
         Args:
             rows: token ids ``(rows, seq)`` int64.
+            wanted: numbers of targets, the others are 0: the forward ends with the last of them.
         """
-        watched = self._watch(rows)
+        watched = self._watch(rows, wanted=wanted)
         nothing = torch.zeros(len(rows))
         columns = [watched.maxima.get(number, nothing) for number in range(len(self.targets))]
         return torch.stack([column.float().cpu() for column in columns], dim=1)
@@ -116,6 +117,21 @@ class Evaluator:
         nothing = torch.zeros(len(rows))
         columns = [watched.maxima.get(number, nothing) for number in range(len(self.targets))]
         return torch.stack([column.float().cpu() for column in columns], dim=1), watched.lanes
+
+    def operands(self, rows: Tensor, number: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """What a product of activations reads, for rows of one token.
+
+        Args:
+            rows: token ids ``(rows, 1)`` int64.
+            number: of the product, whose last two arguments are wanted.
+            positions: of the tokens, ``(rows, 1)`` int64.
+
+        Returns:
+            The first as it is, ``(..., 1, width)``, and the second as it is, ``(..., width, 1)``.
+        """
+        watched = self._watch(rows, wanted=[number], kept=number, positions=positions)
+        first, second = watched.operands[-2:]
+        return first.detach(), second.detach()
 
     def slopes(self, rows: Tensor, number: int, lane: int | None) -> Tensor | None:
         """How the largest magnitude of a target changes with each token's embedding.
@@ -153,6 +169,7 @@ class Evaluator:
         wanted: Sequence[int] | None = None,
         by_lane: Collection[int] = (),
         kept: int | None = None,
+        positions: Tensor | None = None,
     ) -> RowMaxima:
         numbers = range(len(self.targets)) if wanted is None else wanted
         watcher = RowMaxima(
@@ -164,8 +181,12 @@ class Evaluator:
             kept=kept,
         )
         start = time.perf_counter()
-        with torch.set_grad_enabled(kept is not None), suppress(AllSeenError), watcher:
-            self.skeleton.model(**self.inputs(rows))
+        inputs = self.inputs(rows)
+        if positions is not None:
+            inputs["position_ids"] = positions.to(self.device)
+        has_slopes = kept is not None and positions is None
+        with torch.set_grad_enabled(has_slopes), suppress(AllSeenError), watcher:
+            self.skeleton.model(**inputs)
         self.work.seconds += time.perf_counter() - start
         self.work.num_forwards += 1
         self.work.num_inputs += len(rows)

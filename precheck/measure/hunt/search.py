@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from precheck.measure.hunt import sweeps
+from precheck.measure.hunt.first_layer import first_layer
 from precheck.measure.hunt.pairs import pairs_by_lane, pairs_by_layer
 from precheck.measure.hunt.swaps import swaps
 from precheck.measure.hunt.trial import SearchOverError
@@ -21,6 +22,7 @@ REPEATED_TIMES = 8
 PARTS = (
     "built-in probes",
     "first tokens",
+    "first layer",
     "repeated tokens",
     "pairs by lane",
     "pairs by layer",
@@ -51,6 +53,7 @@ def search(
     parts: tuple[tuple[str, float, Callable[[], None]], ...] = (
         ("built-in probes", 0.1, lambda: sweeps.probes(trial, probes)),
         ("first tokens", 0.3, lambda: sweeps.first_tokens(trial, likely=likely)),
+        ("first layer", 0.15, lambda: first_layer(trial)),
         ("repeated tokens", 0.1, lambda: sweeps.repeated(trial)),
         ("pairs by lane", 0.1, lambda: pairs_by_lane(trial)),
         ("pairs by layer", 0.1, lambda: pairs_by_layer(trial)),

@@ -41,15 +41,19 @@ class Budget:
     seconds: float
     most_tokens: int | None = None
     """Run through the model; the same inputs on any machine."""
-    started: float = field(default_factory=time.monotonic)
+    clock: Callable[[], float] = time.monotonic
+    started: float = field(init=False)
     seconds_before: float = 0.0
     tokens_before: int = 0
     """What the search had used before it was resumed: it does not count against the budget."""
 
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+
     @property
     def spent(self) -> float:
         """Seconds of the search so far, with those before it was resumed."""
-        return time.monotonic() - self.started + self.seconds_before
+        return self.clock() - self.started + self.seconds_before
 
     def share(self, num_tokens: int) -> float:
         """How much of it is used, 0 to 1 and beyond."""
@@ -85,6 +89,10 @@ class Trial:
     seed: int
     factors: Factors
     report: Callable[[str, float], None]
+    longest_pair: int = 1024
+    """Tokens from one of a pair to the other, both included, at most."""
+    exact: set[int] = field(default_factory=set)
+    """Targets of which every token was tried, and which depend on nothing else."""
     num_rounds: int = 0
     """Rounds of swaps so far."""
     part: str = ""
