@@ -107,7 +107,8 @@ def hunt(
     try:
         found = _hunted(model, request, resume=resume, quiet=quiet)
     except KeyboardInterrupt as interrupted:
-        kept = "nothing was kept" if resume is None else f"the search is in {resume}"
+        is_kept = resume is not None and resume.exists()
+        kept = f"the search is in {resume}" if is_kept else "nothing was kept"
         terminal.say(f"interrupted; {kept}")
         raise typer.Exit(ExitCode.INTERRUPTED) from interrupted
     if output is not None:

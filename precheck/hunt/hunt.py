@@ -11,7 +11,6 @@ from precheck.checkpoint.quiet import quiet_transformers
 from precheck.checkpoint.source import open_checkpoint
 from precheck.errors import (
     MemoryExhaustedError,
-    UnsupportedConfigurationError,
     UnsupportedModelError,
 )
 from precheck.hunt.check import check
@@ -194,10 +193,13 @@ def _skeleton(models: SharedModels, witness: TargetWitness) -> Skeleton:
             hint="precheck scan MODEL shows what was run",
         )
     name = "eager" if "eager" in names else min(names)
-    try:
-        return models.skeleton(Dtype.FLOAT32, name)
-    except UnsupportedConfigurationError:
-        return models.skeleton(Dtype.FLOAT32, models.default_attention())
+    skeleton = models.skeleton(Dtype.FLOAT32, name)
+    if getattr(skeleton.model, "main_input_name", "input_ids") != "input_ids":
+        raise UnsupportedModelError(
+            f"{type(skeleton.model).__name__} takes no text (expected a model of token ids)",
+            hint="precheck scan MODEL runs images and sounds",
+        )
+    return skeleton
 
 
 def likely_tokens(trial: Trial, subject: CheckpointSubject) -> Sequence[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -37,13 +36,6 @@ class Work:
     num_tokens: int = 0
     longest: int = 0
     """Tokens of the longest input."""
-    seconds: float = 0.0
-    """In forwards."""
-
-    @property
-    def tokens_per_second(self) -> float:
-        """0 before the first forward."""
-        return self.num_tokens / self.seconds if self.seconds else 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -180,14 +172,12 @@ class Evaluator:
             by_lane=by_lane,
             kept=kept,
         )
-        start = time.perf_counter()
         inputs = self.inputs(rows)
         if positions is not None:
             inputs["position_ids"] = positions.to(self.device)
         has_slopes = kept is not None and positions is None
         with torch.set_grad_enabled(has_slopes), suppress(AllSeenError), watcher:
             self.skeleton.model(**inputs)
-        self.work.seconds += time.perf_counter() - start
         self.work.num_forwards += 1
         self.work.num_inputs += len(rows)
         self.work.num_tokens += rows.numel()
