@@ -103,9 +103,11 @@ class Evaluator:
         columns = [watched.maxima.get(number, nothing) for number in range(len(self.targets))]
         return torch.stack([column.float().cpu() for column in columns], dim=1)
 
-    def lanes(self, rows: Tensor, numbers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
+    def lanes(
+        self, rows: Tensor, numbers: Collection[int], *, wanted: Sequence[int] | None = None
+    ) -> tuple[Tensor, dict[int, Tensor]]:
         """The same, and of some targets the largest magnitudes by the last dimension."""
-        watched = self._watch(rows, by_lane=numbers)
+        watched = self._watch(rows, wanted=wanted, by_lane=numbers)
         nothing = torch.zeros(len(rows))
         columns = [watched.maxima.get(number, nothing) for number in range(len(self.targets))]
         return torch.stack([column.float().cpu() for column in columns], dim=1), watched.lanes
