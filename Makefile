@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test test-slow test-processors fuzz killed matrix mutants zoo zoo-formats real engine install check fix docs facts gpu golden unchanged bench fixes gallery help
+.PHONY: scan test test-slow test-processors fuzz killed matrix mutants zoo zoo-formats real engine install check fix docs facts gpu golden unchanged bench fixes hunts gallery help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
@@ -57,6 +57,9 @@ engine: install ## Compare engines' quantised caches with what is predicted: mak
 
 fixes: install ## Fix planted models of 28 architectures, and write the table of docs/fix.md (10 minutes)
 	$(BIN)/python -m tests.cure.survey --output docs/fix.md
+
+hunts: install ## Hunt in 20 planted models, and write the table of docs/hunt.md (an hour)
+	$(BIN)/python -m tests.hunt.survey --output docs/hunt.md
 
 install: $(INSTALLED) ## Create the environment that the other targets use
 

@@ -119,7 +119,7 @@ def test_what_an_addition_touches_is_there() -> None:
     assert missing == []
 
 
-COMMANDS = ("scan", "report", "diff", "fix", "explain", "demo", "gpus", "env")
+COMMANDS = ("scan", "report", "diff", "fix", "hunt", "explain", "demo", "gpus", "env")
 
 
 @pytest.mark.pinned("its line breaks are those of the tested typer")

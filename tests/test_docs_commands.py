@@ -22,6 +22,8 @@ def typed(words: list[str]) -> list[str]:
     """The command on a model that is here, with one short batch."""
     known = {"MODEL": "demo:qwen2-eager", "./checkpoint": "demo:qwen2-eager"}
     words = [known.get(word, word) for word in words[1:]]
+    if words[0] == "hunt":
+        return [*words, "--quick", "--most-tokens", "2000"]
     is_short = {"--static", "--prompt", "--quick"} & set(words)
     return [*words, *(["--quick"] if words[0] == "scan" and not is_short else [])]
 

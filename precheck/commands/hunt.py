@@ -50,6 +50,10 @@ def hunt(
     first: Annotated[
         bool, typer.Option("--first", help="End at the first prompt that exceeds the range.")
     ] = False,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Compare with one short batch of built-in probes, not all."),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -93,6 +97,7 @@ def hunt(
         ),
         seed=seed,
         ends_at_first=first,
+        is_quick=quick,
         device=device,
         max_memory=arguments.size(max_memory, flag="--max-memory"),
         revision=revision,
@@ -102,7 +107,8 @@ def hunt(
     try:
         found = _hunted(model, request, resume=resume, quiet=quiet)
     except KeyboardInterrupt as interrupted:
-        kept = "nothing was kept" if resume is None else f"the search is in {resume}"
+        is_kept = resume is not None and resume.exists()
+        kept = f"the search is in {resume}" if is_kept else "nothing was kept"
         terminal.say(f"interrupted; {kept}")
         raise typer.Exit(ExitCode.INTERRUPTED) from interrupted
     if output is not None:

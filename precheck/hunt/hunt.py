@@ -9,7 +9,10 @@ import torch
 
 from precheck.checkpoint.quiet import quiet_transformers
 from precheck.checkpoint.source import open_checkpoint
-from precheck.errors import UnsupportedConfigurationError, UnsupportedModelError
+from precheck.errors import (
+    MemoryExhaustedError,
+    UnsupportedModelError,
+)
 from precheck.hunt.check import check
 from precheck.hunt.outcome import outcome
 from precheck.hunt.saved_search import restore, saved
@@ -82,8 +85,8 @@ def hunt(
             search(
                 trial,
                 probes=list(witness.inputs),
-                likely=_likely(trial, subject),
-                longest=_longest(trial),
+                likely=likely_tokens(trial, subject),
+                longest=longest_input(trial),
                 done=done,
             )
         finally:  # also when it is interrupted
@@ -110,6 +113,7 @@ def trial_of(
     """
     device = resolve_device(request.device)
     with (
+        _in_words(),
         exact_float32(),
         quiet_transformers(),
         uncompiled(),
@@ -145,6 +149,22 @@ def trial_of(
             )
 
 
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Says what to do where the model does not fit: a search cannot read weights again and again.
+
+    Raises:
+        MemoryExhaustedError: it does not.
+    """
+    try:
+        yield
+    except MemoryExhaustedError as error:
+        raise MemoryExhaustedError(
+            f"a search keeps the model in memory in float32: {error.message}",
+            hint="search on a larger machine; precheck scan MODEL needs a layer at a time",
+        ) from error
+
+
 def _announced(evaluator: Evaluator, space: TextSpace, request: HuntRequest) -> str:
     words = f"{len(space.tokens):,} of {space.vocabulary.size:,} tokens are texts"
     if not space.has_text:
@@ -173,18 +193,22 @@ def _skeleton(models: SharedModels, witness: TargetWitness) -> Skeleton:
             hint="precheck scan MODEL shows what was run",
         )
     name = "eager" if "eager" in names else min(names)
-    try:
-        return models.skeleton(Dtype.FLOAT32, name)
-    except UnsupportedConfigurationError:
-        return models.skeleton(Dtype.FLOAT32, models.default_attention())
+    skeleton = models.skeleton(Dtype.FLOAT32, name)
+    if getattr(skeleton.model, "main_input_name", "input_ids") != "input_ids":
+        raise UnsupportedModelError(
+            f"{type(skeleton.model).__name__} takes no text (expected a model of token ids)",
+            hint="precheck scan MODEL runs images and sounds",
+        )
+    return skeleton
 
 
-def _likely(trial: Trial, subject: CheckpointSubject) -> Sequence[int]:
+def likely_tokens(trial: Trial, subject: CheckpointSubject) -> Sequence[int]:
+    """Tokens that may matter as the first one, by their embedding."""
     embedding = input_embedding(subject.checkpoint, trial.evaluator.skeleton.model)
     return odd_first_tokens(trial.space.vocabulary, embedding)
 
 
-def _longest(trial: Trial) -> int:
+def longest_input(trial: Trial) -> int:
     """Tokens of the longest input whose scores fit into memory."""
     config = text_config(trial.evaluator.skeleton.model)
     heads = setting(config, "num_attention_heads") or 1

@@ -97,6 +97,7 @@ def _row(
         if best is not None and best.ids in prompts and found > target.probes_abs_max
         else None,
         status=HuntStatus.OPEN,
+        is_exact=number in trial.exact,
     )
 
 

@@ -27,6 +27,8 @@ class HuntRequest:
     seed: int = 0
     ends_at_first: bool = False
     """End when a prompt exceeds the range of the dtype."""
+    is_quick: bool = False
+    """Compare with one short batch of built-in probes instead of all."""
     device: str = "auto"
     max_memory: int | None = None
     """Bytes that a scan may use."""

@@ -43,6 +43,7 @@ class SavedSearch:
     num_tokens: int
     longest: int
     parts_done: tuple[str, ...]
+    positions: dict[str, int]
     num_rounds: int
     catches: tuple[SavedCatch, ...]
 
@@ -76,6 +77,7 @@ def saved(trial: Trial, *, model: str, done: Collection[str]) -> str:
         num_tokens=work.num_tokens,
         longest=work.longest,
         parts_done=tuple(sorted(done)),
+        positions=trial.positions,
         num_rounds=trial.num_rounds,
         catches=tuple(catches),
     )
@@ -115,7 +117,7 @@ def restore(trial: Trial, plain: dict[str, Any] | None, *, model: str) -> set[st
     work = trial.evaluator.work
     work.num_forwards, work.num_inputs = search.num_forwards, search.num_inputs
     work.num_tokens, work.longest = search.num_tokens, search.longest
-    trial.num_rounds = search.num_rounds
+    trial.num_rounds, trial.positions = search.num_rounds, dict(search.positions)
     trial.budget.tokens_before = search.num_tokens
     trial.budget.seconds_before = search.seconds
     return set(search.parts_done)

@@ -47,6 +47,7 @@ def scanned(
             dtypes=(request.dtype, Dtype.FLOAT32),
             required=(Configuration(dtype=request.dtype, attn_implementation=""),),
             prompts=prompts,
+            quick=request.is_quick or prompts is not None,  # and nothing is padded
             device=request.device,
             max_memory=request.max_memory,
             trust_remote_code=request.trust_remote_code,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -37,13 +36,6 @@ class Work:
     num_tokens: int = 0
     longest: int = 0
     """Tokens of the longest input."""
-    seconds: float = 0.0
-    """In forwards."""
-
-    @property
-    def tokens_per_second(self) -> float:
-        """0 before the first forward."""
-        return self.num_tokens / self.seconds if self.seconds else 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -99,23 +91,41 @@ class Evaluator:
         self.targets = [self.targets[number] for number in seen]
         self.mixed = frozenset(mixed)
 
-    def values(self, rows: Tensor) -> Tensor:
+    def values(self, rows: Tensor, *, wanted: Sequence[int] | None = None) -> Tensor:
         """Largest magnitudes, ``(rows, targets)`` float32; of mixed targets, that of the batch.
 
         Args:
             rows: token ids ``(rows, seq)`` int64.
+            wanted: numbers of targets, the others are 0: the forward ends with the last of them.
         """
-        watched = self._watch(rows)
+        watched = self._watch(rows, wanted=wanted)
         nothing = torch.zeros(len(rows))
         columns = [watched.maxima.get(number, nothing) for number in range(len(self.targets))]
         return torch.stack([column.float().cpu() for column in columns], dim=1)
 
-    def lanes(self, rows: Tensor, numbers: Collection[int]) -> tuple[Tensor, dict[int, Tensor]]:
+    def lanes(
+        self, rows: Tensor, numbers: Collection[int], *, wanted: Sequence[int] | None = None
+    ) -> tuple[Tensor, dict[int, Tensor]]:
         """The same, and of some targets the largest magnitudes by the last dimension."""
-        watched = self._watch(rows, by_lane=numbers)
+        watched = self._watch(rows, wanted=wanted, by_lane=numbers)
         nothing = torch.zeros(len(rows))
         columns = [watched.maxima.get(number, nothing) for number in range(len(self.targets))]
         return torch.stack([column.float().cpu() for column in columns], dim=1), watched.lanes
+
+    def operands(self, rows: Tensor, number: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """What a product of activations reads, for rows of one token.
+
+        Args:
+            rows: token ids ``(rows, 1)`` int64.
+            number: of the product, whose last two arguments are wanted.
+            positions: of the tokens, ``(rows, 1)`` int64.
+
+        Returns:
+            The first as it is, ``(..., 1, width)``, and the second as it is, ``(..., width, 1)``.
+        """
+        watched = self._watch(rows, wanted=[number], kept=number, positions=positions)
+        first, second = watched.operands[-2:]
+        return first.detach(), second.detach()
 
     def slopes(self, rows: Tensor, number: int, lane: int | None) -> Tensor | None:
         """How the largest magnitude of a target changes with each token's embedding.
@@ -153,6 +163,7 @@ class Evaluator:
         wanted: Sequence[int] | None = None,
         by_lane: Collection[int] = (),
         kept: int | None = None,
+        positions: Tensor | None = None,
     ) -> RowMaxima:
         numbers = range(len(self.targets)) if wanted is None else wanted
         watcher = RowMaxima(
@@ -163,10 +174,12 @@ class Evaluator:
             by_lane=by_lane,
             kept=kept,
         )
-        start = time.perf_counter()
-        with torch.set_grad_enabled(kept is not None), suppress(AllSeenError), watcher:
-            self.skeleton.model(**self.inputs(rows))
-        self.work.seconds += time.perf_counter() - start
+        inputs = self.inputs(rows)
+        if positions is not None:
+            inputs["position_ids"] = positions.to(self.device)
+        has_slopes = kept is not None and positions is None
+        with torch.set_grad_enabled(has_slopes), suppress(AllSeenError), watcher:
+            self.skeleton.model(**inputs)
         self.work.num_forwards += 1
         self.work.num_inputs += len(rows)
         self.work.num_tokens += rows.numel()

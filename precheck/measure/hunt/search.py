@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from precheck.measure.hunt import sweeps
+from precheck.measure.hunt.first_layer import first_layer
 from precheck.measure.hunt.pairs import pairs_by_lane, pairs_by_layer
 from precheck.measure.hunt.swaps import swaps
 from precheck.measure.hunt.trial import SearchOverError
@@ -21,6 +22,7 @@ REPEATED_TIMES = 8
 PARTS = (
     "built-in probes",
     "first tokens",
+    "first layer",
     "repeated tokens",
     "pairs by lane",
     "pairs by layer",
@@ -46,13 +48,14 @@ def search(
         probes: token ids that a scan ran.
         likely: tokens that may matter as the first one.
         longest: tokens of the longest input that memory allows.
-        done: names of parts that are over; those that end are added.
+        done: names of parts that are over; those that end before their share does are added.
     """
     parts: tuple[tuple[str, float, Callable[[], None]], ...] = (
         ("built-in probes", 0.1, lambda: sweeps.probes(trial, probes)),
         ("first tokens", 0.3, lambda: sweeps.first_tokens(trial, likely=likely)),
-        ("repeated tokens", 0.1, lambda: sweeps.repeated(trial)),
+        ("first layer", 0.15, lambda: first_layer(trial)),
         ("pairs by lane", 0.1, lambda: pairs_by_lane(trial)),
+        ("repeated tokens", 0.1, lambda: sweeps.repeated(trial)),
         ("pairs by layer", 0.1, lambda: pairs_by_layer(trial)),
         ("odd token ids", 0.05, lambda: sweeps.odd_ids(trial)),
         ("lengths", 0.1, lambda: sweeps.lengths(trial, longest=longest)),
@@ -69,7 +72,7 @@ def search(
             if name not in done:
                 with trial.within(name, share=share):
                     run()
-                done.add(name)
+                    done.add(name)
     except SearchOverError:
         return
 

@@ -66,12 +66,17 @@ def probes(trial: Trial, inputs: Iterable[Ids]) -> None:
 def first_tokens(trial: Trial, *, likely: Iterable[int]) -> None:
     """Every token as the first of a text, and behind another one; the likely ones first.
 
-    In a decoder the first of two tokens is also the only one.
+    In a decoder the first of two tokens is also the only one. Of a model that is too large for the
+    time, only the first layers are run, and then all of them for what was best there.
     """
     other = filler(trial)
+    length = len(trial.space.wrapped((other, other)))
+    wanted = trial.affordable(2 * length * len(trial.space.tokens))
     for tokens in _pieces(trial, likely):
-        trial.run_single(tokens, other, is_first=True)
-        trial.run_single(tokens, other, is_first=False)
+        trial.run_single(tokens, other, is_first=True, wanted=wanted)
+        trial.run_single(tokens, other, is_first=False, wanted=wanted)
+    if wanted is not None:
+        trial.run(trial.archive.elites(wanted))
 
 
 def odd_ids(trial: Trial) -> None:
@@ -144,8 +149,10 @@ def _pieces(trial: Trial, likely: Iterable[int]) -> Iterator[list[int]]:
     rest = torch.tensor(sorted(allowed.difference(first)), dtype=torch.long)
     order = torch.randperm(len(rest), generator=trial.generator("vocabulary"))
     tokens = [*first, *rest[order].tolist()]
-    for start in range(0, len(tokens), _PIECE):
+    part = trial.part
+    for start in range(trial.positions.get(part, 0), len(tokens), _PIECE):
         yield tokens[start : start + _PIECE]
+        trial.positions[part] = start + _PIECE
 
 
 def _delimiters(trial: Trial) -> list[Ids]:

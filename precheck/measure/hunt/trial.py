@@ -41,15 +41,19 @@ class Budget:
     seconds: float
     most_tokens: int | None = None
     """Run through the model; the same inputs on any machine."""
-    started: float = field(default_factory=time.monotonic)
+    clock: Callable[[], float] = time.monotonic
+    started: float = field(init=False)
     seconds_before: float = 0.0
     tokens_before: int = 0
     """What the search had used before it was resumed: it does not count against the budget."""
 
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+
     @property
     def spent(self) -> float:
         """Seconds of the search so far, with those before it was resumed."""
-        return time.monotonic() - self.started + self.seconds_before
+        return self.clock() - self.started + self.seconds_before
 
     def share(self, num_tokens: int) -> float:
         """How much of it is used, 0 to 1 and beyond."""
@@ -85,6 +89,12 @@ class Trial:
     seed: int
     factors: Factors
     report: Callable[[str, float], None]
+    longest_pair: int = 1024
+    """Tokens from one of a pair to the other, both included, at most."""
+    exact: set[int] = field(default_factory=set)
+    """Targets of which every token was tried, and which depend on nothing else."""
+    positions: dict[str, int] = field(default_factory=dict)
+    """By part, how many tokens of the vocabulary it is done with."""
     num_rounds: int = 0
     """Rounds of swaps so far."""
     part: str = ""
@@ -151,20 +161,47 @@ class Trial:
                 self.check()
                 self.add(batch, self.evaluator.values(batch))
 
-    def run_single(self, tokens: Sequence[int], other: int, *, is_first: bool) -> None:
+    def affordable(self, num_tokens: int) -> list[int] | None:
+        """Numbers of the first targets that so many tokens can reach in the time of this part.
+
+        None: all of them.
+        """
+        generator = self.generator("affordable")
+        rows = torch.randint(
+            self.space.vocabulary.size, (BATCH_TOKENS // 8, 2), generator=generator
+        )
+        before = self.budget.spent
+        self.evaluator.values(rows)
+        needed = (self.budget.spent - before) * num_tokens / rows.numel()
+        num_targets = len(self.evaluator.targets)
+        if needed <= self.seconds_left:
+            return None
+        return list(range(max(1, int(num_targets * self.seconds_left / needed))))
+
+    def run_single(
+        self,
+        tokens: Sequence[int],
+        other: int,
+        *,
+        is_first: bool,
+        wanted: Sequence[int] | None,
+    ) -> None:
         """Tries texts of a token and another one, and keeps which lanes each makes large.
 
         Args:
             tokens: one for each text.
             other: the other one, which says nothing.
             is_first: the token comes before the other one.
+            wanted: numbers of the targets to reach; None: all.
         """
         cores = [(token, other) if is_first else (other, token) for token in tokens]
         by_lane = self.factors.numbers(self.aims())
+        if wanted is not None:
+            by_lane = tuple(number for number in by_lane if number in wanted)
         start = 0
         for batch in in_steps([self.space.wrapped(c) for c in cores], most_tokens=BATCH_TOKENS):
             self.check()
-            values, lanes = self.evaluator.lanes(batch, by_lane)
+            values, lanes = self.evaluator.lanes(batch, by_lane, wanted=wanted)
             self.add(batch, values)
             self.factors.add(lanes, torch.tensor(tokens[start : start + len(batch)]))
             start += len(batch)

@@ -9,7 +9,7 @@ from typing import Any
 from precheck.records.finding import Verdict
 from precheck.records.mechanism import Mechanism
 from precheck.records.plain import plain
-from precheck.records.precision import Dtype, headroom_bits
+from precheck.records.precision import Dtype
 from precheck.records.traces import Overflow, Section
 
 HUNT_SCHEMA = "precheck-hunt/1"
@@ -56,10 +56,9 @@ class HuntRow:
     prompt: int | None
     """Which of the prompts reached it; None where no input of the search did."""
     status: HuntStatus
-
-    def bits(self, dtype: Dtype) -> float | None:
-        """Headroom that the worst prompt leaves."""
-        return headroom_bits(self.found_abs_max, dtype)
+    is_exact: bool = False
+    """Every token was tried, and nothing else than the token changed it in texts that were drawn.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -106,7 +106,7 @@ def _columns(hunt: Hunt) -> tuple[Column, ...]:
         right("limit", [Text(magnitude(row.limit)) for row in rows], rank=4),
         right("bits before", [_bits(row.probes_abs_max, hunt) for row in rows], rank=3),
         right("bits", [_bits(row.found_abs_max, hunt) for row in rows]),
-        left("status", [row.status for row in rows], rank=1),
+        left("status", [_status(row) for row in rows], rank=1),
         left("prompt", [_prompt(row, hunt) for row in rows], rank=2),
     )
 
@@ -116,6 +116,10 @@ def _bits(value: float, hunt: Hunt) -> Text:
     if left is None:
         return Text(DASH)
     return Text(bits(left), style="red" if left < 0 else "")
+
+
+def _status(row: HuntRow) -> str:
+    return "exact" if row.is_exact and row.status is HuntStatus.OPEN else row.status
 
 
 def _prompt(row: HuntRow, hunt: Hunt) -> str:
