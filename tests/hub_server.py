@@ -122,6 +122,8 @@ class Hub:
     """Of each: server, method and path."""
     tokens: list[tuple[str, str]] = field(default_factory=list)
     """Server and token of each request that had one."""
+    spans: list[tuple[str, int, int]] = field(default_factory=list)
+    """Of each answer with content: server, first byte and end."""
     bytes_sent: Counter[str] = field(default_factory=Counter)
     """Of content, by server."""
     address: str = ""
@@ -261,6 +263,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._start(status, {**headers, **self.hub.extra_headers, **length})
         if self.command == "HEAD":
             return
+        with self.hub.lock:
+            self.hub.spans.append((self.server_name, start, end))
         is_cut = self._is_cut(end - start)
         end = start + self.hub.cut_after if is_cut else end
         try:

@@ -245,7 +245,7 @@ def test_flags_arrive_at_the_scan(shell: Shell) -> None:
         *("--require", "bf16+sdpa", "--trust-remote-code", "--allow-pickle"),
         *("--max-memory", "1.5GiB", "--resident", "--accumulation", "float16", "--generate", "5"),
         *("--kv-cache-dtype", "fp8,int8", "--quantization", "int4"),
-        *("--context", "8192", "--static", "--capsule", "folder"),
+        *("--context", "8192", "--static", "--full", "--stream", "--capsule", "folder"),
     ).asked
     assert asked.pop("observe")
     assert asked == {
@@ -266,6 +266,8 @@ def test_flags_arrive_at_the_scan(shell: Shell) -> None:
         "quantizations": ("int4",),
         "generate": 5,
         "static": True,
+        "full": True,
+        "stream": True,
         "capsule": Path("folder"),
         "require": (Configuration(dtype=Dtype.BFLOAT16, attn_implementation="sdpa"),),
         "trust_remote_code": True,

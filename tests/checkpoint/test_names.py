@@ -244,7 +244,7 @@ def zero(*names: str) -> Callable[[dict[str, torch.Tensor]], None]:
 @pytest.mark.parametrize("name", [UP, HEAD, EMBEDDING])
 def test_a_weight_of_zeroes_is_named(name: str, folder: Path) -> None:
     change_weights(folder, zero(name))
-    for report in (scanned(folder), precheck.scan(str(folder), static=True)):
+    for report in (scanned(folder), precheck.scan(str(folder), static=True, full=True)):
         found = finding(report, "PC512")
         assert (found.severity, found.modules) == (Severity.WARNING, (name,))
 

@@ -22,14 +22,8 @@ _MOST_FAILURES = 5
 """In a row, without a byte between them."""
 _MOST_REDIRECTS = 5
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
-_EXPIRED = frozenset({400, 401, 403, 404, 410})
-"""What servers answer for a signed address whose time is over.
-
-**Source**: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html (403);
-https://cloud.google.com/storage/docs/xml-api/reference-status (400)
-"""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
-_OK, _PARTIAL, _NOT_SATISFIABLE = 200, 206, 416
+_OK, _PARTIAL, _FAILED, _NOT_SATISFIABLE = 200, 206, 400, 416
 
 
 class _Attempt(NamedTuple):
@@ -129,11 +123,12 @@ class RemoteFile:
             return _Attempt()
         if status in _BUSY:
             return _Attempt(failure=f"it answers {status}")
-        if status in _EXPIRED and not is_of_the_hub(address):
-            self._address = self._hub_address
-            return _Attempt(failure=f"it answers {status}")
         if status == _NOT_SATISFIABLE:
             raise self._changed("it is shorter than it was")
+        if status >= _FAILED and not is_of_the_hub(address):
+            # its time is over; no other error shows the address, which is as good as a password
+            self._address = self._hub_address
+            return _Attempt(failure=f"it answers {status}")
         hf_raise_for_status(response)
         self._check_unchanged(response, "ETag", host=urlsplit(address).netloc)
         return None

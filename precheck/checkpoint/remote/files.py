@@ -12,6 +12,7 @@ from precheck.checkpoint.remote.file import RemoteFile
 from precheck.checkpoint.remote.header import LENGTH_BYTES, read_header
 from precheck.checkpoint.remote.shard import RemoteShard
 from precheck.checkpoint.remote.transport import Transport
+from precheck.checkpoint.shards import Span
 from precheck.checkpoint.weights import open_shard
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from precheck.checkpoint.hub import Snapshot
-    from precheck.checkpoint.shards import Shard, Span
+    from precheck.checkpoint.shards import Shard
     from precheck.records.progress import Observer
 
 _T = TypeVar("_T")
@@ -107,8 +108,15 @@ class RemoteFiles:
         file = RemoteFile(
             self._transport, repo=snapshot.repo, commit=snapshot.commit, name=name, size=size
         )
-        header = read_header(file.read, size=size, expected=expected, where=name)
-        return RemoteShard(file, header, fetch=self._fetch)
+        start = file.read(0, min(size, expected))
+
+        def read(first: int, last: int) -> bytearray:
+            return start[first:last] if last <= len(start) else file.read(first, last)
+
+        header = read_header(read, size=size, expected=len(start), where=name)
+        shard = RemoteShard(file, header, fetch=self._fetch)
+        shard.hold([(Span(0, len(start)), start)])  # the first tensors may be in it
+        return shard
 
     def _spans(self, parts: Mapping[str, Sequence[Span]]) -> list[tuple[RemoteShard, Span]]:
         found = []

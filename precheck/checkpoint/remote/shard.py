@@ -68,13 +68,15 @@ class RemoteShard:
         self._held = sorted([*self._held, *more], key=lambda each: each[0])
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor in memory of its own."""
+        """A tensor in memory, where it stays: who looks at a scale or an embedding is not alone."""
         stored = self.header.tensors[name]
+        dtype = torch_dtype(stored.dtype)
+        if stored.span.start == stored.span.end:
+            return torch.empty(stored.shape, dtype=dtype)
         content = bytearray(stored.span.end - stored.span.start)
         self.read(name, [Span(0, len(content))], memoryview(content))
-        dtype = torch_dtype(stored.dtype)
-        if not content:
-            return torch.empty(stored.shape, dtype=dtype)
+        if self._find_held(stored.span) is None:
+            self.hold([(stored.span, content)])
         return torch.frombuffer(content, dtype=dtype).view(stored.shape)
 
     def read(self, name: str, spans: Sequence[Span], into: memoryview) -> None:

@@ -35,6 +35,8 @@ class SmallParts:
 
     whole: tuple[str, ...]
     """Tensors that are read from end to end: one dimension at most, not counting those of 1."""
+    scales: frozenset[str] = frozenset()
+    """Those of them that are scales."""
     sampled: dict[str, int] = field(default_factory=dict)
     """Scales of blocks: how many of their elements are read, from the first on."""
 
@@ -62,6 +64,7 @@ def find_small_parts(stored: Weights) -> SmallParts:
                 blocks.append(name)
     return SmallParts(
         whole=tuple(whole),
+        scales=frozenset(name for name in whole if name in scales or name.endswith(_SCALES)),
         sampled={name: _sampled_elements(stored, name, dtypes[name]) for name in _spread(blocks)},
     )
 

@@ -14,19 +14,23 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from precheck.checkpoint.architecture import find_architecture
 from precheck.checkpoint.quiet import quiet_transformers
 from precheck.facts import attention
 from precheck.measure.models.settings import setting, text_config
 from precheck.records.sizes import AttentionFacts, CacheSize, Widths
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from precheck.checkpoint.architecture import Architecture
 
 _HEAD_DIMS = ("head_dim", "global_head_dim", "qk_head_dim", "d_kv", "kv_channels")
 _SHORT, _BEYOND = 8, 64
 """Tokens: a length inside any window, and how far beyond a window to look."""
+
+_NUMBERS = frozenset({"layer_idx", "layer_id", "layer_number"})
+"""Attributes in which layers differ that are alike."""
 
 
 def attention_facts(model: nn.Module, layout: Architecture) -> AttentionFacts | None:
@@ -83,16 +87,17 @@ def cache_size(model: nn.Module) -> CacheSize | None:
     if not isinstance(model, PreTrainedModel):
         return None
     window = _window(text_config(model)) or 0
-    try:
-        with quiet_transformers(), torch.no_grad(), torch.device("meta"):
-            empty = _without_weights(model)
-            short, next_one = (_cached(empty, length) for length in (_SHORT, _SHORT + 1))
-            long, longer = short, next_one
-            if window:
-                beyond = window + _BEYOND
-                long, longer = (_cached(empty, length) for length in (beyond, beyond + 1))
-    except Exception:  # noqa: BLE001  code of any model, on tensors without values
-        return None
+    lengths = (_SHORT, _SHORT + 1, *((window + _BEYOND, window + _BEYOND + 1) if window else ()))
+    with quiet_transformers(), torch.no_grad(), torch.device("meta"):
+        for count in (_count_one_of_each, _count_all):
+            try:
+                sizes = count(_without_weights(model), lengths)
+            except Exception:  # noqa: BLE001, S112  code of any model, on tensors without values
+                continue
+            break
+        else:
+            return None
+    short, next_one, long, longer = sizes[0], sizes[1], sizes[-2], sizes[-1]
     near_slope, far_slope = next_one - short, longer - long
     if not near_slope and not short:
         return None
@@ -117,14 +122,67 @@ def _without_weights(model: PreTrainedModel) -> PreTrainedModel:
     return empty
 
 
-def _cached(model: Any, length: int) -> int:
-    """Elements in the cache after a prompt of ``length`` tokens."""
+def _count_all(model: Any, lengths: Sequence[int]) -> list[int]:
+    """Elements in the cache after prompts of these lengths."""
+    return [_num_elements(_cache(model, length)) for length in lengths]
+
+
+def _count_one_of_each(model: Any, lengths: Sequence[int]) -> list[int]:
+    """The same by running one of the layers that are alike, and multiplying what it stores.
+
+    A hundred layers take seconds, without memory too.
+
+    Raises:
+        ValueError: the cache is not a list of layers.
+    """
+    layers = model.get_submodule(find_architecture(model).decoder_layers)
+    types = setting(text_config(model), "layer_types") or ()
+    alike: dict[object, list[int]] = {}
+    for index, layer in enumerate(layers):
+        alike.setdefault((_kind(layer), *types[index : index + 1]), []).append(index)
+    first = {indices[0]: len(indices) for indices in alike.values()}
+    if len(first) == len(layers):
+        return _count_all(model, lengths)
+    kept = [layers[index] for index in sorted(first)]
+    del layers[:]
+    layers.extend(kept)
+    sizes = []
+    for length in lengths:
+        cached = getattr(_cache(model, length), "layers", None)
+        if not isinstance(cached, list):
+            raise ValueError(f"a cache without layers: {type(cached).__name__}")  # noqa: TRY004
+        sizes.append(sum(first.get(i, 1) * _num_elements(each) for i, each in enumerate(cached)))
+    return sizes
+
+
+def _kind(layer: nn.Module) -> object:
+    """Equal for layers that store alike: classes, shapes, and settings but their number."""
+    return tuple(
+        (
+            name,
+            type(module),
+            tuple((key, tuple(each.shape)) for key, each in module.named_parameters(recurse=False)),
+            tuple(
+                (key, value)
+                for key, value in sorted(vars(module).items())
+                if isinstance(value, bool | int | float | str) and key not in _NUMBERS
+            ),
+        )
+        for name, module in layer.named_modules()
+    )
+
+
+def _cache(model: Any, length: int) -> Any:
+    """What a prompt of ``length`` tokens leaves in the cache."""
     ids = torch.zeros(1, length, dtype=torch.long)
     inputs = {"input_ids": ids}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids
-    output = model(**inputs, use_cache=True)
-    tensors = {id(tensor): tensor for tensor in _tensors(output.past_key_values, set())}
+    return model(**inputs, use_cache=True).past_key_values
+
+
+def _num_elements(cache: object) -> int:
+    tensors = {id(tensor): tensor for tensor in _tensors(cache, set())}
     return sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
 
 

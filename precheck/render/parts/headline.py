@@ -91,7 +91,8 @@ def _in_formats(report: Report) -> str:
 def scope(report: Report) -> str:
     """How far the verdict reaches."""
     if report.is_static:
-        return "nothing was run: config, headers and weights were read, the rest is documented"
+        read = "weights" if report.checkpoint.small is None else "small tensors"
+        return f"nothing was run: config, headers and {read} were read, the rest is documented"
     probes = counted(len(report.probes), "probe")
     longest = counted(report.coverage.longest_probe_tokens, "token")
     is_in_headline = headline(report).verdict is Verdict.SAFE
