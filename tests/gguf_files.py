@@ -30,6 +30,7 @@ def write_gguf(
     *,
     kind_of: Callable[[str], Kind] = lambda _: Kind.F32,
     tokenizer: bool = True,
+    quantizers: Mapping[Kind, Callable[[NDArray[np.float32]], NDArray[np.uint8]]] | None = None,
     extra: Mapping[str, torch.Tensor] | None = None,
     **metadata: Any,
 ) -> Path:
@@ -40,6 +41,7 @@ def write_gguf(
         file: where to.
         kind_of: the type that a matrix is stored in, by llama.cpp's name; vectors are float32.
         tokenizer: with the tokens and merges of ``tiny_tokenizer``.
+        quantizers: of types that ``gguf`` does not write.
         extra: tensors more, by llama.cpp's name.
         metadata: keys and texts more.
     """
@@ -56,7 +58,9 @@ def write_gguf(
         if kind is Kind.F32:
             writer.add_tensor(name, values)
         else:
-            writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+            own = (quantizers or {}).get(kind)
+            blocks = gguf.quantize(values, kind) if own is None else own(values)
+            writer.add_tensor(name, blocks, raw_dtype=kind)
     for name, tensor in (extra or {}).items():
         writer.add_tensor(name, tensor.numpy())
     writer.write_header_to_file()

@@ -136,14 +136,18 @@ def list_sizes(repo: str, *, revision: str | None) -> dict[str, int] | None:
         return _list_files(repo, revision=revision)[0]
 
 
-def fetch_file(repo: str, name: str, *, revision: str | None) -> Path:
-    """One file in the cache, downloaded unless it is there; its folder is that of its commit.
+def fetch_file(repo: str, name: str, *, revision: str | None) -> tuple[Path, str]:
+    """One file in the cache, downloaded unless it is there, and its commit.
 
     Raises:
-        CheckpointAccessError: as ``fetch_description``.
+        CheckpointAccessError: as ``fetch_description``; offline, also that it is not in the cache.
     """
     with translated(repo, revision=revision):
-        return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision))
+        folder = Path(_download(repo, revision=revision, names=[name]))
+    if not (folder / name).exists():
+        message, hint = _UNREACHABLE
+        raise CheckpointAccessError(message.format(repo=f"{repo}:{name}"), hint=hint)
+    return folder / name, folder.name
 
 
 def _list_files(repo: str, *, revision: str | None) -> tuple[dict[str, int] | None, str | None]:

@@ -13,7 +13,7 @@ import typer
 
 from precheck.commands import terminal
 from precheck.commands.importing import import_torch
-from precheck.commands.options import Debug, Quiet
+from precheck.commands.options import Debug
 from precheck.errors import ExitCode, UsageError
 from precheck.judge.comparison.difference import difference
 from precheck.render.screens.difference import render_difference
@@ -47,16 +47,16 @@ def diff(
     quick: Annotated[
         bool, typer.Option("--quick", help="Of models: run one short batch only.")
     ] = False,
-    quiet: Quiet = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Of models: show no progress.")] = False,
     debug: Debug = False,
 ) -> None:
     """Compare two saved reports, or the weights of two models.
 
-    Reports: what differs, and the most likely reason. Models: a model and a quantised or fine-tuned
-    copy of it run side by side in float32; KL divergence, and the error of every layer.
+    Reports: what differs, and the most likely reason.
 
-    Exit code 0: same verdicts, figures and findings, or weights that cost little; 1: they differ,
-    or cost too much; 3: unreadable.
+    Models: a model and a quantised copy of it, run side by side in float32.
+
+    Exit code 0: the same, or it costs little, 1: they differ, 3: unreadable.
     """
     del debug
     is_report = [name.endswith(".json") for name in (first, second)]

@@ -15,6 +15,8 @@ import precheck
 from precheck.checkpoint.gguf.header import read_header
 from precheck.checkpoint.quiet import quiet_transformers
 from precheck.checkpoint.source import open_checkpoint
+from precheck.cli import main
+from precheck.errors import CheckpointCorruptError
 from tests.gguf_files import Kind, write_gguf
 from tests.tiny_models import save_checkpoint, tiny_config, tiny_of
 
@@ -173,3 +175,42 @@ def test_factors_of_rope_that_transformers_leaves_out_are_named(tmp_path: Path) 
     (finding,) = (one for one in precheck.scan(file, static=True).findings if one.code == "PC505")
     assert "rope_freqs.weight" in finding.message
     assert "RoPE" in finding.advice
+
+
+# One file, read in every way
+
+
+def test_weights_in_memory_give_the_same_runs(tmp_path: Path) -> None:
+    file = write_gguf(model_of("llama"), tmp_path / "a.gguf", kind_of=mixed)
+    streamed, resident = (
+        precheck.scan(file, dtypes="float16", prompts=[[5, 6, 7]], resident=resident)
+        for resident in (False, True)
+    )
+    assert compared(streamed)["runs"] == compared(resident)["runs"]
+
+
+def test_a_file_that_changes_after_its_header_was_read_is_noticed(tmp_path: Path) -> None:
+    file = write_gguf(model_of("llama"), tmp_path / "a.gguf")
+    checkpoint = open_checkpoint(str(file), observe=print)
+    file.write_bytes(file.read_bytes()[:-4096])
+    with pytest.raises(CheckpointCorruptError, match="changed"):
+        checkpoint.open_weights()
+
+
+def test_layers_that_are_missing_are_an_error(tmp_path: Path) -> None:
+    file = write_gguf(model_of("llama"), tmp_path / "a.gguf")
+    key = b"llama.block_count"
+    content = file.read_bytes()
+    place = content.index(key) + len(key) + 4
+    file.write_bytes(content[:place] + struct.pack("<I", 3) + content[place + 4 :])
+    report = precheck.scan(file, static=True)
+    (finding,) = (one for one in report.findings if one.code == "PC501")
+    assert finding.severity == "error"
+    assert "model.layers.2" in finding.message
+
+
+def test_a_cut_file_is_exit_code_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_gguf(model_of("llama"), tmp_path / "a.gguf")
+    file.write_bytes(file.read_bytes()[:100_000])
+    assert main(["scan", str(file)]) == 3
+    assert "lies in bytes" in capsys.readouterr().err

@@ -38,6 +38,8 @@ from precheck.errors import (
     UsageError,
 )
 from precheck.records.progress import Announcement, Step
+from tests.gguf_files import write_gguf
+from tests.tiny_models import tiny
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -645,8 +647,65 @@ def test_refuses_before_the_weights_are_fetched(fake_hub: FakeHub) -> None:
 
 def test_refuses_a_gguf_repository_before_anything_is_fetched(fake_hub: FakeHub) -> None:
     (fake_hub.remote / "model.safetensors").rename(fake_hub.remote / "model.gguf")
-    refused("owner/name", kind=UnsupportedModelError, says=["GGUF", "'owner/name'"])
+    error = refused("owner/name", kind=UnsupportedModelError, says=["GGUF", "'owner/name'"])
+    assert "model.gguf" in str(error.hint)
     assert fake_hub.fetched == []
+
+
+def test_a_gguf_file_of_a_repository_is_all_that_is_fetched(fake_hub: FakeHub) -> None:
+    write_gguf(tiny("llama"), fake_hub.remote / "q8.gguf")
+    checkpoint = opened("owner/name:q8.gguf")
+    assert fake_hub.fetched == ["q8.gguf"]
+    assert checkpoint.revision == COMMIT
+    assert checkpoint.weight_files == (fake_hub.snapshot / "q8.gguf",)
+
+
+def test_a_gguf_file_that_a_repository_lacks_names_those_it_has(fake_hub: FakeHub) -> None:
+    (fake_hub.remote / "q4.gguf").write_bytes(b"GGUF")
+    error = refused("owner/name:q8.gguf", kind=CheckpointAccessError, says=["'q8.gguf'"])
+    assert "owner/name:q4.gguf" in str(error.hint)
+    assert fake_hub.fetched == []
+
+
+def test_a_folder_with_one_gguf_file_is_that_file(tmp_path: Path) -> None:
+    file = write_gguf(tiny("llama"), tmp_path / "a.gguf")
+    assert opened(tmp_path).weight_files == (file,)
+    refused(file, kind=UsageError, says=["revision"], revision="main")
+    file.with_name("b.gguf").write_bytes(b"GGUF")
+    error = refused(tmp_path, kind=CheckpointAccessError, says=["2 GGUF files"])
+    assert "a.gguf" in str(error.hint)
+    assert "b.gguf" in str(error.hint)
+
+
+def test_a_gguf_file_beside_a_checkpoint_is_not_it(folder: Path) -> None:
+    (folder / "a.gguf").write_bytes(b"GGUF")
+    assert opened(folder).gguf is None
+
+
+def test_a_gguf_file_of_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
+    model = tiny("llama")
+    file = write_gguf(model, tmp_path / "a.gguf")
+    file.write_bytes(file.read_bytes().replace(b"llama", b"lxama"))
+    refused(file, kind=UnsupportedModelError, says=["lxama", "not supported"])
+
+
+def test_a_gguf_file_that_is_loaded_by_other_rules_is_refused_by_name(tmp_path: Path) -> None:
+    file = write_gguf(tiny("qwen2"), tmp_path / "a.gguf")
+    file.write_bytes(
+        file.read_bytes().replace(b"\x05\0\0\0\0\0\0\0qwen2", b"\x04\0\0\0\0\0\0\0lfm2", 1)
+    )
+    refused(file, kind=UnsupportedModelError, says=["lfm2"])
+
+
+@pytest.mark.parametrize("key", [b"llama.embedding_length", b"llama.vocab_size"])
+def test_a_gguf_file_that_describes_a_far_larger_model_is_refused(
+    key: bytes, tmp_path: Path
+) -> None:
+    file = write_gguf(tiny("llama"), tmp_path / "a.gguf")
+    content = file.read_bytes()
+    place = content.index(key) + len(key) + 4
+    file.write_bytes(content[:place] + b"\xff\xff\xff\x7f" + content[place + 4 :])
+    refused(file, kind=CheckpointCorruptError, says=["a.gguf"])
 
 
 def test_names_are_fetched_literally(monkeypatch: pytest.MonkeyPatch) -> None:

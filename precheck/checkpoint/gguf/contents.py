@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from precheck.checkpoint.gguf.recipes import Recipe
 
 
+_OTHER_RULES = frozenset({"qwen35", "qwen35moe", "lfm2"})
+"""Architectures that transformers loads by rules of another kind, which are not applied here.
+
+**Source**: ``GGUF_ARCHS`` in
+https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/integrations/gguf/gguf_conversion_mapping.py
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufContents:
     """A GGUF file, its metadata as transformers understands them."""
@@ -59,12 +67,19 @@ def read_contents(file: Path, *, where: str) -> GgufContents:
         UnsupportedModelError: an architecture that transformers does not load from GGUF.
     """
     header = read_header(file)
+    if header.architecture in _OTHER_RULES:
+        raise UnsupportedModelError(
+            f"GGUF files of {header.architecture} are not decoded here: {where!r}",
+            hint="scan the checkpoint it was made from: the folder or Hub id",
+        )
     with _translated(where), quiet_transformers():
         settings, _ = PreTrainedConfig.get_config_dict(file.parent, gguf_file=file.name)
         check_config(settings, trust_remote_code=False, where=where)
         config = CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
         with bounded_by(file.stat().st_size, is_packed=True):
             model = on_meta(model_class(config), config, trust_remote_code=False)
+        # as a checkpoint that was saved names it: metadata say only what kind of model it is
+        config.architectures = config.architectures or [type(model).__name__]
         recipes = find_recipes(header, model, settings)
     return GgufContents(file=file, header=header, config=config, recipes=recipes)
 

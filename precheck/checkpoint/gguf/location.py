@@ -90,8 +90,8 @@ def _downloaded(repo: str, name: str, *, revision: str | None, observe: Observer
         )
     size = "" if sizes is None else f", {num_bytes(sizes[name])}"
     observe(Announcement(text=f"fetching {name} of {repo}{size}, unless it is in the cache"))
-    file = hub.fetch_file(repo, name, revision=revision)
-    return GgufLocation(file=file, commit=file.parents[name.count("/")].name)
+    file, commit = hub.fetch_file(repo, name, revision=revision)
+    return GgufLocation(file=file, commit=commit)
 
 
 def _listed(names: list[str]) -> str:
