@@ -29,6 +29,7 @@ IMPORTED: dict[tuple[str, str], tuple[str, ...]] = {
         "measure/blame/live.py",
         "measure/watch/op_kinds.py",
         "measure/watch/ops.py",
+        "measure/watch/segment.py",
     ),
     **{
         ("torch._subclasses.fake_tensor", name): (
@@ -72,7 +73,8 @@ ATTRIBUTES: list[tuple[object, str, str]] = [
     (
         torch.Tensor,
         "_version",
-        "inputs that a layer writes into are results (measure/watch/trees.py)",
+        "inputs that a layer writes into are results (measure/watch/trees.py), and inputs of several"
+        " linear layers are reduced once (measure/watch/operands.py)",
     ),
     (torch.UntypedStorage, "_cdata", "views are told from copies (measure/blame/examine.py)"),
     (
