@@ -73,8 +73,7 @@ ATTRIBUTES: list[tuple[object, str, str]] = [
     (
         torch.Tensor,
         "_version",
-        "inputs that a layer writes into are results (measure/watch/trees.py), and inputs of several"
-        " linear layers are reduced once (measure/watch/operands.py)",
+        "inputs that were written into (measure/watch/trees.py, measure/watch/operands.py)",
     ),
     (torch.UntypedStorage, "_cdata", "views are told from copies (measure/blame/examine.py)"),
     (
