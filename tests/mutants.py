@@ -55,6 +55,7 @@ FP8_CACHE, OPERANDS = (
     "tests/measure/test_fp8_cache.py",
     "tests/measure/blame/test_attention_operands.py",
 )
+PATHS, READ = "tests/judge/test_float16_paths.py", "tests/measure/watch/test_operands.py"
 ANSWERS, TEXTS = (
     "tests/measure/lockstep/figures/test_answers.py",
     "tests/measure/lockstep/figures/test_text_divergence.py",
@@ -97,6 +98,15 @@ DETECTORS = (
     off("measure/blame/attention_operands.py", "_value", "None", OPERANDS),
     off("measure/blame/attention_operands.py", "_key_projection", "None", FP8_CACHE),
     off("judge/findings/key_values.py", "_rounded", "[]", "tests/judge/test_key_values.py"),
+    off("judge/findings/float16_paths.py", "_peaks", "{}", PATHS),
+    off("judge/findings/float16_paths.py", "_is_taken", "True", PATHS),
+    off("facts/float16_paths.py", "is_left_by", "False", PATHS),
+    off("measure/watch/operands.py", "_is_weight", "False", READ),
+    off("measure/watch/operands.py", "_fused_product", "None", READ),
+    off("measure/watch/fused_scores.py", "value_sum", "None", READ),
+    off("measure/blame/operand_nodes.py", "_is_mean_of_squares", "False", READ),
+    off("measure/blame/operand_nodes.py", "_scaled", "scores", READ),
+    off("facts/symptoms.py", "close_symptoms", "()", "tests/facts/test_symptoms.py"),
     off("judge/findings/divergence.py", "lost_on_odd_inputs", "iter(())", RULE_TESTS),
     off("judge/findings/divergence.py", "_where_it_starts", "run.layers[-1]", RULE_TESTS),
     off("judge/findings/divergence.py", "_is_in_the_score", "False", ANSWERS),

@@ -19,7 +19,7 @@ import yaml
 from precheck import cli
 from precheck.checkpoint.gallery import GALLERY
 from precheck.errors import ExitCode
-from precheck.facts import float16_paths
+from precheck.facts import float16_paths, symptoms
 from precheck.facts.deployed_formats import spelling
 from precheck.facts.engines import EngineName
 from precheck.facts.formats import CACHE_FORMATS, WEIGHT_FORMATS
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from precheck.facts.float16_paths import Float16Path
     from precheck.facts.formats import CacheFormat, WeightFormat
+    from precheck.facts.symptoms import Symptom
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -137,23 +138,34 @@ def test_a_page_shows_the_help_of_every_command() -> None:
 
 
 def test_a_page_shows_every_format() -> None:
-    page = ROOT / "docs" / "formats.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition("<!-- tables")
-    comment, _, rest = rest.partition("-->\n")
-    _, end, after = rest.partition("<!-- end of tables -->")
     tables = "\n\n".join((formats_table("kv:", CACHE_FORMATS), formats_table("q:", WEIGHT_FORMATS)))
-    text = f"{before}<!-- tables{comment}-->\n{tables}\n{end}{after}"
-    if os.environ.get("PRECHECK_UPDATE_GOLDEN") == "1":
-        page.write_text(text, encoding="utf-8")
-    assert page.read_text(encoding="utf-8") == text
+    assert_shows(ROOT / "docs" / "formats.md", tables)
 
 
 def test_a_page_shows_every_float16_path() -> None:
-    page = ROOT / "docs" / "float16-paths.md"
+    assert_shows(ROOT / "docs" / "float16-paths.md", paths_tables())
+
+
+def test_a_page_shows_every_symptom() -> None:
+    rows = (
+        f"| {row.name} | {row.why} | {run_first(row)}. {row.then} |"
+        for row in symptoms.table().symptom
+    )
+    rows = (row.replace("<", "&lt;") for row in rows)  # <pad> is no tag
+    head = "| you see | because | run first |\n|---|---|---|"
+    assert_shows(ROOT / "docs" / "decide.md", f"{head}\n" + "\n".join(rows))
+
+
+def run_first(row: Symptom) -> str:
+    return "; ".join(f"`{command}`" for command in row.first)
+
+
+def assert_shows(page: Path, tables: str) -> None:
+    """Between its two comments a page has these tables."""
     before, _, rest = page.read_text(encoding="utf-8").partition("<!-- tables")
     comment, _, rest = rest.partition("-->\n")
     _, end, after = rest.partition("<!-- end of tables -->")
-    text = f"{before}<!-- tables{comment}-->\n{paths_tables()}\n{end}{after}"
+    text = f"{before}<!-- tables{comment}-->\n{tables}\n{end}{after}"
     if os.environ.get("PRECHECK_UPDATE_GOLDEN") == "1":
         page.write_text(text, encoding="utf-8")
     assert page.read_text(encoding="utf-8") == text

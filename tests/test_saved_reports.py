@@ -409,6 +409,18 @@ def test_a_number_is_a_code_and_a_word_is_looked_for(precheck: Callable[..., End
     assert "no finding mentions 'xyzzy'" in ended.err
 
 
+def test_what_people_see_is_explained(precheck: Callable[..., Ended]) -> None:
+    ended = precheck("explain", "!!!!!!")
+    assert ended.code == 0
+    assert "Run first:" in ended.out
+    assert 'precheck scan MODEL --prompt "the prompt that fails" --builtin-probes' in ended.out
+    assert "PC620" in ended.out
+    assert "null embeddings" in precheck("explain").out
+    ended = precheck("explain", "null embedings")
+    assert ended.code == 2
+    assert "did you mean 'null embeddings" in ended.err
+
+
 def test_an_unknown_code_is_usage(precheck: Callable[..., Ended]) -> None:
     ended = precheck("explain", "PC399")
     assert (ended.code, ended.out) == (2, "")

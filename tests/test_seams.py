@@ -29,6 +29,7 @@ IMPORTED: dict[tuple[str, str], tuple[str, ...]] = {
         "measure/blame/live.py",
         "measure/watch/op_kinds.py",
         "measure/watch/ops.py",
+        "measure/watch/segment.py",
     ),
     **{
         ("torch._subclasses.fake_tensor", name): (
@@ -78,7 +79,7 @@ ATTRIBUTES: list[tuple[object, str, str]] = [
     (
         torch.Tensor,
         "_version",
-        "inputs that a layer writes into are results (measure/watch/trees.py)",
+        "inputs that were written into (measure/watch/trees.py, measure/watch/operands.py)",
     ),
     (torch.UntypedStorage, "_cdata", "views are told from copies (measure/blame/examine.py)"),
     (

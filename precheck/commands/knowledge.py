@@ -13,12 +13,14 @@ from precheck.commands.options import Debug
 from precheck.errors import ExitCode
 from precheck.facts.devices import find, of, table
 from precheck.facts.findings import explanations, find_explanations
+from precheck.facts.symptoms import find_symptom
 from precheck.records.plain import plain
 from precheck.render.parts.environment import environment_facts
 from precheck.render.parts.json_text import json_text
 from precheck.render.screens.devices import render_device, render_devices
 from precheck.render.screens.explanation import render_codes, render_explanation
 from precheck.render.screens.selftest import render_selftest
+from precheck.render.screens.symptoms import render_symptom, render_symptoms
 from precheck.selftest import selftest
 from precheck.version import __version__
 
@@ -28,21 +30,28 @@ def explain(
         str | None,
         typer.Argument(
             metavar="CODE",
-            help="A code (PC301 or 301) or a word; without one, all are listed.",
+            help="A code (PC301 or 301), a word, or what you see (!!!!); without it, all are"
+            " listed.",
             autocompletion=completion.codes,
         ),
     ] = None,
     *,
     debug: Debug = False,
 ) -> None:
-    """Explain a finding: example, cause, cure, what does not help, sources. Works offline."""
+    """Explain a finding, or what to run first for a symptom. Works offline."""
     del debug
     width, colour = shutil.get_terminal_size().columns, terminal.has_colour()
+    symptom = None if code is None else find_symptom(code)
+    if symptom is not None:
+        terminal.write_stdout(render_symptom(symptom, width=width, colour=colour))
+        return
     found = tuple(explanations().values()) if code is None else find_explanations(code)
     if len(found) == 1:
         terminal.write_stdout(render_explanation(found[0], width=width, colour=colour))
-    else:
-        terminal.write_stdout(render_codes(found, width=width, colour=colour))
+        return
+    terminal.write_stdout(render_codes(found, width=width, colour=colour))
+    if code is None:
+        terminal.write_stdout(render_symptoms(width=width, colour=colour))
 
 
 def env(

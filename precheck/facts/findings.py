@@ -8,7 +8,8 @@ from functools import cache
 from importlib.resources import files
 from operator import attrgetter
 
-from precheck.errors import UsageError, unknown
+from precheck.errors import UsageError, did_you_mean, unknown
+from precheck.facts.symptoms import close_symptoms
 
 _HEADING = re.compile(r"^## (PC\d{3}): (.+)$", re.MULTILINE)
 
@@ -62,8 +63,9 @@ def find_explanations(text: str) -> tuple[Explanation, ...]:
     found = [each for each in known if word in each.title.casefold()]
     found = found or [each for each in known if word in each.text.casefold()]
     if not found:
+        close = (repr(symptom.name) for symptom in close_symptoms(text))
         raise UsageError(
-            f"no finding mentions {text!r} (expected a code or a word)",
-            hint="precheck explain lists them",
+            f"no finding mentions {text!r} (expected a code, a word, or what you see)",
+            hint=f"{did_you_mean(close)}precheck explain lists them",
         )
     return tuple(found)

@@ -158,7 +158,10 @@ class Operand(StrEnum):
     NORM_MEAN_SQUARE = "norm_mean_square"
     """The largest mean of squares that a norm of the residual stream forms, of one token."""
     SCORES = "scores"
-    """The largest attention score, scaled, before softcap and mask; of batches without padding."""
+    """The largest attention score, scaled, before softcap and mask.
+
+    Of fused attention, in batches without padding.
+    """
     QUERY_KEY_PRODUCT = "query_key_product"
     """The largest product of one channel of a query and a key, before scaling; without padding."""
     VALUE_SUM = "value_sum"

@@ -17,6 +17,7 @@ from precheck.facts import (
     families,
     float16_paths,
     formats,
+    symptoms,
 )
 from precheck.records.precision import Dtype
 
@@ -53,6 +54,11 @@ TABLES: Mapping[str, tuple[str, Mapping[str, str], Sequence[tuple[str, ...]]]] =
         float16_paths.table().read,
         float16_paths.table().sources,
         [each.sources for each in float16_paths.table().path],
+    ),
+    "symptoms": (
+        symptoms.table().read,
+        symptoms.table().sources,
+        [each.sources for each in symptoms.table().symptom],
     ),
     "formats": (
         formats.table().read,

@@ -72,7 +72,8 @@ class OperandRecorder:
             self._record_product(segment, node, tensors, outputs[0])
         elif FUSED_ATTENTION in node.op and self._real.mask is None:
             product = _fused_product(*tensors[:2])
-            _keep(segment, node, Operand.QUERY_KEY_PRODUCT, product)
+            if product is not None:
+                _keep(segment, node, Operand.QUERY_KEY_PRODUCT, product)
         elif node.op in FUSED_NORMS:
             states = self._real.select(tensors[0])
             if states is not None and states.numel():
@@ -133,13 +134,17 @@ def _largest(tensor: Tensor) -> Tensor:
     return torch.maximum(-low, high)
 
 
-def _fused_product(query: Tensor, key: Tensor) -> Tensor:
+def _fused_product(query: Tensor, key: Tensor) -> Tensor | None:
     """The largest product of one channel of a query and of a key of its head, 0-d.
+
+    None where the shapes do not fit together.
 
     Args:
         query: ``(batch, heads, seq, head_dim)``.
         key: ``(batch, kv_heads, kv_seq, head_dim)``; ``kv_heads`` divides ``heads``.
     """
+    if query.dim() != 4 or key.dim() != 4 or query.shape[1] % key.shape[1]:  # noqa: PLR2004
+        return None
     queries, keys = query.abs().amax(dim=-2), key.abs().amax(dim=-2)
     grouped = queries.unflatten(1, (keys.shape[1], -1))
     largest: Tensor = (grouped * keys.unsqueeze(2)).max()
