@@ -43,7 +43,7 @@ BIAS_NORMS = (605.0, 22.0, 921.0)
 """
 
 
-def scanned(folder: Path, *, caches: tuple[str, ...], weights: tuple[str, ...] = ()) -> Report:
+def scanned(folder: Path, *, caches: tuple[str, ...] = (), weights: tuple[str, ...] = ()) -> Report:
     """Each of a few short texts as it is, without padding, and nothing else."""
     return precheck.scan(
         folder,
@@ -57,11 +57,15 @@ def scanned(folder: Path, *, caches: tuple[str, ...], weights: tuple[str, ...] =
 
 
 @cache
-def report_on(name: str) -> Report:
-    caches, weights = (*OF_8_BITS, "int4"), (*WEIGHTS_OF_8_BITS, "int4")
+def report_on(name: str, kind: str) -> Report:
+    """A model with every format of the cache (``kv``), or of weights (``q``)."""
+    formats = {
+        "kv": {"caches": (*OF_8_BITS, "int4")},
+        "q": {"weights": (*WEIGHTS_OF_8_BITS, "int4")},
+    }
     # what a format loses is searched for below: here it would take longer than all the rest
     with mock.patch.object(FormatSearch, "run", return_value=None):
-        return scanned(MODELS / name, caches=caches, weights=weights)
+        return scanned(MODELS / name, **formats[kind])
 
 
 def mean_kl(run: Run) -> float:
@@ -118,17 +122,19 @@ plain = cache(Plain)
 )
 @pytest.mark.parametrize("name", CAUSAL)
 def test_a_format_costs_what_plain_transformers_computes(name: str, format_: str) -> None:
-    measured, expected = mean_kl(run_in(report_on(name), format_)), plain(name).kl(format_)
+    report = report_on(name, format_.partition(":")[0])
+    measured, expected = mean_kl(run_in(report, format_)), plain(name).kl(format_)
     print(f"\n{name} {format_}: {measured:.3g}, plain transformers {expected:.3g} nat")  # noqa: T201
     # a processor may have several products of 16-bit numbers, by the number of rows
     assert measured == pytest.approx(expected, rel=0.25)
 
 
+@pytest.mark.parametrize("kind", ["kv", "q"])
 @pytest.mark.parametrize("name", CAUSAL)
-def test_formats_of_8_bits_are_silent(name: str) -> None:
-    report = report_on(name)
-    formats = [*(f"kv:{one}" for one in OF_8_BITS), *(f"q:{one}" for one in WEIGHTS_OF_8_BITS)]
-    verdicts = {one: run_in(report, one).verdict for one in formats}
+def test_formats_of_8_bits_are_silent(name: str, kind: str) -> None:
+    report = report_on(name, kind)
+    formats = {"kv": OF_8_BITS, "q": WEIGHTS_OF_8_BITS}[kind]
+    verdicts = {one: run_in(report, f"{kind}:{one}").verdict for one in formats}
     assert {one: verdict for one, verdict in verdicts.items() if verdict not in USABLE} == {}
     codes = {finding.code for finding in report.findings}
     assert not codes & {"PC601", "PC604"}
