@@ -18,6 +18,8 @@ from dataclasses import replace
 from functools import reduce
 from typing import TYPE_CHECKING
 
+import torch
+
 from precheck.measure.blame.mechanisms import Classifier
 from precheck.measure.formats.culprit import cause_of, rounding_of, worst_channel
 from precheck.measure.formats.parts import Parts, Storing
@@ -26,6 +28,7 @@ from precheck.measure.lockstep.figures.run_totals import RunTotals
 from precheck.measure.lockstep.prompt_views import prompt_views
 from precheck.measure.lockstep.wave_run import WaveRun
 from precheck.measure.models.configurations import RunGroup
+from precheck.measure.probes.batch import Batch
 from precheck.records.format_loss import Cause, FormatCulprits, FormatPart
 
 if TYPE_CHECKING:
@@ -34,10 +37,12 @@ if TYPE_CHECKING:
     from precheck.measure.inputs import Inputs
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.prepared import Prepared
-    from precheck.measure.probes.batch import Batch
 
 MOST_TOKENS = 256
 """Of the texts that the search runs over; at least one text."""
+
+MOST_CUT = 1.5
+"""Times the length of the shortest text that a batch is cut to."""
 
 MOST_VARIANTS = 8
 """Runs at once, besides the reference."""
@@ -305,7 +310,34 @@ def _texts(inputs: Inputs) -> list[Batch]:
             kept = batch.probes[: max(1, num_rows)]
             chosen.append(batch.of_probes(frozenset(kept).__contains__))
             left -= chosen[-1].num_real_tokens
-    return chosen
+    return _stacked(chosen)
+
+
+def _stacked(batches: list[Batch]) -> list[Batch]:
+    """Texts of nearly one length in one batch, cut to the shortest.
+
+    A forward over a few tokens costs as much as one over fifty, and a user's prompts have a length
+    each.
+    """
+    if any(batch.decoder_input_ids is not None for batch in batches):
+        return batches
+    groups: list[list[Batch]] = []
+    for text in (text for batch in batches for text in batch.rows()):
+        if not groups or _length(text) > MOST_CUT * _length(groups[-1][0]):
+            groups.append([])
+        groups[-1].append(text)
+    return [_cut(group, _length(group[0])) for group in groups]
+
+
+def _length(text: Batch) -> int:
+    return text.input_ids.shape[1]
+
+
+def _cut(texts: list[Batch], length: int) -> Batch:
+    return Batch(
+        probes=tuple(replace(text.probes[0], num_tokens=length) for text in texts),
+        input_ids=torch.cat([text.input_ids[:, :length] for text in texts]),
+    )
 
 
 def _only(names: Collection[str]) -> Storing:

@@ -3,33 +3,37 @@
 Idea. While a decoder layer runs, each of its matrices is replaced by its stored form, made when the
 layer begins and shared by all batches of the run. A format of weights alone is decoded to the run's
 dtype, as kernels do that decode while they multiply. Where activations have a format too, the input
-of every linear layer is replaced by its stored form, and the product of both is in float32 and
-rounded once, as in kernels that multiply the codes and scale the sum.
+of every linear layer, and of every product of experts, is replaced by its stored form, and the
+product of both is in float32 and rounded once, as in kernels that multiply the codes and scale the
+sum.
 
 Assumptions. Embeddings, the head, routers, towers and projectors stay as they are: engines and the
 usual recipes leave them out.
 
-What it cannot see: the second product of experts takes its input inside one module; it is not
-stored in a format. Sums inside a kernel are those of float32.
+What it cannot see: sums inside a kernel are those of float32.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from precheck.checkpoint.torch_dtypes import torch_dtype
 from precheck.facts.formats import weight_format
 from precheck.measure.formats.stored_op import Stored, store
+from precheck.measure.formats.stored_products import StackedMatrix, StoredProducts
 from precheck.measure.models.settings import setting, text_config
 from precheck.records.traces import Section
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from torch import Tensor
 
@@ -38,6 +42,12 @@ if TYPE_CHECKING:
     from precheck.measure.models.skeleton import Skeleton
 
 _SECTIONS = frozenset({Section.DECODER, Section.ENCODER})
+_TRANSPOSED = frozenset({"Llama4TextExperts"})
+"""Experts whose inputs lie along the second to last dimension, and that do not say so."""
+
+_Before = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]
+"""A hook before a module, which returns the arguments to call it with."""
+
 _EXPERT_SETTINGS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -130,22 +140,43 @@ class QuantizedPresence:
         if within:
             self._forget_all_but(within)
         restoring = self._restoring.setdefault(module, ExitStack())
-        for slot in within:
+        for owner, slots in groupby(self._found(within, restoring), lambda slot: slot.module):
+            before = self._format_module(owner, list(slots), restoring)
+            if before is None:
+                continue
+            if owner is self._skeleton.model.get_submodule(module):  # too late for another hook
+                args, kwargs = changed or (args, kwargs)
+                changed = before(owner, args), kwargs
+            else:
+                restoring.callback(owner.register_forward_pre_hook(before).remove)
+        return changed
+
+    def _found(self, slots: list[_Slot], restoring: ExitStack) -> list[_Slot]:
+        """Those whose parameter is there, and is not replaced by an outer module's."""
+        found = []
+        for slot in slots:
             weight = slot.parameter
             if weight is None or weight.is_meta or slot.name in self._replaced:
                 continue
             self._replaced.add(slot.name)
             restoring.callback(self._replaced.discard, slot.name)
-            if not self._multiplies_in_float32(slot.module):
+            found.append(slot)
+        return found
+
+    def _format_module(
+        self, module: nn.Module, slots: list[_Slot], restoring: ExitStack
+    ) -> _Before | None:
+        """Makes a module compute in the format; returns what has to be called before it."""
+        if self._format.activations is None:
+            for slot in slots:
+                weight = slot.parameter
+                assert weight is not None  # noqa: S101  it was found
                 self._replace(slot, self._stored_form(slot, weight), restoring)
-                continue
-            before = self._multiply_in_float32(slot, restoring)
-            if slot.name == f"{module}.{slot.key}":  # a hook that is added now comes too late
-                args, kwargs = changed or (args, kwargs)
-                changed = before(slot.module, args), kwargs
-            else:
-                restoring.callback(slot.module.register_forward_pre_hook(before).remove)
-        return changed
+            return None
+        if isinstance(module, nn.Linear | Conv1D):
+            (slot,) = slots
+            return self._multiply_in_float32(slot, restoring)
+        return self._multiply_stacks_in_float32(slots, restoring)
 
     def leave(self, module: str, output: Any) -> None:
         """Puts the parameters back."""
@@ -176,23 +207,26 @@ class QuantizedPresence:
             del self._stored[key]
 
     def _made(self, slot: _Slot, weight: Tensor) -> nn.Parameter:
-        parts = self._skeleton.storing.parts
-        if self._multiplies_in_float32(slot.module):
+        if self._format.activations is not None:
             weight = weight.float()
-        rows = weight.transpose(-1, -2).contiguous() if slot.is_transposed else weight
-        stored = store(slot.name, rows, Stored.WEIGHTS, self._format.name, parts=parts)
-        if slot.is_transposed:
-            stored = stored.transpose(-1, -2).contiguous()
+        stored = torch.empty_like(weight)
+        rows, into = (
+            (tensor.transpose(-1, -2) if slot.is_transposed else tensor)
+            for tensor in (weight, stored)
+        )
+        if rows.dim() == 2:  # noqa: PLR2004
+            rows, into = rows[None], into[None]
+        for matrix, place in zip(rows, into, strict=True):  # experts have scales of their own
+            place.copy_(self._read_back(slot, matrix.contiguous()))
         return nn.Parameter(stored, requires_grad=False)
+
+    def _read_back(self, slot: _Slot, matrix: Tensor) -> Tensor:
+        parts = self._skeleton.storing.parts
+        return store(slot.name, matrix, Stored.WEIGHTS, self._format.name, parts=parts)
 
     # Activations.
 
-    def _multiplies_in_float32(self, module: nn.Module) -> bool:
-        return self._format.activations is not None and isinstance(module, nn.Linear | Conv1D)
-
-    def _multiply_in_float32(
-        self, slot: _Slot, restoring: ExitStack
-    ) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    def _multiply_in_float32(self, slot: _Slot, restoring: ExitStack) -> _Before:
         """Makes a layer multiply in float32, and round the result once.
 
         Returns what has to be called before the layer: it stores the input.
@@ -220,6 +254,36 @@ class QuantizedPresence:
 
         restoring.callback(during_call.close)  # of a call that raised
         restoring.callback(slot.module.register_forward_hook(after).remove)
+        return before
+
+    def _multiply_stacks_in_float32(self, slots: list[_Slot], restoring: ExitStack) -> _Before:
+        """As above, of experts, which multiply with their matrices in ways of their own.
+
+        They keep their own parameters: it is the products that read others.
+        """
+        parameters, storing = self._skeleton.parameters, self._skeleton.storing
+        during_call = ExitStack()
+
+        def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            matrices = []
+            for slot in slots:
+                weight = slot.parameter
+                assert weight is not None  # noqa: S101  it was there when the module began
+                stored = self._stored_form(slot, weight)
+                parameters.add(stored, slot.name, is_faulty=parameters.is_faulty(weight))
+                during_call.callback(parameters.remove, stored)
+                matrices.append(StackedMatrix(slot.name, weight, stored))
+            during_call.enter_context(
+                StoredProducts(matrices, self._format.name, parts=storing.parts)
+            )
+            return args
+
+        def after(_: nn.Module, __: tuple[Any, ...], ___: Any) -> None:
+            during_call.close()
+
+        restoring.callback(during_call.close)  # before the parameters go
+        hook = slots[0].module.register_forward_hook(after, always_call=True)
+        restoring.callback(hook.remove)
         return before
 
 
@@ -255,7 +319,7 @@ def _slots(module: nn.Module, name: str) -> Iterator[_Slot]:
         is_transposed = isinstance(module, Conv1D)
         yield _Slot(module, "weight", f"{name}.weight", is_transposed=is_transposed)
     elif type(module).__name__.endswith("Experts"):
-        is_transposed = bool(getattr(module, "is_transposed", False))
+        is_transposed = getattr(module, "is_transposed", type(module).__name__ in _TRANSPOSED)
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.dim() == 3:  # noqa: PLR2004  experts, outputs, inputs
                 yield _Slot(module, key, f"{name}.{key}", is_transposed=is_transposed)

@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from precheck.measure.format_search import FormatSearch
 from precheck.pipeline import scan
+from tests.measure.formats.plain_experts import multiply_experts
 from tests.measure.lockstep.test_truth import same_bits
 from tests.measure.scans import Pass, passes, plain_inputs
 from tests.tiny_models import VOCAB_SIZE, architectures, save_checkpoint, tiny
@@ -66,13 +67,14 @@ def int8(states: Tensor) -> Tensor:
 
 
 def int4(states: Tensor) -> Tensor:
-    """Groups of 64 of a head, which all heads here are shorter than; with an offset."""
-    values = states.float()
-    lowest, highest = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
-    scale = (highest - lowest) / 15
-    scale = scale.where(scale > 0, 1.0)
-    steps = ((values - lowest) / scale).round()
-    return (steps * scale + lowest).to(states.dtype)
+    """Groups of 64 of a head, or one for a shorter head; with an offset."""
+    groups = []
+    for values in states.float().split(64, dim=-1):
+        lowest, highest = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
+        scale = (highest - lowest) / 15
+        scale = scale.where(scale > 0, 1.0)
+        groups.append(((values - lowest) / scale).round() * scale + lowest)
+    return torch.cat(groups, dim=-1).to(states.dtype)
 
 
 CACHES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -188,8 +190,7 @@ def store_weights(model: nn.Module, rounded: Callable[[Tensor], Tensor]) -> None
 def multiply_in_fp8(model: nn.Module) -> None:
     for parent, key, layer in layers_in(model):
         setattr(parent, key, Fp8Layer(layer))
-    for experts in experts_in(model):
-        experts.copy_(fp8_rows(experts))
+    multiply_experts(model, weights=fp8_rows, inputs=fp8_rows)
 
 
 WEIGHTS: dict[str, Callable[[nn.Module], None]] = {
