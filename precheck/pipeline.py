@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from precheck.checkpoint.output.folders import check_empty, check_parent
+from precheck.arguments import (
+    as_accumulations,
+    as_attentions,
+    as_configuration,
+    as_context,
+    as_dtype,
+    as_num_generated,
+    check_combination,
+    check_module,
+    check_text,
+    each_of,
+)
 from precheck.errors import ScanInterrupted, UsageError
 from precheck.facts import devices, format_names
 from precheck.judge import judge
 from precheck.judge.comparison.cost import judged_cost
 from precheck.judge.thresholds import LOST_IN_ONE_PART
-from precheck.records.configuration import Configuration
 from precheck.records.precision import Accumulation, Dtype
-from precheck.records.prompts import ImagePrompt
 from precheck.records.report import Measurements, Report
-from precheck.records.traces import LONG_TEXT_TOKENS
 from precheck.version import __version__
 
 if TYPE_CHECKING:
+    from precheck.records.configuration import Configuration
+    from collections.abc import Sequence
     import torch
     from torch import nn
 
@@ -114,10 +123,10 @@ def scan(
     from precheck.libraries import check_libraries
 
     check_libraries()
-    for gpu in _each(gpus):
+    for gpu in each_of(gpus):
         devices.find(gpu)  # an unknown name is worth knowing before a long scan
-    prompts = None if prompts is None else _each(prompts)
-    _check_text(prompts or ())
+    prompts = None if prompts is None else each_of(prompts)
+    check_text(prompts or ())
     # torch and transformers take seconds to import; precheck --help does not wait for them.
     from precheck.measure.request import Request, check_request
 
@@ -126,16 +135,18 @@ def scan(
             f"max_memory is {max_memory!r} (expected bytes)", hint="max_memory=4 * 2**30"
         )
     observe = observe or _ignore
-    named = [name for name in _each(dtypes) if name != "auto"]
+    named = [name for name in each_of(dtypes) if name != "auto"]
     request = Request(
-        dtypes=tuple(Dtype) if dtypes is None else tuple(map(_dtype, named)),
-        with_own_dtype=len(named) < len(_each(dtypes)),
-        attn_implementations=None if attn_implementations is None else _each(attn_implementations),
-        required=tuple(map(_configuration, _each(require))),
+        dtypes=tuple(Dtype) if dtypes is None else tuple(map(as_dtype, named)),
+        with_own_dtype=len(named) < len(each_of(dtypes)),
+        attn_implementations=None
+        if attn_implementations is None
+        else each_of(attn_implementations),
+        required=tuple(map(as_configuration, each_of(require))),
         prompts=prompts,
         builtin_probes=builtin_probes,
         quick=quick,
-        context=_context(context),
+        context=as_context(context),
         device=device,
         max_memory=max_memory,
         is_resident=resident,
@@ -145,14 +156,14 @@ def scan(
         proves=prove,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
-        num_generated=_positive(generate),
-        accumulations=_accumulations(accumulations),
-        kv_cache_dtypes=format_names.cache_names(_each(kv_cache_dtypes)),
-        quantizations=format_names.weight_names(_each(quantizations)),
+        num_generated=as_num_generated(generate),
+        accumulations=as_accumulations(accumulations),
+        kv_cache_dtypes=format_names.cache_names(each_of(kv_cache_dtypes)),
+        quantizations=format_names.weight_names(each_of(quantizations)),
         format_limit=LOST_IN_ONE_PART.value,
         capsule=None if capsule is None else Path(capsule),
     )
-    _check_combination(model, request)
+    check_combination(model, request)
     if tokenizer is not None and isinstance(model, str | Path):
         raise UsageError(
             "a tokenizer for a checkpoint (expected only with a live module)",
@@ -168,7 +179,7 @@ def scan(
         access=_access(request),
         observe=observe,
     )
-    return judged(subject, request, gpus=_each(gpus), observe=observe)
+    return judged(subject, request, gpus=each_of(gpus), observe=observe)
 
 
 def judged(
@@ -264,7 +275,7 @@ def _subject(
     from precheck.measure.subject.subject import CheckpointSubject, LiveSubject
 
     if not isinstance(model, str | Path):
-        _check_module(model)
+        check_module(model)
         return LiveSubject(model, tokenizer)
     return CheckpointSubject(
         open_checkpoint(
@@ -292,113 +303,6 @@ def _opened(name: str, *, observe: Observer) -> CheckpointSubject:
     from precheck.measure.subject.subject import CheckpointSubject
 
     return CheckpointSubject(open_checkpoint(name, observe=observe))
-
-
-def _check_module(model: object) -> None:
-    from torch import nn
-
-    if not isinstance(model, nn.Module):
-        raise UsageError(
-            f"not a model: {model!r} (expected a folder, a Hub id, demo:NAME or a module)",
-            hint="precheck.scan('Qwen/Qwen2-7B')",
-        )
-
-
-def _each(values: object) -> tuple[Any, ...]:
-    """The values of a sequence, or the one that was given in its place."""
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        return (values,)
-    return tuple(values)
-
-
-def _dtype(name: Dtype | str | torch.dtype) -> Dtype:
-    return Dtype.named(str(name).removeprefix("torch."))
-
-
-def _configuration(name: Configuration | str) -> Configuration:
-    configuration = Configuration.parse(name) if isinstance(name, str) else name
-    return format_names.canonical(configuration)
-
-
-def _accumulations(names: Sequence[Accumulation | str] | None) -> tuple[Accumulation, ...] | None:
-    return None if names is None else tuple(map(Accumulation.named, names))
-
-
-def _positive(generate: int) -> int:
-    if generate < 0:
-        raise UsageError(f"generate is {generate} (expected 0 or more)", hint="--generate 16")
-    return generate
-
-
-def _context(context: object) -> int | Literal["max"] | None:
-    if context is None or context == "max":
-        return context
-    if not isinstance(context, int) or isinstance(context, bool) or context < LONG_TEXT_TOKENS:
-        raise UsageError(
-            f"context is {context!r} (expected {LONG_TEXT_TOKENS} tokens or more, or max)",
-            hint="--context 8192",
-        )
-    return context
-
-
-def _check_combination(model: str | Path | nn.Module, request: Request) -> None:
-    """Refuses arguments that do not go together, before anything slow begins."""
-    is_run = request.prompts is not None or request.context is not None or request.num_generated
-    if request.is_static and is_run:
-        raise UsageError(
-            "prompts, a context or tokens to generate, but static runs nothing",
-            hint="omit --static to run them",
-        )
-    if request.is_static and (request.kv_cache_dtypes or request.quantizations):
-        raise UsageError(
-            "formats to measure, but static runs nothing", hint="omit --static to run them"
-        )
-    if request.is_full and not request.is_static:
-        raise UsageError(
-            "full, but not static (expected both)",
-            hint="a scan that is not static reads all weights",
-        )
-    if request.is_streamed and (request.is_static or not isinstance(model, str | Path)):
-        raise UsageError(
-            "stream with static, or of a live module (expected a Hub id that is run)",
-            hint="omit --stream: --static reads small tensors on the Hub",
-        )
-    if request.is_streamed and (request.is_resident or request.num_generated):
-        raise UsageError(
-            "stream with resident, or with tokens to generate, each of which needs all weights",
-            hint="omit --stream: the weights are downloaded once then",
-        )
-    if request.capsule is None:
-        return
-    if request.is_static or not isinstance(model, str | Path):
-        raise UsageError(
-            "a capsule of a live module, or with static (expected a checkpoint that is run)",
-            hint="save the model, and omit --static",
-        )
-    check_empty(
-        request.capsule,
-        what="folder for the capsule",
-        hint="choose a new folder",
-    )
-    check_parent(request.capsule, hint="choose another path for the capsule")
-
-
-def _check_text(prompts: Sequence[Prompt]) -> None:
-    for number, prompt in enumerate(prompts, start=1):
-        if not isinstance(prompt, str | ImagePrompt | Sequence):
-            raise UsageError(
-                f"prompt {number} is not understood: {prompt!r} (expected a text or token ids)",
-                hint='precheck.scan(model, prompts=["a text", [1, 2, 3]])',
-            )
-        try:
-            text = prompt.text if isinstance(prompt, ImagePrompt) else prompt
-            if isinstance(text, str):
-                text.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(
-                f"prompt {number} is not Unicode text: {prompt!r} (expected no lone surrogates)",
-                hint="check that the terminal's encoding is UTF-8",
-            ) from error
 
 
 def _ignore(_event: Announcement | Step) -> None:

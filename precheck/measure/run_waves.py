@@ -70,27 +70,38 @@ def run_batches(
         for wave in in_waves(
             inputs.plan.batches, indices, is_streamed=prepared.request.is_streamed
         ):
-            batches = [inputs.plan.batches[index].to(prepared.device) for index in wave]
-            can_be_spared = bool(gathered.totals) and _can_be_spared(prepared, batches[0])
-            if can_be_spared and _added_ops(batches[0], inputs, gathered) > MOST_ADDED_OPS:
-                gathered.leave_out(wave[0], batches[0], why="too many steps, one per token")
-                continue
-            parts = _parts(prepared, inputs, batches[0])
-            try:
-                if parts is None:
-                    _run_wave(new_run, wave, batches, gathered)
-                else:
-                    gathered.part_tokens = inputs.part_tokens
-                    _run_parts(new_run, prepared.groups, wave[0], parts, gathered)
-            except MemoryExhaustedError:
-                if not can_be_spared:
-                    raise
-                gathered.leave_out(wave[0], batches[0], why="out of memory")
+            _run_or_leave_out(new_run, prepared, inputs, wave, gathered)
         gathered.leave_out_refused(inputs.plan.batches)
         if certificates is not None:
             gathered.bounds = certificates.finished()
     except (CheckpointError, MemoryExhaustedError) as error:
         gathered.stop(error)
+
+
+def _run_or_leave_out(
+    new_run: Callable[..., WaveRun],
+    prepared: Prepared,
+    inputs: Inputs,
+    wave: list[int],
+    gathered: Gathered,
+) -> None:
+    """Runs the batches of a wave, or leaves them out where they can be spared and are too much."""
+    batches = [inputs.plan.batches[index].to(prepared.device) for index in wave]
+    can_be_spared = bool(gathered.totals) and _can_be_spared(prepared, batches[0])
+    if can_be_spared and _added_ops(batches[0], inputs, gathered) > MOST_ADDED_OPS:
+        gathered.leave_out(wave[0], batches[0], why="too many steps, one per token")
+        return
+    parts = _parts(prepared, inputs, batches[0])
+    try:
+        if parts is None:
+            _run_wave(new_run, wave, batches, gathered)
+        else:
+            gathered.part_tokens = inputs.part_tokens
+            _run_parts(new_run, prepared.groups, wave[0], parts, gathered)
+    except MemoryExhaustedError:
+        if not can_be_spared:
+            raise
+        gathered.leave_out(wave[0], batches[0], why="out of memory")
 
 
 def _added_ops(batch: Batch, inputs: Inputs, gathered: Gathered) -> float:
