@@ -28,8 +28,8 @@ from precheck.records.report import Measurements, Report
 from precheck.version import __version__
 
 if TYPE_CHECKING:
-    from precheck.records.configuration import Configuration
     from collections.abc import Sequence
+
     import torch
     from torch import nn
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from precheck.measure.blame.live import Watch
     from precheck.measure.request import Request
     from precheck.measure.subject.subject import CheckpointSubject, Subject
+    from precheck.records.configuration import Configuration
     from precheck.records.outcomes.weights_cost import WeightsCost
     from precheck.records.progress import Announcement, Observer, Step
     from precheck.records.prompts import Prompt
@@ -139,9 +140,7 @@ def scan(
     request = Request(
         dtypes=tuple(Dtype) if dtypes is None else tuple(map(as_dtype, named)),
         with_own_dtype=len(named) < len(each_of(dtypes)),
-        attn_implementations=None
-        if attn_implementations is None
-        else each_of(attn_implementations),
+        attn_implementations=as_attentions(attn_implementations),
         required=tuple(map(as_configuration, each_of(require))),
         prompts=prompts,
         builtin_probes=builtin_probes,
