@@ -142,7 +142,9 @@ def test_slopes_are_those_of_differences(trial: Trial) -> None:
     )
     slopes = trial.evaluator.slopes(rows, number, lane=None)
     assert slopes is not None
-    weight = trial.evaluator.embedding.weight
+    embedding = trial.evaluator.embedding
+    assert isinstance(embedding, torch.nn.Embedding)
+    weight = embedding.weight
     before = weight[900].clone()
     step = slopes[0, 1] / slopes[0, 1].norm() * 1e-2
     values = []
