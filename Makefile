@@ -61,8 +61,8 @@ engine-gguf: install ## Compare decoded GGUF files with llama.cpp's server: make
 fixes: install ## Fix planted models of 28 architectures, and write the table of docs/fix.md (10 minutes)
 	$(BIN)/python -m tests.cure.survey --output docs/fix.md
 
-hunts: install ## Hunt in 20 planted models, and write the table of docs/hunt.md (an hour)
-	$(BIN)/python -m tests.hunt.survey --output docs/hunt.md
+hunts: install ## Hunt in 20 planted models, and print what was found and what random texts find (an hour)
+	$(BIN)/python -m tests.hunt.survey $(ARGS)
 
 install: $(INSTALLED) ## Create the environment that the other targets use
 

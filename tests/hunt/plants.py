@@ -156,7 +156,8 @@ def _carried(model: PreTrainedModel, layer: Any, token: int) -> None:
 
 
 def _direction(model: PreTrainedModel, token: int) -> Tensor:
-    embedding = model.get_input_embeddings().weight[token].clone()
+    weight: Any = model.get_input_embeddings().weight
+    embedding: Tensor = weight[token].clone()
     embedding[PRIVATE] = 0.0
     return embedding / embedding.norm()
 

@@ -1,7 +1,7 @@
 """Searches planted models for the input that breaks them, and random texts as many tokens long.
 
-``make hunts`` writes the table of docs/hunt.md: a row for each. The seeds below were not used while
-the search was written.
+``make hunts`` prints a table with a row for each. The seeds below were not used while the search
+was written.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from precheck.records.outcomes.hunt import Hunt
     from precheck.records.progress import Announcement, Step
 
-BEGIN, END = "<!-- table: make hunts -->", "<!-- end of table -->"
 _FIRST_SEED = 7_000
 PLANTS = tuple(
     Plant(kind=kind, architecture=architecture, seed=_FIRST_SEED + number)
@@ -181,9 +180,8 @@ def _line(result: Result) -> str:
 
 
 def main() -> None:
-    """Runs the survey, and prints the table or writes it into a page."""
+    """Runs the survey, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, help="page with a table to replace")
     parser.add_argument("--minutes", type=float, default=5.0, help="of each search")
     parser.add_argument("--only", help="kind or architecture")
     parser.add_argument("--shift", type=int, default=0, help="added to every seed")
@@ -197,13 +195,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             results.append(surveyed(plant, Path(folder), minutes=options.minutes))
         sys.stderr.write(f"{_line(results[-1])}\n")
-    table = "\n".join(lines(results))
-    if options.output is None:
-        sys.stdout.write(f"{table}\n")
-        return
-    page = options.output.read_text(encoding="utf-8")
-    start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-    options.output.write_text(f"{page[:start]}\n{table}\n{page[end:]}", encoding="utf-8")
+    sys.stdout.write("".join(f"{line}\n" for line in lines(results)))
 
 
 if __name__ == "__main__":

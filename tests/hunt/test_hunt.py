@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +18,9 @@ from precheck.hunt.scans import scanned
 from precheck.measure.hunt import swaps
 from precheck.measure.hunt.first_layer import context_free, first_layer
 from precheck.measure.hunt.targets import TargetWitness
+from precheck.measure.hunt.trial import Budget, SearchOverError
 from precheck.measure.subject.subject import CheckpointSubject
+from precheck.records.mechanism import Mechanism
 from precheck.records.outcomes.hunt import HuntStatus
 from tests.hunt.plants import Kind, Plant, build
 from tests.hunt.words import tokenizer
@@ -102,7 +105,10 @@ def test_figures_are_those_of_a_scan(trial: Trial, model: Path) -> None:
     measured = {target.key: target.probes_abs_max for target in again.targets("eager")}
     assert len(values) > 40
     for target, value in zip(trial.evaluator.targets, values, strict=True):
-        assert measured[target.key] == pytest.approx(value, rel=1e-6), target.key
+        if target.mechanism is Mechanism.LOGITS:  # a search computes those of the last position
+            assert 0 < value <= measured[target.key] * 1.000001
+        else:
+            assert measured[target.key] == pytest.approx(value, rel=1e-6), target.key
 
 
 def test_rows_of_a_batch_have_the_values_that_they_have_alone(trial: Trial) -> None:
@@ -112,6 +118,7 @@ def test_rows_of_a_batch_have_the_values_that_they_have_alone(trial: Trial) -> N
 
 
 def test_the_first_layer_is_enumerated(trial: Trial) -> None:
+    trial.budget, trial.longest_pair = Budget(seconds=600), 16
     first_layer(trial)
     names = {trial.evaluator.targets[number].module for number in trial.exact}
     projections = {f"model.layers.0.self_attn.{name}_proj" for name in "qkv"}
@@ -142,17 +149,21 @@ def test_slopes_are_those_of_differences(trial: Trial) -> None:
     )
     slopes = trial.evaluator.slopes(rows, number, lane=None)
     assert slopes is not None
-    weight = trial.evaluator.embedding.weight
-    before = weight[900].clone()
-    step = slopes[0, 1] / slopes[0, 1].norm() * 1e-2
+    place = int(slopes[0].norm(dim=1).argmax())
+    token, slope = int(rows[0, place]), slopes[0, place]
+    embedding = trial.evaluator.embedding
+    assert isinstance(embedding, torch.nn.Embedding)
+    weight = embedding.weight
+    before = weight[token].clone()
+    step = slope / slope.norm() * 1e-2
     values = []
     for sign in (1.0, -1.0):
         with torch.no_grad():
-            weight[900] = before + sign * step
+            weight[token] = before + sign * step
             values.append(float(trial.evaluator.values(rows)[0, number]))
-            weight[900] = before
+            weight[token] = before
     difference = (values[0] - values[1]) / 2e-2
-    assert difference == pytest.approx(float(slopes[0, 1].norm()), rel=2e-2)
+    assert difference == pytest.approx(float(slope.norm()), rel=2e-2)
 
 
 def test_special_and_unused_tokens_are_no_texts(trial: Trial) -> None:
@@ -161,18 +172,19 @@ def test_special_and_unused_tokens_are_no_texts(trial: Trial) -> None:
     assert space.text_of((1, 900)) is None
     assert space.text_of((900,)) is not None
     # a pair that the tokenizer merges is another text
-    merged = tokenizer(VOCAB_SIZE, adds_bos=False)("ba")["input_ids"]
-    split = (*tokenizer(VOCAB_SIZE, adds_bos=False)("b")["input_ids"], merged[-1])
-    assert space.text_of(split) is None or split == tuple(merged)
+    made = tokenizer(VOCAB_SIZE, adds_bos=False)
+    assert len(made("ba")["input_ids"]) == 1
+    assert space.text_of((*made("b")["input_ids"], *made("a")["input_ids"])) is None
 
 
 def test_a_seed_gives_the_same_search_and_another_one_another(
     model: Path, witness: TargetWitness
 ) -> None:
     def best(seed: int) -> list[tuple[float, tuple[int, ...]]]:
-        request = HuntRequest(most_tokens=20_000, minutes=10, seed=seed)
+        request = HuntRequest(most_tokens=4_000, minutes=10, seed=seed)
         with trial_of(_subject(model), request, witness, observe=ignore) as made:
-            swaps.swaps(made, rounds=4)
+            with suppress(SearchOverError):
+                swaps.swaps(made, rounds=2)
             numbers = range(made.archive.num_targets)
             catches = [made.archive.best(number) for number in numbers]
         return [(catch.value, catch.ids) for catch in catches if catch is not None]

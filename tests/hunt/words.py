@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PAD, BOS, EOS = 0, 1, 2
+_SPACE = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
+"""How byte-level BPE writes it."""
 _SYLLABLES = [first + second for first in "bcdfghjklmnprstvwz" for second in "aeiou"]
 
 
@@ -57,11 +59,9 @@ def tokenizer(size: int, *, adds_bos: bool) -> PreTrainedTokenizerFast:
 def whole_words(size: int) -> tuple[int, ...]:
     """Tokens that begin with a space: any of them one after the other are a text."""
     made = Tokenizer.from_str(_trained(size))
+    names = {token: made.id_to_token(token) or "" for token in range(made.get_vocab_size())}
     return tuple(
-        token
-        for token in range(made.get_vocab_size())
-        if (made.id_to_token(token) or "").startswith("\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}")
-        and len(made.id_to_token(token)) > 3
+        token for token, name in names.items() if name.startswith(_SPACE) and len(name) > 3
     )
 
 

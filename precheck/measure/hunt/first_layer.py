@@ -113,7 +113,7 @@ def _best_scores(trial: Trial, number: int) -> None:
         best = sorted([*best, *found], reverse=True)[:NUM_PAIRS]
     other = filler(trial)
     trial.run_cores(
-        [tokens[pair.key].item(), *[other] * (pair.distance - 1), pair.query]
+        [int(tokens[pair.key]), *[other] * (pair.distance - 1), pair.query]
         if pair.distance
         else [pair.query]
         for pair in best
