@@ -61,6 +61,8 @@ ANSWERS, TEXTS = (
     "tests/measure/lockstep/figures/test_text_divergence.py",
 )
 CHARTS = "tests/render/test_charts.py"
+POSITIONS, EVERY_PROMPT = "tests/judge/test_positions.py", "tests/judge/test_every_prompt.py"
+LONG_TEXT = "tests/measure/test_long_text.py"
 REACH = "tests/measure/probes/test_reach.py"
 SCALE_AUDIT = "tests/checkpoint/test_scale_audit.py"
 NAMES, SCALES = "tests/checkpoint/test_names.py", "tests/checkpoint/test_scales.py"
@@ -120,6 +122,16 @@ DETECTORS = (
     off("measure/subject/token_inputs.py", "input_embedding", "None", REACH),
     off("measure/probes/first_tokens.py", "_outliers", "[]", REACH),
     off("measure/probes/context.py", "context_tokens", "0", REACH),
+    off("judge/findings/positions.py", "_far", "iter(())", POSITIONS),
+    off("judge/findings/positions.py", "_cause", "None", POSITIONS),
+    off("judge/findings/positions.py", "_overflows_at", "None", POSITIONS),
+    off(
+        "measure/watch/position_ops.py", "_is_straight", "False", "tests/measure/test_positions.py"
+    ),
+    off("measure/lockstep/continuing.py", "can_continue", "True", LONG_TEXT),
+    off("measure/lockstep/figures/text_divergence.py", "_octaves", "[list(pieces)]", TEXTS),
+    off("judge/gate.py", "_not_proved", "iter(())", EVERY_PROMPT),
+    off("judge/findings/every_prompt.py", "near_and_open", "iter(())", EVERY_PROMPT),
     off("render/parts/headline.py", "_tried", '""', "tests/render/test_console.py"),
     off("render/parts/charts/culprits.py", "culprits", "[]", CHARTS),
     off("render/parts/charts/headroom.py", "_got_there", "True", CHARTS),

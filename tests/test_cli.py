@@ -291,6 +291,7 @@ def test_flags_arrive_at_the_scan(shell: Shell) -> None:
         (["--prompts", "absent.txt"], "cannot read prompts file: 'absent.txt'"),
         (["-o", "report.docx"], "unknown report format: 'report.docx'"),
         (["-o", "absent/report.json"], "output folder does not exist"),
+        (["--require-proof", "score"], "unknown mechanism: 'score'"),
         (["--fail-on", "sometimes"], "sometimes"),
         (["--no-such-flag"], "--no-such-flag"),
     ],

@@ -54,10 +54,12 @@ def test_a_text_in_parts_gives_what_it_gives_at_once(
     assert report.coverage.long_text is not None
     assert report.coverage.long_text.part_tokens == PART
     assert set(logits) == set(whole_logits)
-    for run, expected in whole_logits.items():
-        assert logits[run].shape == expected.shape
-        step = 1e-5 if run[0] == "float32" else 0.02
-        assert float((logits[run] - expected).float().abs().max()) < step * float(expected.std())
+    for configuration, expected in whole_logits.items():
+        assert logits[configuration].shape == expected.shape
+        step = 1e-5 if configuration[0] == "float32" else 0.02
+        assert float((logits[configuration] - expected).float().abs().max()) < step * float(
+            expected.std()
+        )
     for run, of_whole in zip(report.runs, whole.runs, strict=True):
         check_alike(run, of_whole)
     at_once = {(row.module, row.op, row.mechanism): row.abs_max for row in whole.headroom}

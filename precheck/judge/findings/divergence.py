@@ -53,7 +53,7 @@ def degraded(evidence: Evidence) -> Iterator[Finding]:
                 f"{run.name} loses accuracy although every value is finite: {_figures(run)}."
                 f"{start}{_coarse_scores(evidence, run)}"
             ),
-            advice=f"{better_configuration(evidence, run)}{_after_the_scores(run)}",
+            advice=f"{_better(evidence, run)}{_after_the_scores(run)}",
             in_vain=_in_vain(evidence),
         )
 
@@ -162,8 +162,7 @@ def _usable_siblings(evidence: Evidence, run: Run) -> tuple[str, ...]:
     )
 
 
-def better_configuration(evidence: Evidence, run: Run) -> str:
-    """What to load instead of a run that loses accuracy, as a sentence."""
+def _better(evidence: Evidence, run: Run) -> str:
     siblings = [
         attn
         for attn in _usable_siblings(evidence, run)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from precheck.judge.findings.divergence import better_configuration
 from precheck.judge.thresholds import (
     COARSE_ANGLE,
     COARSE_NUMBER,
@@ -18,7 +17,7 @@ from precheck.records.finding import USABLE, Confidence, Finding, Severity, Verd
 from precheck.records.mechanism import Mechanism
 from precheck.records.outcomes.positions import PositionKind, by_octave
 from precheck.records.precision import Dtype, headroom_bits
-from precheck.records.quantities import bits, magnitude, nats
+from precheck.records.quantities import bits, listed, magnitude, nats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -82,7 +81,7 @@ def _far(evidence: Evidence) -> Iterator[_Far]:
             if kl <= DEGRADED_KL_DIVERGENCE.value:
                 break
             tail.append(row.start)
-        if tail and tail[-1] > 0 and worst >= FAR_FROM_NEAR.value * near:
+        if tail and worst >= FAR_FROM_NEAR.value * near:
             yield _Far(number, run, near, worst, tail[-1], _cause(run))
 
 
@@ -95,6 +94,8 @@ def _cause(run: Run) -> PositionRounding | None:
 def _finding(evidence: Evidence, far: _Far, *, code: str) -> Finding:
     run, cause, start = far.run, far.cause, far.start
     is_degraded = run.verdict is Verdict.DEGRADED
+    limit = DEGRADED_KL_DIVERGENCE.value
+    above = f"above {limit} from token {start:,} on" if start else f"nowhere below {limit}"
     return Finding(
         code=code,
         severity=Severity.ERROR if is_degraded else Severity.WARNING,
@@ -106,12 +107,25 @@ def _finding(evidence: Evidence, far: _Far, *, code: str) -> Finding:
         source_file=None if cause is None else cause.source_file,
         message=(
             f"{run.name} loses accuracy far from the first token: KL {nats(far.near)} nat at the "
-            f"beginning, above {DEGRADED_KL_DIVERGENCE.value} from token {start:,} on, up to "
-            f"{nats(far.worst)}.{'' if cause is None else _because(run, cause)}"
+            f"beginning, {above}, up to {nats(far.worst)}."
+            f"{'' if cause is None else _because(run, cause)}"
         ),
-        advice=f"{better_configuration(evidence, run)} Or keep texts below {start:,} tokens.",
+        advice=(
+            f"Use {_others(evidence)}{f', or keep texts below {start:,} tokens' if start else ''}."
+        ),
         in_vain="A short test does not show it, and neither does a NaN check.",
     )
+
+
+def _others(evidence: Evidence) -> str:
+    """The 16-bit configurations that keep their accuracy at this length, else float32."""
+    lossy = {far.run.name for far in _far(evidence)}
+    fine = tuple(
+        run.name
+        for _, run in evidence.with_verdict(*USABLE)
+        if run.positions and not run.configuration.is_reference and run.name not in lossy
+    )
+    return f"{listed(fine)}, measured at this length" if fine else str(Dtype.FLOAT32)
 
 
 def _because(run: Run, cause: PositionRounding) -> str:

@@ -21,6 +21,8 @@ import torch
 from precheck.records.traces import LONG_TEXT_TOKENS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from precheck.records.traces import Probe
@@ -31,8 +33,8 @@ LEFT_OUT = 0.02
 PIECE_TOKENS = 128
 """Tokens of a long text that are judged together."""
 
-FIRST_PIECES = 4
-"""Of a long text: a median of fewer says little."""
+FEWEST_PIECES = 4
+"""Of a long text that are judged together: a median of fewer says little."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -80,10 +82,24 @@ class TextDivergence:
             if probe.num_tokens < LONG_TEXT_TOKENS:
                 groups.setdefault(group, []).append(_typical(kl))
                 continue
-            for number, piece in enumerate(kl.split(PIECE_TOKENS)):
-                octave = max(0, (number // FIRST_PIECES).bit_length())
-                groups.setdefault(f"{group}/{octave}", []).append(_typical(piece))
+            for octave, pieces in enumerate(_octaves(kl.split(PIECE_TOKENS))):
+                groups.setdefault(f"{group}/{octave}", []).extend(map(_typical, pieces))
         return max(map(statistics.median, groups.values()), default=None)
+
+
+def _octaves(pieces: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Pieces of one text by doublings of the distance; the rest belongs to the last of them.
+
+    >>> [len(octave) for octave in _octaves([torch.ones(1)] * 19)]
+    [4, 4, 11]
+    """
+    octaves = [list(pieces[:FEWEST_PIECES])]
+    start = FEWEST_PIECES
+    while len(pieces) - start >= FEWEST_PIECES:
+        octaves.append(list(pieces[start : 2 * start]))
+        start *= 2
+    octaves[-1] += pieces[start:]
+    return octaves
 
 
 def _medium(probe: Probe) -> str:

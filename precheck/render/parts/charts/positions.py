@@ -113,7 +113,7 @@ def _axis(values: list[Row]) -> Row:
         **_AT,
         "title": "tokens (log scale)",
         "scale": {"type": "log", "base": 2, "nice": False, "domain": [places[0], places[-1]]},
-        "axis": {"format": "~s", "values": [place for place in places if place & (place - 1) == 0]},
+        "axis": {"format": ",", "values": [place for place in places if place & (place - 1) == 0]},
     }
 
 

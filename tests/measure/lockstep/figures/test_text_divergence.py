@@ -109,3 +109,25 @@ def test_parts_of_a_text_and_of_a_scan_add_up() -> None:
     assert parts.means["text"] == pytest.approx((LOW + HIGH) / 2)
     both = parts.merge(divergence(*ORDINARY))
     assert set(both.means) == {"text", *(text.name for text, _ in ORDINARY)}
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "damaged", "is_lost"),
+    [
+        (2048, slice(1536, None), True),
+        (2048, slice(1024, None), True),
+        (8192, slice(6144, None), True),
+        (2048, slice(1792, None), False),
+        (2048, slice(768, 896), False),
+        (520, slice(512, None), False),
+        (1100, slice(1024, None), False),
+    ],
+)
+def test_the_end_of_a_long_text_counts_as_much_as_its_beginning(
+    num_tokens: int, damaged: slice, is_lost: bool
+) -> None:
+    kl = torch.full((num_tokens,), LOW)
+    kl[damaged] = HIGH
+    found = divergence(*ORDINARY, (probe("context", num_tokens=num_tokens), kl))
+    assert found.verdict is not None
+    assert (found.verdict > 10 * LOW) is is_lost
