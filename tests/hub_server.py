@@ -21,7 +21,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import huggingface_hub
 from huggingface_hub import constants, hf_api
-from tqdm import tqdm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -335,7 +334,7 @@ def endpoint(
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         patch.setattr(hf_api.api, "endpoint", hub.address)
-        patch.setattr(tqdm, "monitor_interval", 0)  # its thread would stay
+        patch.setattr("tqdm.std.tqdm.monitor_interval", 0)  # its thread would stay
         patch.setenv("HF_TOKEN", token or "")
         huggingface_hub.close_session()
         try:

@@ -8,7 +8,7 @@ from urllib.parse import urljoin, urlsplit
 
 from huggingface_hub import hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  lazy there
+from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # lazy there
 
 from precheck.checkpoint.hub import TransportError, translated
 from precheck.checkpoint.remote.transport import Transport, check_redirect, is_of_the_hub

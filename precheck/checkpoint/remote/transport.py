@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from huggingface_hub import constants, get_session
-from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  lazy there
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # lazy there
 
 from precheck.checkpoint.remote.waiting import Pauses, asked_to_wait
 from precheck.errors import CheckpointAccessError

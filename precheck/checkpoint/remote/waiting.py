@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
-from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  lazy there
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # lazy there
 
 from precheck.errors import CheckpointAccessError
 from precheck.records.progress import Announcement, Observer

@@ -124,9 +124,9 @@ _GRAVITY = {severity: gravity for gravity, severity in enumerate(Severity)}
 
 def findings(evidence: Evidence) -> tuple[Finding, ...]:
     """What every rule finds, gravest first, then in the order of the rules and of the runs."""
-    in_order = (finding for rule in RULES for finding in rule.find(evidence))
+    in_order = [finding for rule in RULES for finding in rule.find(evidence)]
     if evidence.measurements.is_static:
-        in_order = map(_without_a_run, in_order)
+        in_order = [_without_a_run(finding) for finding in in_order]
     return tuple(sorted(in_order, key=lambda finding: _GRAVITY[finding.severity]))
 
 

@@ -229,7 +229,7 @@ def test_what_headers_ask_for() -> None:
 def test_a_busy_server_is_asked_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    busy = [(503, {}), (502, {}), (500, {})]
+    busy: list[tuple[int, dict[str, str]]] = [(503, {}), (502, {}), (500, {})]
     with (
         served(folder_files(folder), limited=[*busy]) as hub,
         opened(hub, tmp_path, monkeypatch) as (_, weights),
