@@ -287,7 +287,7 @@ def test_refuses_another_format_by_name(tmp_path: Path, foreign: ForeignFormat) 
         file.write_bytes(b"")
         write_config(where)
         error = refused(where, kind=UnsupportedModelError, says=[foreign.name])
-        assert error.hint == foreign.hint.format(detail="")
+        assert str(error.hint).startswith(foreign.hint.format(detail=""))
 
 
 def test_an_adapter_is_refused_also_beside_weights(folder: Path) -> None:
