@@ -71,7 +71,7 @@ def compared(report: Report) -> dict[str, Any]:
     """What has to be equal in two scans of the same numbers."""
     whole = report.to_dict()
     kept = ("runs", "headroom", "probes", "coverage")
-    audit = {**whole["checkpoint"], "size_bytes": None, "scales": None}
+    audit = {**whole["checkpoint"], "size_bytes": None, "scales": None, "stored_types": None}
     return {**{name: whole[name] for name in kept}, "checkpoint": audit}
 
 
