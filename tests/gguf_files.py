@@ -24,6 +24,11 @@ _ARCHITECTURES = {"gemma3_text": "gemma3", "qwen3_moe": "qwen3moe"}
 """llama.cpp's names where they are not transformers'."""
 
 
+def always(kind: Kind) -> Callable[[str], Kind]:
+    """Every matrix in one type."""
+    return lambda _: kind
+
+
 def write_gguf(
     model: PreTrainedModel,
     file: Path,
@@ -71,8 +76,8 @@ def write_gguf(
 
 
 def _add_settings(writer: gguf.GGUFWriter, config: Any, architecture: str) -> None:
-    keys: dict[str, str | None] = dict(GGUF_CONFIG_MAPPING[config.model_type.removesuffix("_text")])
-    for key, setting in keys.items():
+    every: Any = GGUF_CONFIG_MAPPING
+    for key, setting in every[config.model_type.removesuffix("_text")].items():
         value = _setting(config, setting)
         if isinstance(value, int):
             writer.add_uint32(f"{architecture}.{key}", value)

@@ -93,7 +93,8 @@ def compare(file: Path, prompts: list[list[int]], answers: list[dict[str, float]
     """A row of the table: how far llama.cpp's distribution is from ours."""
     own = own_scores(file, prompts)
     divergences, largest, same = [], 0.0, 0
-    for scores, answer in zip(own, answers, strict=True):
+    compared = [pair for pair in zip(own, answers, strict=True) if pair[1]]
+    for scores, answer in compared:
         ids = np.array([int(token) for token in answer])
         theirs = np.array(list(answer.values()))
         divergences.append(float((np.exp(scores[ids]) * (scores[ids] - theirs)).sum()))
@@ -101,7 +102,7 @@ def compare(file: Path, prompts: list[list[int]], answers: list[dict[str, float]
         largest = max(largest, float(np.abs(scores[ids] - theirs)[likely].max()))
         same += int(ids[theirs.argmax()] == scores.argmax())
     mean = sum(divergences) / len(divergences)
-    figures = f"{mean:.1e} | {max(divergences):.1e} | {largest:.3f} | {same}/{len(own)}"
+    figures = f"{mean:.1e} | {max(divergences):.1e} | {largest:.3f} | {same}/{len(compared)}"
     return f"| `{file.name}` | {figures} |"
 
 

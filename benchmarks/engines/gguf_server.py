@@ -30,12 +30,15 @@ def next_token(file: str, prompts: list[list[int]], *, most: int) -> list[dict[i
                 "prompt": prompt,
                 "n_predict": 1,
                 "n_probs": most,
-                "temperature": 1.0,
-                "post_sampling_probs": False,
+                "temperature": 0,
                 "cache_prompt": False,
             }
         )
-        (step,) = answer["choices"][0]["logprobs"]["content"]
+        scores = answer["choices"][0]["logprobs"]
+        if scores is None:  # the answer is empty: an end token came first
+            found.append({})
+            continue
+        (step,) = scores["content"]
         found.append({each["id"]: each["logprob"] for each in step["top_logprobs"]})
     return found
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 F32 = np.float32
+Numbers = list[np.float32]
 IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 FP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
@@ -24,12 +25,12 @@ def _half(block: bytes, at: int) -> np.float32:
     return F32(np.frombuffer(block, np.float16, 1, at)[0])
 
 
-def q4_0(block: bytes) -> list[float]:
+def q4_0(block: bytes) -> Numbers:
     d, qs = _half(block, 0), block[2:]
     return [d * F32((q & 15) - 8) for q in qs] + [d * F32((q >> 4) - 8) for q in qs]
 
 
-def q4_1(block: bytes) -> list[float]:
+def q4_1(block: bytes) -> Numbers:
     d, m, qs = _half(block, 0), _half(block, 2), block[4:]
     return [F32(q & 15) * d + m for q in qs] + [F32(q >> 4) * d + m for q in qs]
 
@@ -42,24 +43,24 @@ def _fifth(block: bytes, at: int) -> list[int]:
     return low + [(q >> 4) | (bits >> (j + 12)) & 16 for j, q in enumerate(qs)]
 
 
-def q5_0(block: bytes) -> list[float]:
+def q5_0(block: bytes) -> Numbers:
     d = _half(block, 0)
     return [F32(q - 16) * d for q in _fifth(block, 2)]
 
 
-def q5_1(block: bytes) -> list[float]:
+def q5_1(block: bytes) -> Numbers:
     d, m = _half(block, 0), _half(block, 2)
     return [F32(q) * d + m for q in _fifth(block, 4)]
 
 
-def q8_0(block: bytes) -> list[float]:
+def q8_0(block: bytes) -> Numbers:
     d = _half(block, 0)
     return [d * F32(q) for q in struct.unpack_from("32b", block, 2)]
 
 
-def q2_k(block: bytes) -> list[float]:
+def q2_k(block: bytes) -> Numbers:
     scales, qs, d, least = block[:16], block[16:80], _half(block, 80), _half(block, 82)
-    result: list[float] = []
+    result: Numbers = []
     for part in range(2):
         for shift in range(4):
             for half in range(2):
@@ -70,11 +71,11 @@ def q2_k(block: bytes) -> list[float]:
     return result
 
 
-def q3_k(block: bytes) -> list[float]:
+def q3_k(block: bytes) -> Numbers:
     mask, qs, packed, d = block[:32], block[32:96], block[96:108], _half(block, 108)
     low = [packed[i] & 15 for i in range(8)] + [packed[i] >> 4 for i in range(8)]
     scales = [low[i] | ((packed[8 + i % 4] >> (2 * (i // 4))) & 3) << 4 for i in range(16)]
-    result: list[float] = []
+    result: Numbers = []
     for part in range(2):
         for shift in range(4):
             for half in range(2):
@@ -94,9 +95,9 @@ def _scale_and_least(j: int, packed: bytes) -> tuple[int, int]:
     )
 
 
-def _k(block: bytes, high: bytes, qs: bytes) -> list[float]:
+def _k(block: bytes, high: bytes, qs: bytes) -> Numbers:
     d, least, packed = _half(block, 0), _half(block, 2), block[4:16]
-    result: list[float] = []
+    result: Numbers = []
     for j in range(8):
         scale, offset = _scale_and_least(j, packed)
         d1, m1 = d * F32(scale), least * F32(offset)
@@ -106,18 +107,18 @@ def _k(block: bytes, high: bytes, qs: bytes) -> list[float]:
     return result
 
 
-def q4_k(block: bytes) -> list[float]:
+def q4_k(block: bytes) -> Numbers:
     return _k(block, b"", block[16:])
 
 
-def q5_k(block: bytes) -> list[float]:
+def q5_k(block: bytes) -> Numbers:
     return _k(block, block[16:48], block[48:])
 
 
-def q6_k(block: bytes) -> list[float]:
+def q6_k(block: bytes) -> Numbers:
     low, high, d = block[:128], block[128:192], _half(block, 208)
     scales = struct.unpack_from("16b", block, 192)
-    result: list[float] = []
+    result: Numbers = []
     for part in range(2):
         for quarter in range(4):
             for j in range(32):
@@ -129,15 +130,15 @@ def q6_k(block: bytes) -> list[float]:
     return result
 
 
-def iq4_nl(block: bytes) -> list[float]:
+def iq4_nl(block: bytes) -> Numbers:
     d, qs = _half(block, 0), block[2:]
     return [d * F32(IQ4[q & 15]) for q in qs] + [d * F32(IQ4[q >> 4]) for q in qs]
 
 
-def iq4_xs(block: bytes) -> list[float]:
+def iq4_xs(block: bytes) -> Numbers:
     d, low, qs = _half(block, 0), block[4:8], block[8:]
     (high,) = struct.unpack_from("<H", block, 2)
-    result: list[float] = []
+    result: Numbers = []
     for part in range(8):
         scale = ((low[part // 2] >> (4 * (part % 2))) & 15) | ((high >> (2 * part)) & 3) << 4
         dl = d * F32(scale - 32)
@@ -146,9 +147,9 @@ def iq4_xs(block: bytes) -> list[float]:
     return result
 
 
-def tq1_0(block: bytes) -> list[float]:
+def tq1_0(block: bytes) -> Numbers:
     qs, rest, d = block[:48], block[48:52], _half(block, 52)
-    result: list[float] = []
+    result: Numbers = []
     for own, count in ((qs[:32], 5), (qs[32:], 5), (rest, 4)):
         for power in range(count):
             for q in own:
@@ -157,7 +158,7 @@ def tq1_0(block: bytes) -> list[float]:
     return result
 
 
-def tq2_0(block: bytes) -> list[float]:
+def tq2_0(block: bytes) -> Numbers:
     qs, d = block[:64], _half(block, 64)
     return [
         F32(((q >> (2 * place)) & 3) - 1) * d
@@ -167,12 +168,12 @@ def tq2_0(block: bytes) -> list[float]:
     ]
 
 
-def mxfp4(block: bytes) -> list[float]:
+def mxfp4(block: bytes) -> Numbers:
     d, qs = F32(2.0 ** (block[0] - 128)), block[1:]
     return [d * F32(FP4[q & 15]) for q in qs] + [d * F32(FP4[q >> 4]) for q in qs]
 
 
-BLOCKS: Mapping[str, Callable[[bytes], list[float]]] = {
+BLOCKS: Mapping[str, Callable[[bytes], Numbers]] = {
     decode.__name__: decode
     for decode in (
         q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, tq1_0, tq2_0,

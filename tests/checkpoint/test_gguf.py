@@ -15,8 +15,7 @@ import precheck
 from precheck.checkpoint.gguf.header import read_header
 from precheck.checkpoint.quiet import quiet_transformers
 from precheck.checkpoint.source import open_checkpoint
-from precheck.cli import main
-from precheck.errors import CheckpointCorruptError
+from precheck.errors import CheckpointCorruptError, ExitCode
 from tests.gguf_files import Kind, write_gguf
 from tests.tiny_models import save_checkpoint, tiny_config, tiny_of
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from precheck.records.report import Report
+    from tests.shell import Shell
 
 
 def model_of(name: str) -> PreTrainedModel:
@@ -71,7 +71,7 @@ def compared(report: Report) -> dict[str, Any]:
     """What has to be equal in two scans of the same numbers."""
     whole = report.to_dict()
     kept = ("runs", "headroom", "probes", "coverage")
-    audit = {**whole["checkpoint"], "size_bytes": None, "scales": None}
+    audit = {**whole["checkpoint"], "size_bytes": None, "scales": None, "stored_types": None}
     return {**{name: whole[name] for name in kept}, "checkpoint": audit}
 
 
@@ -209,8 +209,9 @@ def test_layers_that_are_missing_are_an_error(tmp_path: Path) -> None:
     assert "model.layers.2" in finding.message
 
 
-def test_a_cut_file_is_exit_code_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = write_gguf(model_of("llama"), tmp_path / "a.gguf")
+def test_a_cut_file_is_exit_code_3(shell: Shell) -> None:
+    file = write_gguf(model_of("llama"), shell.folder / "a.gguf")
     file.write_bytes(file.read_bytes()[:100_000])
-    assert main(["scan", str(file)]) == 3
-    assert "lies in bytes" in capsys.readouterr().err
+    ended = shell(file)
+    assert ended.code == ExitCode.INCOMPLETE
+    assert "lies in bytes" in ended.error

@@ -81,7 +81,7 @@ def decoded(file: Path, name: str = "x") -> torch.Tensor:
 
 @pytest.mark.parametrize("name", list(BLOCKS))
 def test_a_block_is_decoded_as_its_formula_says(name: str, tmp_path: Path) -> None:
-    kind = Kind[name.upper()]
+    kind = gguf.GGMLQuantizationType[name.upper()]
     elements, size = gguf.GGML_QUANT_SIZES[kind]
     random = np.random.default_rng(len(name) * sum(name.encode()))
     blocks = [bytearray(random.bytes(size)) for _ in range(6)]

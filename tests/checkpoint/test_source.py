@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import struct
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -287,7 +288,7 @@ def test_refuses_another_format_by_name(tmp_path: Path, foreign: ForeignFormat) 
         file.write_bytes(b"")
         write_config(where)
         error = refused(where, kind=UnsupportedModelError, says=[foreign.name])
-        assert error.hint == foreign.hint.format(detail="")
+        assert str(error.hint).startswith(foreign.hint.format(detail=""))
 
 
 def test_an_adapter_is_refused_also_beside_weights(folder: Path) -> None:
@@ -691,9 +692,8 @@ def test_a_gguf_file_of_an_unknown_architecture_is_refused_by_name(tmp_path: Pat
 
 def test_a_gguf_file_that_is_loaded_by_other_rules_is_refused_by_name(tmp_path: Path) -> None:
     file = write_gguf(tiny("qwen2"), tmp_path / "a.gguf")
-    file.write_bytes(
-        file.read_bytes().replace(b"\x05\0\0\0\0\0\0\0qwen2", b"\x04\0\0\0\0\0\0\0lfm2", 1)
-    )
+    name, other = (struct.pack("<Q", len(text)) + text for text in (b"qwen2", b"lfm2"))
+    file.write_bytes(file.read_bytes().replace(name, other, 1) + bytes(32))
     refused(file, kind=UnsupportedModelError, says=["lfm2"])
 
 
@@ -705,7 +705,7 @@ def test_a_gguf_file_that_describes_a_far_larger_model_is_refused(
     content = file.read_bytes()
     place = content.index(key) + len(key) + 4
     file.write_bytes(content[:place] + b"\xff\xff\xff\x7f" + content[place + 4 :])
-    refused(file, kind=CheckpointCorruptError, says=["a.gguf"])
+    refused(file, kind=CheckpointCorruptError, says=["describes a model of more than"])
 
 
 def test_names_are_fetched_literally(monkeypatch: pytest.MonkeyPatch) -> None:

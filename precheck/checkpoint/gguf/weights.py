@@ -119,17 +119,20 @@ class GgufWeights(Weights):
         """The blocks whose scale is NaN or infinite: then each of their numbers is one of both."""
         for fault in faults:
             recipe = self._recipes.get(fault.name)
-            for source in () if recipe is None else recipe.sources:
-                elements, _ = gguf.GGML_QUANT_SIZES[source.kind]
-                if source.kind not in PLAIN:
-                    yield ScaleFault(
-                        name=source.name,
-                        role=ScaleRole.WEIGHT,
-                        kind=ScaleFaultKind.NOT_FINITE,
-                        num_faulty=fault.num_elements // elements,
-                        num_scales=math.prod(source.shape) // elements,
-                        weight=fault.name,
-                    )
+            sources = () if recipe is None else recipe.sources
+            kinds = {source.kind for source in sources}
+            if len(kinds) != 1 or kinds & PLAIN.keys():
+                continue
+            elements, _ = gguf.GGML_QUANT_SIZES[sources[0].kind]
+            yield ScaleFault(
+                # gate and up of experts are one parameter: which of both it is in is not known
+                name=sources[0].name if len(sources) == 1 else fault.name,
+                role=ScaleRole.WEIGHT,
+                kind=ScaleFaultKind.NOT_FINITE,
+                num_faulty=fault.num_elements // elements,
+                num_scales=sum(math.prod(source.shape) for source in sources) // elements,
+                weight=fault.name,
+            )
 
     def read_into(self, name: str, buffer: Tensor) -> Tensor:
         """Reads, and decodes, a tensor; see ``Weights.read_into``."""
