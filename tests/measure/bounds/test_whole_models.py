@@ -17,7 +17,7 @@ from tests.measure.bounds.breaking import Tried, interpreted, skeleton_of, texts
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
 _SIZES = {
     "vocab_size": 64,
@@ -42,28 +42,28 @@ def made(name: str, **settings: Any) -> Any:
     return model
 
 
-def along(model: nn.Module, vector: Tensor) -> None:
+def along(model: Any, vector: Tensor) -> None:
     """Makes every token's embedding that vector, up to a little."""
     weight = model.get_input_embeddings().weight
     weight.copy_(vector + 1e-3 * torch.randn(weight.shape))
 
 
-def with_key_bias(model: nn.Module) -> None:
+def with_key_bias(model: Any) -> None:
     model.model.layers[0].self_attn.k_proj.bias.fill_(300.0)
 
 
-def with_long_rotations(model: nn.Module) -> None:
+def with_long_rotations(model: Any) -> None:
     layer = model.model.layers[0]
     row = layer.self_attn.q_proj.weight[0]
     along(model, row * layer.input_layernorm.weight)
     layer.self_attn.q_proj.weight[1:] = 0
 
 
-def in_one_head(model: nn.Module) -> None:
+def in_one_head(model: Any) -> None:
     model.model.layers[0].self_attn.q_proj.weight[12:] = 0
 
 
-def with_heads_that_cancel(model: nn.Module) -> None:
+def with_heads_that_cancel(model: Any) -> None:
     """Both heads have the same values; one of them is subtracted."""
     own = model.model.layers[0].self_attn
     own.v_proj.weight.copy_(own.v_proj.weight[:12].repeat(2, 1))
@@ -73,16 +73,16 @@ def with_heads_that_cancel(model: nn.Module) -> None:
     own.q_proj.weight.mul_(8.0)
 
 
-def with_norm_bias(model: nn.Module) -> None:
+def with_norm_bias(model: Any) -> None:
     model.embeddings.LayerNorm.bias.fill_(50.0)
 
 
-def in_one_lane(model: nn.Module) -> None:
+def in_one_lane(model: Any) -> None:
     along(model, torch.eye(48)[5] * 100)
     model.model.layers[0].input_layernorm.weight.fill_(1.0)
 
 
-def towards_one_product(model: nn.Module) -> None:
+def towards_one_product(model: Any) -> None:
     layer = model.model.layers[0]
     layer.self_attn.o_proj.weight.zero_()
     row = torch.randn(48)
@@ -93,8 +93,13 @@ def towards_one_product(model: nn.Module) -> None:
     along(model, row)
 
 
+def towards_one_branch(model: Any) -> None:
+    towards_one_product(model)
+    model.model.layers[0].mlp.down_proj.weight.fill_(0.01)
+
+
 def no_bias(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = rules.weight_product
+    real = products.weight_product
     monkeypatch.setattr(
         rules, "weight_product", lambda x, weight, _bias, **how: real(x, weight, None, **how)
     )
@@ -190,7 +195,7 @@ PLANTS: dict[str, tuple[str, dict[str, Any], Callable[[Any], None], Callable[[An
     "rounding": ("Llama", {}, in_one_lane, no_rounding),
     "gated_product": ("Llama", {}, towards_one_product, half_a_gated_product),
     "down_proj": ("Llama", {}, towards_one_product, half_a_down_proj),
-    "residual": ("Llama", {}, towards_one_product, the_first_branch),
+    "residual": ("Llama", {}, towards_one_branch, the_first_branch),
     "rotation": ("Llama", {}, with_long_rotations, no_rotation),
     "scores": ("Qwen2", {}, with_key_bias, half_a_score),
 }
