@@ -1,0 +1,34 @@
+"""What a scan with ``--prove`` says of a model that breaks, streamed and from its weights."""
+
+from __future__ import annotations
+
+import precheck
+from precheck.records.mechanism import Mechanism
+from precheck.records.outcomes.every_prompt import ProofStatus
+
+
+def test_a_scan_says_what_is_proved_refuted_and_assumed() -> None:
+    report = precheck.scan(
+        "demo:qwen2-eager", dtypes="float16", attn_implementations="eager", quick=True, prove=True
+    )
+    rows = [row for row in report.headroom if row.status]
+    assert len(rows) == len(report.headroom)
+    for row in rows:
+        assert row.abs_max <= row.bound_abs_max["float16"]
+        is_fault = (row.mechanism, row.layer) == (Mechanism.ATTENTION_SCORES, 3)
+        expected = ProofStatus.REFUTED if is_fault else ProofStatus.PROVED
+        assert row.status["float16"] == expected
+    float16 = next(run for run in report.runs if run.dtype == "float16")
+    proof = float16.proof
+    assert proof is not None
+    assert proof.failure is None
+    assert proof.num_operations > 200
+    assert not proof.holds_for_every_prompt
+    assert {row.module for row in proof.open_operations} == {"model.layers.3.self_attn"}
+    assert proof.assumptions
+
+
+def test_without_it_nothing_is_bounded() -> None:
+    report = precheck.scan("demo:qwen2-eager", dtypes="float16", quick=True)
+    assert all(not row.status and not row.bound_abs_max for row in report.headroom)
+    assert all(run.proof is None for run in report.runs)
