@@ -241,6 +241,7 @@ class FormatSearch:
             keeps_entries=False,
             facts=prepared.facts,
             witness=None,
+            certificates=None,
         )
         run.go()
         merged = [reduce(RunTotals.merge, of_run) for of_run in zip(*run.totals, strict=True)]

@@ -81,7 +81,7 @@ def batched_product(step: Step, first: Known, second: Known) -> Known:
 
 def vector_norms(tensor: Known, dim: int) -> Tensor:
     """The euclidean norm of each vector along ``dim`` at most, of the other dimensions' shape."""
-    plain = torch.linalg.vector_norm(tensor.bound, dim=dim) * OUTWARD
+    plain: Tensor = torch.linalg.vector_norm(tensor.bound, dim=dim) * OUTWARD
     form = tensor.form
     if isinstance(form, Rotated):
         vectors, second = flattened(form.first, dim), flattened(form.second, dim)

@@ -319,7 +319,7 @@ def no_larger(step: Step) -> Known:
     """``|f(x)| <= |x|``: silu, gelu, relu."""
     tensor = step.known[0]
     image = tensor.image
-    form = None if image is None else Below(image=image)
+    form: Form | None = None if image is None else Below(image=image)
     if step.op.name.removesuffix("_") == "aten.relu" and isinstance(tensor.form, Pair):
         form = tensor.form
     return Known(magnitudes=tensor.bound, form=form, is_nonnegative="relu" in step.op.name)

@@ -39,7 +39,9 @@ class Rows:
     matrix: Tensor | None = None
     """A form in each row, ``(forms, size)``, float64; None: the elements of ``u`` themselves."""
     is_centred: bool = False
-    """The elements of ``u`` sum to 0."""
+    """The elements of ``u`` summed to 0 before each of them was rounded."""
+    rounding: float = 0.0
+    """By how much of itself each element was rounded since then."""
     ball: object = field(default_factory=object)
     """The same for all forms over the same vectors."""
 
@@ -48,7 +50,8 @@ class Rows:
         """The euclidean norm of each form, ``(forms,)``."""
         if self.matrix is None:
             return torch.ones(self.size, dtype=torch.float64)
-        return torch.linalg.vector_norm(self.matrix, dim=1) * OUTWARD
+        lengths: Tensor = torch.linalg.vector_norm(self.matrix, dim=1) * OUTWARD
+        return lengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,4 +53,4 @@ def spectral_norm(image: Image) -> float:
         return float(squares.max().sqrt()) * OUTWARD
     forms = forms_of(image)
     gram = forms @ forms.T if forms.shape[0] <= forms.shape[1] else forms.T @ forms
-    return largest_eigenvalue(gram) ** 0.5 * OUTWARD
+    return math.sqrt(largest_eigenvalue(gram)) * OUTWARD

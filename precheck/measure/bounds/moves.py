@@ -48,8 +48,9 @@ def run(step: Step, put: Any) -> Tensor:
         for name, arg in step.kwargs.items()
         if name not in {"dtype", "device", "layout", "pin_memory", "memory_format"}
     }
-    made = step.op.func(*args, **kwargs)
-    return made[step.place] if isinstance(made, list | tuple) else made
+    made: Any = step.op.func(*args, **kwargs)
+    result: Tensor = made[step.place] if isinstance(made, list | tuple) else made
+    return result
 
 
 def _replaced(arg: Any, put: Any) -> Any:
@@ -68,7 +69,8 @@ def joined(step: Step) -> Known | None:
             return by_tensor.get(id(leaf), leaf)
 
         listed = [put(leaf) for leaf in step.args[0] if id(leaf) in by_tensor]
-        return step.op.func(listed, *step.args[1:], **step.kwargs)
+        together: Tensor = step.op.func(listed, *step.args[1:], **step.kwargs)
+        return together
 
     if len({id(one) for one in tensors}) != len(tensors):  # the same one twice
         tensors = [replace(one) for one in tensors]

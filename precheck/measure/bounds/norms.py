@@ -114,8 +114,8 @@ def fused_norm(step: Step, *, is_centred: bool) -> Known:
     image = known.form
     assert isinstance(image, Image)  # noqa: S101  just made
     image = replace(image, rows=replace(image.rows, is_centred=is_centred))
-    parameters = [one.numbers for one in affine]
-    if any(numbers is None for numbers in parameters):
+    parameters = [one.numbers for one in affine if one.numbers is not None]
+    if len(parameters) != len(affine):
         return step.unknown()
     if parameters:
         image = image.times(parameters[0].double().expand(step.shape))

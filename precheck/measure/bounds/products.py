@@ -7,6 +7,7 @@ Of a gated product both factors are forms over the same vector: ``down_proj``, i
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ def weight_product(
             [image.first, image.second],
             [image.error],
             lambda parts, rest: (
-                paired_product(*parts, rest[0], weight, product.error) + offset.abs()
+                paired_product(parts[0], parts[1], rest[0], weight, product.error) + offset.abs()
             ),
         )
     added = unit_roundoff(dtype) * known.bound
@@ -128,11 +129,15 @@ def _linear(images: Image, product: _Product) -> Known | None:
     else:
         matrix = (weight * image.scale) @ rows.matrix[image.index]
         sums = product.magnitudes @ image.linear_bound
-    if rows.is_centred:
-        matrix = matrix - matrix.mean(1, keepdim=True)
+    uneven = torch.zeros(len(weight), dtype=torch.float64)
+    if rows.is_centred and rows.matrix is None:
+        mean = matrix.mean(1, keepdim=True)
+        matrix = matrix - mean
+        # |sum u| <= rounding * sum |u| <= rounding * sqrt(d) * |u|
+        uneven = mean.squeeze(1).abs() * rows.rounding * math.sqrt(rows.size) * images.radius
     constants = product.magnitudes @ image.offset.abs()
     inner = product.magnitudes @ image.error
-    lost = inner + error * (sums + constants + inner)
+    lost = inner + uneven + error * (sums + constants + inner)
     count, lanes = len(images.index), len(weight)
 
     def spread(vector: Tensor) -> Tensor:
@@ -170,7 +175,8 @@ def _norms_of_products(image: Image, weight: Tensor) -> Tensor:
     scaled = weight * image.scale
     if rows.matrix is None:
         matrix = torch.zeros(len(weight), rows.size, dtype=torch.float64)
-        return torch.linalg.vector_norm(matrix.index_add_(1, image.index, scaled), dim=1)
+        lengths: Tensor = torch.linalg.vector_norm(matrix.index_add_(1, image.index, scaled), dim=1)
+        return lengths
     forms = rows.matrix[image.index]
     gram = forms @ forms.T
     squares = ((scaled @ gram) * scaled).sum(1)

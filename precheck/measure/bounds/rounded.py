@@ -17,6 +17,8 @@ from precheck.measure.bounds.forms import (
 from precheck.measure.bounds.rounding import OUTWARD, half_subnormal, unit_roundoff
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from torch import Tensor
 
@@ -45,10 +47,9 @@ def rounded(known: Known, *, dtype: torch.dtype, times: int) -> Known:
     )
 
 
-def _form(form: Form, bound: Tensor, lost: object, relative: float) -> Form:
-    assert callable(lost)  # noqa: S101  the function above
+def _form(form: Form, bound: Tensor, lost: Callable[[Tensor], Tensor], relative: float) -> Form:
     if isinstance(form, Image):
-        return replace(form, error=form.error + lost(form.bound))
+        return _image(form, lost, relative)
     if isinstance(form, Below):
         image = form.image.times(1 + relative)
         return Below(image=replace(image, error=image.error + lost(0 * bound)))
@@ -60,3 +61,21 @@ def _form(form: Form, bound: Tensor, lost: object, relative: float) -> Form:
     if isinstance(form, Wave):
         return replace(form, factor=form.factor * (1 + 8 * relative))
     return form
+
+
+def _image(image: Image, lost: Callable[[Tensor], Tensor], relative: float) -> Image:
+    """Elements of the vector itself keep a relative error, so that the vector becomes longer.
+
+    As errors of the elements they would count with the sum of magnitudes in every product that
+    follows, which is up to ``sqrt(d)`` times more.
+    """
+    rows = image.rows
+    if rows.matrix is not None:
+        return replace(image, error=image.error + lost(image.bound))
+    longer = replace(
+        rows,
+        radius=rows.radius * (1 + relative) * OUTWARD,
+        rounding=(rows.rounding + relative) * (1 + relative),
+        ball=object(),
+    )
+    return replace(image, rows=longer, error=image.error + lost(image.offset.abs() + image.error))

@@ -65,8 +65,9 @@ class Step:
     def number(self, place: int, name: str, default: float | None = None) -> float | None:
         """A number among its arguments, by place or by name."""
         found = self.kwargs.get(name, self.args[place] if place < len(self.args) else default)
-        is_number = isinstance(found, int | float) and not isinstance(found, bool)
-        return float(found) if is_number else default
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            return default
+        return float(found)
 
     def changed_dims(self, shape: tuple[int, ...]) -> list[int]:
         """Dimensions of an input of that shape that its result does not have as they are."""

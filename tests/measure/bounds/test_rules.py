@@ -1,0 +1,135 @@
+"""Each rule against real values: random weights, inputs that gradients make as bad as they can."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+from precheck.measure.bounds.forms import Image, Known, Rows
+from precheck.measure.bounds.matrices import largest_eigenvalue, spectral_norm
+from precheck.measure.bounds.pairs import pair_bound, paired_product
+from precheck.measure.bounds.products import weight_product
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SIZE, LANES = 24, 10
+SEEDS = range(4)
+
+
+def drawn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def image_of(matrix: Tensor, offset: Tensor, *, radius: float) -> Image:
+    """One token's forms: a row of the matrix for each element."""
+    count = len(matrix)
+    rows = Rows(size=matrix.shape[1], radius=radius, matrix=matrix)
+    return Image(
+        rows=rows,
+        index=torch.arange(count),
+        token=torch.zeros(count, dtype=torch.int64),
+        scale=torch.ones(count, dtype=torch.float64),
+        offset=offset,
+        error=torch.zeros(count, dtype=torch.float64),
+    )
+
+
+def normed(*, scale: Tensor, offset: Tensor) -> Known:
+    """The result of a norm over ``SIZE`` lanes, times a weight and plus a bias."""
+    rows = Rows(size=SIZE, radius=SIZE**0.5)
+    image = Image(
+        rows=rows,
+        index=torch.arange(SIZE),
+        token=torch.zeros(SIZE, dtype=torch.int64),
+        scale=scale,
+        offset=offset,
+        error=torch.zeros(SIZE, dtype=torch.float64),
+    ).moved(lambda part: part.unsqueeze(0))
+    return Known(magnitudes=image.bound, form=image)
+
+
+def worst(function: Any, start: Tensor, *, radius: float, steps: int = 40) -> Tensor:
+    """The largest value of each result that gradients find over vectors of a norm."""
+    found = function(start * (radius / start.norm())).abs()
+    for lane, sign in itertools.product(range(len(found)), (1.0, -1.0)):
+        u = (sign * start).requires_grad_()
+        for _ in range(steps):
+            value = function(u * (radius / u.norm()))[lane].abs()
+            (slope,) = torch.autograd.grad(value, u)
+            if not float(slope.norm()):
+                break
+            u = (u / u.norm() + slope / slope.norm()).detach().requires_grad_()
+        found[lane] = torch.maximum(found[lane], function(u * (radius / u.norm()))[lane].abs())
+    return found.detach()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_linear_after_a_norm_is_bounded_and_the_bound_is_reached(seed: int) -> None:
+    weight, bias = drawn(LANES, SIZE, seed=seed), drawn(LANES, seed=seed + 50)
+    scale, offset = drawn(SIZE, seed=seed + 1), drawn(SIZE, seed=seed + 2)
+    known = weight_product(
+        normed(scale=scale, offset=offset),
+        weight,
+        bias,
+        dtype=torch.float64,
+        sums_in=torch.float64,
+        limit=1e4,
+    )
+    found = worst(
+        lambda u: weight @ (scale * u + offset) + bias, drawn(SIZE, seed=seed), radius=SIZE**0.5
+    )
+    assert bool((found <= known.bound[0]).all())
+    assert float((found / known.bound[0]).median()) > 0.97
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_gated_product_is_bounded_and_the_bound_is_reached(seed: int) -> None:
+    a, b = drawn(LANES, SIZE, seed=seed), drawn(LANES, SIZE, seed=seed + 1)
+    zeros = torch.zeros(LANES, dtype=torch.float64)
+    first, second = image_of(a, zeros, radius=5.0), image_of(b, zeros, radius=5.0)
+    second = Image(
+        rows=Rows(size=SIZE, radius=5.0, matrix=b, ball=first.rows.ball),
+        index=second.index,
+        token=second.token,
+        scale=second.scale,
+        offset=zeros,
+        error=zeros,
+    )
+    bound = pair_bound(first, second)
+    found = worst(lambda u: (a @ u) * (b @ u), drawn(SIZE, seed=seed + 9), radius=5.0)
+    assert bool((found <= bound).all())
+    assert float((found / bound).median()) > 0.9
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_down_proj_makes_of_a_gated_product_is_bounded(seed: int) -> None:
+    a, b = drawn(LANES, SIZE, seed=seed), drawn(LANES, SIZE, seed=seed + 1)
+    a0, b0 = drawn(LANES, seed=seed + 2), drawn(LANES, seed=seed + 3)
+    down = drawn(6, LANES, seed=seed + 4)
+    first, second = image_of(a, a0, radius=3.0), image_of(b, b0, radius=3.0)
+    bound = paired_product(first, second, torch.zeros(LANES, dtype=torch.float64), down, 0.0)
+    found = worst(
+        lambda u: down @ (nn.functional.silu(a @ u + a0) * (b @ u + b0)),
+        drawn(SIZE, seed=seed + 9),
+        radius=3.0,
+    )
+    assert bool((found <= bound).all())
+    assert float((bound / found).median()) < 30
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_norms_of_matrices_are_bounded_from_above(seed: int) -> None:
+    matrix = drawn(LANES, SIZE, seed=seed) * 10.0 ** (3 * seed - 8)
+    exact = float(torch.linalg.matrix_norm(matrix, 2))
+    zeros = torch.zeros(LANES, dtype=torch.float64)
+    found = spectral_norm(image_of(matrix, zeros, radius=1.0))
+    assert exact <= found <= exact * (1 + 1e-5)
+
+
+def test_a_matrix_with_an_infinite_element_is_unbounded() -> None:
+    assert largest_eigenvalue(torch.tensor([[float("inf")]], dtype=torch.float64)) == float("inf")
