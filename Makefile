@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test test-slow test-processors fuzz killed matrix mutants zoo zoo-formats real engine install check fix docs facts gpu golden unchanged bench fixes gallery help
+.PHONY: scan test test-slow test-processors fuzz killed matrix mutants zoo zoo-formats real bounds engine install check fix docs facts gpu golden unchanged bench fixes gallery help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
@@ -49,6 +49,9 @@ zoo-formats: install ## Store caches and weights of every architecture in format
 real: install ## Fetch three trained models (400 MB), and measure them (10 minutes)
 	$(BIN)/python -m tests.real.fetch build/real
 	PRECHECK_REAL_MODELS=build/real $(BIN)/python -m pytest -s -m real tests/real
+
+bounds: install ## Try to break the bounds of every architecture that transformers can build small (half an hour)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.measure.bounds.survey $(ARGS)
 
 engine: install ## Compare engines' quantised caches with what is predicted: make engine VLLM_PYTHON=DIR/bin/python LLAMA_PYTHON=...
 	$(BIN)/python -m tests.real.fetch $(PRECHECK_REAL_MODELS)

@@ -1,4 +1,4 @@
-"""Operations on one element at a time: sums, products, activations."""
+"""Sums, products, powers and roots, one element at a time."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 from precheck.measure.bounds import norms
 from precheck.measure.bounds.forms import (
+    MASK,
     Below,
     Image,
     Known,
     Masked,
-    Named,
     Pair,
     Rotated,
     Statistic,
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
     from precheck.measure.bounds.forms import Form
     from precheck.measure.bounds.step import Step
-
-MASK = -1e4
-"""A number that code writes, or multiplies truth values by, is a mask at or below it."""
 
 
 def add(step: Step) -> Known:
@@ -60,9 +57,9 @@ def _sum(step: Step, first: object, second: object, alpha: float) -> Known:
     if not isinstance(first, Known):
         first, second, alpha, sign = second, first, 1.0, alpha
         assert isinstance(first, Known)  # noqa: S101  one of both is a tensor
-        first = _scaled(first.expanded(step.shape), sign)
+        first = scaled(first.expanded(step.shape), sign)
     if not isinstance(second, Known):
-        return _shifted(step, first.expanded(step.shape), alpha * _as_float(second))
+        return _shifted(step, first.expanded(step.shape), alpha * as_float(second))
     first, second = first.expanded(step.shape), second.expanded(step.shape)
     bound = first.bound + abs(alpha) * second.bound
     if isinstance(first.form, Masked) or isinstance(second.form, Masked):
@@ -82,7 +79,8 @@ def _are_nonnegative(*tensors: Known) -> bool:
     return all(tensor.is_nonnegative for tensor in tensors)
 
 
-def _as_float(number: object) -> float:
+def as_float(number: object) -> float:
+    """A number among the arguments of an operation; NaN for anything else."""
     return float(number) if isinstance(number, int | float) else math.nan
 
 
@@ -137,7 +135,7 @@ def multiply(step: Step) -> Known | None:
         first, second = second, first
     assert isinstance(first, Known)  # noqa: S101  one of both is a tensor
     if not isinstance(second, Known):
-        return _times_number(first.expanded(step.shape), _as_float(second))
+        return _times_number(first.expanded(step.shape), as_float(second))
     normed = _normalised(step, first, second) or _normalised(step, second, first)
     if normed is not None:
         return normed
@@ -155,10 +153,11 @@ def _by_bounds(first: Known, second: Known) -> Known:
 def _times_number(tensor: Known, number: float) -> Known:
     if tensor.is_binary and number <= MASK:
         return Known(magnitudes=torch.zeros_like(tensor.bound), form=Masked())
-    return _scaled(tensor, number)
+    return scaled(tensor, number)
 
 
-def _scaled(tensor: Known, factor: float) -> Known:
+def scaled(tensor: Known, factor: float) -> Known:
+    """A tensor times a number."""
     form = tensor.form
     bound = finite(tensor.bound * abs(factor))
     is_nonnegative = tensor.is_nonnegative and factor >= 0
@@ -250,8 +249,8 @@ def divide(step: Step) -> Known | None:
     """``a / b``."""
     first, second = step.args[:2]
     if isinstance(first, Known) and not isinstance(second, Known):
-        number = _as_float(second)
-        return _scaled(first.expanded(step.shape), 1.0 / number) if number else None
+        number = as_float(second)
+        return scaled(first.expanded(step.shape), 1.0 / number) if number else None
     if not isinstance(first, Known) or not isinstance(second, Known):
         return None
     form = second.form
@@ -269,7 +268,7 @@ def power(step: Step) -> Known | None:
     tensor, exponent = step.args[:2]
     if not isinstance(tensor, Known) or isinstance(exponent, Known):
         return None
-    number = _as_float(exponent)
+    number = as_float(exponent)
     if number == 2:  # noqa: PLR2004  a square
         return _square(step, tensor)
     form = tensor.form
@@ -313,134 +312,3 @@ def reciprocal(step: Step) -> Known | None:
     least = max(form.epsilon - form.lost, 0.0)
     bound = 1 / math.sqrt(least) if least > 0 else math.inf
     return step.bounded(bound, form=norms.rooted(step, form, -1.0), is_nonnegative=True)
-
-
-def no_larger(step: Step) -> Known:
-    """``|f(x)| <= |x|``: silu, gelu, relu."""
-    tensor = step.known[0]
-    image = tensor.image
-    form: Form | None = None if image is None else Below(image=image)
-    if step.op.name.removesuffix("_") == "aten.relu" and isinstance(tensor.form, Pair):
-        form = tensor.form
-    return Known(magnitudes=tensor.bound, form=form, is_nonnegative="relu" in step.op.name)
-
-
-def clamp(step: Step) -> Known | None:
-    """Between two numbers, or above or below one."""
-    tensor = step.args[0]
-    is_below_only = "max" in step.op.name
-    low = None if is_below_only else step.number(1, "min")
-    high = step.number(1 if is_below_only else 2, "max")
-    if "clamp_min" in step.op.name:
-        high = None
-    if not isinstance(tensor, Known) or any(isinstance(one, Known) for one in step.args[1:]):
-        return None
-    form = tensor.form
-    if isinstance(form, Statistic) and low and high is None:
-        if form.power == 1:
-            low = low * low
-        return Known(
-            magnitudes=tensor.bound.clamp_min(low),
-            form=norms.with_epsilon(step, form, low),
-            is_nonnegative=True,
-        )
-    holds_zero = (low is None or low <= 0) and (high is None or high >= 0)
-    limits = [abs(one) for one in (low, high) if one is not None]
-    bound = tensor.bound
-    if len(limits) == 2:  # noqa: PLR2004  both sides
-        bound = bound.clamp_max(max(limits))
-    if not holds_zero:
-        return Known(magnitudes=torch.maximum(bound, torch.full_like(bound, max(limits))))
-    below = None if tensor.image is None else Below(image=tensor.image)
-    return Known(magnitudes=bound, form=below, is_nonnegative=low is not None and low >= 0)
-
-
-def at_most_one(step: Step) -> Known:
-    """``|f(x)| <= 1``: tanh, sigmoid, erf, signs; tanh and erf are no larger than 1.13 |x|."""
-    is_nonnegative = "sigmoid" in step.op.name
-    bound = torch.ones(step.shape, dtype=torch.float64)
-    return Known(magnitudes=bound, is_nonnegative=is_nonnegative)
-
-
-def wave(step: Step) -> Known:
-    """The cosine or the sine of an angle."""
-    form = step.known[0].form
-    bound = torch.ones(step.shape, dtype=torch.float64)
-    if not isinstance(form, Named):
-        return Known(magnitudes=bound)
-    return Known(
-        magnitudes=bound, form=Wave(angle=form.element, is_sine="sin" in step.op.name, factor=1.0)
-    )
-
-
-def softplus(step: Step) -> Known:
-    """``log(1 + exp(x)) <= |x| + log 2``."""
-    return Known(magnitudes=step.known[0].bound + math.log(2.0), is_nonnegative=True)
-
-
-def magnitude(step: Step) -> Known:
-    """``|x|``."""
-    tensor = step.known[0]
-    return Known(
-        magnitudes=tensor.bound,
-        form=None if tensor.image is None else Below(image=tensor.image),
-        is_nonnegative=True,
-    )
-
-
-def negate(step: Step) -> Known:
-    """``-x``."""
-    return replace(_scaled(step.known[0], -1.0), is_nonnegative=False)
-
-
-def cast(step: Step) -> Known:
-    """The same numbers in another dtype; a wider one holds them exactly."""
-    tensor = step.known[0]
-    form = tensor.form
-    if isinstance(form, Statistic):
-        form = norms.cast(step, form)
-    identity = tensor.identity if step.is_exact_cast else object()
-    return replace(tensor, magnitudes=tensor.bound, form=form, numbers=None, identity=identity)
-
-
-def larger(step: Step) -> Known | None:
-    """The larger or the smaller of two, element by element."""
-    first, second = (one.expanded(step.shape) for one in step.known)
-    if isinstance(first.form, Masked) or isinstance(second.form, Masked):
-        return None
-    return Known(
-        magnitudes=torch.maximum(first.bound, second.bound),
-        is_nonnegative=first.is_nonnegative and second.is_nonnegative,
-    )
-
-
-def choose(step: Step) -> Known:
-    """``where`` and ``masked_fill``: an element of one or of the other."""
-    tensors = [one for one in step.args if isinstance(one, Known)]
-    numbers = [_as_float(one) for one in step.args if isinstance(one, int | float)]
-    bound = torch.zeros(step.shape, dtype=torch.float64)
-    is_masked = any(number <= MASK for number in numbers)
-    for number in numbers:
-        bound = bound if number <= MASK else bound.clamp_min(abs(number))
-    chosen = [*(one.expanded(step.shape) for one in tensors)]
-    for one in chosen:
-        is_mask = (
-            one.numbers is not None and one.numbers.numel() and bool((one.numbers <= MASK).all())
-        )
-        is_masked = is_masked or bool(is_mask) or isinstance(one.form, Masked)
-        bound = bound if is_mask else torch.maximum(bound, one.bound)
-    return Known(
-        magnitudes=bound,
-        form=Masked() if is_masked else _only_form(chosen, numbers),
-        is_nonnegative=not is_masked
-        and all(one.is_nonnegative for one in chosen)
-        and all(number >= 0 for number in numbers),
-    )
-
-
-def _only_form(tensors: list[Known], numbers: list[float]) -> Below | None:
-    """That of the one tensor, where the other choice is 0."""
-    others = [one for one in tensors if one.numbers is None or bool((one.numbers != 0).any())]
-    if any(numbers) or len(others) != 1 or others[0].image is None:
-        return None
-    return Below(image=others[0].image)

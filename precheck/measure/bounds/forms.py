@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     """Moves the elements of a tensor: a view, a copy, a permutation."""
 
 
+MASK = -1e4
+"""A number that code writes, or multiplies truth values by, is a mask at or below it."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
     """Linear forms over vectors ``u`` of one norm, one vector for each token.

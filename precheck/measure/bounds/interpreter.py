@@ -2,7 +2,8 @@
 
 ``precheck.measure.bounds`` in the order to read: ``forms`` (what is known of a tensor),
 ``rounding``, ``matrices``, ``patterns``, ``step`` (one operation), ``norms``, ``products``,
-``pairs``, ``attention``, ``elementwise``, ``reductions``, ``moves``, ``rules``, ``rounded``.
+``pairs``, ``attention``, ``elementwise``, ``functions``, ``reductions``, ``moves``, ``rules``,
+``rounded``.
 
 Each operation is taken by itself: given inputs that are finite in their dtype, how large can its
 result become. So a bound that does not fit makes its operation open, and what follows goes on from
@@ -118,7 +119,7 @@ class Interpreter:
     def _result(self, op: FlowOp, read: dict[Value, Known], value: Value, place: int) -> Known:
         step = self._step(op, read, value, place)
         known = self._folded(step) or self._by_rule(step)
-        if not op.is_view and op.name not in MOVES and value.dtype.is_floating_point and not place:
+        if not place and _computes(op, value):
             bound = float(known.bound.max()) if math.prod(known.shape) else 0.0
             self.bounded.append(BoundedOp(op=op, bound=bound, limit=largest(value.dtype)))
         return self._capped(known, value)
@@ -204,6 +205,12 @@ class Interpreter:
             if value.storage == written.storage and value not in op.outputs:
                 bound = torch.full(value.shape, largest(value.dtype), dtype=torch.float64)
                 self._known[value] = Known(magnitudes=bound)
+
+
+def _computes(op: FlowOp, value: Value) -> bool:
+    """Whether an operation computes floating-point values: moves and constants do not."""
+    is_move = op.is_view or op.name in MOVES or op.name in _FILLS
+    return value.dtype.is_floating_point and not is_move
 
 
 def _bounds_in(leaf: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from precheck.measure.bounds import attention, elementwise, moves, norms, reductions
+from precheck.measure.bounds import attention, elementwise, functions, moves, norms, reductions
 from precheck.measure.bounds.forms import Known, Shares
 from precheck.measure.bounds.products import weight_product
 from precheck.measure.bounds.rounding import largest
@@ -88,7 +88,7 @@ def _weighted(
 def _cast(step: Step) -> Known | None:
     if not step.known:
         return _of_integers(step)
-    known = elementwise.cast(step)
+    known = functions.cast(step)
     if isinstance(known.form, Shares) and not step.is_exact_cast:
         shares = attention.cast_shares(step, known.form)
         return Known(magnitudes=known.bound, form=shares, is_nonnegative=True)
@@ -126,15 +126,15 @@ RULES: dict[str, Rule] = _named(
     (elementwise.square_root, "sqrt"),
     (elementwise.inverse_root, "rsqrt"),
     (elementwise.reciprocal, "reciprocal"),
-    (elementwise.no_larger, "silu gelu relu"),
-    (elementwise.clamp, "clamp clamp_min clamp_max hardtanh"),
-    (elementwise.at_most_one, "tanh sigmoid erf sign"),
-    (elementwise.wave, "cos sin"),
-    (elementwise.softplus, "softplus"),
-    (elementwise.magnitude, "abs"),
-    (elementwise.negate, "neg"),
-    (elementwise.larger, "maximum minimum"),
-    (elementwise.choose, "where masked_fill"),
+    (functions.no_larger, "silu gelu relu"),
+    (functions.clamp, "clamp clamp_min clamp_max hardtanh"),
+    (functions.at_most_one, "tanh sigmoid erf sign"),
+    (functions.wave, "cos sin"),
+    (functions.softplus, "softplus"),
+    (functions.magnitude, "abs"),
+    (functions.negate, "neg"),
+    (functions.larger, "maximum minimum"),
+    (functions.choose, "where masked_fill"),
     (_cast, "_to_copy"),
     (_exponential, "exp"),
     (_product, "mm bmm matmul"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ def tried_of(kind: Kind, *, num_texts: int) -> list[tuple[str, Tried]]:
     rows = []
     for attn in dict.fromkeys((attention_of(model), "eager")):
         for seed, factor in enumerate(FACTORS):
-            own = copy.deepcopy(model)
+            own: Any = copy.deepcopy(model)
             own.set_attn_implementation(attn)
             enlarged(own, factor=factor, seed=seed)
             skeleton = skeleton_of(own.to(torch.float16), attn=attn)
