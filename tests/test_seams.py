@@ -21,6 +21,7 @@ PACKAGE = Path(__file__).parents[1] / "precheck"
 
 IMPORTED: dict[tuple[str, str], tuple[str, ...]] = {
     ("torch._ops", "OpOverload"): (
+        "measure/hunt/row_maxima.py",
         "measure/watch/float16_sums.py",
         "measure/watch/rounded_products.py",
         "measure/trace/flow.py",
@@ -49,6 +50,7 @@ IMPORTED: dict[tuple[str, str], tuple[str, ...]] = {
     ("torch.utils._python_dispatch", "TorchDispatchMode"): (
         "measure/trace/flow.py",
         "measure/blame/live.py",
+        "measure/hunt/row_maxima.py",
         "measure/watch/ops.py",
         "measure/capsule/reproduce.py",
     ),

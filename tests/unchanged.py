@@ -69,7 +69,7 @@ _LEFT_OUT = (
 """What the time of day, the load and chance decide, and what is said instead; ``Here`` is the only
 environment that is printed without a report."""
 
-_HELP = ("scan", "report", "diff", "fix", "explain", "demo", "gpus", "env")
+_HELP = ("scan", "report", "diff", "fix", "hunt", "explain", "demo", "gpus", "env")
 _ALONE: dict[str, list[str]] = {
     "nothing": [],
     "version": ["--version"],
