@@ -10,7 +10,6 @@ import json
 import math
 import re
 import threading
-import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -100,8 +99,9 @@ class Hub:
 
     files: dict[str, Content]
     commit: str = COMMIT
-    lifetime_seconds: float = 3600.0
-    """Of a signed address."""
+    key: int = 0
+    """In the signed addresses that are given out; another one than this has expired."""
+    expires_at_once: bool = False
     ignores_ranges: bool = False
     is_private: bool = False
     cuts: int = 0
@@ -236,14 +236,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_content(content, headers)
             return
         headers |= {"X-Linked-Size": str(content.size), "X-Linked-ETag": headers.pop("ETag")}
-        until = time.time() + hub.lifetime_seconds
-        address = f"{hub.storage}/{name}?expires={until}"
+        key = -1 if hub.expires_at_once else hub.key
+        address = f"{hub.storage}/{name}?key={key}"
         self._send(
             302, {**headers, **hub.extra_headers, "Location": hub.redirects_to or address}, b""
         )
 
     def _stored(self, name: str, query: dict[str, list[str]]) -> None:
-        if time.time() > float(query["expires"][0]):
+        if query["key"] != [str(self.hub.key)]:
             self._send(403, {}, b"<Error><Code>AccessDenied</Code></Error>")
             return
         self._send_content(self.hub.files[unquote(name)], {"ETag": f'"{self.hub.etag(name)}"'})

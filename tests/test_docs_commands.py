@@ -20,7 +20,7 @@ TRANSLATION = ROOT / "README.zh.md"
 
 def typed(words: list[str]) -> list[str]:
     """The command on a model that is here, with one short batch."""
-    known = {"MODEL": "demo:qwen2-eager", "./checkpoint": "demo:qwen2-eager"}
+    known = dict.fromkeys(("MODEL", "ORG/NAME", "./checkpoint"), "demo:qwen2-eager")
     words = [known.get(word, word) for word in words[1:]]
     if words[0] == "hunt":
         return [*words, "--quick", "--most-tokens", "2000"]
