@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SLOW = (
+    "tests/checkpoint/test_gguf.py::test_a_scan_is_that_of_the_decoded*[[]gemma3]",
+    "tests/checkpoint/test_gguf.py::test_every_parameter*[[]gemma2]",
+    "tests/checkpoint/test_gguf.py::test_every_parameter*[[]phi3]",
+    "tests/checkpoint/test_gguf.py::test_every_parameter*[[]qwen3]",
     "tests/cure/test_fix.py::test_a_rescaled_checkpoint_is_the_same_model[[]GPT-2-*]",
     "tests/cure/test_fix.py::test_a_rescaled_checkpoint_is_the_same_model[[]Llama-*]",
     "tests/cure/test_fix.py::test_a_rescaled_checkpoint_is_the_same_model[[]Phi-3-*]",

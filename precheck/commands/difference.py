@@ -59,7 +59,7 @@ def diff(
     Exit code 0: the same, or it costs little, 1: they differ, 3: unreadable.
     """
     del debug
-    is_report = [name.endswith(".json") for name in (first, second)]
+    is_report = [_is_report(name) for name in (first, second)]
     if any(is_report) and not all(is_report):
         raise UsageError(
             f"a report and a model: {first!r} and {second!r} (expected two of a kind)",
@@ -73,6 +73,13 @@ def diff(
     table = render_weights_cost(cost, width=_width(), colour=terminal.has_colour())
     _write(cost, stdout_format, table)
     raise typer.Exit(ExitCode.GATE_FAILS if cost.too_much else ExitCode.GATE_HOLDS)
+
+
+def _is_report(name: str) -> bool:
+    """Whether it is meant as a report: by its suffix, or a file (or a pipe) that is no GGUF."""
+    path = Path(name)
+    is_file = path.exists() and not path.is_dir()
+    return path.suffix == ".json" or (is_file and path.suffix != ".gguf")
 
 
 def _weighed(first: str, second: str, *, quick: bool, quiet: bool) -> WeightsCost:

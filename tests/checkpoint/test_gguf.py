@@ -16,7 +16,7 @@ from precheck.checkpoint.gguf.header import read_header
 from precheck.checkpoint.quiet import quiet_transformers
 from precheck.checkpoint.source import open_checkpoint
 from precheck.errors import CheckpointCorruptError, ExitCode
-from tests.gguf_files import Kind, write_gguf
+from tests.gguf_files import Kind, always, write_gguf
 from tests.tiny_models import save_checkpoint, tiny_config, tiny_of
 
 if TYPE_CHECKING:
@@ -215,3 +215,15 @@ def test_a_cut_file_is_exit_code_3(shell: Shell) -> None:
     ended = shell(file)
     assert ended.code == ExitCode.INCOMPLETE
     assert "lies in bytes" in ended.error
+
+
+def test_advice_names_the_file_and_the_engines_that_take_it(tmp_path: Path) -> None:
+    file = write_gguf(model_of("llama"), tmp_path / "a.gguf", kind_of=always(Kind.Q8_0))
+    report = precheck.scan(file, dtypes="float16", prompts=[[5, 6, 7]], gpus=["T4"])
+    (advice,) = report.recommendations
+    assert 'gguf_file="a.gguf"' in advice.snippets["transformers"]
+    engines = {each.engine: each for each in advice.engines}
+    assert str(engines["llama.cpp"].command).startswith("llama-server -m ")
+    assert engines["llama.cpp"].default_dtype == "float32"
+    assert engines["vLLM"].command is None
+    assert "GGUF" in engines["vLLM"].default

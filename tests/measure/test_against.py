@@ -40,7 +40,7 @@ def opened(model: Path) -> CheckpointSubject:
 
 
 def cost_of(other: Path, reference: Path) -> WeightsCost:
-    request = Request(dtypes=(Dtype.FLOAT32,), prompts=IDS, accumulations=())
+    request = Request(dtypes=(Dtype.FLOAT32,), prompts=IDS, quick=True, accumulations=())
     return judged_cost(weigh(opened(reference), opened(other), request, observe=ignore))
 
 
@@ -72,14 +72,10 @@ def test_its_figures_are_those_of_plain_transformers(
     divergence = (expected.exp() * (expected - scores)).sum(-1)
     logits = found.run.logits
     assert logits is not None
-    by_probe = [logits.kl_by_probe[f"prompt_{number}"] for number in (1, 2)]
-    assert by_probe == pytest.approx(divergence.mean(-1).tolist(), rel=1e-4)
+    assert logits.kl_divergence_mean == pytest.approx(float(divergence.mean()), rel=1e-4)
+    assert logits.kl_divergence_max == pytest.approx(float(divergence.max()), rel=1e-4)
     first = (own_layers[1] - layers[1]).double().norm(dim=-1) / layers[1].double().norm(dim=-1)
-    # both prompts, and beside them, padded, one whole and three tokens of one
-    whole = first.sum() + first[1].sum()
-    means = [float(whole + row[:3].sum()) / found.num_tokens for row in first]
-    assert any(found.run.layers[0].relative_error == pytest.approx(m, rel=1e-3) for m in means)
-    assert found.too_much
+    assert found.run.layers[0].relative_error == pytest.approx(float(first.mean()), rel=1e-4)
     assert found.other.stored_as == ("q4_0", "float32")
 
 
