@@ -41,6 +41,11 @@ FILES = (
     "sglang/srt/arg_groups/model_override_base.py",
     "vllm/model_executor/models/registry.py",
     "vendor/llama.cpp/conversion/__init__.py",
+    "vendor/llama.cpp/ggml/src/ggml-common.h",
+    "vendor/llama.cpp/ggml/src/ggml-cpu/ggml-cpu.c",
+    "vendor/llama.cpp/ggml/src/ggml-cuda/fattn-common.cuh",
+    "vendor/llama.cpp/ggml/src/ggml-cuda/mmq.cuh",
+    "vendor/llama.cpp/ggml/src/ggml-vulkan/vulkan-shaders/flash_attn_base.glsl",
 )
 FOLDER = "sglang/srt/models/"
 """Every module directly in it is wanted too."""
