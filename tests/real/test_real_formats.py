@@ -70,7 +70,7 @@ def scanned(
 @cache
 def report_on(name: str, kind: str) -> Report:
     """A model with every format of the cache (``kv``), or of weights (``q``)."""
-    formats = {
+    formats: dict[str, dict[str, tuple[str, ...]]] = {
         "kv": {"caches": (*OF_8_BITS, "int4")},
         "q": {"weights": (*WEIGHTS_OF_8_BITS, "int4")},
     }
