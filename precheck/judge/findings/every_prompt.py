@@ -27,7 +27,7 @@ def proved(evidence: Evidence) -> Iterator[Finding]:
     yield Finding(
         code="PC701",
         severity=Severity.NOTE,
-        confidence=Confidence.MEASURED,
+        confidence=Confidence.PROVED,
         runs=tuple(number for number, _ in runs),
         message=(
             f"{listed(tuple(run.name for _, run in runs))}: proved for every prompt that no "
