@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test test-slow test-processors fuzz killed matrix mutants zoo zoo-formats real engine install check fix docs facts gpu golden unchanged bench fixes gallery help
+.PHONY: scan test test-slow test-processors fuzz killed matrix mutants zoo zoo-formats real engine engines install check fix docs facts gpu golden unchanged bench fixes gallery help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
@@ -54,6 +54,11 @@ engine: install ## Compare engines' quantised caches with what is predicted: mak
 	$(BIN)/python -m tests.real.fetch $(PRECHECK_REAL_MODELS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.engines $(PRECHECK_REAL_MODELS) \
 		$(if $(VLLM_PYTHON),--vllm $(VLLM_PYTHON)) $(if $(LLAMA_PYTHON),--llama $(LLAMA_PYTHON)) $(ARGS)
+
+engines: install ## Compare running engines with the checkpoint they serve: make engines LLAMA_PYTHON=DIR/bin/python ARGS="--url http://..."
+	$(BIN)/python -m tests.real.fetch $(PRECHECK_REAL_MODELS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.served $(PRECHECK_REAL_MODELS) \
+		$(if $(LLAMA_PYTHON),--llama $(LLAMA_PYTHON)) $(ARGS)
 
 fixes: install ## Fix planted models of 28 architectures, and write the table of docs/fix.md (10 minutes)
 	$(BIN)/python -m tests.cure.survey --output docs/fix.md
