@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test test-slow test-processors fuzz killed matrix mutants zoo zoo-formats real bounds engine engine-gguf install check fix docs facts gpu golden unchanged bench fixes hunts gallery help
+.PHONY: scan test test-slow test-processors fuzz killed matrix mutants zoo zoo-formats real bounds engine engine-gguf engines install check fix docs facts gpu golden unchanged bench fixes hunts gallery help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
@@ -60,6 +60,11 @@ engine: install ## Compare engines' quantised caches with what is predicted: mak
 
 engine-gguf: install ## Compare decoded GGUF files with llama.cpp's server: make engine-gguf LLAMA_PYTHON=DIR/bin/python (with xllamacpp) ARGS="FILE.gguf"
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.engines.gguf_files $(LLAMA_PYTHON) $(ARGS)
+
+engines: install ## Compare running engines with the checkpoint they serve: make engines LLAMA_PYTHON=DIR/bin/python ARGS="--url http://..."
+	$(BIN)/python -m tests.real.fetch $(PRECHECK_REAL_MODELS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.served $(PRECHECK_REAL_MODELS) \
+		$(if $(LLAMA_PYTHON),--llama $(LLAMA_PYTHON)) $(ARGS)
 
 fixes: install ## Fix planted models of 28 architectures, and write the table of docs/fix.md (10 minutes)
 	$(BIN)/python -m tests.cure.survey --output docs/fix.md

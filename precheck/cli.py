@@ -18,6 +18,7 @@ from precheck.commands.hunt import hunt
 from precheck.commands.knowledge import env, explain, gpus
 from precheck.commands.report import report
 from precheck.commands.scan import scan
+from precheck.commands.verify import verify
 from precheck.errors import ExitCode, PrecheckError
 from precheck.signals import end_once
 from precheck.version import __version__
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (scan, report, diff, fix, hunt, explain, demo, gpus, env):
+for command in (scan, report, diff, fix, hunt, verify, explain, demo, gpus, env):
     app.command()(command)
 
 

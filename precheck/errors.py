@@ -115,6 +115,20 @@ class UntraceableError(PrecheckError):
     """A model whose forward depends on values and so cannot be traced without weights."""
 
 
+class ServerError(PrecheckError):
+    """A server that gives no answer, or not the one its API promises.
+
+    Args:
+        message: what failed.
+        hint: the next thing to type or change.
+        status: HTTP status that it answered with; None where it did not answer.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, status: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
 class ReportError(PrecheckError):
     """A report that cannot be read, or is of another major schema."""
 

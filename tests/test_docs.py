@@ -35,6 +35,7 @@ from precheck.records import (
     traces,
 )
 from precheck.records.outcomes import every_prompt, positions
+from precheck.served.findings.rules import SERVED_RULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -120,7 +121,7 @@ def test_what_an_addition_touches_is_there() -> None:
     assert missing == []
 
 
-COMMANDS = ("scan", "report", "diff", "fix", "hunt", "explain", "demo", "gpus", "env")
+COMMANDS = ("scan", "report", "diff", "fix", "hunt", "verify", "explain", "demo", "gpus", "env")
 
 
 @pytest.mark.pinned("its line breaks are those of the tested typer")
@@ -244,7 +245,7 @@ def test_exit_codes_are_those_of_the_program(page: str) -> None:
 def test_every_finding_has_a_section() -> None:
     page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
     documented = re.findall(r"^#+ (PC\d{3})\b", page, flags=re.MULTILINE)
-    assert sorted(documented) == sorted(rule.code for rule in RULES)
+    assert sorted(documented) == sorted(rule.code for rule in (*RULES, *SERVED_RULES))
 
 
 @pytest.mark.parametrize("name", sorted(RECORDS.keys() - NOT_IN_THE_REPORT - {"Limits"}))

@@ -111,7 +111,7 @@ class Writing:
     def _fit(self, report: Report, format_: Format) -> Report:
         if not (format_.is_public if self.redact is None else self.redact):
             return report
-        return redacted(report, home=_home(), names=_user(), prompts=self.prompts)
+        return redacted(report, home=home_folder(), names=user_names(), prompts=self.prompts)
 
 
 def plan_writing(
@@ -147,14 +147,15 @@ def plan_writing(
     )
 
 
-def _home() -> str | None:
+def home_folder() -> str | None:
+    """The home folder; None where nobody has said where it is."""
     try:
         return str(Path.home())
-    except RuntimeError:  # nobody has said where it is
+    except RuntimeError:
         return None
 
 
-def _user() -> tuple[str, ...]:
+def user_names() -> tuple[str, ...]:
     """The name of whoever runs this; ``root`` names nobody."""
     try:
         name = getpass.getuser()

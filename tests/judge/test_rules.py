@@ -15,6 +15,7 @@ from precheck.records.precision import Dtype
 from precheck.records.report import Device
 from precheck.records.stored import CheckpointAudit, Renaming, TensorFault, Tie
 from precheck.records.traces import LONG_TEXT_TOKENS, ODD_START, Probe
+from precheck.served.findings.rules import SERVED_RULES
 from tests import hand_made
 from tests.judge import stories
 
@@ -65,7 +66,8 @@ def test_codes_are_used_once_and_every_mechanism_has_one() -> None:
 def test_every_code_has_a_section_with_its_title() -> None:
     page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
     headings = re.findall(r"^## (PC.*)$", page, flags=re.MULTILINE)
-    assert headings == [f"{rule.code}: {rule.title}" for rule in sorted(RULES)]
+    rules = sorted((rule.code, rule.title) for rule in (*RULES, *SERVED_RULES))
+    assert headings == [f"{code}: {title}" for code, title in rules]
 
 
 def test_a_healthy_scan_finds_nothing() -> None:

@@ -56,8 +56,34 @@ def redacted(
     user's own prompts is redacted.
     """
     plain = report.to_dict()
+    own = {probe.name for probe in report.probes if probe.is_own}
+    for generation in (written for run in plain["runs"] for written in run["generations"]):
+        if generation["probe"] in own and generation["text"] is not None:
+            generation["text"] = PRIVATE_TEXT
+    return Report.from_dict(
+        cleaned(plain, model=report.model.id, home=home, names=names, prompts=prompts)
+    )
+
+
+def cleaned(
+    plain: dict[str, Any],
+    *,
+    model: str,
+    home: str | None,
+    names: Sequence[str],
+    prompts: Sequence[str],
+) -> dict[str, Any]:
+    """Plain data with everything private in its texts replaced.
+
+    Args:
+        plain: dicts, lists, strings and numbers.
+        model: what the user called it; a local folder is called by its name alone.
+        home: as of :func:`redacted`, and so are the others.
+        names: of users.
+        prompts: texts.
+    """
     patterns = [
-        *_literal(dict.fromkeys(_spellings(report.model.id), _folder_name(report.model.id))),
+        *_literal(dict.fromkeys(_spellings(model), _folder_name(model))),
         *_literal(dict.fromkeys(_quoted(prompts), "[prompt]")),
         *_literal({home or "": "~"}),
         *((pattern, "~") for pattern in (_HOME, _ROOT)),
@@ -71,11 +97,8 @@ def redacted(
             text = pattern.sub(lambda _, by=replacement: by, text)
         return text
 
-    own = {probe.name for probe in report.probes if probe.is_own}
-    for generation in (written for run in plain["runs"] for written in run["generations"]):
-        if generation["probe"] in own and generation["text"] is not None:
-            generation["text"] = PRIVATE_TEXT
-    return Report.from_dict(_mapped(plain, clean))
+    changed: dict[str, Any] = _mapped(plain, clean)
+    return changed
 
 
 def _literal(replacements: Mapping[str, str | None]) -> Iterator[_Replacement]:

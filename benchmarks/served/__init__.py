@@ -1,0 +1,1 @@
+"""Real engines, each compared with the checkpoint that it serves: make engines."""

@@ -1,0 +1,1 @@
+"""What is wrong with a server, one family of rules each (PC8xx)."""

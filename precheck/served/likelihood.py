@@ -1,0 +1,289 @@
+"""How far a server is from each measured configuration, and how well each explains it.
+
+Idea. Rounding is the signature of a dtype, but its errors depend on the order of summation: two
+correct kernels in bfloat16 are as far from each other as each is from float32, and the nearest run
+of a bfloat16 server can be the float32 one. So a distance is judged by what a server with other
+kernels would show. With noise ``n``, twice what rounding alone does to the run, a distance ``d``
+has the negative log likelihood ``log(n) + d / n``, up to constants, and the configuration with the
+lowest is the likeliest. A run that is exact has little noise and explains only what is near; one
+in bfloat16 explains more, and less specifically.
+
+A server fits a configuration if its distance is at most ``MOST_NOISE`` times the noise, and if it
+is about as far from float32 as the configuration is. A format of the cache is read by generated
+tokens alone, so that prompts are compared with the same run without it.
+
+What it cannot see: a fault that is smaller than the rounding of the dtype, and looks like it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from precheck.records.outcomes.served import ConfigurationDistance
+from precheck.records.precision import Dtype
+from precheck.served.distance import Told, at_least, at_most
+from precheck.served.readings import compared_places
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from precheck.records.configuration import Configuration
+    from precheck.records.outcomes.served import Answer
+    from precheck.served.readings import Reading
+
+FLOAT32_NOISE = 1e-8
+"""Nats between float32 kernels that add up in another order, at least."""
+FLOAT32_SHARES = {Dtype.FLOAT16: 2.0**-4, Dtype.BFLOAT16: 2.0**-10}
+"""Of what a dtype's rounding costs: what float32 kernels differ by whose exponentials and attention
+are approximate. llama.cpp with float32 weights and cache is 1e-6 nat from transformers on
+SmolLM2-135M, where float16 costs 1.1e-5 and bfloat16 7e-4."""
+KERNELS = 2.0
+"""Two kernels that round alike and add up differently: their errors are independent."""
+FORMAT_SHARE = 0.1
+"""Of what a format costs: implementations of one format differ in details of its scales."""
+MOST_NOISE = 2.0
+"""Times the noise: a kernel may round twice as much as transformers does."""
+LEAST_SHARE = 0.1
+"""Of a run's own distance from float32 that a server like it has at least."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Compared:
+    """Divergences of one answer, position by position, ``(positions,)``; NaN where unknown."""
+
+    divergence: NDArray[np.float64]
+    """Of the server from the run, at least."""
+    rounding: NDArray[np.float64]
+    """Of the run from float32, over the same tokens."""
+    most: NDArray[np.float64]
+    """Of the server from the run, at most."""
+    num_prefill: int
+    """Positions that the prompt alone decides; they come first."""
+
+
+def num_prefill(answer: Answer) -> int:
+    """Positions before the first that attends to a generated token's cache."""
+    return len(answer.prompt_places) + min(1, len(answer.generated))
+
+
+def compare(answer: Answer, reading: Reading, reference: Reading) -> Compared:
+    """One answer next to one run."""
+    told = Told.of(compared_places(answer))
+    divergence = at_least(told.log_probabilities, reading.at_told)
+    return Compared(
+        divergence=np.where(told.is_told, divergence, np.nan),
+        rounding=at_least(reading.at_told, reference.at_told),
+        most=np.where(told.is_told, at_most(told, reading), np.nan),
+        num_prefill=num_prefill(answer),
+    )
+
+
+def distances(
+    answers: Sequence[Answer],
+    readings: Mapping[Configuration, Mapping[str, Reading]],
+    failures: Mapping[Configuration, str],
+) -> tuple[ConfigurationDistance, ...]:
+    """How far the server is from every run, and how well each explains it.
+
+    Args:
+        answers: of the server, those with something to compare.
+        readings: of every run.
+        failures: configurations that could not be run, and why.
+    """
+    measured = {
+        configuration: _measured(configuration, answers, readings)
+        for configuration in readings
+        if configuration not in failures
+    }
+    least = float32_noise(measured.values())
+    scored = [_scored(each, measured, least) for each in measured.values()]
+    return (
+        *(each.row for each in scored),
+        *(
+            ConfigurationDistance(**_fields(configuration), failure=reason)
+            for configuration, reason in failures.items()
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Measured:
+    row: ConfigurationDistance
+    configuration: Configuration
+    shares: tuple[float, float]
+    """Of positions: prefill, decoded."""
+    rounding: tuple[float, float]
+    """Distance of the run from float32: prefill, decoded."""
+
+
+def _fields(configuration: Configuration) -> dict[str, Any]:
+    return configuration.as_fields(ConfigurationDistance)
+
+
+def _measured(
+    configuration: Configuration,
+    answers: Sequence[Answer],
+    readings: Mapping[Configuration, Mapping[str, Reading]],
+) -> _Measured:
+    reference = readings[configuration.reference]
+    rows = [
+        compare(answer, readings[configuration][answer.name], reference[answer.name])
+        for answer in answers
+    ]
+    own = readings[configuration]
+    is_finite = all(own[answer.name].is_finite for answer in answers)
+    numbers = [row.num_prefill for row in rows], [len(row.divergence) for row in rows]
+    share = sum(numbers[0]) / max(1, sum(numbers[1]))
+    most = [float(np.nanmean(row.most)) for row in rows if np.isfinite(row.most).any()]
+    agreement = _agreement(answers, own)
+    return _Measured(
+        configuration=configuration,
+        shares=(share, 1 - share),
+        rounding=(
+            _typical([row.rounding[: row.num_prefill] for row in rows]) or 0.0,
+            _typical([row.rounding[row.num_prefill :] for row in rows]) or 0.0,
+        ),
+        row=ConfigurationDistance(
+            **_fields(configuration),
+            prefill=_typical([row.divergence[: row.num_prefill] for row in rows]),
+            decoded=_typical([row.divergence[row.num_prefill :] for row in rows]),
+            at_most=median(most) if most else None,
+            top1_agreement=agreement,
+            failure=None if is_finite else "it is not finite on these prompts",
+        ),
+    )
+
+
+def _typical(parts: Sequence[NDArray[np.float64]]) -> float | None:
+    """Median over the answers of the mean over positions: one odd token decides nothing."""
+    means = [float(np.nanmean(part)) for part in parts if np.isfinite(part).any()]
+    return median(means) if means else None
+
+
+def _agreement(answers: Sequence[Answer], own: Mapping[str, Reading]) -> float | None:
+    """Share of told positions where the server's likeliest token is the run's."""
+    same = [
+        place.ids[0] == own[answer.name].top_ids[row][0]
+        for answer in answers
+        for row, place in enumerate(answer.places)
+        if place.is_told
+    ]
+    return sum(map(bool, same)) / len(same) if same else None
+
+
+def float32_noise(measured: Iterable[_Measured]) -> float:
+    """Nats that two float32 kernels may differ by on this model."""
+    found = [
+        FLOAT32_SHARES[each.row.dtype] * max(each.rounding)
+        for each in measured
+        if each.row.dtype in FLOAT32_SHARES
+        and not each.configuration.has_format
+        and each.row.failure is None
+    ]
+    return max(FLOAT32_NOISE, median(found)) if found else FLOAT32_NOISE
+
+
+def _scored(
+    each: _Measured, measured: Mapping[Configuration, _Measured], least: float
+) -> _Measured:
+    """With what a server like it would show, and how well that explains this one."""
+    row = each.row
+    if row.failure is not None or (row.prefill is None and row.decoded is None):
+        return each
+    plain = measured.get(each.configuration.without_formats, each)
+    from_float32 = measured[each.configuration.reference].row
+    prefill = row.prefill
+    if row.kv_cache_dtype is not None and plain.row.prefill is not None and prefill is not None:
+        prefill = min(prefill, plain.row.prefill)  # a prompt may not read the cache
+    parts = [
+        _Part(
+            share=share,
+            distance=distance,
+            rounding=rounding,
+            own=own,
+            from_float32=far or 0.0,
+            least=least,
+        )
+        for share, distance, rounding, own, far in zip(
+            each.shares,
+            (prefill, row.decoded),
+            plain.rounding,
+            each.rounding,
+            (from_float32.prefill, from_float32.decoded),
+            strict=True,
+        )
+        if distance is not None
+    ]
+    shares = sum(part.share for part in parts)
+    return replace(
+        each,
+        row=replace(
+            row,
+            from_reference=sum(part.share * part.own for part in parts) / shares,
+            expected=MOST_NOISE * sum(part.share * part.noise for part in parts) / shares,
+            likeness=_likeness(parts),
+            score=float(sum(part.share * part.score for part in parts) / shares),
+            fits=all(part.fits for part in parts),
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """Prefill, or what follows; divergences in nats."""
+
+    share: float
+    """Of all positions."""
+    distance: float
+    rounding: float
+    """Of the run without formats, from float32."""
+    own: float
+    """Of the run, from float32."""
+    from_float32: float
+    """Of the server, from float32."""
+    least: float
+    """What two float32 kernels may differ by."""
+
+    @property
+    def noise(self) -> float:
+        """What other kernels make."""
+        of_format = FORMAT_SHARE * max(0.0, self.own - self.rounding)
+        return max(self.least, KERNELS * self.rounding + of_format)
+
+    @property
+    def score(self) -> float:
+        """Negative log likelihood of the distance."""
+        return float(np.log(self.noise) + self.distance / self.noise)
+
+    @property
+    def fits(self) -> bool:
+        """Whether a server like it would be so far from it, and from float32."""
+        is_near = self.distance <= MOST_NOISE * self.noise
+        is_as_far = self.from_float32 >= LEAST_SHARE * self.own or self.own <= self.least
+        return is_near and is_as_far
+
+
+def _likeness(parts: Sequence[_Part]) -> float | None:
+    """Cosine of what the server and the run differ from float32 by; None where the run does not.
+
+    KL is half a squared length there, so the lengths of a triangle's sides give its angle.
+    """
+    own, server, apart = (
+        sum(part.share * size for part, size in zip(parts, sizes, strict=True))
+        for sizes in (
+            [part.own for part in parts],
+            [part.from_float32 for part in parts],
+            [part.distance for part in parts],
+        )
+    )
+    if min(own, server) <= parts[0].least:
+        return None
+    cosine = (own + server - apart) / (2 * math.sqrt(own * server))
+    return max(-1.0, min(1.0, cosine))

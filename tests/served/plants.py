@@ -1,0 +1,3 @@
+"""Faults of engines, one each, and the code that names it."""
+
+from __future__ import annotations

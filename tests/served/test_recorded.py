@@ -1,0 +1,92 @@
+"""What real engines answered, recorded, is read as they meant it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from precheck.measure.probes.vocabulary import Vocabulary
+from precheck.served.api import Completions
+from precheck.served.engine import ask_engine
+from precheck.served.http_client import Reply
+from precheck.served.other_apis import LlamaCpp
+from precheck.served.questions import Question, Tokens
+
+DATA = Path(__file__).parents[1] / "data" / "served"
+SESSION = json.loads((DATA / "llama_cpp.json").read_text(encoding="utf-8"))
+
+
+class Recorded:
+    """A client that answers from a recording."""
+
+    url = "http://127.0.0.1:1"
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        self.told = told
+
+    def get(self, path: str) -> Reply:
+        return self.post(f"GET {path}", {})
+
+    def post(self, path: str, _: dict[str, Any]) -> Reply:
+        body = self.told.get(path)
+        return Reply(status=404 if body is None else 200, body=body, text=str(body)[:80])
+
+
+class Pieces:
+    """A tokenizer that decodes the tokens of the recording."""
+
+    bytes_of = {177: "e6", 127: "b2", 111: "a1", 18310: "e5ae9ee9"}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        rows = [
+            row
+            for each in SESSION["completions"]
+            for row in each["answer"]["completion_probabilities"]
+        ]
+        self.known = {row["id"]: bytes(row["bytes"]) for row in rows}
+        self.known |= {token: bytes.fromhex(text) for token, text in self.bytes_of.items()}
+
+    def decode(self, ids: list[int]) -> str:
+        return b"".join(self.known[each] for each in ids).decode(errors="replace")
+
+
+def tokens() -> Tokens:
+    return Tokens(Vocabulary(size=49152, tokenizer=Pieces()))
+
+
+def test_llama_cpp_says_who_it_is() -> None:
+    client: Any = Recorded(SESSION)
+    engine = ask_engine(client, model="a/checkpoint", served_model=None)
+    assert engine.name == "llama.cpp"
+    assert engine.model == "smollm2-135m-instruct-f32.gguf"
+    assert engine.max_context == 1024
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_llama_cpp_tells_each_token_that_ends_a_character(index: int) -> None:
+    recorded = SESSION["completions"][index]
+    client: Any = Recorded({"/completion": recorded["answer"]})
+    answer = LlamaCpp(client=client, tokens=tokens()).ask(
+        Question(name="x", ids=tuple(recorded["ids"])), num_tokens=6
+    )
+    assert list(answer.generated) == recorded["answer"]["tokens"]
+    assert answer.num_prompt_tokens == len(recorded["ids"])
+    told = [place.token for place in answer.generated_places if place.is_told]
+    assert told == [row["id"] for row in recorded["answer"]["completion_probabilities"]]
+    for place in answer.generated_places:
+        assert not place.ids or place.ids[0] == place.token  # it is greedy
+
+
+def test_completions_with_log_probabilities_as_of_chats_are_read() -> None:
+    recorded = SESSION["/v1/completions"]
+    client: Any = Recorded({"/v1/completions": recorded})
+    api = Completions(
+        client=client, tokens=tokens(), model="x", takes_token_ids=True, num_told=5, way=""
+    )
+    answer = api.ask(Question(name="x", ids=(1, 2)), num_tokens=3)
+    rows = recorded["choices"][0]["logprobs"]["content"]
+    assert answer.generated == tuple(row["id"] for row in rows)
+    assert answer.generated_places[0].log_probabilities[0] == rows[0]["logprob"]
