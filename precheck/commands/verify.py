@@ -171,7 +171,7 @@ def _write(
     quiet: bool,
 ) -> None:
     from precheck.render.formats.served_report import render_bug_report, render_json
-    from precheck.render.parts.served_redaction import redacted_served
+    from precheck.render.parts.served.redaction import redacted_served
     from precheck.render.screens.served import render_served
 
     private = redacted_served(

@@ -13,7 +13,7 @@ from precheck.records.quantities import nats, percent
 from precheck.render.parts.columns import Column
 from precheck.render.parts.json_text import json_text
 from precheck.render.parts.markdown import block, code, prose, table
-from precheck.render.parts.served_words import legend, server_lines
+from precheck.render.parts.served.words import legend, server_lines
 from precheck.render.parts.words import DASH
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from rich.text import Text
 from precheck.records.quantities import nats, percent
 from precheck.render.parts.columns import Column, table
 from precheck.render.parts.printed import printed
-from precheck.render.parts.served_words import legend, server_lines
+from precheck.render.parts.served.words import legend, server_lines
 from precheck.render.parts.words import DASH, SEVERITY_MARKS, shown
 from precheck.render.parts.wrapping import wrapped
 

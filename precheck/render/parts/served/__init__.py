@@ -1,0 +1,1 @@
+"""What reports on a running engine have in common."""
