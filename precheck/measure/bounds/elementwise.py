@@ -274,7 +274,7 @@ def power(step: Step) -> Known | None:
     form = tensor.form
     if isinstance(form, Statistic) and abs(number) == 0.5:  # noqa: PLR2004  a root
         return _root(step, tensor, 1.0 if number > 0 else -1.0)
-    if number < 0 or (number != int(number) and not tensor.is_nonnegative):
+    if not 0 <= number < math.inf or (number != int(number) and not tensor.is_nonnegative):
         return None
     return Known(magnitudes=tensor.bound.pow(number), is_nonnegative=tensor.is_nonnegative)
 

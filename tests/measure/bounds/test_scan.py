@@ -14,10 +14,11 @@ def test_a_scan_says_what_is_proved_refuted_and_assumed() -> None:
     rows = [row for row in report.headroom if row.status]
     assert len(rows) == len(report.headroom)
     for row in rows:
-        assert row.abs_max <= row.bound_abs_max["float16"]
+        assert all(row.abs_max <= bound for bound in row.bound_abs_max.values())
         is_fault = (row.mechanism, row.layer) == (Mechanism.ATTENTION_SCORES, 3)
         expected = ProofStatus.REFUTED if is_fault else ProofStatus.PROVED
-        assert row.status["float16"] == expected
+        assert row.status.get("float16", expected) == expected
+        assert row.status.get("bfloat16", ProofStatus.PROVED) == ProofStatus.PROVED
     float16 = next(run for run in report.runs if run.dtype == "float16")
     proof = float16.proof
     assert proof is not None
