@@ -21,6 +21,7 @@ PACKAGE = Path(__file__).parents[1] / "precheck"
 
 IMPORTED: dict[tuple[str, str], tuple[str, ...]] = {
     ("torch._ops", "OpOverload"): (
+        "measure/formats/stored_products.py",
         "measure/hunt/row_maxima.py",
         "measure/watch/float16_sums.py",
         "measure/watch/rounded_products.py",
@@ -50,6 +51,8 @@ IMPORTED: dict[tuple[str, str], tuple[str, ...]] = {
     ("torch.utils._python_dispatch", "TorchDispatchMode"): (
         "measure/trace/flow.py",
         "measure/blame/live.py",
+        "measure/formats/stored_products.py",
+        "measure/hunt/row_maxima.py",
         "measure/hunt/row_maxima.py",
         "measure/watch/ops.py",
         "measure/capsule/reproduce.py",
