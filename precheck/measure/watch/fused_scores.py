@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,12 +43,6 @@ def raw_score_abs_max(query: Tensor, key: Tensor) -> float | None:
     return largest if largest < float("inf") else None
 
 
-def _scores(query: Tensor, key: Tensor, row: int) -> Tensor:
-    """Raw scores of a row, ``(kv_heads, heads / kv_heads * seq, kv_seq)``."""
-    grouped = query[row].reshape(key.shape[1], -1, query.shape[-1])
-    return grouped @ key[row].transpose(-1, -2)
-
-
 def value_sum(call: FusedCall) -> float | None:
     """The largest sum of values before it is divided by the sum of weights.
 
@@ -61,22 +56,29 @@ def value_sum(call: FusedCall) -> float | None:
     largest = float(call.value.abs().max())
     if not num_keys * largest > Dtype.FLOAT16.limits.max or call.query.dim() != 4:  # noqa: PLR2004
         return None
+    rows, heads, num_queries = call.query.shape[:3]
+    step = max(1, MOST_SCORES // (4 * num_keys))  # there are three or four copies of them
     found = 0.0
-    for row in range(len(call.key)):
-        scores = _scores(call.query, call.key, row).mul_(call.factor)
-        scores = scores.reshape(call.query.shape[1], -1, num_keys)
-        scores = _masked(scores, call, row)
-        totals = (scores - scores.amax(-1, keepdim=True)).exp_().sum(-1)
-        found = max(found, float((call.output[row].abs().amax(-1) * totals).max()))
+    for row, head, start in product(range(rows), range(heads), range(0, num_queries, step)):
+        queries = slice(start, min(start + step, num_queries))
+        scores = _masked_scores(call, row, head, queries)
+        totals = scores.sub_(scores.amax(-1, keepdim=True)).exp_().sum(-1)
+        sums = call.output[row, head, queries].abs().amax(-1) * totals
+        found = max(found, float(sums.max()))
     return found if math.isfinite(found) else None
 
 
-def _masked(scores: Tensor, call: FusedCall, row: int) -> Tensor:
-    """Scores of a row, ``(heads, seq, kv_seq)``, with what each query may not see at -inf."""
+def _masked_scores(call: FusedCall, row: int, head: int, queries: slice) -> Tensor:
+    """Scores of some queries of a head, ``(queries, kv_seq)``; what they may not see is -inf."""
+    heads, num_queries = call.query.shape[1:3]
+    kv_heads, num_keys = call.key.shape[1:3]
+    keys = call.key[row, head * kv_heads // heads]
+    scores = (call.query[row, head, queries] @ keys.T).mul_(call.factor)
     if call.is_causal:
-        future = torch.ones(scores.shape[1:], dtype=torch.bool, device=scores.device).triu_(1)
-        scores = scores.masked_fill(future, -torch.inf)
+        place = torch.arange(num_keys, device=scores.device)
+        scores.masked_fill_(place > place[queries].unsqueeze(1), -torch.inf)
     if call.mask is None:
         return scores
-    mask = call.mask[row if call.mask.shape[0] > 1 else 0] if call.mask.dim() == 4 else call.mask  # noqa: PLR2004
-    return scores.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
+    mask = call.mask[min(row, len(call.mask) - 1)] if call.mask.dim() == 4 else call.mask  # noqa: PLR2004
+    mask = mask.expand(heads, num_queries, num_keys)[head, queries]
+    return scores.masked_fill_(~mask, -torch.inf) if mask.dtype is torch.bool else scores.add_(mask)
