@@ -232,7 +232,7 @@ DETECTORS = (
     ),
     off("checkpoint/config.py", "_refuse_code", "None", "tests/checkpoint/test_source.py"),
     off("checkpoint/config.py", "_check_architectures", "None", "tests/test_bad_input.py"),
-    off("checkpoint/safetensors_shard.py", "_check", "None", "tests/test_bad_input.py"),
+    off("checkpoint/safetensors_shard.py", "check_entry", "None", "tests/test_bad_input.py"),
     off("checkpoint/formats.py", "_detail", '""', "tests/checkpoint/test_source.py"),
     off("checkpoint/faults/renamings.py", "find_renamings", "()", NAMES),
     off("checkpoint/faults/renamings.py", "_explains", "True", NAMES),
@@ -317,7 +317,7 @@ DETECTORS = (
     ),
     Mutation(
         name="a file is not looked at again",
-        file="precheck/checkpoint/safetensors_shard.py",
+        file="precheck/checkpoint/shards.py",
         old=r"        opened, now = ",
         new=r"        return\n\g<0>",
         tests=("tests/checkpoint/test_reading.py",),

@@ -145,11 +145,11 @@ def test_a_block_whose_scale_left_float16_is_named(scale: float, tmp_path: Path)
     healthy = write_gguf(model_of("qwen2"), tmp_path / "a.gguf", kind_of=lambda _: Kind.Q8_0)
     assert not [
         finding
-        for finding in precheck.scan(healthy, static=True).findings
+        for finding in precheck.scan(healthy, static=True, full=True).findings
         if finding.severity == "error"
     ]
     faulty = with_faulty_block(healthy, name, scale)
-    report = precheck.scan(faulty, static=True)
+    report = precheck.scan(faulty, static=True, full=True)
     (fault,) = report.checkpoint.scales.faults
     assert (fault.name, fault.num_faulty, fault.num_scales) == (name, 1, 64 * 96 // 32)
     (finding,) = (one for one in report.findings if one.code == "PC610")
@@ -160,7 +160,7 @@ def test_a_block_whose_scale_left_float16_is_named(scale: float, tmp_path: Path)
 
 def test_the_types_of_tensors_are_counted(tmp_path: Path) -> None:
     file = write_gguf(model_of("llama"), tmp_path / "a.gguf", kind_of=lambda _: Kind.Q4_0)
-    report = precheck.scan(file, static=True)
+    report = precheck.scan(file, static=True, full=True)
     blocks, plain = report.checkpoint.stored_types
     assert (blocks.name, plain.name) == ("q4_0", "float32")
     assert blocks.num_bytes == blocks.num_elements * 18 // 32
@@ -172,7 +172,9 @@ def test_the_types_of_tensors_are_counted(tmp_path: Path) -> None:
 def test_factors_of_rope_that_transformers_leaves_out_are_named(tmp_path: Path) -> None:
     factors = torch.ones(8)
     file = write_gguf(model_of("llama"), tmp_path / "a.gguf", extra={"rope_freqs.weight": factors})
-    (finding,) = (one for one in precheck.scan(file, static=True).findings if one.code == "PC505")
+    (finding,) = (
+        one for one in precheck.scan(file, static=True, full=True).findings if one.code == "PC505"
+    )
     assert "rope_freqs.weight" in finding.message
     assert "RoPE" in finding.advice
 
@@ -203,7 +205,7 @@ def test_layers_that_are_missing_are_an_error(tmp_path: Path) -> None:
     content = file.read_bytes()
     place = content.index(key) + len(key) + 4
     file.write_bytes(content[:place] + struct.pack("<I", 3) + content[place + 4 :])
-    report = precheck.scan(file, static=True)
+    report = precheck.scan(file, static=True, full=True)
     (finding,) = (one for one in report.findings if one.code == "PC501")
     assert finding.severity == "error"
     assert "model.layers.2" in finding.message

@@ -48,9 +48,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
         counts[f"{dtype}"] += result.nbytes if result is not tensor else 0
         return result
 
-    def counted_forward(self: Skeleton, *args: Any) -> Any:
+    def counted_forward(self: Skeleton, *args: Any, **named: Any) -> Any:
         counts["forwards"] += 1
-        return forward(self, *args)
+        return forward(self, *args, **named)
 
     with monkeypatch.context() as patched:
         patched.setattr(Weights, "read_into", counted_read)

@@ -83,6 +83,14 @@ class GgufWeights(Weights):
         """The dtype of every tensor as it is read: a block's scales lie in the block."""
         return {name: self.dtype(name) for name in self}
 
+    def stored_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor as it is read, as ``stored_dtypes``."""
+        return self.shape(name)
+
+    def stored_elements(self, name: str, count: int) -> Tensor:
+        """The first elements of a tensor as it is read, ``(count,)``."""
+        return self[name].reshape(-1)[:count]
+
     @cached_property
     def decoded_from(self) -> frozenset[str]:
         """Names of the file's tensors that are read under another name."""

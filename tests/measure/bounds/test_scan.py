@@ -25,7 +25,9 @@ def test_a_scan_says_what_is_proved_refuted_and_assumed() -> None:
     assert proof.failure is None
     assert proof.num_operations > 200
     assert not proof.holds_for_every_prompt
-    assert {row.module for row in proof.open_operations} == {"model.layers.3.self_attn"}
+    assert proof.open_operations[0].module == "model.layers.3.self_attn"
+    # what follows is NaN, so the weights of later layers are not read for this run
+    assert {int(row.module.split(".")[2]) for row in proof.open_operations} <= {3, 4, 5}
     assert proof.assumptions
 
 

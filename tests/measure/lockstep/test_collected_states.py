@@ -118,8 +118,8 @@ def test_looking_twice_at_a_layer_collects_its_states_once(
     collected: dict[str, set[int]] = {}
     forward = Skeleton.forward
 
-    def recording(skeleton: Skeleton, batch: Any) -> Any:
-        output = forward(skeleton, batch)
+    def recording(skeleton: Skeleton, batch: Any, **named: Any) -> Any:
+        output = forward(skeleton, batch, **named)
         for name, states in output.items():
             if name.endswith("hidden_states") and isinstance(states, tuple):
                 collected.setdefault(name, set()).add(len(states))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -213,7 +214,7 @@ def test_a_model_that_generates_nothing_is_told_nothing_of_sampling(tmp_path: Pa
     assert "NaN score" in broken.symptom.answer
     said = " ".join(f"{finding.message} {finding.in_vain}" for finding in report.findings)
     assert "emperature" not in said
-    assert "nstruct" not in said
+    assert not re.search(r"[Ii]nstruct\b", said)
 
 
 def test_an_encoder_is_judged_by_its_embeddings(tmp_path: Path) -> None:
