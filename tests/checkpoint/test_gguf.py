@@ -158,6 +158,13 @@ def test_a_block_whose_scale_left_float16_is_named(scale: float, tmp_path: Path)
     assert "PC504" not in {one.code for one in report.findings}  # it has a cause
 
 
+def test_small_tensors_alone_tell_nothing_wrong_of_a_healthy_file(tmp_path: Path) -> None:
+    file = write_gguf(model_of("llama"), tmp_path / "a.gguf", kind_of=lambda _: Kind.Q4_0)
+    report = precheck.scan(file, static=True)
+    assert {one.severity for one in report.findings} <= {"note"}
+    assert report.checkpoint.small is not None
+
+
 def test_the_types_of_tensors_are_counted(tmp_path: Path) -> None:
     file = write_gguf(model_of("llama"), tmp_path / "a.gguf", kind_of=lambda _: Kind.Q4_0)
     report = precheck.scan(file, static=True, full=True)
