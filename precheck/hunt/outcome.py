@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from precheck.measure.hunt.search import PARTS
-from precheck.records.outcomes.hunt import Hunt, HuntRow, HuntStatus, WorstPrompt
+from precheck.records.outcomes.hunt import LARGEST_VALUE, Hunt, HuntRow, HuntStatus, WorstPrompt
 from precheck.version import __version__
 
 if TYPE_CHECKING:
@@ -79,9 +79,11 @@ def _row(
     trial: Trial, number: int, best: Catch | None, prompts: tuple[tuple[int, ...], ...]
 ) -> HuntRow:
     target = _target(trial, number)
-    found = 0.0 if best is None else min(best.value, _LARGEST)
+    found = 0.0 if best is None else min(best.value, LARGEST_VALUE)
     any_ids = trial.archive.best(number, any_ids=True)
-    of_ids = None if any_ids is None or any_ids.value <= found else min(any_ids.value, _LARGEST)
+    of_ids = None
+    if any_ids is not None and any_ids.value > found:
+        of_ids = min(any_ids.value, LARGEST_VALUE)
     return HuntRow(
         module=target.module,
         layer=target.layer,
@@ -99,7 +101,3 @@ def _row(
         status=HuntStatus.OPEN,
         is_exact=number in trial.exact,
     )
-
-
-_LARGEST = 3.4e38
-"""Stands for what is not finite even in float32: reports hold no infinities."""

@@ -10,6 +10,7 @@ import msgspec
 
 from precheck.errors import UsageError
 from precheck.measure.hunt.archive import Catch
+from precheck.records.outcomes.hunt import LARGEST_VALUE
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -60,7 +61,7 @@ def saved(trial: Trial, *, model: str, done: Collection[str]) -> str:
     catches = [
         SavedCatch(
             target=trial.evaluator.targets[number].key,
-            value=min(catch.value, 3.4e38),  # JSON has no infinity
+            value=min(catch.value, LARGEST_VALUE),
             token_ids=catch.ids,
             text=catch.text,
             found_by=catch.found_by,

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from precheck.records.quantities import first_sentence
 from precheck.records.traces import Headroom, Overflow, Section
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class Severity(StrEnum):
@@ -134,3 +138,9 @@ def module_pattern(module: str) -> str:
     'model.layers.*.mlp.experts.*.up_proj'
     """
     return ".".join("*" if part.isdigit() else part for part in module.split("."))
+
+
+def gravest_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """By severity; those of one severity stay in their order."""
+    order = list(Severity)
+    return tuple(sorted(findings, key=lambda finding: order.index(finding.severity)))

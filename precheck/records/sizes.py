@@ -117,18 +117,16 @@ class KeyValueRange:
     key_bias: KeyBias | None = None
     """None where the projection adds none."""
 
-    @property
-    def score_rounding(self) -> float | None:
+    def score_rounding_of(self, query: float) -> float | None:
         """How far a cache in e4m3 moves a score because of the bias alone, in nats at most.
 
         The bias is in the key of every token, so it is rounded with every one, each time in another
         place where RoPE turns it or the rest of the key differs. A query meets it in all channels
-        of a head. None where one of them is not known, and behind a normalisation.
-        """
-        return None if self.query is None else self.score_rounding_of(self.query)
+        of a head. None where the bias or the head is not known, and behind a normalisation.
 
-    def score_rounding_of(self, query: float) -> float | None:
-        """The same with queries up to a magnitude."""
+        Args:
+            query: the largest magnitude of queries.
+        """
         bias, head_dim = self.key_bias, self.head_dim
         if self.is_key_normalised or bias is None or bias.head_norm is None or head_dim is None:
             return None
@@ -180,11 +178,6 @@ class Operand(StrEnum):
         'layers.3.mlp.down_proj reads up to 160,000'
         """
         return _SENTENCES[self].format(module=module, value=value)
-
-    @property
-    def is_recorded(self) -> bool:
-        """Whether the report has rows of it."""
-        return self is not Operand.WEIGHT
 
 
 _SENTENCES = {

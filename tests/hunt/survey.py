@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from precheck.checkpoint.source import open_checkpoint
 from precheck.hunt.check import check
 from precheck.hunt.hunt import likely_tokens, longest_input, trial_of
@@ -23,7 +25,7 @@ from precheck.hunt.outcome import outcome
 from precheck.hunt.request import HuntRequest
 from precheck.hunt.scans import scanned
 from precheck.measure.hunt.archive import Archive
-from precheck.measure.hunt.search import random_search, search
+from precheck.measure.hunt.search import search
 from precheck.measure.hunt.sweeps import filler
 from precheck.measure.hunt.targets import TargetWitness
 from precheck.measure.hunt.trial import Budget, SearchOverError
@@ -84,6 +86,20 @@ class Result:
     """A text makes it overflow in the real run."""
     by_chance: bool
     """Random texts of as many tokens do too."""
+
+
+def random_search(trial: Trial) -> None:
+    """What a search is compared with: texts of random tokens, of random lengths."""
+    generator = trial.generator("random search")
+    tokens = trial.space.tokens
+    try:
+        with trial.within("random texts", share=1.0):
+            while True:
+                length = int(torch.randint(1, 65, (1,), generator=generator))
+                drawn = torch.randint(len(tokens), (64, length), generator=generator)
+                trial.run_cores([tokens[index] for index in row] for row in drawn.tolist())
+    except SearchOverError:
+        return
 
 
 def surveyed(plant: Plant, folder: Path, *, minutes: float) -> Result:

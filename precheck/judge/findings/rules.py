@@ -25,7 +25,7 @@ from precheck.judge.findings import (
     stored,
     unmeasured,
 )
-from precheck.records.finding import Confidence, Finding, Severity
+from precheck.records.finding import Confidence, Finding, gravest_first
 from precheck.records.mechanism import MECHANISMS
 from precheck.records.outcomes.positions import PositionKind
 
@@ -119,15 +119,13 @@ RULES = (
 )
 """In the order in which they are reported; what makes the rest meaningless comes first."""
 
-_GRAVITY = {severity: gravity for gravity, severity in enumerate(Severity)}
-
 
 def findings(evidence: Evidence) -> tuple[Finding, ...]:
     """What every rule finds, gravest first, then in the order of the rules and of the runs."""
     in_order = [finding for rule in RULES for finding in rule.find(evidence)]
     if evidence.measurements.is_static:
         in_order = [_without_a_run(finding) for finding in in_order]
-    return tuple(sorted(in_order, key=lambda finding: _GRAVITY[finding.severity]))
+    return gravest_first(in_order)
 
 
 def _without_a_run(finding: Finding) -> Finding:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -63,8 +62,3 @@ def classes_of(*parts: Tensor) -> tuple[list[int], Tensor]:
 def of_group(image: Image, groups: Tensor, group: int) -> Image:
     """The elements of one group of an image of one dimension."""
     return image.moved(lambda tensor: tensor[groups == group])
-
-
-def without_errors(image: Image) -> Image:
-    """The same, taken for exact."""
-    return replace(image, error=torch.zeros_like(image.error))

@@ -24,10 +24,6 @@ def _dims(step: Step, rank: int) -> tuple[int, ...]:
     return tuple(dim % rank for dim in given)
 
 
-def _keeps_dims(step: Step) -> bool:
-    return bool(step.kwargs.get("keepdim", step.args[2] if len(step.args) > 2 else False))  # noqa: PLR2004
-
-
 def mean(step: Step) -> Known:
     """No larger than the largest."""
     return _reduce(step, is_mean=True)

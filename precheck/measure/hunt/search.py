@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from precheck.measure.hunt import sweeps
 from precheck.measure.hunt.first_layer import first_layer
 from precheck.measure.hunt.pairs import pairs_by_lane, pairs_by_layer
@@ -73,19 +71,5 @@ def search(
                 with trial.within(name, share=share):
                     run()
                     done.add(name)
-    except SearchOverError:
-        return
-
-
-def random_search(trial: Trial) -> None:
-    """What a search is compared with: texts of random tokens, of random lengths."""
-    generator = trial.generator("random search")
-    tokens = trial.space.tokens
-    try:
-        with trial.within("random texts", share=1.0):
-            while True:
-                length = int(torch.randint(1, 65, (1,), generator=generator))
-                drawn = torch.randint(len(tokens), (64, length), generator=generator)
-                trial.run_cores([tokens[index] for index in row] for row in drawn.tolist())
     except SearchOverError:
         return

@@ -14,6 +14,9 @@ from precheck.records.traces import Overflow, Section
 
 HUNT_SCHEMA = "precheck-hunt/1"
 
+LARGEST_VALUE = 3.4e38
+"""Stands for what is not finite even in float32: JSON has no infinity."""
+
 
 class HuntStatus(StrEnum):
     """What the search says of an operation."""

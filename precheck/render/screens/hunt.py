@@ -76,7 +76,7 @@ def _headline(hunt: Hunt) -> Iterator[Wrapped]:
     if worst.prompt is not None:
         yield _indented(quoted(hunt.prompts[worst.prompt], longest=_LONGEST_QUOTED))
     yield _indented(
-        f"{worst.mechanism.phrase} needs {magnitude(worst.found_abs_max)} "
+        f"{worst.mechanism.phrase}: {magnitude(worst.found_abs_max)} "
         f"(limit {magnitude(worst.limit)}; built-in probes: {magnitude(worst.probes_abs_max)})"
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from precheck.records.finding import Severity
+from precheck.records.finding import gravest_first
 from precheck.served.findings import likeness, probabilities, reading, writing
 
 if TYPE_CHECKING:
@@ -44,8 +44,6 @@ SERVED_RULES = (
 )
 """In the order in which they are reported."""
 
-_GRAVITY = {severity: gravity for gravity, severity in enumerate(Severity)}
-
 
 def find(evidence: Evidence) -> tuple[Finding, ...]:
     """What every rule finds, gravest first, then in the order of the rules."""
@@ -57,4 +55,4 @@ def find(evidence: Evidence) -> tuple[Finding, ...]:
         of_rule = list(rule.find(evidence))
         is_explained |= rule in CAUSES and bool(of_rule)
         found += of_rule
-    return tuple(sorted(found, key=lambda finding: _GRAVITY[finding.severity]))
+    return gravest_first(found)
