@@ -7,7 +7,8 @@ With a format, the ratio may be one more share of the runs: 1.0 + 1.2 / runs. Wi
 may cost: the interval of the median of at least 11 pairs against another checkout contains 1.00.
 
 ``--before`` is that checkout: ``git worktree add ../before 8528085`` has the last version without
-formats.
+formats. ``--processor`` compares processor time, which other work on the machine changes less than
+seconds.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.checkpoints import add_options, checkpoint
-from benchmarks.runs import scan_command, token_prompts, watch
+from benchmarks.runs import Watched, scan_command, token_prompts, watch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 HERE = Path(__file__).parent.parent
 RUNS = 3
@@ -43,7 +44,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--pairs", type=int, default=LEAST_PAIRS)
     parser.add_argument("--before", type=Path, help="a checkout without formats")
+    parser.add_argument("--processor", action="store_true", help="compare processor time")
     options = parser.parse_args()
+    took = processor_seconds if options.processor else seconds
     model = checkpoint(options.folder, options.size, num_layers=options.layers)
     with tempfile.TemporaryDirectory() as folder:
         prompts = token_prompts(Path(folder), num_tokens=options.tokens)
@@ -51,14 +54,18 @@ def main() -> None:
         # -P: the package is that of PYTHONPATH, whatever the working folder is
         plain = [python, "-P", *rest, "--fail-on", "never"]
         limit = 1.0 + MOST_PER_RUN / RUNS
-        seconds(plain, HERE)  # reads the weights into the page cache
+        took(plain, HERE)  # reads the weights into the page cache
         for chosen in FORMATS:
-            ratios = interleaved([*plain, *chosen], HERE, plain, HERE, num_pairs=options.pairs)
+            ratios = interleaved(
+                ([*plain, *chosen], HERE), (plain, HERE), num_pairs=options.pairs, took=took
+            )
             kept = "holds" if statistics.median(ratios) <= limit else "DOES NOT HOLD"
             print(f"{' '.join(chosen)}: {_said(ratios)}; at most {limit:.2f}: {kept}", flush=True)
         if options.before is not None:
-            seconds(plain, options.before)  # compiles it
-            ratios = interleaved(plain, HERE, plain, options.before, num_pairs=options.pairs)
+            took(plain, options.before)  # compiles it
+            ratios = interleaved(
+                (plain, HERE), (plain, options.before), num_pairs=options.pairs, took=took
+            )
             low, high = interval(ratios)
             kept = "holds" if low <= 1.0 <= high else "DOES NOT HOLD"
             few = "" if len(ratios) >= LEAST_PAIRS else f" (of fewer than {LEAST_PAIRS} pairs)"
@@ -66,19 +73,25 @@ def main() -> None:
 
 
 def interleaved(
-    ours: Sequence[str],
-    our_checkout: Path,
-    theirs: Sequence[str],
-    their_checkout: Path,
+    ours: tuple[Sequence[str], Path],
+    theirs: tuple[Sequence[str], Path],
     *,
     num_pairs: int,
+    took: Callable[[Sequence[str], Path], float],
 ) -> list[float]:
-    """Seconds of the first over those of the second, pair by pair; who begins alternates."""
+    """What the first takes over what the second takes, pair by pair; who begins alternates.
+
+    Args:
+        ours: a command, and the checkout whose package it runs.
+        theirs: the other one.
+        num_pairs: how often both are run.
+        took: runs a command by the package in a checkout, and says what it took.
+    """
     ratios = []
     for number in range(num_pairs):
-        pair = [(ours, our_checkout), (theirs, their_checkout)]
+        pair = [ours, theirs]
         order = pair if number % 2 else pair[::-1]
-        found = [seconds(*each) for each in order]
+        found = [took(*each) for each in order]
         mine, other = found if number % 2 else found[::-1]
         ratios.append(mine / other)
     return ratios
@@ -86,13 +99,22 @@ def interleaved(
 
 def seconds(command: Sequence[str], checkout: Path) -> float:
     """Of one scan by the package in a checkout, imports included."""
+    return _scan(command, checkout).seconds
+
+
+def processor_seconds(command: Sequence[str], checkout: Path) -> float:
+    """Of one scan by the package in a checkout, imports included, all threads."""
+    return _scan(command, checkout).processor_seconds
+
+
+def _scan(command: Sequence[str], checkout: Path) -> Watched:
     os.environ["PYTHONPATH"] = str(checkout.resolve())
     watched = watch(command)
     if watched.exit_code:
         sys.exit(f"a scan ended with {watched.exit_code}: {watched.stderr[-2000:]}")
     if "searching for" in watched.stderr:
         sys.exit("a format loses so much here that its culprits are searched for: not comparable")
-    return watched.seconds
+    return watched
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
