@@ -75,6 +75,8 @@ class Granularity(StrEnum):
     """The last dimension of a weight: each output has its own."""
     GROUP = "group"
     """``group_size`` consecutive numbers of the last dimension."""
+    RUN = "run"
+    """``group_size`` consecutive numbers of a matrix, which may reach into the next row."""
     BLOCK = "block"
     """A square of ``group_size`` outputs and as many inputs of a weight."""
 
@@ -135,6 +137,15 @@ class Rotation(StrEnum):
     """The largest power of two that divides the length, at least 64."""
 
 
+class Multiplier(StrEnum):
+    """What numbers are multiplied by, not divided by their scale: ties may round otherwise."""
+
+    RECIPROCAL = "reciprocal"
+    """That of the scale."""
+    QUOTIENT = "quotient"
+    """The largest number of the element, divided by the largest magnitude."""
+
+
 class Rounding(StrEnum):
     """What becomes of a number halfway between two that are stored."""
 
@@ -158,8 +169,8 @@ class Numbers:
     """None without a scale."""
     smallest_scale: float = 0.0
     """A scale is never below it."""
-    is_reciprocal: bool = False
-    """Numbers are multiplied by the reciprocal of the scale: a tie may round the other way."""
+    multiplied_by: Multiplier | None = None
+    """None where numbers are divided by the scale."""
     rounding: Rounding = Rounding.HALF_EVEN
     rotation: Rotation | None = None
     fallback: Numbers | None = None

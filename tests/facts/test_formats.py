@@ -67,7 +67,7 @@ def test_a_scale_is_stored_and_a_group_has_a_size() -> None:
     ]
     for part in parts:
         assert (part.scale is Scale.UNIT) == (part.scale_element is None)
-        is_grouped = part.granularity in {Granularity.GROUP, Granularity.BLOCK}
+        is_grouped = part.granularity in {Granularity.GROUP, Granularity.RUN, Granularity.BLOCK}
         assert is_grouped == (part.group_size is not None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,9 @@ class Grouping:
 
         A view where no group is filled up.
         """
-        if self.numbers.granularity is Granularity.GROUP:
+        if self.numbers.granularity is Granularity.RUN:
+            tensor = tensor.flatten()
+        if self.numbers.granularity in {Granularity.GROUP, Granularity.RUN}:
             return _cut(_filled(tensor, -1, self._size), -1, self._size)
         if self.numbers.granularity is Granularity.BLOCK:
             filled = _filled(_filled(tensor, -1, self._size), -2, self._size)
@@ -57,6 +60,8 @@ class Grouping:
         """The inverse of ``grouped``."""
         if self.numbers.granularity is Granularity.GROUP:
             return grouped.flatten(-2)[..., : self.shape[-1]]
+        if self.numbers.granularity is Granularity.RUN:
+            return grouped.flatten()[: math.prod(self.shape)].view(self.shape)
         if self.numbers.granularity is Granularity.BLOCK:
             joined = grouped.flatten(-2).flatten(-3, -2)
             return joined[..., : self.shape[-2], : self.shape[-1]]

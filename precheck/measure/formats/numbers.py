@@ -116,7 +116,7 @@ class _Writing:
         grouped = grouping.grouped(values)
         scaling = scaling_of(grouped, numbers, grouping.dims, calibrated_amax=calibrated_amax)
         if scaling is not None:
-            grouped = scaling.scaled(grouped, is_reciprocal=numbers.is_reciprocal)
+            grouped = scaling.scaled(grouped)
         return cls(numbers=numbers, scaled=grouped, scaling=scaling, grouping=grouping, width=width)
 
     def rounded(self) -> Tensor:

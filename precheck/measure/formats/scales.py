@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from precheck.facts.formats import Element, Granularity, Numbers, Scale, ScaleElement
+from precheck.facts.formats import Element, Granularity, Multiplier, Numbers, Scale, ScaleElement
 from precheck.measure.formats.floats import EXPONENT_OF_FLOAT32, nearest_float
 from precheck.measure.formats.integers import integer_range
 from precheck.measure.formats.searches import scales_and_offsets, signed_scales
-from precheck.measure.formats.super_blocks import in_6_bits, in_8_bits
+from precheck.measure.formats.super_blocks import divided, in_6_bits, in_8_bits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,14 +31,14 @@ class Scaling:
     """The divisor as it is stored."""
     offset: Tensor | None = None
     """Stored number zero stands for it."""
+    factor: Tensor | None = None
+    """Numbers are multiplied by it, not divided by the divisor."""
 
-    def scaled(self, tensor: Tensor, *, is_reciprocal: bool) -> Tensor:
+    def scaled(self, tensor: Tensor) -> Tensor:
         """Numbers in units of the element: a new tensor, zero where a group has no range."""
+        if self.factor is not None:
+            return tensor * self.factor
         shifted = tensor if self.offset is None else tensor - self.offset
-        if is_reciprocal:
-            # Inf where the divisor is zero, or subnormal.
-            reciprocal = self.divisor.reciprocal().nan_to_num_(nan=math.nan, posinf=0.0, neginf=0.0)
-            return shifted * reciprocal
         return shifted / torch.where(self.divisor == 0, 1.0, self.divisor)
 
     def unscaled(self, rounded: Tensor) -> Tensor:
@@ -76,9 +76,26 @@ def scaling_of(
         divisor = _divisor(amax, numbers, calibrated_amax=calibrated_amax)
     if numbers.smallest_scale:
         divisor.clamp_(min=numbers.smallest_scale)
-    if numbers.scale_element is ScaleElement.FLOAT16:
-        return Scaling(divisor=divisor, multiplier=divisor.half().float())
-    return Scaling(divisor=divisor, multiplier=divisor)
+    is_half = numbers.scale_element is ScaleElement.FLOAT16
+    return Scaling(
+        divisor=divisor,
+        multiplier=divisor.half().float() if is_half else divisor,
+        factor=_factor(divisor, grouped, numbers, dims),
+    )
+
+
+def _factor(
+    divisor: Tensor, grouped: Tensor, numbers: Numbers, dims: tuple[int, ...]
+) -> Tensor | None:
+    match numbers.multiplied_by:
+        case None:
+            return None
+        case Multiplier.RECIPROCAL:
+            factor = divisor.reciprocal()
+        case Multiplier.QUOTIENT:
+            factor = divided(numbers.element.max, largest_magnitude(grouped, dims))
+    # Inf where the divisor is zero, or subnormal.
+    return factor.nan_to_num_(nan=math.nan, posinf=0.0, neginf=0.0)
 
 
 def largest_magnitude(grouped: Tensor, dims: tuple[int, ...]) -> Tensor:

@@ -45,7 +45,9 @@ def scales_and_offsets(groups: Tensor, *, highest: int) -> tuple[Tensor, Tensor]
 
 
 def _best_line(columns: Tensor, *, highest: int) -> tuple[Tensor, Tensor]:
-    weights = columns.abs().add_(_in_order(columns * columns).div_(len(columns)).sqrt_())
+    mean_square = _in_order(columns * columns).div_(len(columns))
+    # torch's own root of float32 is an ulp off here and there, which C's is not
+    weights = columns.abs().add_(mean_square.double().sqrt_().float())
     sum_w, sum_x = _in_order(weights), _in_order(weights * columns)
     top, offset = columns.amax(0), columns.amin(0).clamp_(max=0.0)
     is_flat, flat = top == offset, offset

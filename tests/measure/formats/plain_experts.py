@@ -32,7 +32,7 @@ def multiply_experts(
     Args:
         model: it is changed.
         weights: what is read back of a matrix ``(outputs, inputs)``, in float32.
-        inputs: the same of ``(..., inputs)``.
+        inputs: the same of ``(..., inputs)``; both are given float32.
     """
     for module in model.modules():
         name = type(module).__name__
@@ -40,11 +40,11 @@ def multiply_experts(
             continue
         experts: Any = module
         experts.stacks = {
-            key: _stack(stack.detach(), weights, is_transposed=name in TRANSPOSED)
+            key: _stack(stack.detach().float(), weights, is_transposed=name in TRANSPOSED)
             for key, stack in module.named_parameters()
             if stack.dim() == 3
         }
-        experts.rounded = inputs
+        experts.rounded = lambda values: inputs(values.float())
         experts.forward = types.MethodType(FORWARDS.get(name, _routed), module)
 
 

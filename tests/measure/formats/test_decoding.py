@@ -13,13 +13,9 @@ from precheck.measure.lockstep import decoding
 from precheck.measure.lockstep.decoding import Decoding, _SeededSampling
 from precheck.pipeline import scan
 from precheck.records.traces import GREEDY
-from tests.measure.formats.test_independent import (
-    CACHES,
-    OTHERS,
-    WEIGHTS,
-    model_named,
-    rounding_cache,
-)
+from tests.measure.formats.plain_caches import CACHES, PlainCache, rounding_cache
+from tests.measure.formats.plain_weights import WEIGHTS
+from tests.measure.formats.test_independent import OTHERS, model_named
 from tests.measure.lockstep.test_truth import same_bits
 from tests.tiny_models import architectures, save_checkpoint, tiny_inputs
 
@@ -113,7 +109,8 @@ def test_with_a_cache_in_a_format(name: str, tmp_path: Path) -> None:
     written = written_by_scan(tmp_path, kv_cache_dtypes=["fp8_e4m3", "int4"])
     model = plain_model(name, tmp_path)
     for (form, _), by_run in written.items():
-        cache = rounding_cache(CACHES[form] if form else lambda states: states, model.config)
+        plain = CACHES[form] if form else PlainCache.of_both(torch.Tensor.float)
+        cache = rounding_cache(plain, model.config)
         assert_plainly_written(by_run, model, past_key_values=cache)
     assert set(written) == {(None, None), ("fp8_e4m3", None), ("int4", None)}
 

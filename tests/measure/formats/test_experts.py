@@ -25,7 +25,7 @@ from precheck.pipeline import scan
 from precheck.records.finding import Verdict
 from precheck.records.format_loss import Cause
 from tests.measure.formats.plain_experts import multiply_experts
-from tests.measure.formats.test_independent import Fp8Layer, fp8_rows
+from tests.measure.formats.plain_weights import PlainLayer, PlainWeights, fp8_matrix, fp8_rows
 from tests.measure.formats.test_plants import culprits_of, healthy, llama_like, run_with, scanned
 from tests.measure.lockstep.test_truth import same_bits
 from tests.measure.scans import passes, plain_inputs
@@ -74,16 +74,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
 }
 
 
-# What the formats of the oracle are.
-
-
-def fp8_tensor(rows: Tensor) -> Tensor:
-    """A scale for the matrix of one expert."""
-    scale = rows.float().abs().max() / 448
-    return (rows.float() / scale).to(torch.float8_e4m3fn).float() * scale
-
-
-WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {"fp8": fp8_rows, "fp8_tensor": fp8_tensor}
+WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {"fp8": fp8_rows, "fp8_tensor": fp8_matrix}
 
 
 def multiply_in_fp8(model: nn.Module, rounded: Callable[[Tensor], Tensor]) -> None:
@@ -94,9 +85,7 @@ def multiply_in_fp8(model: nn.Module, rounded: Callable[[Tensor], Tensor]) -> No
                 continue
             if layer.out_features == NUM_EXPERTS:  # a router
                 continue
-            replaced = Fp8Layer(layer)
-            replaced.rows = rounded(layer.weight.detach())
-            setattr(module, key, replaced)
+            setattr(module, key, PlainLayer(layer, PlainWeights(rounded, fp8_rows)))
 
 
 @pytest.mark.usefixtures("native")
@@ -195,7 +184,9 @@ def multiplied(read: Callable[[Tensor, Tensor], Tensor], *, parts: Parts | None 
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(NUM_EXPERTS, 8, 16, generator=generator).bfloat16()
     values = torch.randn(3, 16, generator=generator).bfloat16()
-    matrix = StackedMatrix("experts.up", weight, torch.stack([fp8_rows(one) for one in weight]))
+    matrix = StackedMatrix(
+        "experts.up", weight, torch.stack([fp8_rows(one.float()) for one in weight])
+    )
     with StoredProducts([matrix], "fp8", parts=parts):
         return read(values, weight)
 
@@ -208,7 +199,7 @@ def test_a_view_is_taken_of_the_stored_form() -> None:
     values = torch.randn(3, 16, generator=generator).bfloat16()
     numbers = weight_format("fp8").activations
     assert numbers is not None
-    expected = as_stored(values.float(), numbers) @ fp8_rows(weight[2]).T
+    expected = as_stored(values.float(), numbers) @ fp8_rows(weight[2].float()).T
     assert same_bits(found, expected.bfloat16())
     assert found.dtype is torch.bfloat16
     assert list(parts.stats) == ["experts.up.activations"]

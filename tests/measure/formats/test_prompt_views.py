@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM
 
 import precheck
-from tests.measure.formats.test_independent import WEIGHTS, int8, rounding_cache
+from tests.measure.formats.plain_caches import CACHES, RoundingCache, rounding_cache
+from tests.measure.formats.plain_weights import WEIGHTS
 from tests.measure.formats.test_plants import healthy, with_key_bias
 from tests.tiny_models import PAD, save_checkpoint
 
@@ -24,7 +25,7 @@ HALF = NUM_TOKENS // 2
 pytestmark = pytest.mark.usefixtures("native")
 
 
-class LateCache(DynamicCache):
+class LateCache(RoundingCache):
     """Keeps what int8 gives back, and hands out what came as long as it is the prompt."""
 
     is_prompt = True
@@ -32,7 +33,7 @@ class LateCache(DynamicCache):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        read = super().update(int8(key_states), int8(value_states), *args, **kwargs)
+        read = super().update(key_states, value_states, *args, **kwargs)
         return (key_states, value_states) if self.is_prompt else read
 
 
@@ -70,8 +71,8 @@ def test_both_views_are_those_of_plain_transformers(
         WEIGHTS[quantization](model)
     with torch.no_grad():
         expected = log_probabilities(reference(ids).logits[0])[HALF:]
-        whole = model(ids, past_key_values=rounding_cache(int8, model.config)).logits[0]
-        late = LateCache(config=model.config)
+        whole = model(ids, past_key_values=rounding_cache(CACHES["int8"], model.config)).logits[0]
+        late = LateCache(CACHES["int8"], model.config)
         prompt = model(ids[:, :HALF], past_key_values=late).logits[0]
         late.is_prompt = False
         rest = model(ids[:, HALF:], past_key_values=late).logits[0]
