@@ -61,10 +61,11 @@ engine: install ## Compare engines' quantised caches with what is predicted: mak
 engine-gguf: install ## Compare decoded GGUF files with llama.cpp's server: make engine-gguf LLAMA_PYTHON=DIR/bin/python (with xllamacpp) ARGS="FILE.gguf"
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.engines.gguf_files $(LLAMA_PYTHON) $(ARGS)
 
-engines: install ## Compare running engines with the checkpoint they serve: make engines LLAMA_PYTHON=DIR/bin/python ARGS="--url http://..."
+engines: install ## Serve a model by real engines, and see what verify names: make engines VLLM_PYTHON=DIR/bin/python LLAMA_PYTHON=... SERVE_PYTHON=...
 	$(BIN)/python -m tests.real.fetch $(PRECHECK_REAL_MODELS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.served $(PRECHECK_REAL_MODELS) \
-		$(if $(LLAMA_PYTHON),--llama $(LLAMA_PYTHON)) $(ARGS)
+		$(if $(VLLM_PYTHON),--vllm $(VLLM_PYTHON)) $(if $(LLAMA_PYTHON),--llama $(LLAMA_PYTHON)) \
+		$(if $(SERVE_PYTHON),--transformers $(SERVE_PYTHON)) $(ARGS)
 
 fixes: install ## Fix planted models of 28 architectures, and write the table of docs/fix.md (10 minutes)
 	$(BIN)/python -m tests.cure.survey --output docs/fix.md

@@ -10,8 +10,6 @@ to float16.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from benchmarks.engines.asking import answer_of
 from precheck.checkpoint.source import open_checkpoint
 from precheck.measure.models.loading import load_model
 from precheck.records.precision import Dtype
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLOCK = 256
-SCRIPT = Path(__file__).with_name("gguf_server.py")
 NUM_PROMPTS, LENGTH = 8, 24
 MOST = 300
 """Tokens to compare: llama.cpp names the likeliest."""
@@ -116,20 +114,19 @@ def main() -> None:
     prompts: list[list[int]] = random.integers(0, 256, (NUM_PROMPTS, LENGTH)).tolist()
     with tempfile.TemporaryDirectory() as folder:
         files = [*tiny_files(Path(folder)), *(file.resolve() for file in asked.files)]
-        request, answer = (Path(folder) / name for name in ("request.json", "answer.json"))
-        content = {
-            "files": [str(file) for file in files],
-            "token_ids": prompts,
-            "most": MOST,
-            "answer": str(answer),
-        }
-        request.write_text(json.dumps(content), encoding="utf-8")
-        subprocess.run([asked.llama, str(SCRIPT), str(request)], check=True)  # noqa: S603
-        found = json.loads(answer.read_text(encoding="utf-8"))
         print("| file | mean KL, nats | largest | largest difference | same first choice |")
         print("|---|---|---|---|---|")
         for file in files:
-            print(compare(file, prompts, found[str(file)]))
+            found = answer_of(
+                asked.llama,
+                "llama_cpp.py",
+                model=str(file),
+                cache="f16",
+                token_ids=prompts,
+                most=MOST,
+                every_position=False,
+            )
+            print(compare(file, prompts, [answer for (answer,) in found]))
 
 
 if __name__ == "__main__":

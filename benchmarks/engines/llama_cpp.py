@@ -1,7 +1,8 @@
-"""Log-probabilities of prompts from llama.cpp: ``LLAMA_PYTHON llama_cpp.py REQUEST``.
+"""Log-probabilities from llama.cpp's server: ``LLAMA_PYTHON llama_cpp.py REQUEST``.
 
-Run by an interpreter with llama-cpp-python (0.3.36 was tried), which pip compiles. The weights are
-written out in float32 first, so that the cache is all that is quantised.
+Run by an interpreter with xllamacpp (2026.10.11549 was tried), a wheel that brings llama.cpp and
+starts its server on loopback. The server tells nothing of prompts, so each position is asked for as
+the token that follows what stands before it; what it has in its cache it does not compute again.
 """
 
 from __future__ import annotations
@@ -11,50 +12,45 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.pop(0)  # this file has the name of what it imports
-
-import llama_cpp
-import numpy as np
-
-TOP = 50
+import xllamacpp
 
 
-def in_float32(gguf: Path, folder: Path) -> str:
-    """A copy with float32 weights."""
-    decoded = folder / "float32.gguf"
-    asked = llama_cpp.llama_model_quantize_default_params()
-    asked.ftype, asked.allow_requantize = llama_cpp.LLAMA_FTYPE_ALL_F32, True
-    llama_cpp.llama_model_quantize(str(gguf).encode(), str(decoded).encode(), asked)
-    return str(decoded)
+def server_of(model: str, *, cache: str) -> Any:
+    """A server of one GGUF file, with one thread."""
+    asked = xllamacpp.CommonParams()
+    asked.model.path = model
+    asked.n_ctx, asked.n_parallel, asked.warmup = 512, 1, False
+    asked.n_gpu_layers = 0
+    asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = 1
+    stored = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{cache.upper()}")
+    asked.cache_type_k = asked.cache_type_v = stored
+    kinds = xllamacpp.llama_flash_attn_type
+    asked.flash_attn_type = kinds.LLAMA_FLASH_ATTN_TYPE_ENABLED  # values are quantised only with it
+    return xllamacpp.Server(asked)
 
 
-def most_likely(scores: np.ndarray[Any, Any]) -> dict[int, float]:
-    """Log-probabilities of the most likely tokens of one position."""
-    scores = scores.astype(np.float64)
-    scores -= scores.max()
-    scores -= np.log(np.exp(scores).sum())
-    return {int(token): float(scores[token]) for token in scores.argsort()[-TOP:]}
+def next_token(server: Any, prompt: list[int], *, most: int) -> dict[int, float]:
+    """Log-probabilities of the tokens that are likeliest to come next, by token id."""
+    asked = {"prompt": prompt, "n_predict": 1, "n_probs": most, "temperature": 0}
+    scores = server.handle_completions(asked)["choices"][0]["logprobs"]
+    if scores is None:  # the answer is empty: an end token came first
+        return {}
+    (step,) = scores["content"]
+    return {each["id"]: each["logprob"] for each in step["top_logprobs"]}
 
 
 def main(request: str) -> None:
-    """Answers a request with the most likely tokens that every position but the last predicts."""
+    """Answers a request: of every text one position, the last, or all but it."""
     asked = json.loads(Path(request).read_text(encoding="utf-8"))
-    answer = Path(asked["answer"])
-    cache = getattr(llama_cpp, f"GGML_TYPE_{asked['cache'].upper()}")
-    engine = llama_cpp.Llama(
-        in_float32(Path(asked["model"]), answer.parent),
-        n_ctx=512,
-        logits_all=True,
-        flash_attn=True,  # values are quantised only with it
-        type_k=cache,
-        type_v=cache,
-    )
-    found = []
-    for ids in asked["token_ids"]:
-        engine.reset()
-        engine.eval(ids)
-        found.append([most_likely(row) for row in engine.scores[: len(ids) - 1]])
-    answer.write_text(json.dumps(found), encoding="utf-8")
+    server = server_of(asked["model"], cache=asked["cache"])
+    found = [
+        [
+            next_token(server, ids[:end], most=asked["most"])
+            for end in (range(1, len(ids)) if asked["every_position"] else [len(ids)])
+        ]
+        for ids in asked["token_ids"]
+    ]
+    Path(asked["answer"]).write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

