@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -15,7 +16,9 @@ import yaml
 
 from precheck.saved import read_report
 from tests.render.workflow_commands import Command, acted_on
+from tests.served.engines import Engine, serving
 from tests.test_docs import blocks, first_column, section
+from tests.tiny_models import save_checkpoint, tiny
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,7 +65,11 @@ class Runner:
 
     def __call__(self, identity: str, inputs: Mapping[str, str], **known: str) -> Ended:
         (step,) = (each for each in STEPS if each.get("id") == identity)
-        known = {"steps.install.outputs.bin": str(self.bin), **known}
+        known = {
+            "steps.install.outputs.bin": str(self.bin),
+            "github.action_path": str(ROOT),
+            **known,
+        }
         known |= {
             f"inputs.{name}": str(inputs.get(name, declared.get("default", "")))
             for name, declared in ACTION["inputs"].items()
@@ -100,10 +107,23 @@ class Runner:
         named = {name.replace("_", "-"): value for name, value in inputs.items()}
         return self("scan", {"args": "--quick", **named})
 
+    def verify(self, **inputs: str) -> Ended:
+        """The step after it, for an engine."""
+        named = {name.replace("_", "-"): value for name, value in inputs.items()}
+        reports = self.workspace / "reports"
+        reports.mkdir(exist_ok=True)
+        return self("verify", named, **{"steps.scan.outputs.report": str(reports)})
+
 
 @pytest.fixture
 def runner(tmp_path: Path) -> Runner:
     return Runner(tmp_path)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    folder = tmp_path / "served"
+    return Engine(folder=save_checkpoint(tiny("qwen2", num_layers=2), folder, tokenizer=True))
 
 
 def evaluated(expression: str, known: Mapping[str, str]) -> str:
@@ -125,7 +145,7 @@ def outputs_in(text: str) -> dict[str, str]:
 
 def test_no_input_is_pasted_into_a_script() -> None:
     scripts = [step for step in STEPS if "run" in step]
-    assert len(scripts) == 3
+    assert len(scripts) == 4
     for step in scripts:
         assert "${{" not in step["run"]
         assert all(EXPRESSION.fullmatch(value) for value in step["env"].values())
@@ -151,10 +171,11 @@ def test_actions_are_pinned_to_a_commit_and_say_its_version(text: str, number: i
 def test_the_page_tells_every_input_and_uses_what_there_is() -> None:
     listed = first_column(section(PAGE, "GitHub Actions"))
     assert listed == ["input", *ACTION["inputs"]]
-    (recipe,) = blocks(PAGE, language="yaml")
+    recipe, of_engine = blocks(PAGE, language="yaml")
     steps = yaml.safe_load(recipe)["jobs"]["precheck"]["steps"]
     (ours,) = (step for step in steps if step["uses"] == "./precheck")
-    assert ACTION["inputs"].keys() >= ours["with"].keys()
+    named = ours["with"].keys() | yaml.safe_load(of_engine)[1]["with"].keys()
+    assert ACTION["inputs"].keys() >= named
     outputs = re.findall(rf"steps\.{ours['id']}\.outputs\.([\w-]+)", recipe)
     assert ACTION["outputs"].keys() >= set(outputs) == {"report"}
 
@@ -261,6 +282,63 @@ def test_a_quote_that_is_not_closed_ends_the_step(runner: Runner, healthy: Path)
     assert ended.outputs == {}
 
 
+# The step that compares an engine.
+
+
+def test_an_engine_that_runs_something_else(runner: Runner, engine: Engine) -> None:
+    reports = runner.workspace / "reports"
+    scanned = runner.scan(
+        model=str(engine.folder), args="--quick --dtype float32 --attn sdpa", report="reports"
+    )
+    assert scanned.code == 0, scanned.output
+    with serving(engine) as url:
+        ended = runner.verify(
+            model=str(engine.folder),
+            server=url,
+            server_require="bfloat16+sdpa\n",
+            server_args="--dtype float32 --attn sdpa --generate 4 --concurrency 1",
+        )
+    assert ended.code == 1, ended.output
+    assert ended.outputs == {"exit-code": "1"}
+    (error,) = ended.commands
+    assert error.data == "FAIL: the server behaves like float32 + sdpa, not bfloat16 + sdpa"
+    assert error.data in ended.summary
+    bug = (reports / "server.md").read_text(encoding="utf-8")
+    assert ended.summary.endswith(bug)
+    assert "float32 + sdpa is safe" in bug
+    assert json.loads((reports / "server.json").read_text(encoding="utf-8"))["distances"]
+
+
+def test_an_engine_is_compared_with_the_report(runner: Runner) -> None:
+    given = runner.temporary / "given"
+    runner.executable("precheck", f'printf "%s\\0" "$@" > "{given}"; echo PASS: it does')
+    ended = runner.verify(
+        model="-m",
+        revision="abc",
+        server=HOSTILE,
+        server_require="bfloat16\nfloat16+sdpa\n",
+        server_args="--served-model 'a b'",
+    )
+    words = given.read_text(encoding="utf-8").split("\0")
+    assert (ended.code, ended.outputs) == (0, {"exit-code": "0"})
+    assert ended.summary == "    PASS: it does\n"
+    assert words[:-8] == [
+        "verify",
+        *("--report", f"{runner.workspace}/reports/report.json", "--revision", "abc"),
+        *("--require", "bfloat16", "--require", "float16+sdpa", "--served-model", "a b"),
+    ]
+    assert words[-4:] == ["--", HOSTILE, "-m", ""]
+    assert list(runner.workspace.rglob("touched")) == []
+
+
+def test_an_engine_is_asked_only_where_there_is_one_and_its_code_counts() -> None:
+    (step,) = (step for step in STEPS if step.get("id") == "verify")
+    assert step["if"] == "inputs.server"
+    assert STEPS.index(step) == len(STEPS) - 1
+    code = ACTION["outputs"]["exit-code"]["value"]
+    assert code == "${{ steps.verify.outputs.exit-code || steps.scan.outputs.exit-code }}"
+
+
 # The other steps.
 
 
@@ -286,8 +364,7 @@ def test_what_is_not_downloaded_is_not_cached(runner: Runner) -> None:
     (runner.workspace / "model").mkdir()
     for model in ("demo:qwen2-eager", "model", "./model"):
         assert runner("hub", {"model": model}).outputs == {}
-    cached = STEPS[-2]
-    assert cached["if"] == "steps.hub.outputs.key"
+    (cached,) = (step for step in STEPS if step.get("if") == "steps.hub.outputs.key")
     assert cached["with"] == {
         "path": "${{ steps.hub.outputs.folder }}",
         "key": "${{ steps.hub.outputs.key }}",

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from precheck import cli, pipeline
+from precheck.commands.saving import Saving
 from precheck.errors import (
     CheckpointAccessError,
     ExitCode,
@@ -28,7 +29,11 @@ from precheck.records.report import Device, Environment, ModelFacts, Report, Run
 from precheck.records.stored import CheckpointAudit
 from precheck.records.traces import Coverage, Probe
 from precheck.render import Format
+from precheck.served.request import NUM_GENERATED, VerifyRequest
 from tests import hand_made
+
+if TYPE_CHECKING:
+    from precheck.records.outcomes.served import Served
 
 
 def run(verdict: Verdict, *, dtype: Dtype = Dtype.FLOAT16, attn: str = "sdpa") -> Run:
@@ -299,6 +304,8 @@ def test_flags_arrive_at_the_scan(shell: Shell) -> None:
         (["--prompt", ""], "empty prompt"),
         (["--context", "-8k"], "--context: '-8k' (expected a number of tokens, or max)"),
         (["--prompts", "absent.txt"], "cannot read prompts file: 'absent.txt'"),
+        (["--save-logits", "absent/file"], "output folder does not exist"),
+        (["--save-logits", "file", "--static"], "log-probabilities to save, with static"),
         (["-o", "report.docx"], "unknown report format: 'report.docx'"),
         (["-o", "absent/report.json"], "output folder does not exist"),
         (["--require-proof", "score"], "unknown mechanism: 'score'"),
@@ -316,6 +323,118 @@ def test_refuses_what_it_cannot_use_before_scanning(
     assert said in ended.err
     assert "Traceback" not in ended.err
     assert (ended.asked, ended.out, list(tmp_path.iterdir())) == ({}, "", [])
+
+
+def test_flags_arrive_at_what_a_scan_saves(shell: Shell, tmp_path: Path) -> None:
+    saved: list[tuple[Saving, Report]] = []
+    shell.monkeypatch.setattr(Saving, "save", lambda self, report: saved.append((self, report)))
+    file = tmp_path / "file"
+    flags = ("--prompt", "one", "--generate", "5", "--device", "cpu", "--max-memory", "1GiB")
+    more = ("--trust-remote-code", "--allow-pickle", "--quiet")
+    assert shell("scan", "some/model", "--save-logits", file, *flags, *more).code == 0
+    request = VerifyRequest(
+        dtypes=(Dtype.FLOAT32,),
+        prompts=("one",),
+        num_generated=5,
+        device="cpu",
+        max_memory=1 << 30,
+        trust_remote_code=True,
+    )
+    expected = Saving(model="some/model", path=file, request=request, allow_pickle=True, quiet=True)
+    assert saved == [(expected, SAFE)]
+    shell("scan", "some/model", "--save-logits", file)
+    assert saved[-1][0].request.num_generated == NUM_GENERATED
+
+
+@pytest.fixture
+def verified(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What arrives at the comparison, which ends there."""
+    asked: dict[str, Any] = {}
+
+    def compared(url: str, model: str, **options: Any) -> Served:
+        asked.update(options, url=url, model=model)
+        raise UsageError("arrived")
+
+    monkeypatch.setattr("precheck.served.verify.verify", compared)
+    return asked
+
+
+def test_flags_arrive_at_verify(shell: Shell, verified: dict[str, Any], tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps(SAFE.to_dict()), encoding="utf-8")
+    shell.monkeypatch.setenv("A_KEY", "secret")
+    ended = shell(
+        *("verify", "http://host:1", "some/model", "--served-model", "name"),
+        *("--api-key-env", "A_KEY", "--timeout", "5", "--retries", "1", "--concurrency", "2"),
+        *("--revision", "abc", "--dtype", "fp16,auto", "--attn", "sdpa,eager", "--device", "cpu"),
+        *("--kv-cache-dtype", "int8", "--quantization", "int4", "--max-memory", "1GiB"),
+        *("--trust-remote-code", "--prompt", "one", "--generate", "5"),
+        *("--require", "bf16+sdpa", "--report", report),
+    )
+    assert "error: arrived" in ended.err
+    assert verified.pop("observe")
+    assert verified == {
+        "url": "http://host:1",
+        "model": "some/model",
+        "report": SAFE,
+        "logits": None,
+        "request": VerifyRequest(
+            dtypes=(Dtype.FLOAT16, "auto"),
+            attn_implementations=("sdpa", "eager"),
+            kv_cache_dtypes=("int8",),
+            quantizations=("int4",),
+            measured=(
+                Configuration(dtype=Dtype.BFLOAT16, attn_implementation="sdpa"),
+                *SAFE.deployable,
+            ),
+            prompts=("one",),
+            num_generated=5,
+            served_model="name",
+            concurrency=2,
+            seconds=5.0,
+            retries=1,
+            key="secret",
+            device="cpu",
+            max_memory=1 << 30,
+            revision="abc",
+            trust_remote_code=True,
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--dtype", "float8"], "unknown dtype: 'float8'"),
+        (["--attn", "sdpa,,eager"], "empty name in --attn"),
+        (["--require", "float16+"], "not a configuration: 'float16+'"),
+        (["--kv-cache-dtype", "fp9"], "fp9"),
+        (["--quantization", "int3x"], "int3x"),
+        (["--max-memory", "0"], "not a size: '0' for --max-memory"),
+        (["--timeout", "0"], "--timeout"),
+        (["--retries", "-1"], "--retries"),
+        (["--concurrency", "0"], "--concurrency"),
+        (["--generate", "0"], "--generate"),
+        (["--prompt", ""], "empty prompt"),
+        (["--prompts", "absent.txt"], "cannot read prompts file: 'absent.txt'"),
+        (["--api-key-env", "A_KEY"], "the key in A_KEY is not printable ASCII"),
+        (["-o", "bug.docx"], "unknown format of a served run: 'bug.docx'"),
+        (["-o", "absent/bug.md"], "output folder does not exist"),
+        (["--no-such-flag"], "--no-such-flag"),
+    ],
+    ids=lambda each: "=".join(each) if isinstance(each, list) else "",
+)
+def test_verify_refuses_what_it_cannot_use_before_asking(
+    shell: Shell, verified: dict[str, Any], tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    shell.monkeypatch.chdir(tmp_path)
+    shell.monkeypatch.setenv("A_KEY", "schl\u00fcssel")
+    ended = shell("verify", "http://host:1", "some/model", *arguments)
+    assert ended.code == ExitCode.USAGE
+    assert said in ended.err
+    assert "schl" not in ended.err
+    assert "Traceback" not in ended.err
+    assert (verified, ended.out, list(tmp_path.iterdir())) == ({}, "", [])
 
 
 def test_refuses_an_output_that_is_a_folder(shell: Shell, tmp_path: Path) -> None:

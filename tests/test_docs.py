@@ -313,7 +313,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def test_the_recipe_for_github_actions_is_yaml_with_steps() -> None:
-    (recipe,) = blocks((ROOT / "docs" / "ci.md").read_text(encoding="utf-8"), language="yaml")
+    recipe, _ = blocks((ROOT / "docs" / "ci.md").read_text(encoding="utf-8"), language="yaml")
     steps = yaml.safe_load(recipe)["jobs"]["precheck"]["steps"]
     assert all({"run", "uses"} & step.keys() for step in steps)
     assert yaml.safe_load(recipe)["permissions"]["security-events"] == "write"

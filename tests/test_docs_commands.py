@@ -43,7 +43,7 @@ def test_commands_run(
     for words in commands(page):
         if words == ["precheck", "demo", "--scan"]:
             continue  # a minute; tests/gallery scans them all
-        if words[1] == "verify" or any(word.endswith(".gguf") for word in words):
+        if words[1] == "verify" or any(word.endswith((".gguf", ".logits")) for word in words):
             continue  # it needs a server, or a file; tests/served and test_gguf.py have them
         monkeypatch.setattr(sys, "argv", ["precheck", *typed(words)])
         with pytest.raises(SystemExit) as ended:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,12 @@ def read_config(folder: Path, *, where: str) -> dict[str, Any]:
             hint="compare the file with the one on the Hub",
         ) from error
     return content if name == CONFIG else read_json_object(folder / name, where=where)
+
+
+def config_digest(folder: Path) -> str | None:
+    """SHA-256 of a checkpoint's config; None where it has none, as beside a GGUF file."""
+    file = folder / CONFIG
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def load_config(

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from enum import Enum, auto
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from precheck.checkpoint import gallery, hub
+from precheck.checkpoint import hub
 from precheck.checkpoint.config import (
-    CONFIG,
     load_config,
-    read_config,
     read_json_object,
     take_attention,
     without_quantization,
 )
 from precheck.checkpoint.decoded import DecodedWeights
-from precheck.checkpoint.formats import find_weight_files, refuse_foreign_format
+from precheck.checkpoint.formats import find_weight_files
 from precheck.checkpoint.gguf.contents import GgufContents, read_contents
 from precheck.checkpoint.gguf.location import GgufLocation, find_gguf
+from precheck.checkpoint.naming.location import locate, read_config_at
 from precheck.checkpoint.quantization import (
     GGUF,
     MODELOPT,
@@ -32,27 +27,17 @@ from precheck.checkpoint.quantization import (
 )
 from precheck.checkpoint.remote.opening import open_remote
 from precheck.checkpoint.weights import Headers, Weights, open_shard
-from precheck.errors import (
-    CheckpointAccessError,
-    UnsupportedModelError,
-    UsageError,
-    did_you_mean,
-)
 from precheck.records.progress import Announcement, Observer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
+    from pathlib import Path
 
     import transformers
 
     from precheck.checkpoint.remote.files import RemoteFiles
     from precheck.checkpoint.shards import Shard
     from precheck.records.attention import Attention
-
-_DEMO = "demo:"
-
-_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
-"""``owner/name``, or the bare name of an old repository."""
 
 
 class Access(Enum):
@@ -164,13 +149,13 @@ def open_checkpoint(
     found = find_gguf(model, revision=revision, observe=observe)
     if found is not None:
         return _open_gguf(found, id=model)
-    location = _locate(
+    location = locate(
         model,
         revision=revision,
         with_code=trust_remote_code,
         with_tokenizer=access is not Access.DESCRIBED,
     )
-    content = _read_config(location, where=model)
+    content = read_config_at(location, where=model)
     if MODELOPT in location.names:
         exported = read_json_object(location.folder / MODELOPT, where=model)
         content = with_modelopt(content, exported)
@@ -233,108 +218,6 @@ def _open_gguf(found: GgufLocation, *, id: str) -> Checkpoint:  # noqa: A002  th
         quantization=Quantization(method=GGUF, settings=settings),
         gguf=contents,
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Location:
-    folder: Path
-    names: frozenset[str]
-    """Files of the checkpoint, relative to the folder; on the Hub also those not downloaded yet."""
-    snapshot: hub.Snapshot | None = None
-
-
-def _locate(
-    model: str, *, revision: str | None, with_code: bool, with_tokenizer: bool
-) -> _Location:
-    refuse = partial(refuse_foreign_format, where=model)
-    folder = _find_folder(model)
-    if folder is None:
-        try:
-            snapshot = hub.fetch_description(
-                model,
-                revision=revision,
-                with_code=with_code,
-                with_tokenizer=with_tokenizer,
-                check=lambda names, fetch: refuse(
-                    names, lambda name: read_json_object(fetch(name), where=model)
-                ),
-            )
-        except CheckpointAccessError as error:
-            hint = f"{_close_folder(model)}{error.hint}"
-            raise CheckpointAccessError(error.message, hint=hint) from error.__cause__
-        return _Location(folder=snapshot.folder, names=frozenset(snapshot.sizes), snapshot=snapshot)
-    if revision is not None:
-        raise UsageError(
-            f"revision {revision!r} of a local folder: {model!r} (only the Hub has revisions)",
-            hint="omit --revision, or pass a Hub id",
-        )
-    names = frozenset(
-        file.relative_to(folder).as_posix()
-        for pattern in ("*", "*/*")
-        for file in folder.glob(pattern)
-        if file.is_file()
-    )
-    refuse(names, lambda name: read_json_object(folder / name, where=model))
-    return _Location(folder=folder, names=names)
-
-
-def _find_folder(model: str) -> Path | None:
-    if model.startswith(_DEMO):
-        return gallery.saved(model.removeprefix(_DEMO))
-    try:
-        path = Path(model).expanduser()
-        # An empty path would be the current folder.
-        exists = bool(model) and path.exists()
-        if exists and path.is_dir():
-            return path
-    except (OSError, RuntimeError) as error:
-        raise CheckpointAccessError(
-            f"cannot read folder {model!r}: {error}", hint="check the spelling and the permissions"
-        ) from error
-    if exists:
-        refuse_foreign_format(
-            [path.name], lambda _: read_json_object(path, where=model), where=model
-        )
-        raise UnsupportedModelError(
-            f"not a folder: {model!r} (expected a folder with config.json, or a Hub id)",
-            hint="pass the folder that contains it",
-        )
-    if not _HUB_ID.fullmatch(model):
-        raise CheckpointAccessError(
-            f"no such folder: {model!r}",
-            hint=f"{_close_folder(model)}check the spelling, or pass a Hub id: owner/name",
-        )
-    return None
-
-
-def _close_folder(model: str) -> str:
-    """The start of a hint if a folder with nearly this name is next to where it should be."""
-    path = Path(model)
-    try:
-        names = [other.name for other in path.expanduser().parent.iterdir() if other.is_dir()]
-    except (OSError, RuntimeError, ValueError):
-        return ""
-    close = get_close_matches(path.name, names, n=1)
-    return did_you_mean(repr(str(path.with_name(name))) for name in close)
-
-
-def _read_config(location: _Location, *, where: str) -> dict[str, Any]:
-    if CONFIG not in location.names:
-        raise CheckpointAccessError(
-            f"no {CONFIG} in {where!r}, so the model is unknown",
-            hint=_nested_checkpoint(location.folder)
-            or "save_pretrained(DIR) writes config.json and model.safetensors; scan that DIR",
-        )
-    return read_config(location.folder, where=where)
-
-
-def _nested_checkpoint(folder: Path) -> str | None:
-    # Training runs, and the Hub's own cache, keep checkpoints one or two folders further down.
-    for pattern in (f"*/{CONFIG}", f"snapshots/*/{CONFIG}"):
-        config = max(folder.glob(pattern), default=None)
-        if config is not None:
-            return f"did you mean the folder {str(config.parent)!r}?"
-    return None
 
 
 def _download(snapshot: hub.Snapshot, *, names: Collection[str], observe: Observer) -> None:

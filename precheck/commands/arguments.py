@@ -73,6 +73,11 @@ def names(text: str, *, flag: str) -> tuple[str, ...]:
     return listed
 
 
+def listed(text: str | None, *, flag: str) -> tuple[str, ...] | None:
+    """The names of a comma list as :func:`names`; None where the flag was not given."""
+    return None if text is None else names(text, flag=flag)
+
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])?(i)?B?", re.IGNORECASE | re.ASCII)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 

@@ -10,7 +10,15 @@ import typer
 
 from precheck.commands import arguments, terminal
 from precheck.commands.importing import import_torch
-from precheck.commands.options import Debug, Device, Model, Quiet, Revision, TrustRemoteCode
+from precheck.commands.options import (
+    Debug,
+    Device,
+    MaxMemory,
+    Model,
+    Quiet,
+    Revision,
+    TrustRemoteCode,
+)
 from precheck.errors import ExitCode, UsageError, WrittenInterrupted
 from precheck.measure.processes import num_processes
 from precheck.records.outcomes.fix import Fix
@@ -61,10 +69,7 @@ def fix(
     ] = False,
     revision: Revision = None,
     device: Device = "auto",
-    max_memory: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Memory limit of the scans, e.g. 4GiB."),
-    ] = None,
+    max_memory: MaxMemory = None,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
     debug: Debug = False,

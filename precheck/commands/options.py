@@ -22,6 +22,9 @@ JUDGE_PANEL = "What to judge"
 WRITE_PANEL = "What to write"
 SHOW_PANEL = "What to show"
 
+DTYPES = "float16,bfloat16,float32"
+"""What is measured by default."""
+
 # main() reads the flag itself, because it needs it before the arguments are parsed.
 Debug = Annotated[
     bool, typer.Option("--debug", help="Show tracebacks of errors.", rich_help_panel=SHOW_PANEL)
@@ -44,6 +47,69 @@ Revision = Annotated[
 Device = Annotated[
     str,
     typer.Option(metavar="DEVICE", help="auto, cpu, cuda:0 or mps.", rich_help_panel=MEASURE_PANEL),
+]
+Dtypes = Annotated[
+    str,
+    typer.Option(
+        metavar="LIST",
+        help="Dtypes to measure, comma-separated; auto is the checkpoint's own.",
+        autocompletion=completion.dtypes,
+        rich_help_panel=MEASURE_PANEL,
+    ),
+]
+AttnImplementations = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="Attention implementations to measure (default: the model's own, and eager).",
+        autocompletion=completion.attentions,
+        rich_help_panel=MEASURE_PANEL,
+    ),
+]
+KvCacheDtypes = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-cache-dtype",
+        metavar="LIST",
+        help="Formats of the key-value cache to measure, e.g. fp8_e4m3,int8; all for every one.",
+        autocompletion=completion.cache_formats,
+        rich_help_panel=MEASURE_PANEL,
+    ),
+]
+Quantizations = Annotated[
+    str | None,
+    typer.Option(
+        "--quantization",
+        metavar="LIST",
+        help="Formats of the weights to measure, e.g. fp8,int4,nvfp4; all for every one.",
+        autocompletion=completion.weight_formats,
+        rich_help_panel=MEASURE_PANEL,
+    ),
+]
+PromptText = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Run this prompt instead of the built-in ones. Repeatable.",
+        rich_help_panel=MEASURE_PANEL,
+    ),
+]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help='Run the prompts in this file: one per line, or .jsonl with "text", "token_ids" or'
+        ' "text" and "images".',
+        rich_help_panel=MEASURE_PANEL,
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Memory limit, e.g. 4GiB (default: all free memory).",
+        rich_help_panel=MEASURE_PANEL,
+    ),
 ]
 TrustRemoteCode = Annotated[
     bool,

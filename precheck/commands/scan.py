@@ -12,16 +12,24 @@ from precheck.commands import arguments, terminal
 from precheck.commands.gating import EXIT_CODES, Gating
 from precheck.commands.importing import import_torch
 from precheck.commands.options import (
+    DTYPES,
     AllLayers,
+    AttnImplementations,
     Baseline,
     Card,
     Debug,
     DeployedFor,
     Device,
+    Dtypes,
     FailOnOption,
     Gpus,
+    KvCacheDtypes,
+    MaxMemory,
     Model,
     Output,
+    PromptFile,
+    PromptText,
+    Quantizations,
     Quiet,
     Redact,
     Require,
@@ -31,24 +39,19 @@ from precheck.commands.options import (
     TrustRemoteCode,
     Verbose,
 )
+from precheck.commands.saving import Saving
 from precheck.commands.scan_options import (
     Accumulations,
     AllowPickle,
-    AttnImplementations,
     BuiltinProbes,
     CapsuleFolder,
     Context,
-    Dtypes,
     Full,
-    KvCacheDtypes,
-    MaxMemory,
     NumGenerated,
-    PromptFile,
-    PromptText,
     Prove,
-    Quantizations,
     Quick,
     Resident,
+    SaveLogits,
     Static,
     Stream,
 )
@@ -58,15 +61,17 @@ from precheck.facts.engines import EngineName
 from precheck.judge.gate import FailOn
 from precheck.measure.processes import is_first_process
 from precheck.records.outcomes.gate import Outcome
+from precheck.records.precision import Dtype
 from precheck.records.report import Report
 from precheck.render import Format
+from precheck.served.request import NUM_GENERATED, VerifyRequest
 
 
 def scan(
     model: Model,
     *,
     revision: Revision = None,
-    dtype: Dtypes = "float16,bfloat16,float32",
+    dtype: Dtypes = DTYPES,
     attn: AttnImplementations = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
@@ -87,6 +92,7 @@ def scan(
     full: Full = False,
     stream: Stream = False,
     capsule: CapsuleFolder = None,
+    logits: SaveLogits = None,
     output: Output = None,
     card: Card = None,
     stdout_format: StdoutFormat = Format.TABLE,
@@ -119,24 +125,33 @@ def scan(
         quiet=quiet,
         prompts=own,
     )
+    memory = arguments.size(max_memory, flag="--max-memory")
+    saving = None
+    if logits is not None:
+        asked = VerifyRequest(
+            dtypes=(Dtype.FLOAT32,),
+            prompts=own,
+            num_generated=generate or NUM_GENERATED,
+            device=device,
+            max_memory=memory,
+            trust_remote_code=trust_remote_code,
+        )
+        saving = Saving(
+            model=model, path=logits, request=asked, allow_pickle=allow_pickle, quiet=quiet
+        )
+        saving.check(has_weights=not (static or stream))
     gating = Gating.of(
         require=require, require_proof=require_proof, baseline=baseline, fail_on=fail_on
     )
     measured = partial(
         pipeline.scan,
         model,
-        attn_implementations=None if attn is None else arguments.names(attn, flag="--attn"),
-        accumulations=None
-        if accumulation is None
-        else arguments.names(accumulation, flag="--accumulation"),
-        kv_cache_dtypes=()
-        if kv_cache_dtype is None
-        else arguments.names(kv_cache_dtype, flag="--kv-cache-dtype"),
-        quantizations=()
-        if quantization is None
-        else arguments.names(quantization, flag="--quantization"),
+        attn_implementations=arguments.listed(attn, flag="--attn"),
+        accumulations=arguments.listed(accumulation, flag="--accumulation"),
+        kv_cache_dtypes=arguments.listed(kv_cache_dtype, flag="--kv-cache-dtype") or (),
+        quantizations=arguments.listed(quantization, flag="--quantization") or (),
         dtypes=arguments.dtypes(dtype),
-        max_memory=arguments.size(max_memory, flag="--max-memory"),
+        max_memory=memory,
         prompts=own,
         device=device,
         revision=revision,
@@ -155,23 +170,17 @@ def scan(
         stream=stream,
         capsule=capsule,
     )
-    _finish(
-        measured,
-        writing=writing,
-        gating=gating,
-        engine=deployed_for.label,
-        quiet=quiet,
-        writes=is_first,
-    )
+    engine = deployed_for.label
+    _finish(measured, writing=writing, saving=saving, gating=gating, engine=engine, writes=is_first)
 
 
 def _finish(
     measured: Callable[..., Report],
     *,
     writing: Writing,
+    saving: Saving | None,
     gating: Gating,
     engine: str,
-    quiet: bool,
     writes: bool,
 ) -> None:
     """Scans, writes the report, and ends; what was measured until Ctrl-C is written too.
@@ -179,9 +188,9 @@ def _finish(
     Args:
         measured: makes the report, and takes whom to tell what happens.
         writing: where the report goes.
+        saving: writes log-probabilities; None: nobody asked for them.
         gating: judges it.
         engine: the one to show the command for.
-        quiet: show no progress.
         writes: this process writes; others have told it what they found.
 
     Raises:
@@ -189,7 +198,7 @@ def _finish(
     """
     report: Report | None = None
     try:
-        with terminal.progress(quiet=quiet) as observe:
+        with terminal.progress(quiet=writing.quiet) as observe:
             import_torch(observe)
             report = measured(observe=observe)
         if not writes:
@@ -200,6 +209,8 @@ def _finish(
             writing.on_stdout(report, outcome, engine=engine)
         finally:
             writing.into_files(report)
+        if saving is not None:
+            saving.save(report)
     except KeyboardInterrupt as interrupted:
         terminal.say("interrupted")
         if isinstance(interrupted, ScanInterrupted) and isinstance(interrupted.partial, Report):

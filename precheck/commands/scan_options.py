@@ -7,50 +7,14 @@ from typing import Annotated
 
 import typer
 
-from precheck.commands import completion
 from precheck.commands.options import MEASURE_PANEL, MODEL_PANEL, WRITE_PANEL
 
-Dtypes = Annotated[
-    str,
-    typer.Option(
-        metavar="LIST",
-        help="Dtypes to measure, comma-separated; auto is the checkpoint's own.",
-        autocompletion=completion.dtypes,
-        rich_help_panel=MEASURE_PANEL,
-    ),
-]
-AttnImplementations = Annotated[
-    str | None,
-    typer.Option(
-        metavar="LIST",
-        help="Attention implementations to measure (default: the model's own, and eager).",
-        autocompletion=completion.attentions,
-        rich_help_panel=MEASURE_PANEL,
-    ),
-]
 AllowPickle = Annotated[
     bool,
     typer.Option(
         "--allow-pickle",
         help="Read pickled weights, which can execute code.",
         rich_help_panel=MODEL_PANEL,
-    ),
-]
-PromptText = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="TEXT",
-        help="Run this prompt instead of the built-in ones. Repeatable.",
-        rich_help_panel=MEASURE_PANEL,
-    ),
-]
-PromptFile = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help='Run the prompts in this file: one per line, or .jsonl with "text", "token_ids" or'
-        ' "text" and "images".',
-        rich_help_panel=MEASURE_PANEL,
     ),
 ]
 BuiltinProbes = Annotated[
@@ -69,14 +33,6 @@ Context = Annotated[
         metavar="N",
         help="Run a text of N tokens too, and tell what changes with the position; max for the"
         " model's own context.",
-        rich_help_panel=MEASURE_PANEL,
-    ),
-]
-MaxMemory = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE",
-        help="Memory limit, e.g. 4GiB (default: all free memory).",
         rich_help_panel=MEASURE_PANEL,
     ),
 ]
@@ -102,26 +58,6 @@ Accumulations = Annotated[
         metavar="LIST",
         help="Dtypes that kernels accumulate in, float32 or float16 (default: float32; both for"
         " GPTQ and AWQ).",
-        rich_help_panel=MEASURE_PANEL,
-    ),
-]
-KvCacheDtypes = Annotated[
-    str | None,
-    typer.Option(
-        "--kv-cache-dtype",
-        metavar="LIST",
-        help="Formats of the key-value cache to measure, e.g. fp8_e4m3,int8; all for every one.",
-        autocompletion=completion.cache_formats,
-        rich_help_panel=MEASURE_PANEL,
-    ),
-]
-Quantizations = Annotated[
-    str | None,
-    typer.Option(
-        "--quantization",
-        metavar="LIST",
-        help="Formats of the weights to measure, e.g. fp8,int4,nvfp4; all for every one.",
-        autocompletion=completion.weight_formats,
         rich_help_panel=MEASURE_PANEL,
     ),
 ]
@@ -155,6 +91,16 @@ Stream = Annotated[
         "--stream",
         help="Read weights on the Hub when they are needed, and store nothing.",
         rich_help_panel=MEASURE_PANEL,
+    ),
+]
+SaveLogits = Annotated[
+    Path | None,
+    typer.Option(
+        "--save-logits",
+        metavar="FILE",
+        help="Write log-probabilities of every configuration here: verify --logits FILE compares a"
+        " server with them, without the weights.",
+        rich_help_panel=WRITE_PANEL,
     ),
 ]
 CapsuleFolder = Annotated[

@@ -144,8 +144,8 @@ def _write(stream: TextIO | None, text: str) -> None:
         raise
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replace the file by the text, or leave it as it was; it keeps its permissions.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Replace the file by the content, or leave it as it was; it keeps its permissions.
 
     Raises:
         UsageError: it could not be written.
@@ -157,10 +157,10 @@ def write_whole(path: Path, text: str) -> None:
         # O_EXCL: it is ours alone, and no link that somebody has put there
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         descriptor = os.open(unfinished, flags, 0o666 if mode is None else 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with os.fdopen(descriptor, "wb") as file:
             if mode is not None:
                 os.fchmod(descriptor, mode)
-            file.write(text)
+            file.write(content if isinstance(content, bytes) else content.encode())
         unfinished.replace(path)
     except OSError as error:
         raise UsageError(

@@ -13,22 +13,21 @@ from precheck.commands import arguments, terminal
 from precheck.commands.gating import EXIT_CODES
 from precheck.commands.importing import import_torch
 from precheck.commands.options import (
+    DTYPES,
+    AttnImplementations,
     Debug,
     Device,
+    Dtypes,
+    KvCacheDtypes,
+    MaxMemory,
     Model,
+    PromptFile,
+    PromptText,
+    Quantizations,
     Quiet,
     Redact,
     Revision,
     TrustRemoteCode,
-)
-from precheck.commands.scan_options import (
-    AttnImplementations,
-    Dtypes,
-    KvCacheDtypes,
-    MaxMemory,
-    PromptFile,
-    PromptText,
-    Quantizations,
 )
 from precheck.commands.verify_options import (
     ApiKeyEnv,
@@ -36,6 +35,7 @@ from precheck.commands.verify_options import (
     NumAsked,
     RequireServed,
     Retries,
+    SavedLogitsFile,
     ScanReport,
     ServedModel,
     Timeout,
@@ -46,17 +46,17 @@ from precheck.commands.writing import home_folder, user_names
 from precheck.errors import ExitCode, UsageError, unknown
 from precheck.facts import format_names
 from precheck.records.configuration import Configuration
-from precheck.records.precision import Accumulation
 from precheck.saved import read_report
-from precheck.served.gate import judge
+from precheck.served.gate import is_met, judge
 from precheck.served.request import VerifyRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from precheck.records.outcomes.served import Served
     from precheck.records.prompts import Prompt
     from precheck.records.report import Report
+    from precheck.served.runs.file import SavedLogits
 
 _SUFFIXES = (".json", ".md")
 
@@ -71,8 +71,9 @@ def verify(
     retries: Retries = 2,
     concurrency: Concurrency = 4,
     report: ScanReport = None,
+    logits: SavedLogitsFile = None,
     revision: Revision = None,
-    dtype: Dtypes = "float16,bfloat16,float32",
+    dtype: Dtypes = DTYPES,
     attn: AttnImplementations = None,
     kv_cache_dtype: KvCacheDtypes = None,
     quantization: Quantizations = None,
@@ -98,17 +99,30 @@ def verify(
             hint = "the suffix of -o selects the format"
             raise unknown("format of a served run", str(path), _SUFFIXES, hint=hint)
         arguments.check_output(path)
-    given = None if report is None else read_report(report)
-    own = arguments.prompts(prompt or (), prompts)
     required = tuple(format_names.canonical(Configuration.parse(text)) for text in require or ())
+    given = None if report is None else read_report(report)
+    saved = None
+    if logits is not None:
+        unused = {
+            "--dtype": dtype != DTYPES,
+            "--attn": attn,
+            "--kv-cache-dtype": kv_cache_dtype,
+            "--quantization": quantization,
+            "--prompt": prompt,
+            "--prompts": prompts,
+        }
+        saved = _saved(logits, given, required=required, unused=unused)
+    own = arguments.prompts(prompt or (), prompts)
     request = VerifyRequest(
         dtypes=arguments.dtypes(dtype),
-        attn_implementations=_names(attn, flag="--attn"),
+        attn_implementations=arguments.listed(attn, flag="--attn"),
         kv_cache_dtypes=format_names.cache_names(
-            _names(kv_cache_dtype, flag="--kv-cache-dtype") or ()
+            arguments.listed(kv_cache_dtype, flag="--kv-cache-dtype") or ()
         ),
-        quantizations=format_names.weight_names(_names(quantization, flag="--quantization") or ()),
-        measured=required + (() if given is None else _runs_of(given)),
+        quantizations=format_names.weight_names(
+            arguments.listed(quantization, flag="--quantization") or ()
+        ),
+        measured=required + (() if given is None else given.deployable),
         prompts=own,
         num_generated=generate,
         served_model=served_model,
@@ -126,24 +140,64 @@ def verify(
             import_torch(observe)
             from precheck.served.verify import verify as verify_server
 
-            served = verify_server(url, model, request=request, report=given, observe=observe)
+            served = verify_server(
+                url, model, request=request, report=given, logits=saved, observe=observe
+            )
     except KeyboardInterrupt as interrupted:
         terminal.say("interrupted")
         raise typer.Exit(ExitCode.INTERRUPTED) from interrupted
     outcome, reason = judge(served, required)
-    _write(served, output=output or (), redact=redact, prompts=own or (), quiet=quiet)
+    texts = (own or ()) if saved is None else saved.contents.own_prompts
+    _write(served, output=output or (), redact=redact, prompts=texts, quiet=quiet)
     terminal.say(f"{outcome}: {reason}")
     raise typer.Exit(EXIT_CODES[outcome])
 
 
-def _runs_of(report: Report) -> tuple[Configuration, ...]:
-    """Configurations that a scan has run, as they can be required."""
-    runs = (run.requested for run in report.runs if run.failure is None)
-    return tuple(one for one in runs if one.accumulation is Accumulation.FLOAT32)
+def _saved(
+    path: Path,
+    report: Report | None,
+    *,
+    required: Sequence[Configuration],
+    unused: Mapping[str, object],
+) -> SavedLogits:
+    """The saved log-probabilities.
 
+    Args:
+        path: of the file.
+        report: of a scan of the same weights.
+        required: configurations that it has to have.
+        unused: flags, and what they say, that choose what the file has chosen.
 
-def _names(text: str | None, *, flag: str) -> tuple[str, ...] | None:
-    return None if text is None else arguments.names(text, flag=flag)
+    Raises:
+        ReportError: the file cannot be read.
+        UsageError: it does not go with the other flags.
+    """
+    flags = [flag for flag, value in unused.items() if value]
+    if flags:
+        raise UsageError(
+            f"{' and '.join(flags)} with --logits (expected none of them: the file has its"
+            " configurations and its prompts)",
+            hint="omit --logits, or save others: precheck scan MODEL --save-logits FILE",
+        )
+    from precheck.served.runs.file import read_logits
+
+    saved = read_logits(path)
+    weights = None if report is None else report.checkpoint.digest
+    if None not in {weights, saved.contents.weights} and weights != saved.contents.weights:
+        raise UsageError(
+            f"{str(path)!r} is of other weights than the report",
+            hint="write both in one scan: precheck scan MODEL --save-logits FILE -o report.json",
+        )
+    known = [run.configuration for run in saved.contents.finished]
+    absent = [one for one in required if not is_met(one, known)]
+    if absent:
+        raise UsageError(
+            f"{absent[0]} is not among the configurations of {str(path)!r} (expected one of:"
+            f" {', '.join(map(str, known))})",
+            hint=f"save it too: precheck scan MODEL --require {str(absent[0]).replace(' ', '')}"
+            " --save-logits FILE",
+        )
+    return saved
 
 
 def _key(variable: str) -> str | None:

@@ -83,6 +83,16 @@ ScanReport = Annotated[
         rich_help_panel=MODEL_PANEL,
     ),
 ]
+SavedLogitsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--logits",
+        metavar="FILE",
+        help="What scan --save-logits wrote: compare with it, and ask for its prompts; no weights"
+        " are needed.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
 VerifyOutput = Annotated[
     list[Path] | None,
     typer.Option(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from precheck.measure.machine.devices import resolve_device
 from precheck.measure.models.configurations import check_attention_name
+from precheck.records.traces import GREEDY, SAMPLED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +55,8 @@ class Request:
     """Bound what the 16-bit runs compute, over all inputs."""
     num_generated: int = 0
     """Tokens to generate after each prompt."""
+    strategies: tuple[str, ...] = (GREEDY, SAMPLED)
+    """How they are chosen, once each."""
     continues_own: bool = True
     """Generate after each of ``prompts`` if there are some, instead of after a built-in one."""
     accumulations: tuple[Accumulation, ...] | None = None

@@ -92,7 +92,7 @@ def _write_text(
     observe(
         Announcement(
             text=f"generating {counted(num_tokens, 'token')} after "
-            f"{counted(len(prompts), 'prompt')}, greedy and sampled"
+            f"{counted(len(prompts), 'prompt')}, {' and '.join(prepared.request.strategies)}"
         )
     )
     written: list[tuple[Generation, ...]] = [() for _ in prepared.skeletons]
@@ -101,6 +101,8 @@ def _write_text(
             batch.to(prepared.device),
             prepared.groups,
             num_tokens=num_tokens,
+            strategies=prepared.request.strategies,
+            witness=prepared.request.witness,
             weights=prepared.models,
             layout=prepared.layout,
             decode=inputs.vocabulary.decode,

@@ -14,7 +14,7 @@ from precheck.records.configuration import Configuration
 from precheck.records.finding import VERBS, Finding, Verdict
 from precheck.records.plain import check_bounds, check_schema, written_by
 from precheck.records.plain import plain as plain_data
-from precheck.records.precision import Dtype
+from precheck.records.precision import Accumulation, Dtype
 from precheck.records.quantities import python_string
 from precheck.records.sizes import AttentionFacts, CacheSize, KeyValueRange, OperandPeak, Widths
 from precheck.records.stored import CheckpointAudit
@@ -273,6 +273,12 @@ class Report:
         """The findings about one of its runs."""
         index = next(number for number, other in enumerate(self.runs) if other is run)
         return tuple(finding for finding in self.findings if index in finding.runs)
+
+    @property
+    def deployable(self) -> tuple[Configuration, ...]:
+        """Configurations that were run, as they can be required; none with sums in float16."""
+        runs = (run.requested for run in self.runs if run.failure is None)
+        return tuple(one for one in runs if one.accumulation is Accumulation.FLOAT32)
 
     @property
     def measurements(self) -> Measurements:

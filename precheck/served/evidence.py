@@ -33,8 +33,10 @@ class Evidence:
     tokens: Tokens
     max_context: int | None
     """Of the checkpoint."""
-    answers: tuple[Answer, ...]
+    written: tuple[Answer, ...]
     """To prompts that were sent alone, one after the other."""
+    answers: tuple[Answer, ...]
+    """The same up to the last position that can be compared."""
     in_company: tuple[Answer, ...]
     """To the same, sent again and several at once; empty if they were not."""
     read_texts: tuple[ReadText, ...]

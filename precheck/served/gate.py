@@ -25,13 +25,14 @@ def judge(served: Served, required: Sequence[Configuration]) -> tuple[Outcome, s
     first = next((one for one in served.findings if one.severity is Severity.ERROR), None)
     if first is not None:
         return Outcome.FAIL, f"{first.code}: {first.gist}"
-    if required and not any(_is_like(one, served.like) for one in required):
+    if required and not any(is_met(one, served.like) for one in required):
         wanted = " or ".join(map(str, required))
         return Outcome.FAIL, f"the server {served.sentence}, not {wanted}"
     return Outcome.PASS, f"the server {served.sentence}"
 
 
-def _is_like(wanted: Configuration, like: Sequence[Configuration]) -> bool:
+def is_met(wanted: Configuration, like: Sequence[Configuration]) -> bool:
+    """Whether a required configuration is among these; without an attention, any is."""
     if wanted.attn_implementation:
         return wanted in like
     return any(one.with_attention("") == wanted for one in like)

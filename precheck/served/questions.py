@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from precheck.errors import UsageError
+from precheck.errors import UnsupportedModelError, UsageError
 from precheck.measure.models.empty import bare_model
 from precheck.measure.probes.builtin import BUILTIN, TextPrompt
 from precheck.measure.probes.rows import covering_rows
 from precheck.measure.probes.vocabulary import Vocabulary, read_vocabulary
-from precheck.measure.subject.token_inputs import max_context, vocab_size
+from precheck.measure.subject.token_inputs import can_generate, max_context, vocab_size
 from precheck.records.prompts import ImagePrompt
 
 if TYPE_CHECKING:
@@ -103,9 +103,14 @@ def read_tokens(checkpoint: Checkpoint) -> tuple[Tokens, int | None]:
     """The checkpoint's tokenizer, and the longest input that the model allows.
 
     Raises:
-        UnsupportedModelError: the model takes no token ids.
+        UnsupportedModelError: the model takes no token ids, or continues no text.
     """
     model = bare_model(checkpoint)
+    if not can_generate(model) or getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not continue a text (expected a decoder that does)",
+            hint="scan it without a server: precheck scan MODEL",
+        )
     vocabulary = read_vocabulary(checkpoint, size=vocab_size(model))
     return Tokens(vocabulary), max_context(model)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from precheck.records.outcomes.served import Answer
 
 NUM_TOP = 5
-"""Likeliest tokens of a run that are kept at each position."""
+"""Likeliest tokens of a run that a comparison needs at each position."""
 _CHUNK_ROWS = 32
 """Positions at once: with a vocabulary of 152k, 39 MB in float64."""
 
@@ -50,7 +50,7 @@ class Reading:
     lowest: NDArray[np.float64]
     """Of the unlikeliest token, ``(positions,)``."""
     top: NDArray[np.float64]
-    """Of the run's likeliest tokens, ``(positions, NUM_TOP)``."""
+    """Of the run's likeliest tokens, ``(positions, NUM_TOP)``; fewer in a smaller vocabulary."""
     top_ids: NDArray[np.int64]
 
     @property
@@ -68,6 +68,8 @@ class ReadingWitness(Witness):
     """
 
     answers: dict[str, Answer]
+    num_top: int = NUM_TOP
+    """Likeliest tokens of each run that are kept at each position."""
     readings: dict[Configuration, dict[str, Reading]] = field(default_factory=dict)
     """Of every run, by the name of the answer."""
 
@@ -77,7 +79,7 @@ class ReadingWitness(Witness):
         for row, probe in enumerate(batch.probes):
             answer = self.answers.get(probe.name)
             if answer is not None:
-                of_run[answer.name] = read_row(logits[row], answer)
+                of_run[answer.name] = read_row(logits[row], answer, num_top=self.num_top)
 
 
 def sequences(answers: Sequence[Answer]) -> tuple[Batch, ...]:
@@ -107,12 +109,13 @@ def compared_places(answer: Answer) -> tuple[Place, ...]:
     return answer.prompt_places + generated
 
 
-def read_row(logits: Tensor, answer: Answer) -> Reading:
+def read_row(logits: Tensor, answer: Answer, *, num_top: int = NUM_TOP) -> Reading:
     """One run at the positions of an answer.
 
     Args:
         logits: ``(seq, vocab)`` of prompt and continuation, any dtype and device.
         answer: of the server.
+        num_top: likeliest tokens to keep at each position.
     """
     places = compared_places(answer)
     first = 0 if answer.prompt_places else len(answer.prompt) - 1
@@ -124,7 +127,7 @@ def read_row(logits: Tensor, answer: Answer) -> Reading:
         told[row, : len(place.ids)] = torch.tensor(place.ids, dtype=torch.long)
         is_told[row, : len(place.ids)] = True
     tokens = torch.tensor([place.token for place in places], dtype=torch.long)
-    parts = list(_chunks(scores, tokens, told, is_told))
+    parts = list(_chunks(scores, tokens, told, is_told, num_top=num_top))
     columns = [np.concatenate([part[index] for part in parts]) for index in range(6)]
     at_told, at_token, rank, lowest, top, top_ids = columns
     return Reading(
@@ -138,14 +141,14 @@ def read_row(logits: Tensor, answer: Answer) -> Reading:
 
 
 def _chunks(
-    scores: Tensor, tokens: Tensor, told: Tensor, is_told: Tensor
+    scores: Tensor, tokens: Tensor, told: Tensor, is_told: Tensor, *, num_top: int
 ) -> Iterator[tuple[NDArray[np.float64], ...]]:
     for start in range(0, len(tokens), _CHUNK_ROWS):
         part = slice(start, start + _CHUNK_ROWS)
         values = scores[part].detach().cpu().double().log_softmax(dim=-1)
         at_token = values.gather(1, tokens[part].unsqueeze(1))
         at_told = values.gather(1, told[part]).masked_fill(~is_told[part], -torch.inf)
-        top = values.topk(min(NUM_TOP, values.shape[-1]), dim=-1)
+        top = values.topk(min(num_top, values.shape[-1]), dim=-1)
         yield (
             at_told.numpy(),
             at_token.squeeze(1).numpy(),

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from precheck.records.precision import Dtype
     from precheck.records.prompts import Prompt
 
+NUM_GENERATED = 16
+"""Tokens after each prompt: enough to read the cache, and a minute on two cores."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyRequest:
@@ -27,7 +30,7 @@ class VerifyRequest:
     """Configurations to compare with besides."""
     prompts: Sequence[Prompt] | None = None
     """None: built-in ones."""
-    num_generated: int = 16
+    num_generated: int = NUM_GENERATED
     served_model: str | None = None
     """The name that the server knows the model by; None: the first that it lists."""
     concurrency: int = 4

@@ -1,4 +1,4 @@
-"""One run that continues a prompt with its cache: greedily, then with sampling.
+"""One run that continues a prompt with its cache, greedily and with sampling.
 
 After a few tokens a run has written other tokens than its reference, so that their operations can
 no longer be compared. A ``Watch`` judges each operation by itself instead.
@@ -18,9 +18,11 @@ from precheck.measure.formats.stored_cache import check_used
 from precheck.measure.lockstep.fatal import raise_if_fatal
 from precheck.measure.lockstep.turns import Worker
 from precheck.measure.models.from_pretrained import SEED
-from precheck.records.traces import GREEDY, SAMPLED
+from precheck.records.traces import SAMPLED
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from precheck.checkpoint.architecture import Architecture, Unit
@@ -104,15 +106,16 @@ class UnmatchedForwards:
 class Decoding(UnmatchedForwards):
     """One run that continues one prompt, for so many tokens if none of them ends the text."""
 
-    def __init__(self, *, num_tokens: int, **of_run: Any) -> None:
+    def __init__(self, *, num_tokens: int, strategies: Sequence[str], **of_run: Any) -> None:
         super().__init__(**of_run)
         self.decoded: list[Decoded] = []
         """By decoding strategy, in the order in which they ran."""
         self._num_tokens = num_tokens
+        self._strategies = strategies
 
     def run(self) -> None:
-        """Decodes greedily, then with sampling."""
-        for strategy in (GREEDY, SAMPLED):
+        """Decodes once with each strategy."""
+        for strategy in self._strategies:
             self.decoded.append(self._decode(strategy))
 
     def _decode(self, strategy: str) -> Decoded:

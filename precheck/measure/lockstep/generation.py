@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from precheck.checkpoint.architecture import Architecture
     from precheck.measure.lockstep.decoding import Decoded
     from precheck.measure.lockstep.symptom import Decode
+    from precheck.measure.lockstep.witness import Witness
     from precheck.measure.models.configurations import RunGroup
     from precheck.measure.models.shared import SharedModels
     from precheck.measure.probes.batch import Batch
@@ -33,16 +34,20 @@ def generate(
     groups: Sequence[RunGroup],
     *,
     num_tokens: int,
+    strategies: Sequence[str],
+    witness: Witness | None,
     weights: SharedModels,
     layout: Architecture,
     decode: Decode,
 ) -> list[tuple[Generation, ...]]:
-    """Greedy and sampled decoding of one prompt in every run, in the order of the groups.
+    """What every run writes after one prompt, with each strategy, in the order of the groups.
 
     Args:
         batch: one probe, on the runs' device.
         groups: runs by attention implementation, the float32 run of each first.
         num_tokens: tokens to write, if none of them ends the text.
+        strategies: greedy, sampled.
+        witness: is shown the tokens.
         weights: load and free the parameters.
         layout: the model's units.
         decode: token ids to text.
@@ -57,6 +62,7 @@ def generate(
             skeleton=skeleton,
             batch=batch,
             num_tokens=num_tokens,
+            strategies=strategies,
             layout=layout,
             products=products,
             presence=quantized.presence(skeleton, weights.presence(skeleton)),
@@ -66,6 +72,10 @@ def generate(
     # sampling seeds torch's own generator; the caller's is left as it was
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         advance([decoding.worker for decoding in decodings], FixedOrder())
+    if witness is not None:
+        for skeleton, decoding in zip(skeletons, decodings, strict=True):
+            for each in decoding.decoded:
+                witness.record_text(skeleton, batch, strategy=each.strategy, tokens=each.tokens)
     remaining = iter(decodings)
     return [
         generations

@@ -12,6 +12,8 @@ from precheck.measure.watch.op_kinds import FUSED_NORMS, GROUPED_PRODUCT
 from precheck.measure.watch.peaks import OpKey, Peaks, Share, Wanted, reduced_by_group, reduced_to
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from precheck.measure.blame.located_producer import Location
@@ -66,6 +68,18 @@ class Witness:
             abs_max: the largest magnitude of that, at real tokens.
             mechanism: why it would overflow.
             location: where it stands in the model.
+        """
+
+    def record_text(
+        self, skeleton: Skeleton, batch: Batch, *, strategy: str, tokens: Sequence[int]
+    ) -> None:
+        """Called when a run has continued a prompt.
+
+        Args:
+            skeleton: the run's model.
+            batch: the prompt.
+            strategy: greedy or sampled.
+            tokens: what it wrote.
         """
 
     def record_output(self, skeleton: Skeleton, batch: Batch, logits: Tensor) -> None:

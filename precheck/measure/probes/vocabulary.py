@@ -13,6 +13,7 @@ from precheck.measure.probes.chat_template import ChatTemplate
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from precheck.checkpoint.naming.location import Description
     from precheck.checkpoint.source import Checkpoint
     from precheck.measure.probes.builtin import TextPrompt
 
@@ -73,7 +74,7 @@ class Vocabulary:
 
 
 def read_vocabulary(
-    checkpoint: Checkpoint | None, *, size: int, tokenizer: Any = None
+    checkpoint: Checkpoint | Description | None, *, size: int, tokenizer: Any = None
 ) -> Vocabulary:
     """The checkpoint's tokenizer, or the one that came with a live module, or why there is none.
 
@@ -109,7 +110,7 @@ def read_vocabulary(
     return Vocabulary(size=size, tokenizer=tokenizer)
 
 
-def _absent(checkpoint: Checkpoint) -> str | None:
+def _absent(checkpoint: Checkpoint | Description) -> str | None:
     """That there is no tokenizer: transformers would make an empty one from the config alone."""
     if checkpoint.gguf is not None:
         return None if checkpoint.gguf.has_tokenizer else "no tokenizer in the file"

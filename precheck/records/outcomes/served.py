@@ -180,6 +180,9 @@ class Served:
     precheck_version: str
     model: str
     revision: str | None
+    saved_weights: str | None = None
+    """Digest of the weights whose saved log-probabilities it was compared with; empty where the
+    file has none. None: the weights were run."""
     server: Server
     libraries: dict[str, str]
     """Versions on the machine that compared."""

@@ -45,7 +45,9 @@ def _parts(served: Served) -> Iterator[str]:
     for finding in served.findings:
         yield f"- **{finding.code}** {prose(finding.message)}"
     yield "## What was compared"
-    yield "\n".join(f"- {prose(line)}" for line in _facts(served))
+    command = f"precheck verify {quote(served.server.url)} {quote(served.model)}"
+    lines = (*map(prose, _facts(served)), code(command))
+    yield "\n".join(f"- {line}" for line in lines)
     if served.verdict_of_checkpoint is not None:
         yield (
             "Is it the model? The checkpoint itself, run by transformers in that configuration: "
@@ -64,7 +66,6 @@ def _facts(served: Served) -> Iterator[str]:
     yield from server_lines(served)
     for name, value in served.server.own_words.items():
         yield f"{name}: {value}"
-    yield f"precheck verify {served.server.url} {quote(served.model)}"
 
 
 def _distances(served: Served) -> tuple[Column, ...]:

@@ -31,7 +31,7 @@ def sampled(evidence: Evidence) -> Iterator[Finding]:
     """Tokens that the server itself finds less likely than others, although temperature is 0."""
     places = [
         (answer.name, place)
-        for answer in evidence.answers + evidence.in_company
+        for answer in evidence.written + evidence.in_company
         for place in answer.generated_places
         if place.is_told
     ]
@@ -159,12 +159,12 @@ def no_numbers(evidence: Evidence) -> Iterator[Finding]:
     """Log-probabilities that are no numbers, one token again and again, or nothing at all."""
     broken = [
         (answer.name, row)
-        for answer in evidence.answers + evidence.in_company
+        for answer in evidence.written + evidence.in_company
         for row, place in enumerate(answer.places)
         if place.ids and not place.is_told
     ]
-    endless = [answer for answer in evidence.answers if _is_endless(answer, evidence)]
-    empty = [answer.name for answer in evidence.answers if not answer.generated_text.strip()]
+    endless = [answer for answer in evidence.written if _is_endless(answer, evidence)]
+    empty = [answer.name for answer in evidence.written if not answer.generated_text.strip()]
     words = []
     if broken:
         name, row = broken[0]
@@ -174,7 +174,7 @@ def no_numbers(evidence: Evidence) -> Iterator[Finding]:
         words.append(
             f"only token {token} ({evidence.tokens.shown(token)!r}) after {endless[0].name}"
         )
-    if empty and len(empty) == len(evidence.answers) and not evidence.compared:
+    if empty and len(empty) == len(evidence.written) and not evidence.compared:
         words.append("nothing at all after any prompt")
     if not words:
         return

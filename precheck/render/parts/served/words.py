@@ -28,12 +28,19 @@ def server_lines(served: Served) -> Iterator[str]:
     sent = "token ids" if server.takes_token_ids else "text"
     yield (
         f"{server.api}: {sent}, {told}; {counted(served.num_prompts, 'prompt')},"
-        f" {counted(served.num_positions, 'position')} compared with {served.model}"
+        f" {counted(served.num_positions, 'position')} compared with {_compared_with(served)}"
     )
     for reason in served.not_compared[:MOST_REASONS]:
         yield f"not compared: {reason}"
     if served.verdict_of_checkpoint is not None:
         yield f"the checkpoint itself: {served.verdict_of_checkpoint}"
+
+
+def _compared_with(served: Served) -> str:
+    if served.saved_weights is None:
+        return served.model
+    weights = f", weights {served.saved_weights[:12]}" if served.saved_weights else ""
+    return f"saved log-probabilities of {served.model}{weights}"
 
 
 def legend(served: Served) -> str:
