@@ -16,6 +16,7 @@ BENCHMARKS = {
     "scan-scaling": "cost against layers, tokens and runs, with a picture (minutes)",
     "arithmetic": "float32-rounded against native products (minutes)",
     "fix-writing": "writing a fixed 7 B checkpoint in 4 GiB, as root, against copying it (45 GB)",
+    "prove-time": "what --prove adds to a scan of a model (minutes)",
     "live": "what precheck.watch costs a model of a billion parameters (minutes)",
 }
 

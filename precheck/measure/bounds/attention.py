@@ -169,6 +169,7 @@ def mean_of(
     error = error + offset.abs() * max(total - 1, 1 - least)
     image = replace(
         form,
+        rows=replace(form.rows, ball=object()),  # the vectors are others now
         growth=form.growth * total,
         index=first(form.index),
         scale=first(form.scale),

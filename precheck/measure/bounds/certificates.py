@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from precheck.errors import UntraceableError, first_line
 from precheck.measure.bounds.interpreter import Interpreter
 from precheck.measure.bounds.lengths import trace_any_length
+from precheck.measure.bounds.shared import SharedProducts
 from precheck.measure.watch.segment import OpPlace, place_of
 from precheck.records.outcomes.every_prompt import MOST_OPEN, OpenOperation, RunProof
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.trace.flow import FlowOp
     from precheck.records.configuration import Configuration
+    from precheck.records.precision import Dtype
 
 ASSUMPTIONS = (
     "text only: images, sounds and inputs_embeds are not bounded",
@@ -53,10 +56,19 @@ class Certificates:
 
     def __init__(self, skeletons: Iterable[Skeleton]) -> None:
         self._of: dict[Configuration, _Certificate] = {}
+        traced: dict[str, TracedForward] = {}
+        shared: defaultdict[Dtype, SharedProducts] = defaultdict(SharedProducts)
         for skeleton in skeletons:
             configuration = skeleton.configuration
             if configuration.dtype.is_half and configuration.is_plain:
-                self._of[configuration] = _Certificate(skeleton)
+                certificate = _Certificate(
+                    skeleton,
+                    shared=shared[configuration.dtype],
+                    like=traced.get(configuration.attn_implementation),
+                )
+                self._of[configuration] = certificate
+                if certificate.traced is not None:
+                    traced[configuration.attn_implementation] = certificate.traced
 
     def enter(self, skeleton: Skeleton, unit: str) -> None:
         """Bounds what a run does up to the end of a unit, whose parameters are in memory."""
@@ -74,13 +86,17 @@ class Certificates:
 class _Certificate:
     """The bounds of one run, as far as they are computed."""
 
-    def __init__(self, skeleton: Skeleton) -> None:
+    def __init__(
+        self, skeleton: Skeleton, *, shared: SharedProducts, like: TracedForward | None
+    ) -> None:
+        self.traced: TracedForward | None = None
+        self._shared = shared
         self._failure: str | None = None
         self._interpreter: Interpreter | None = None
         self._numbers: dict[str, Tensor] = {}
         self._ends: dict[str, int] = {}
         try:
-            traced = trace_any_length(skeleton)
+            traced = self.traced = trace_any_length(skeleton, like=like)
         except UntraceableError as error:
             self._failure = error.message
             return
@@ -90,6 +106,7 @@ class _Certificate:
             grows=traced.grows,
             varies=traced.varies,
             numbers_of=self._number,
+            shared=shared,
         )
 
     def _number(self, name: str) -> Tensor | None:
@@ -104,6 +121,7 @@ class _Certificate:
             for name, tensor in (*model.named_parameters(), *model.named_buffers())
             if not tensor.is_meta
         }
+        self._shared.enter(unit)
         self._run(self._ends.pop(unit))
         self._numbers = {}
 

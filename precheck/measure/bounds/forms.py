@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from precheck.measure.bounds.matrices import lengths_of
 from precheck.measure.bounds.rounding import OUTWARD
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Rows:
     """Elements of ``u``."""
     radius: float
     matrix: Tensor | None = None
-    """A form in each row, ``(forms, size)``, float64; None: the elements of ``u`` themselves."""
+    """A form in each row, ``(forms, size)``, float32; None: the elements of ``u`` themselves."""
     is_centred: bool = False
     """The elements of ``u`` summed to 0 before each of them was rounded."""
     rounding: float = 0.0
@@ -54,8 +55,7 @@ class Rows:
         """The euclidean norm of each form, ``(forms,)``."""
         if self.matrix is None:
             return torch.ones(self.size, dtype=torch.float64)
-        lengths: Tensor = torch.linalg.vector_norm(self.matrix, dim=1) * OUTWARD
-        return lengths
+        return lengths_of(self.matrix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -3,7 +3,7 @@
 ``precheck.measure.bounds`` in the order to read: ``forms`` (what is known of a tensor),
 ``rounding``, ``matrices``, ``patterns``, ``step`` (one operation), ``norms``, ``products``,
 ``pairs``, ``attention``, ``elementwise``, ``functions``, ``reductions``, ``moves``, ``rules``,
-``rounded``.
+``rounded``, ``shared``.
 
 Each operation is taken by itself: given inputs that are finite in their dtype, how large can its
 result become. So a bound that does not fit makes its operation open, and what follows goes on from
@@ -22,6 +22,7 @@ from precheck.measure.bounds.forms import Known, Masked, Named, constant
 from precheck.measure.bounds.rounded import rounded
 from precheck.measure.bounds.rounding import largest
 from precheck.measure.bounds.rules import num_roundings, rule_of
+from precheck.measure.bounds.shared import Balls, SharedProducts
 from precheck.measure.bounds.step import Step, finite
 from precheck.measure.trace.flow import Value, leaves
 from precheck.measure.watch.op_kinds import MOVES
@@ -76,6 +77,7 @@ class Interpreter:
         grows: of each tensor, the dimensions that are longer for a longer text.
         varies: operations, by their place, that take other rows of their input then.
         numbers_of: the values of a parameter or a buffer, by name; None where they are not at hand.
+        shared: what runs with the same weights have in common.
     """
 
     def __init__(
@@ -85,12 +87,15 @@ class Interpreter:
         grows: Mapping[Value, frozenset[int]],
         varies: frozenset[int],
         numbers_of: Callable[[str], Tensor | None],
+        shared: SharedProducts | None = None,
     ) -> None:
         self.bounded: list[BoundedOp] = []
         self._flow = flow
         self._grows = grows
         self._varies = varies
         self._numbers_of = numbers_of
+        self._shared = shared or SharedProducts()
+        self._balls = Balls()
         self._known: dict[Value, Known] = {}
         self._place = 0
         self._num_named = 0
@@ -118,7 +123,7 @@ class Interpreter:
 
     def _result(self, op: FlowOp, read: dict[Value, Known], value: Value, place: int) -> Known:
         step = self._step(op, read, value, place)
-        known = self._folded(step) or self._by_rule(step)
+        known = self._folded(step) or self._shared.result(step, self._balls, self._by_rule)
         if not place and _computes(op, value):
             bound = float(known.bound.max()) if math.prod(known.shape) else 0.0
             self.bounded.append(BoundedOp(op=op, bound=bound, limit=largest(value.dtype)))

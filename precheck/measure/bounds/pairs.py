@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from precheck.measure.bounds.matrices import forms_of
-from precheck.measure.bounds.rounding import OUTWARD
+from precheck.measure.bounds.matrices import forms_of, weighted_frobenius
+from precheck.measure.bounds.rounding import OUTWARD, gamma
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,10 +49,11 @@ def _dots(first: Image, second: Image) -> Tensor:
     if rows.matrix is None or others.matrix is None:
         matrix, column = (others.matrix, left) if rows.matrix is None else (rows.matrix, right)
         assert matrix is not None  # noqa: S101  one of both
-        dots = matrix[right if rows.matrix is None else left, column]
+        dots = matrix[right if rows.matrix is None else left, column].double()
     else:
-        dots = (rows.matrix[left] * others.matrix[right]).sum(1)
-    return dots[places].abs() + products * 2.0**-40
+        dots = (rows.matrix[left] * others.matrix[right]).sum(1).double()
+    lost = gamma(rows.size + 1, torch.float32)  # of their float32 products
+    return dots[places].abs() + products * lost + rows.size * 2.0**-120
 
 
 def paired_product(
@@ -64,10 +65,10 @@ def paired_product(
         first: of one dimension, ``(k,)``, over one vector.
         second: the same, over the same vector.
         rest: what is added to each product at most, ``(k,)``.
-        weight: ``(m, k)``, float64.
+        weight: ``(m, k)``, float32 or float64.
         error: the relative error of the sums.
     """
-    magnitudes = weight.abs()
+    magnitudes = weight.abs().double()
     norms = [
         _weighted_norms(image, magnitudes) * image.radius
         + (magnitudes @ (image.offset.abs() + image.error).square()).sqrt()
@@ -79,8 +80,5 @@ def paired_product(
 def _weighted_norms(image: Image, weights: Tensor) -> Tensor:
     """``|D_j^1/2 A|`` at most, for each row ``D_j`` of ``weights``, ``(m,)``."""
     forms = forms_of(image)
-    lengths = torch.linalg.vector_norm(forms, dim=1).square()
-    trace = weights @ lengths
-    gram = (forms @ forms.T).square_()
-    frobenius = ((weights @ gram) * weights).sum(1).clamp_min(0.0).sqrt()
-    return torch.minimum(trace, frobenius * OUTWARD + trace * 2.0**-40).sqrt() * OUTWARD
+    trace = weights @ torch.linalg.vector_norm(forms, dim=1).square()
+    return torch.minimum(trace * OUTWARD, weighted_frobenius(forms, weights)).sqrt() * OUTWARD

@@ -3,6 +3,9 @@
 After a norm the result is again linear in the norm's vector ``u``: a form for each lane. Of what
 the heads of an attention have mixed, each head has a vector of its own, so their bounds are added.
 Of a gated product both factors are forms over the same vector: ``down_proj``, in ``pairs``.
+
+Weights are read in float32, which holds 16-bit ones exactly. What float32 products lose is added
+to every bound.
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from precheck.measure.bounds.forms import Image, Known, Pair, Rows
+from precheck.measure.bounds.matrices import lengths_of
 from precheck.measure.bounds.pairs import paired_product
 from precheck.measure.bounds.patterns import at, classes_of, flattened, groups_of, of_group
 from precheck.measure.bounds.rounding import OUTWARD, gamma, unit_roundoff
+from precheck.measure.bounds.step import finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
 
 _MOST_WORK = 1 << 34
 """Multiplications that composing two linears may take."""
+_LEAST = 2.0**-100
+"""Smaller bounds are taken for it: products with weights do not underflow in float32."""
 
 
 def weight_product(
@@ -49,10 +56,9 @@ def weight_product(
     Returns:
         Of shape ``(..., m)``.
     """
-    weight = weight.to(torch.float64)
     offset = torch.zeros(len(weight), dtype=torch.float64) if bias is None else bias.double()
     shape = (*tensor.shape[:-1], len(weight))
-    product = _Product(weight, offset, gamma(weight.shape[1] + 1, sums_in))
+    product = _Product(weight.float(), offset, gamma(weight.shape[1] + 1, sums_in))
     plain = _by_bounds(tensor, product)
     image = tensor.form
     known = plain
@@ -64,7 +70,8 @@ def weight_product(
             [image.first, image.second],
             [image.error],
             lambda parts, rest: (
-                paired_product(parts[0], parts[1], rest[0], weight, product.error) + offset.abs()
+                paired_product(parts[0], parts[1], rest[0], product.weight, product.error)
+                + offset.abs()
             ),
         )
     added = unit_roundoff(dtype) * known.bound
@@ -76,19 +83,25 @@ def weight_product(
 
 
 class _Product:
-    """A weight, its bias, and the relative error of its sums."""
+    """A weight in float32, its bias, and the relative error of the run's sums."""
 
     def __init__(self, weight: Tensor, offset: Tensor, error: float) -> None:
         self.weight, self.offset, self.error = weight, offset, error
-        self.magnitudes = weight.abs()
+        self._magnitudes = weight.abs().T
+
+    def sums(self, vectors: Tensor) -> Tensor:
+        """``|w| @ x`` at most, of vectors ``(n, k)`` that are not negative: ``(n, m)``, float64."""
+        sums = (vectors.clamp_min(_LEAST).float() @ self._magnitudes).double()
+        lost = 2 * gamma(vectors.shape[1] + 4, torch.float32)
+        # a weight of 0 times what is unbounded is not a number
+        return finite((sums * (1 + lost) + vectors.shape[1] * 2.0**-120) * OUTWARD)
 
 
 def _by_bounds(tensor: Known, product: _Product) -> Known:
     """``|x| @ |w| + |b|``, for any input."""
     vectors = tensor.bound.reshape(-1, tensor.shape[-1])
     firsts, classes = classes_of(vectors)
-    sums = vectors[firsts] @ product.magnitudes.T
-    sums[sums.isnan()] = torch.inf  # a weight of 0 times what is unbounded
+    sums = product.sums(vectors[firsts])
     bound = (sums * (1.0 + product.error) + product.offset.abs()) * OUTWARD
     return Known(magnitudes=bound[classes])
 
@@ -103,7 +116,7 @@ def _of_image(image: Image, product: _Product, plain: Known) -> Known:
     if len(firsts) == 1 and not bool(groups.any()):
         made = _linear(image, product)
         if made is not None:
-            return replace(made, magnitudes=torch.minimum(made.bound, plain.bound))
+            return replace(made, magnitudes=torch.minimum(finite(made.bound), plain.bound))
     bounds = torch.stack(
         [_grouped_bound(at(image, place), groups[place], product) for place in firsts]
     )
@@ -116,28 +129,28 @@ def _linear(images: Image, product: _Product) -> Known | None:
     None where that takes too much work.
     """
     image, rows = at(images, 0), images.rows
-    weight, error = product.weight, product.error
+    weight = product.weight
     if rows.matrix is None:
-        matrix = weight * image.scale
-        if not torch.equal(image.index, torch.arange(rows.size)):
-            empty = torch.zeros(len(weight), rows.size, dtype=torch.float64)
-            matrix = empty.index_add_(1, image.index, matrix)
-        # sum |w| |x| of the elements of u themselves: no more than the norm of what they multiply
-        sums = images.radius * torch.linalg.vector_norm(matrix, dim=1)
+        matrix = _of_elements(image, weight)
     elif len(weight) * len(image.index) * rows.size > _MOST_WORK:
         return None
     else:
-        matrix = (weight * image.scale) @ rows.matrix[image.index]
-        sums = product.magnitudes @ image.linear_bound
+        scaled = weight.double() * image.scale
+        matrix = (scaled @ rows.matrix[image.index].double()).float()
+    parts = product.sums(torch.stack([image.linear_bound, image.offset.abs(), image.error]))
+    sums, constants, inner = parts
+    if rows.matrix is None and len(image.index.unique()) == len(image.index):
+        # sum |w| |x| of the elements of u themselves: no more than the norm of what they multiply
+        sums = images.radius * lengths_of(matrix) * OUTWARD
     uneven = torch.zeros(len(weight), dtype=torch.float64)
     if rows.is_centred and rows.matrix is None:
-        mean = matrix.mean(1, keepdim=True)
-        matrix = matrix - mean
+        mean = matrix.mean(1, keepdim=True, dtype=torch.float64)
+        matrix = (matrix - mean).float()
         # |sum u| <= rounding * sum |u| <= rounding * sqrt(d) * |u|
         uneven = mean.squeeze(1).abs() * rows.rounding * math.sqrt(rows.size) * images.radius
-    constants = product.magnitudes @ image.offset.abs()
-    inner = product.magnitudes @ image.error
-    lost = inner + uneven + error * (sums + constants + inner)
+    # forms are held in float32
+    held = sums * 2.0**-21 + images.radius * rows.size * 2.0**-120
+    lost = inner + uneven + held + product.error * (sums + constants + inner)
     count, lanes = len(images.index), len(weight)
 
     def spread(vector: Tensor) -> Tensor:
@@ -149,24 +162,39 @@ def _linear(images: Image, product: _Product) -> Known | None:
         index=spread(torch.arange(lanes)),
         token=images.token[:, :1].expand(count, lanes),
         scale=spread(torch.ones(lanes, dtype=torch.float64)),
-        offset=spread(weight @ image.offset + product.offset),
+        offset=spread(_constants(image, product)),
         error=spread(lost * OUTWARD),
     )
     return Known(magnitudes=made.bound, form=made)
 
 
+def _of_elements(image: Image, weight: Tensor) -> Tensor:
+    """The forms of a product with elements of the vector themselves, ``(m, size)``, float32."""
+    if torch.equal(image.index, torch.arange(image.rows.size)):
+        return weight * image.scale.float()
+    forms = torch.zeros(len(weight), image.rows.size, dtype=torch.float64)
+    return forms.index_add_(1, image.index, weight.double() * image.scale).float()
+
+
 def _grouped_bound(image: Image, groups: Tensor, product: _Product) -> Tensor:
     """Each group of elements has a vector of its own: their bounds are added, ``(m,)``."""
-    weight, magnitudes = product.weight, product.magnitudes
+    weight = product.weight
     total = torch.zeros(len(weight), dtype=torch.float64)
     for group in groups.unique().tolist():
         members = of_group(image, groups, group)
-        part = weight[:, groups == group]
+        part = weight[:, groups == group].double()
         total += _norms_of_products(members, part) * members.radius
-    inner = magnitudes @ image.error
-    sums = magnitudes @ (image.linear_bound + image.offset.abs())
-    offset = (weight @ image.offset + product.offset).abs()
+    constants = image.linear_bound + image.offset.abs()
+    sums, inner = product.sums(torch.stack([constants, image.error]))
+    offset = _constants(image, product).abs()
     return (total + offset + inner + product.error * (sums + inner)) * OUTWARD
+
+
+def _constants(image: Image, product: _Product) -> Tensor:
+    """``w @ offset + b``, ``(m,)``."""
+    if not bool(image.offset.any()):
+        return product.offset
+    return product.weight.double() @ image.offset + product.offset
 
 
 def _norms_of_products(image: Image, weight: Tensor) -> Tensor:
@@ -177,7 +205,7 @@ def _norms_of_products(image: Image, weight: Tensor) -> Tensor:
         matrix = torch.zeros(len(weight), rows.size, dtype=torch.float64)
         lengths: Tensor = torch.linalg.vector_norm(matrix.index_add_(1, image.index, scaled), dim=1)
         return lengths
-    forms = rows.matrix[image.index]
+    forms = rows.matrix[image.index].double()
     gram = forms @ forms.T
     squares = ((scaled @ gram) * scaled).sum(1)
     # what cancels in this sum is lost in proportion to its terms

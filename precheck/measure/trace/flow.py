@@ -86,12 +86,9 @@ class FlowOp:
     line: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    inputs: tuple[Value, ...]
+    """The tensors it reads, in order."""
     outputs: tuple[Value, ...]
-
-    @property
-    def inputs(self) -> list[Value]:
-        """The tensors it reads, in order."""
-        return [leaf for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Value)]
 
     @property
     def scalars(self) -> list[float]:
@@ -240,6 +237,8 @@ class _Recorder(TorchDispatchMode):
         self, func: OpOverload, _types: object, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:  # thousands of times, and computes nothing
+            return func(*args)
         value_args, value_kwargs = mapped(args, self.value), mapped(kwargs, self.value)
         output = self._known.run(func, args, kwargs)
         outputs = list(tensors_in(output))
@@ -261,6 +260,7 @@ class _Recorder(TorchDispatchMode):
                 line=line,
                 args=args,
                 kwargs=kwargs,
+                inputs=tuple(leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Value)),
                 outputs=tuple(map(self.value, outputs)),
             )
         )

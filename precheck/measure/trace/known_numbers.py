@@ -7,6 +7,7 @@ real, beside the fake tensors. What a parameter takes part in is not known.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -131,10 +132,17 @@ class NumbersInLists(TorchFunctionMode):
 
 def written_tensors(func: OpOverload, args: Any) -> list[Tensor]:
     """The arguments that an operation writes into."""
-    writes = [
-        argument.alias_info is not None and argument.alias_info.is_write
-        for argument in func._schema.arguments  # noqa: SLF001  its only spelling
-    ]
+    writes = _writes(func)
+    if not any(writes):
+        return []
     return list(
         tensors_in([arg for arg, is_written in zip(args, writes, strict=False) if is_written])
+    )
+
+
+@cache
+def _writes(func: OpOverload) -> tuple[bool, ...]:
+    return tuple(
+        argument.alias_info is not None and argument.alias_info.is_write
+        for argument in func._schema.arguments  # noqa: SLF001  its only spelling
     )

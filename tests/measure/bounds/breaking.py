@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from precheck.measure.bounds.forms import Known
+    from precheck.measure.bounds.lengths import TracedForward
     from precheck.measure.watch.segment import OpNode
 
 ROWS, LENGTH = 2, 11
@@ -76,9 +77,9 @@ def skeleton_of(model: nn.Module, *, attn: str, dtype: Dtype = Dtype.FLOAT16) ->
     )
 
 
-def interpreted(skeleton: Skeleton) -> Recording:
+def interpreted(skeleton: Skeleton, traced: TracedForward | None = None) -> Recording:
     """All operations of a model, bounded."""
-    traced = trace_any_length(skeleton)
+    traced = traced or trace_any_length(skeleton)
     numbers = dict(skeleton.model.named_parameters()) | dict(skeleton.model.named_buffers())
     recording = Recording(
         traced.flow, grows=traced.grows, varies=traced.varies, numbers_of=numbers.get
@@ -87,9 +88,13 @@ def interpreted(skeleton: Skeleton) -> Recording:
     return recording
 
 
-def try_model(skeleton: Skeleton, batches: Iterable[dict[str, Tensor]]) -> Tried:
+def try_model(
+    skeleton: Skeleton,
+    batches: Iterable[dict[str, Tensor]],
+    traced: TracedForward | None = None,
+) -> Tried:
     """Runs a model, and compares every element of every operation with its bound."""
-    recording = interpreted(skeleton)
+    recording = interpreted(skeleton, traced)
     tried = Tried(
         num_operations=len(recording.bounded),
         num_proved=sum(one.is_proved for one in recording.bounded),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from precheck.errors import UntraceableError, first_line
+from precheck.measure.bounds.lengths import TracedForward, trace_any_length
 from precheck.measure.models.attention import attention_of
 from tests.measure.bounds.breaking import Tried, enlarged, skeleton_of, texts, try_model
 from tests.zoo.build import Kind, NotBuiltError, build, kinds
@@ -23,12 +24,14 @@ def tried_of(kind: Kind, *, num_texts: int) -> list[tuple[str, Tried]]:
     model = build(kind)
     rows = []
     for attn in dict.fromkeys((attention_of(model), "eager")):
+        traced: TracedForward | None = None
         for seed, factor in enumerate(FACTORS):
             own: Any = copy.deepcopy(model)
             own.set_attn_implementation(attn)
             enlarged(own, factor=factor, seed=seed)
             skeleton = skeleton_of(own.to(torch.float16), attn=attn)
-            tried = try_model(skeleton, texts(skeleton, num=num_texts, seed=seed))
+            traced = traced or trace_any_length(skeleton)
+            tried = try_model(skeleton, texts(skeleton, num=num_texts, seed=seed), traced)
             rows.append((f"{attn} {factor:g}", tried))
     return rows
 
@@ -57,7 +60,7 @@ def main() -> int:
             num_elements += tried.num_elements
             num_broken += len(tried.broken)
             line = f"{tried.num_proved} of {tried.num_operations} proved"
-            print(f"{kind.class_name} {name}: {line}, {tried.num_elements} values")  # noqa: T201
+            print(f"{kind.class_name} {name}: {line}, {tried.num_elements} values", flush=True)  # noqa: T201
             for broken in tried.broken[:5]:
                 print(f"    BROKEN {broken}")  # noqa: T201
     print(f"{num_models} architectures, {num_elements} values, {num_broken} above their bound")  # noqa: T201

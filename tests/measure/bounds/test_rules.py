@@ -9,8 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from precheck.measure.bounds.attention import mean_of
 from precheck.measure.bounds.forms import Image, Known, Rows
-from precheck.measure.bounds.matrices import largest_eigenvalue, spectral_norm
+from precheck.measure.bounds.matrices import (
+    largest_eigenvalue,
+    lengths_of,
+    spectral_norm,
+    weighted_frobenius,
+)
 from precheck.measure.bounds.pairs import pair_bound, paired_product
 from precheck.measure.bounds.products import weight_product
 
@@ -110,7 +116,7 @@ def test_a_gated_product_is_bounded_and_the_bound_is_reached(seed: int) -> None:
             for direction in (ahead + aside, ahead - aside)
             for u in [direction * (5.0 / direction.norm())]
         ]
-        assert max(map(abs, values)) == pytest.approx(float(bound[lane]), rel=1e-6)
+        assert max(map(abs, values)) == pytest.approx(float(bound[lane]), rel=1e-5)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -140,3 +146,38 @@ def test_norms_of_matrices_are_bounded_from_above(seed: int) -> None:
 
 def test_a_matrix_with_an_infinite_element_is_unbounded() -> None:
     assert largest_eigenvalue(torch.tensor([[float("inf")]], dtype=torch.float64)) == float("inf")
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 300.0])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_float32_norms_are_above_the_exact_ones_and_hardly_looser(seed: int, scale: float) -> None:
+    forms = drawn(900, SIZE, seed=seed) * scale
+    weights = drawn(LANES, 900, seed=seed + 1).abs().float()
+    gram = (forms @ forms.T).square()
+    exact = ((weights.double() @ gram) * weights).sum(1).sqrt()
+    found = weighted_frobenius(forms, weights)
+    assert bool((found >= exact).all())
+    assert float((found / exact).max()) < 1.001
+    held = forms.float()
+    lengths = torch.linalg.vector_norm(held.double(), dim=1)
+    assert bool((lengths_of(held) >= lengths).all())
+    assert float((lengths_of(held) / lengths).max()) < 1.001
+
+
+def test_a_mean_of_values_is_over_other_vectors_than_the_norm_that_they_come_from() -> None:
+    """One head: its vectors are as many as those of the norm, and not the same."""
+    forms = torch.eye(SIZE)[:LANES]
+    rows = Rows(size=SIZE, radius=3.0, matrix=forms)
+    zeros = torch.zeros(1, LANES, dtype=torch.float64)
+    image = Image(
+        rows=rows,
+        index=torch.arange(LANES).expand(1, LANES),
+        token=torch.zeros(1, LANES, dtype=torch.int64),
+        scale=zeros + 1,
+        offset=zeros,
+        error=zeros,
+    )
+    values = Known(magnitudes=image.bound, form=image)
+    mean = mean_of(values, total=1.0, least=1.0, dtype=torch.float64, queries=(1, LANES)).image
+    assert mean is not None
+    assert not mean.shares_vectors(image)
