@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 RULES = "precheck/judge/findings/rules.py"
 JUDGING = (
     "tests/judge",
-    "tests/gallery tests/measure/subject/test_static.py tests/test_bad_input.py",
+    "tests/gallery tests/measure/static/test_static.py tests/test_bad_input.py",
 )
 SECONDS = 900
 
@@ -200,7 +200,7 @@ DETECTORS = (
         "measure/models/model_dtypes.py",
         "kept_modules",
         "{}",
-        "tests/measure/subject/test_static.py",
+        "tests/measure/static/test_static.py",
     ),
     off("judge/devices/standing.py", "_not_in_class", "None", "tests/gallery/test_advice.py"),
     off("judge/devices/standing.py", "_not_on_device", "None", "tests/gallery/test_advice.py"),

@@ -63,6 +63,7 @@ def judge(measurements: Measurements, *, gpus: tuple[str, ...] = (), version: st
         is_static=measurements.is_static,
         key_values=measurements.key_values,
         operands=measurements.operands,
+        layer_bounds=measurements.layer_bounds,
     )
 
 

@@ -10,7 +10,7 @@ from precheck.errors import UnsupportedModelError, WeightsElsewhereError
 from precheck.measure.machine.memory import is_out_of_memory, memory_error
 from precheck.measure.machine.torch_settings import exact_float32
 from precheck.measure.scan import scan
-from precheck.measure.subject.static import describe
+from precheck.measure.static.describe import describe
 from precheck.records.progress import Announcement, Observer
 from precheck.records.quantities import counted, num_bytes
 

@@ -12,6 +12,7 @@ from precheck.records.advice import Recommendation
 from precheck.records.answers import Embedding
 from precheck.records.configuration import Configuration
 from precheck.records.finding import VERBS, Finding, Verdict
+from precheck.records.outcomes.layer_bounds import LayerBound
 from precheck.records.plain import check_bounds, check_schema, written_by
 from precheck.records.plain import plain as plain_data
 from precheck.records.precision import Accumulation, Dtype
@@ -190,6 +191,7 @@ class Measurements:
     """Nothing was run: config, headers and weights were read."""
     key_values: tuple[KeyValueRange, ...] = ()
     operands: tuple[OperandPeak, ...] = ()
+    layer_bounds: tuple[LayerBound, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,6 +258,8 @@ class Report:
     """Nothing was run: config, headers and weights were read, and all advice is predicted."""
     key_values: tuple[KeyValueRange, ...] = ()
     operands: tuple[OperandPeak, ...] = ()
+    layer_bounds: tuple[LayerBound, ...] = ()
+    """Of a static scan: what is proved of decoder layers from small tensors."""
 
     def __repr__(self) -> str:
         """One line: a report has a thousand fields."""

@@ -86,6 +86,8 @@ RULES = (
     Rule("PC723", "a value grows with the length of the text", positions.growing),
     Rule("PC702", "near the limit, and not proved", every_prompt.near_and_open),
     Rule("PC701", "proved for every prompt", every_prompt.proved),
+    Rule("PC703", "attention scores fit into float16", every_prompt.scores),
+    Rule("PC704", "what layers add is bounded", every_prompt.residual_stream),
     Rule("PC115", "no partial sum can exceed float16", overflow.sums_that_fit),
     Rule("PC112", "an overflow was absorbed", overflow.absorbed),
     Rule("PC503", "weights beyond float16's maximum", checkpoint.out_of_float16_range),

@@ -110,7 +110,7 @@ class Interpreter:
                 self._place += 1
 
     def _take(self, op: FlowOp) -> None:
-        read = {value: self._known_of(value) for value in op.inputs if value.is_number}
+        read = {value: self.known_of(value) for value in op.inputs if value.is_number}
         written = self._written(op)
         for place, value in enumerate(op.outputs):
             if value.is_number:
@@ -184,7 +184,8 @@ class Interpreter:
             known = replace(known, form=Named(element=element.reshape(known.shape)))
         return known
 
-    def _known_of(self, value: Value) -> Known:
+    def known_of(self, value: Value) -> Known:
+        """What is known of a tensor, as long as an operation that is left reads it."""
         if value in self._known:
             return self._known[value]
         numbers = value.constant

@@ -7,17 +7,17 @@ sliding windows, states of linear attention and compressed keys count as transfo
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from precheck.checkpoint.architecture import find_architecture
 from precheck.checkpoint.quiet import quiet_transformers
 from precheck.facts import attention
 from precheck.measure.models.settings import setting, text_config
+from precheck.measure.models.skeleton import twin
+from precheck.measure.subject.one_of_each import on_meta, one_of_each
 from precheck.records.sizes import AttentionFacts, CacheSize, Widths
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 _HEAD_DIMS = ("head_dim", "global_head_dim", "qk_head_dim", "d_kv", "kv_channels")
 _SHORT, _BEYOND = 8, 64
 """Tokens: a length inside any window, and how far beyond a window to look."""
-
-_NUMBERS = frozenset({"layer_idx", "layer_id", "layer_number"})
-"""Attributes in which layers differ that are alike."""
 
 
 def attention_facts(model: nn.Module, layout: Architecture) -> AttentionFacts | None:
@@ -79,10 +76,14 @@ def widths(model: nn.Module) -> Widths | None:
     return Widths(hidden=hidden, widest=max(inside, default=hidden), vocabulary=vocabulary)
 
 
-def cache_size(model: nn.Module) -> CacheSize | None:
+def cache_size(model: nn.Module, layout: Architecture) -> CacheSize | None:
     """Size of the key-value cache of one sequence; None where the model's forward returns none.
 
     A copy without weights runs; ``model`` itself neither runs nor changes.
+
+    Args:
+        model: any.
+        layout: its units.
     """
     if not isinstance(model, PreTrainedModel):
         return None
@@ -91,7 +92,7 @@ def cache_size(model: nn.Module) -> CacheSize | None:
     with quiet_transformers(), torch.no_grad(), torch.device("meta"):
         for count in (_count_one_of_each, _count_all):
             try:
-                sizes = count(_without_weights(model), lengths)
+                sizes = count(model, layout, lengths)
             except Exception:  # noqa: BLE001, S112  code of any model, on tensors without values
                 continue
             break
@@ -109,25 +110,25 @@ def cache_size(model: nn.Module) -> CacheSize | None:
     )
 
 
-def _without_weights(model: PreTrainedModel) -> PreTrainedModel:
-    config = deepcopy(model.config)
-    for part in (config, config.get_text_config()):
+def _ready(model: Any) -> Any:
+    """A copy that nobody else uses, made to fill a cache on ``meta``."""
+    model.to("meta")
+    for part in (model.config, model.config.get_text_config()):
         part.pad_token_id = None  # some models look for it among the ids, which have no values here
         part.use_cache = True
-    empty: PreTrainedModel = type(model)._from_config(config)  # noqa: SLF001  its only spelling
-    if hasattr(empty, "set_experts_implementation"):
+    if hasattr(model, "set_experts_implementation"):
         # the others read which expert each token goes to
-        empty.set_experts_implementation("batched_mm")
-    empty.eval()
-    return empty
+        model.set_experts_implementation("batched_mm")
+    return model.eval()
 
 
-def _count_all(model: Any, lengths: Sequence[int]) -> list[int]:
+def _count_all(model: nn.Module, _layout: Architecture, lengths: Sequence[int]) -> list[int]:
     """Elements in the cache after prompts of these lengths."""
-    return [_num_elements(_cache(model, length)) for length in lengths]
+    copied = _ready(twin(model, replace=on_meta))
+    return [_num_elements(_cache(copied, length)) for length in lengths]
 
 
-def _count_one_of_each(model: Any, lengths: Sequence[int]) -> list[int]:
+def _count_one_of_each(model: nn.Module, layout: Architecture, lengths: Sequence[int]) -> list[int]:
     """The same by running one of the layers that are alike, and multiplying what it stores.
 
     A hundred layers take seconds, without memory too.
@@ -135,41 +136,16 @@ def _count_one_of_each(model: Any, lengths: Sequence[int]) -> list[int]:
     Raises:
         ValueError: the cache is not a list of layers.
     """
-    layers = model.get_submodule(find_architecture(model).decoder_layers)
-    types = setting(text_config(model), "layer_types") or ()
-    alike: dict[object, list[int]] = {}
-    for index, layer in enumerate(layers):
-        alike.setdefault((_kind(layer), *types[index : index + 1]), []).append(index)
-    first = {indices[0]: len(indices) for indices in alike.values()}
-    if len(first) == len(layers):
-        return _count_all(model, lengths)
-    kept = [layers[index] for index in sorted(first)]
-    del layers[:]
-    layers.extend(kept)
+    short = one_of_each(model, layout)
+    first = {indices[0]: len(indices) for indices in short.members}
+    copied = _ready(short.model)
     sizes = []
     for length in lengths:
-        cached = getattr(_cache(model, length), "layers", None)
+        cached = getattr(_cache(copied, length), "layers", None)
         if not isinstance(cached, list):
             raise ValueError(f"a cache without layers: {type(cached).__name__}")  # noqa: TRY004
         sizes.append(sum(first.get(i, 1) * _num_elements(each) for i, each in enumerate(cached)))
     return sizes
-
-
-def _kind(layer: nn.Module) -> object:
-    """Equal for layers that store alike: classes, shapes, and settings but their number."""
-    return tuple(
-        (
-            name,
-            type(module),
-            tuple((key, tuple(each.shape)) for key, each in module.named_parameters(recurse=False)),
-            tuple(
-                (key, value)
-                for key, value in sorted(vars(module).items())
-                if isinstance(value, bool | int | float | str) and key not in _NUMBERS
-            ),
-        )
-        for name, module in layer.named_modules()
-    )
 
 
 def _cache(model: Any, length: int) -> Any:

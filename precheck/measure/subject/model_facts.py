@@ -49,7 +49,7 @@ def model_facts(
         max_context=max_context(model),
         quantization=within_bounds(subject.quantization),
         attention=attention_facts(model, layout),
-        cache=cache_size(model),
+        cache=cache_size(model, layout),
         widths=_widths(model, layout),
         generates=generates,
         embedding=None if generates else _embedding(subject),

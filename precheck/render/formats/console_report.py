@@ -20,6 +20,7 @@ from precheck.render.parts.layer_table import layer_tables
 from precheck.render.parts.position_table import position_table, positions_title
 from precheck.render.parts.printed import printed
 from precheck.render.parts.run_table import run_table
+from precheck.render.parts.small_tensors.table import small_tensor_tables
 from precheck.render.parts.stored_formats.table import format_tables, sizes_note
 from precheck.render.parts.words import SEVERITY_MARKS, VERDICT_MARKS, shown
 from precheck.render.parts.wrapping import Within, Wrapped, command, labelled, wrapped
@@ -114,7 +115,7 @@ def _formats(report: Report, *, prose: int, width: int) -> Iterator[Sequence[Ren
 
 
 def _proofs(report: Report, *, width: int) -> Iterator[Sequence[RenderableType]]:
-    for title, columns in interval_tables(report):
+    for title, columns in (*interval_tables(report), *small_tensor_tables(report)):
         yield (Text(title, style="bold"), table(columns, width=width))
 
 

@@ -20,6 +20,7 @@ from precheck.render.parts.reproduction import (
     reproduction,
 )
 from precheck.render.parts.run_table import run_columns
+from precheck.render.parts.small_tensors.table import small_tensor_tables
 from precheck.render.parts.source_link import source_link
 from precheck.render.parts.stored_formats.table import format_columns, sizes_note
 from precheck.render.parts.words import SEVERITY_MARKS, VERDICT_MARKS
@@ -78,8 +79,8 @@ def _sections(report: Report, detail: _Detail) -> Iterator[str]:
     for title, columns in format_columns(report):
         note = markdown.prose(sizes_note(report))
         yield f"## {markdown.prose(title)}\n\n{markdown.table(columns)}\n\n{note}"
-    for title, intervals in interval_tables(report):
-        yield f"## {markdown.prose(title)}\n\n{markdown.table(intervals)}"
+    for title, bounds in (*interval_tables(report), *small_tensor_tables(report)):
+        yield f"## {markdown.prose(title)}\n\n{markdown.table(bounds)}"
     if by_position := position_columns(report):
         yield f"## {markdown.prose(positions_title(report))}\n\n{markdown.table(by_position)}"
     yield from _culprit(report)

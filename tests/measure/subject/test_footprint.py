@@ -45,7 +45,7 @@ def elements_kept(model: Any, length: int) -> int:
 @pytest.mark.parametrize("length", [3, 12])
 def test_the_cache_is_what_a_forward_keeps(name: str, length: int) -> None:
     model = tiny(name)
-    found = cache_size(model)
+    found = cache_size(model, find_architecture(model))
     assert found is not None
     told = (
         found.elements_per_token * length
@@ -58,7 +58,7 @@ def test_the_cache_is_what_a_forward_keeps(name: str, length: int) -> None:
 @pytest.mark.parametrize("name", architectures(["gemma2", "gemma3"]))
 def test_a_window_bounds_its_layers(name: str) -> None:
     model = tiny(name)
-    found = cache_size(model)
+    found = cache_size(model, find_architecture(model))
     assert found is not None
     assert found.window == model.config.get_text_config().sliding_window
     kept = elements_kept(model, 200)
@@ -91,21 +91,22 @@ def test_compressed_keys_and_states_are_counted_as_they_are_kept() -> None:
             qk_nope_head_dim=16,
         )
     ).eval()
-    found = cache_size(deepseek)
+    found = cache_size(deepseek, find_architecture(deepseek))
     assert found is not None
     assert found.elements_per_token * 7 == elements_kept(deepseek, 7)
 
 
 def test_an_encoder_and_a_module_of_ones_own_keep_none() -> None:
-    assert cache_size(tiny("bert")) is None
-    assert cache_size(nn.Linear(2, 2)) is None
+    bert = tiny("bert")
+    assert cache_size(bert, find_architecture(bert)) is None
+    assert cache_size(nn.Linear(2, 2), find_architecture(bert)) is None
 
 
 def test_nothing_of_the_model_changes() -> None:
     model = tiny("qwen2")
     before = {name: each.clone() for name, each in model.state_dict().items()}
     pad = model.config.pad_token_id
-    cache_size(model)
+    cache_size(model, find_architecture(model))
     assert model.config.pad_token_id == pad
     assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
 

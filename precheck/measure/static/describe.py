@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from precheck.checkpoint.architecture import find_architecture
-from precheck.checkpoint.checkpoint_audit import audit_weights
 from precheck.checkpoint.quiet import quiet_transformers
 from precheck.errors import UsageError
 from precheck.measure.machine.environment import read_environment
@@ -19,21 +18,20 @@ from precheck.measure.models.empty import bare_model, empty_model
 from precheck.measure.models.from_pretrained import SEED
 from precheck.measure.models.matching import Loading
 from precheck.measure.models.model_dtypes import kept_modules
+from precheck.measure.static.triage import read_all, triage
 from precheck.measure.subject.model_facts import model_facts
-from precheck.measure.subject.triage import Triage, triage
 from precheck.records.precision import Dtype
 from precheck.records.progress import Announcement, Observer
 from precheck.records.quantities import num_bytes
 from precheck.records.report import Measurements
-from precheck.records.stored import CheckpointAudit
 from precheck.records.traces import Coverage
 
 if TYPE_CHECKING:
     from torch import nn
 
     from precheck.checkpoint.source import Checkpoint
-    from precheck.checkpoint.weights import Weights
     from precheck.measure.subject.subject import Subject
+    from precheck.records.stored import CheckpointAudit
 
 
 def describe(
@@ -68,7 +66,7 @@ def describe(
         if is_full:
             size = num_bytes(stored.size_bytes)
             observe(Announcement(text=f"reading {checkpoint.id} ({size}) without running it"))
-            found = _read_all(checkpoint, stored, model, loading)
+            found = read_all(checkpoint, stored, model, layout, loading=loading)
         else:
             found = triage(checkpoint, stored, model, layout, loading=loading, observe=observe)
         facts = model_facts(
@@ -89,19 +87,8 @@ def describe(
         options=options,
         is_static=True,
         key_values=found.key_values,
+        layer_bounds=found.layer_bounds,
     )
-
-
-def _read_all(
-    checkpoint: Checkpoint, stored: Weights, model: nn.Module, loading: Loading
-) -> Triage:
-    audit = (
-        CheckpointAudit(size_bytes=stored.size_bytes)
-        if checkpoint.is_decoded_by_transformers
-        else audit_weights(stored)
-    )
-    explained = loading.explained(model, stored, checkpoint.quantization)
-    return Triage(audit=explained.added_to(audit, model))
 
 
 def _with_kept_modules(

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from precheck.checkpoint.checkpoint_audit import audit_vectors
+import torch
+
+from precheck.checkpoint.architecture import token_embedding
+from precheck.checkpoint.checkpoint_audit import audit_vectors, audit_weights
 from precheck.checkpoint.triage.ranges import vector_ranges
 from precheck.checkpoint.triage.small import find_small_parts
 from precheck.measure.models.conversion import find_conversions
 from precheck.measure.models.ties import compared_rows
+from precheck.measure.static.layer_bounds import layer_bounds
+from precheck.measure.static.traced_layers import trace_layers
 from precheck.measure.subject.stored_keys import stored_key_ranges
 from precheck.records.progress import Announcement, Observer
 from precheck.records.quantities import counted, num_bytes
-from precheck.records.stored import SmallReading
+from precheck.records.stored import CheckpointAudit, SmallReading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,8 +31,8 @@ if TYPE_CHECKING:
     from precheck.checkpoint.source import Checkpoint
     from precheck.checkpoint.weights import Weights
     from precheck.measure.models.matching import Loading
+    from precheck.records.outcomes.layer_bounds import LayerBound
     from precheck.records.sizes import KeyValueRange
-    from precheck.records.stored import CheckpointAudit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +41,7 @@ class Triage:
 
     audit: CheckpointAudit
     key_values: tuple[KeyValueRange, ...] = ()
+    layer_bounds: tuple[LayerBound, ...] = ()
 
 
 def triage(
@@ -75,10 +82,79 @@ def triage(
     # what float16 flushes is a share of all weights, and it is not known of these
     found = auditor.result()
     audit = replace(found, small=read, num_float16_zero=0, num_float16_subnormal=0)
-    return Triage(
-        audit=explained.added_to(audit, model),
-        key_values=stored_key_ranges(model, layout, _by_parameter(model, auditor.vectors)),
+    return _told(
+        explained.added_to(audit, model),
+        model,
+        layout,
+        vectors=_by_parameter(model, auditor.vectors),
+        is_float16=not checkpoint.is_decoded_by_transformers,
     )
+
+
+def read_all(
+    checkpoint: Checkpoint,
+    stored: Weights,
+    model: nn.Module,
+    layout: Architecture,
+    *,
+    loading: Loading,
+) -> Triage:
+    """What all tensors of a checkpoint tell, each read once.
+
+    Args:
+        checkpoint: where it lies.
+        stored: its tensors. Those that transformers alone can decode are not audited.
+        model: without its weights.
+        layout: the model's units.
+        loading: what the checkpoint lacks.
+    """
+    is_decoded = checkpoint.is_decoded_by_transformers
+    audit = CheckpointAudit(size_bytes=stored.size_bytes) if is_decoded else audit_weights(stored)
+    explained = loading.explained(model, stored, checkpoint.quantization)
+    parts = find_small_parts(stored)
+    names = [name for name in parts.whole if name not in parts.scales]
+    return _told(
+        explained.added_to(audit, model),
+        model,
+        layout,
+        vectors=_by_parameter(model, audit_vectors(stored, names).vectors),
+        embedding={} if is_decoded else _embedding(model, stored),
+        is_float16=not is_decoded,
+    )
+
+
+def _told(
+    audit: CheckpointAudit,
+    model: nn.Module,
+    layout: Architecture,
+    *,
+    vectors: Mapping[str, Tensor],
+    is_float16: bool,
+    embedding: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Triage:
+    """The audit, and what follows from vectors and the data flow."""
+    traced = trace_layers(model, layout)
+    bounds: tuple[LayerBound, ...] = ()
+    if traced is not None and is_float16:
+        bounds = layer_bounds(traced, {**vectors, **embedding})
+    return Triage(
+        audit=audit,
+        key_values=stored_key_ranges(model, layout, vectors),
+        layer_bounds=bounds,
+    )
+
+
+def _embedding(model: nn.Module, stored: Weights) -> dict[str, Tensor]:
+    """In place of the table of tokens one of the same shape: of each channel the largest number."""
+    module = token_embedding(model)
+    weight = getattr(module, "weight", None)
+    name = next((name for name, each in model.named_parameters() if each is weight), None)
+    for conversion in find_conversions(model, stored):
+        if conversion.target == name and conversion.converter is None:
+            table = stored[conversion.sources[0]]
+            largest = torch.maximum(table.amax(0).abs(), table.amin(0).abs())
+            return {name: largest.expand(table.shape)}
+    return {}
 
 
 def _hold(

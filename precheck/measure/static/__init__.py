@@ -1,0 +1,1 @@
+"""What is known of a checkpoint without running it."""
