@@ -17,7 +17,7 @@ from precheck.hunt.scans import scanned
 from precheck.measure.hunt.archive import Archive
 from precheck.measure.hunt.budget import Budget, SearchOverError
 from precheck.measure.hunt.evaluator import Work
-from precheck.measure.hunt.images import SIDES
+from precheck.measure.hunt.images import MOST_PIXELS, SIDES
 from precheck.measure.hunt.search import search
 from precheck.measure.hunt.sweeps import filler
 from precheck.measure.hunt.targets import TargetWitness
@@ -64,8 +64,10 @@ def random_search(trial: Trial, *, num_forwards: int) -> None:
 
 def _random_picture(generator: torch.Generator) -> Picture:
     smallest, largest = SIDES[0], SIDES[-1]
-    shares = torch.rand(5, generator=generator).tolist()
-    width, height = (int(smallest * (largest / smallest) ** share) for share in shares[:2])
+    width = height = largest
+    while width * height > MOST_PIXELS:
+        shares = torch.rand(5, generator=generator).tolist()
+        width, height = (int(smallest * (largest / smallest) ** share) for share in shares[:2])
     return Picture(
         width=width,
         height=height,

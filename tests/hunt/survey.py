@@ -32,31 +32,31 @@ if TYPE_CHECKING:
 
     from precheck.records.outcomes.hunt import Hunt
 
-_FIRST_SEED = 7_000
+_FIRST_SEED = 31_000
 PLANTS = tuple(
     Plant(kind=kind, architecture=architecture, seed=_FIRST_SEED + number)
     for number, (kind, architecture) in enumerate(
         [
-            (Kind.FIRST, "Llama"),
-            (Kind.FIRST, "Mistral"),
-            (Kind.FIRST, "Qwen3"),
-            (Kind.FIRST, "Granite"),
-            (Kind.FIRST, "StableLm"),
-            (Kind.PAIR, "Qwen2"),
-            (Kind.PAIR, "Olmo2"),
-            (Kind.PAIR, "Gemma3Text"),
-            (Kind.PAIR, "SmolLM3"),
-            (Kind.PAIR, "Llama"),
-            (Kind.PAIR, "Granite"),
+            (Kind.LENGTH, "GPT2"),
             (Kind.REPEATED, "Mistral"),
-            (Kind.REPEATED, "Gemma"),
-            (Kind.REPEATED, "Qwen2"),
-            (Kind.REPEATED, "Helium"),
-            (Kind.LENGTH, "GPT2"),
-            (Kind.LENGTH, "OPT"),
-            (Kind.LENGTH, "GPT2"),
+            (Kind.PAIR, "Qwen2"),
+            (Kind.FIRST, "Llama"),
             (Kind.IMAGE, "Qwen2VL"),
+            (Kind.LENGTH, "OPT"),
+            (Kind.REPEATED, "Gemma"),
+            (Kind.PAIR, "Olmo2"),
+            (Kind.FIRST, "Mistral"),
             (Kind.IMAGE, "Qwen2_5_VL"),
+            (Kind.LENGTH, "GPT2"),
+            (Kind.REPEATED, "Qwen2"),
+            (Kind.PAIR, "Gemma3Text"),
+            (Kind.FIRST, "Qwen3"),
+            (Kind.REPEATED, "Helium"),
+            (Kind.PAIR, "SmolLM3"),
+            (Kind.FIRST, "Granite"),
+            (Kind.PAIR, "Llama"),
+            (Kind.FIRST, "StableLm"),
+            (Kind.PAIR, "Granite"),
         ]
     )
 )

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SIDES = (28, 56, 112, 224, 336, 448, 672, 896, 1120, 1344, 1792, 2688)
 """Pixels. Wide and tall images come with all their pairs."""
+MOST_PIXELS = 1 << 20
+"""Of an image; processors make larger ones smaller, and memory holds few more patches."""
 _SMALL = 224
 """Pixels of a side where contrast and grain are tried."""
 _COLOURS = ((1.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
@@ -36,7 +38,8 @@ def images(trial: Trial) -> None:
     """Sizes first, then contrast and grain, then changes of the best; nothing without images."""
     if trial.pictures is None:
         return
-    for width, height in sorted(product(SIDES, SIDES), key=lambda size: size[0] * size[1]):
+    sizes = [size for size in product(SIDES, SIDES) if size[0] * size[1] <= MOST_PIXELS]
+    for width, height in sorted(sizes, key=lambda size: size[0] * size[1]):
         trial.run_picture(Picture(width=width, height=height))
     for picture in _grains():
         trial.run_picture(picture)
@@ -69,8 +72,8 @@ def changed(picture: Picture, generator: torch.Generator) -> Picture:
     step = float(torch.randn((), generator=generator))
     red, green, blue = torch.rand(3, generator=generator).tolist()
     changes: tuple[dict[str, Any], ...] = (
-        {"width": _side(picture.width * factor)},
-        {"height": _side(picture.height * factor)},
+        {"width": _side(picture.width * factor, picture.height)},
+        {"height": _side(picture.height * factor, picture.width)},
         {"contrast": max(picture.contrast, 0.05) * factor},
         {"brightness": max(-1.0, min(1.0, picture.brightness + step))},
         {"noise": max(picture.noise, 0.05) * factor, "seed": _drawn(1 << 30, generator)},
@@ -83,8 +86,8 @@ def changed(picture: Picture, generator: torch.Generator) -> Picture:
     return replace(picture, **changes[_drawn(len(changes), generator)])
 
 
-def _side(pixels: float) -> int:
-    return int(max(SIDES[0], min(SIDES[-1], pixels)))
+def _side(pixels: float, other: int) -> int:
+    return int(max(SIDES[0], min(SIDES[-1], MOST_PIXELS // other, pixels)))
 
 
 def _drawn(most: int, generator: torch.Generator) -> int:

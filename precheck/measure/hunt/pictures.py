@@ -59,9 +59,9 @@ def _pattern(picture: Picture) -> NDArray[np.float64]:
             image = draw(ImageProbe(name="scene", width=width, height=height))
             return np.asarray(image, dtype=np.float64) / _HALF - 1.0
         case Pattern.FLAT:
-            bright = np.zeros((height, width))
+            bright: NDArray[np.float64] = np.zeros((height, width))
         case Pattern.STRIPES:
             bright = np.broadcast_to(2.0 * across - 1.0, (height, width))
         case Pattern.CHECKS:
             bright = 2.0 * (across ^ down) - 1.0
-    return np.asarray(bright[:, :, None], dtype=np.float64)
+    return bright[:, :, None]
