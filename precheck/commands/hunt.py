@@ -65,7 +65,10 @@ def hunt(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Write the prompts here, for scan --prompts."
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write the prompts here, for scan --prompts; images beside it.",
         ),
     ] = None,
     resume: Annotated[
@@ -90,6 +93,7 @@ def hunt(
     """
     del debug
     # not every command waits for it
+    from precheck.hunt.prompts import json_lines, saved_prompts
     from precheck.render.screens.hunt import render_hunt
 
     request = HuntRequest(
@@ -117,7 +121,7 @@ def hunt(
         terminal.say(f"interrupted; {kept}")
         raise typer.Exit(ExitCode.INTERRUPTED) from interrupted
     if output is not None:
-        terminal.write_whole(output, _lines(found))
+        terminal.write_whole(output, json_lines(saved_prompts(found, output)))
     if as_json:
         terminal.write_stdout(json.dumps(found.to_dict(), allow_nan=False, indent=1))
     else:
@@ -170,12 +174,3 @@ def _check_files(output: Path | None, resume: Path | None) -> None:
     for path in (output, resume):
         if path is not None:
             arguments.check_output(path)
-
-
-def _lines(found: Hunt) -> str:
-    """The prompts as ``scan --prompts`` reads them."""
-    lines = [
-        {"text": prompt.text} if prompt.text is not None else {"token_ids": list(prompt.token_ids)}
-        for prompt in found.prompts
-    ]
-    return "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from precheck.hunt.prompts import saved_prompts
 from precheck.hunt.scans import scanned
 from precheck.measure.hunt.targets import TargetWitness
 from precheck.records.outcomes.hunt import CheckedRun, Hunt, HuntRow, HuntStatus
@@ -14,7 +17,6 @@ if TYPE_CHECKING:
     from precheck.measure.hunt.targets import Target
     from precheck.measure.subject.subject import CheckpointSubject
     from precheck.records.progress import Observer
-    from precheck.records.prompts import Prompt
     from precheck.records.report import Report, Run
     from precheck.records.traces import Overflow
 
@@ -41,12 +43,12 @@ def check(
     """
     witness = TargetWitness(request.dtype)
     by_probes = [run for run in before.runs if run.dtype is request.dtype]
-    prompts = prompts_of(found)
-    if prompts:
-        report = scanned(subject, request, witness=witness, prompts=prompts, observe=observe)
+    runs = []
+    if found.prompts:
+        with tempfile.TemporaryDirectory() as folder:
+            prompts = saved_prompts(found, Path(folder) / "worst.jsonl")
+            report = scanned(subject, request, witness=witness, prompts=prompts, observe=observe)
         runs = [run for run in report.runs if run.dtype is request.dtype]
-    else:
-        runs = []
     measured = _measured(witness, found)
     return replace(
         found,
@@ -56,11 +58,6 @@ def check(
         ),
         runs=tuple(map(_checked_run, runs)),
     )
-
-
-def prompts_of(found: Hunt) -> list[Prompt]:
-    """The prompts as a scan takes them."""
-    return [prompt.token_ids if prompt.text is None else prompt.text for prompt in found.prompts]
 
 
 def _place(of: HuntRow | Target) -> tuple[str, str, str]:

@@ -18,19 +18,24 @@ from precheck.hunt.outcome import outcome
 from precheck.hunt.saved_search import restore, saved
 from precheck.hunt.scans import scanned
 from precheck.measure.hunt.archive import Archive
+from precheck.measure.hunt.budget import Budget
 from precheck.measure.hunt.evaluator import Evaluator
 from precheck.measure.hunt.factors import find_factors
+from precheck.measure.hunt.pictures import PictureSpace
 from precheck.measure.hunt.search import search
 from precheck.measure.hunt.targets import TargetWitness
 from precheck.measure.hunt.text_space import TextSpace
-from precheck.measure.hunt.trial import Budget, Trial
+from precheck.measure.hunt.trial import Trial
 from precheck.measure.machine.devices import resolve_device
 from precheck.measure.machine.torch_settings import exact_float32, uncompiled
 from precheck.measure.models.settings import setting, text_config
+from precheck.measure.probes.context import MOST_SCORES
 from precheck.measure.probes.first_tokens import odd_first_tokens
+from precheck.measure.probes.media_batches import Processor
 from precheck.measure.probes.vocabulary import read_vocabulary
 from precheck.measure.subject.subject import CheckpointSubject
 from precheck.measure.subject.token_inputs import input_embedding, max_context, vocab_size
+from precheck.records.outcomes.hunt import Picture
 from precheck.records.precision import Dtype
 from precheck.records.progress import Announcement, Step
 
@@ -45,8 +50,8 @@ if TYPE_CHECKING:
 
 _LONGEST = 4096
 """Tokens of the longest input, where neither the context nor memory says less."""
-_MOST_SCORES = 1 << 26
-"""Of a layer, all heads: 256 MiB in float32."""
+_FIRST_PICTURE = Picture(width=112, height=112)
+"""Shows which operations an image reaches."""
 
 
 def hunt(
@@ -125,7 +130,8 @@ def trial_of(
         with closing(evaluator):
             generator = torch.Generator().manual_seed(request.seed)
             rows = torch.randint(size, (3, 5), generator=generator)
-            evaluator.prepare(rows)
+            pictures = _pictures(subject, skeleton)
+            evaluator.prepare(rows, None if pictures is None else pictures.batch(_FIRST_PICTURE))
             if not any(map(request.is_aim, evaluator.targets)):
                 raise UnsupportedModelError(
                     "nothing to search for: no such operation runs in 16 bits on text",
@@ -138,6 +144,7 @@ def trial_of(
             yield Trial(
                 evaluator=evaluator,
                 space=space,
+                pictures=pictures,
                 archive=Archive(len(evaluator.targets)),
                 budget=Budget(seconds=60.0 * request.minutes, most_tokens=request.most_tokens),
                 limit=request.dtype.limits.max,
@@ -202,6 +209,19 @@ def _skeleton(models: SharedModels, witness: TargetWitness) -> Skeleton:
     return skeleton
 
 
+def _pictures(subject: CheckpointSubject, skeleton: Skeleton) -> PictureSpace | None:
+    """What images the model takes; None where it takes none, or its processor does not load."""
+    processor = Processor(
+        subject.checkpoint, accepts=skeleton.accepts, vocab_size=vocab_size(skeleton.model)
+    )
+    if not processor.takes_images:
+        return None
+    tower = getattr(skeleton.model.config, "vision_config", None)
+    heads = setting(tower, "num_heads") or setting(tower, "num_attention_heads") or 1
+    most = max(heads, setting(text_config(skeleton.model), "num_attention_heads") or 1)
+    return PictureSpace(processor=processor, most_positions=int((MOST_SCORES / most) ** 0.5))
+
+
 def likely_tokens(trial: Trial, subject: CheckpointSubject) -> Sequence[int]:
     """Tokens that may matter as the first one, by their embedding."""
     embedding = input_embedding(subject.checkpoint, trial.evaluator.skeleton.model)
@@ -212,4 +232,4 @@ def longest_input(trial: Trial) -> int:
     """Tokens of the longest input whose scores fit into memory."""
     config = text_config(trial.evaluator.skeleton.model)
     heads = setting(config, "num_attention_heads") or 1
-    return min(_LONGEST, int((_MOST_SCORES / heads) ** 0.5))
+    return min(_LONGEST, int((MOST_SCORES / heads) ** 0.5))

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from precheck.measure.hunt.archive import Catch
     from precheck.measure.hunt.targets import Target
     from precheck.measure.hunt.trial import Trial
+    from precheck.records.outcomes.hunt import Picture
+
+_Key = tuple[tuple[int, ...], "Picture | None"]
 
 MOST_PROMPTS = 16
 """Saved and run: one for each mechanism and layer, the least headroom first."""
@@ -22,13 +25,13 @@ MOST_PROMPTS = 16
 
 def outcome(trial: Trial, request: HuntRequest, *, model: str, done: Collection[str]) -> Hunt:
     """The record of a search, before its prompts were run; all operations are open in it."""
-    catches: dict[tuple[int, ...], Catch] = {}
+    catches: dict[_Key, Catch] = {}
     rows = []
     for number in _largest_of_each(trial):
         best = _best(trial, number)
         is_better = best is not None and best.value > _target(trial, number).probes_abs_max
         if best is not None and is_better and len(catches) < MOST_PROMPTS:
-            catches.setdefault(best.ids, best)
+            catches.setdefault(_key(best), best)
         rows.append(_row(trial, number, best, tuple(catches)))
     work = trial.evaluator.work
     return Hunt(
@@ -46,7 +49,12 @@ def outcome(trial: Trial, request: HuntRequest, *, model: str, done: Collection[
         has_tokenizer=trial.space.has_text,
         rows=tuple(rows),
         prompts=tuple(
-            WorstPrompt(token_ids=catch.ids, text=catch.text, found_by=catch.found_by)
+            WorstPrompt(
+                token_ids=catch.ids,
+                text=catch.text,
+                found_by=catch.found_by,
+                picture=catch.picture,
+            )
             for catch in catches.values()
         ),
         runs=(),
@@ -75,9 +83,12 @@ def _best(trial: Trial, number: int) -> Catch | None:
     return trial.archive.best(number, any_ids=not trial.space.has_text)
 
 
-def _row(
-    trial: Trial, number: int, best: Catch | None, prompts: tuple[tuple[int, ...], ...]
-) -> HuntRow:
+def _key(catch: Catch) -> _Key:
+    """What makes an input another one."""
+    return (catch.ids, catch.picture)
+
+
+def _row(trial: Trial, number: int, best: Catch | None, prompts: tuple[_Key, ...]) -> HuntRow:
     target = _target(trial, number)
     found = 0.0 if best is None else min(best.value, LARGEST_VALUE)
     any_ids = trial.archive.best(number, any_ids=True)
@@ -95,8 +106,8 @@ def _row(
         found_abs_max=max(found, target.probes_abs_max),
         ids_abs_max=of_ids,
         limit=trial.limit,
-        prompt=prompts.index(best.ids)
-        if best is not None and best.ids in prompts and found > target.probes_abs_max
+        prompt=prompts.index(_key(best))
+        if best is not None and _key(best) in prompts and found > target.probes_abs_max
         else None,
         status=HuntStatus.OPEN,
         is_exact=number in trial.exact,

@@ -10,7 +10,7 @@ import msgspec
 
 from precheck.errors import UsageError
 from precheck.measure.hunt.archive import Catch
-from precheck.records.outcomes.hunt import LARGEST_VALUE
+from precheck.records.outcomes.hunt import LARGEST_VALUE, Picture
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -29,6 +29,7 @@ class SavedCatch:
     token_ids: tuple[int, ...]
     text: str | None
     found_by: str
+    picture: Picture | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +66,14 @@ def saved(trial: Trial, *, model: str, done: Collection[str]) -> str:
             token_ids=catch.ids,
             text=catch.text,
             found_by=catch.found_by,
+            picture=catch.picture,
         )
         for number in range(archive.num_targets)
-        for catch in (*archive.texts[number], *archive.token_ids[number])
+        for catch in (
+            *archive.texts[number],
+            *archive.token_ids[number],
+            *archive.images[number],
+        )
     ]
     search = SavedSearch(
         model=model,
@@ -111,9 +117,16 @@ def restore(trial: Trial, plain: dict[str, Any] | None, *, model: str) -> set[st
     for catch in search.catches:
         number, ids = numbers.get(catch.target), tuple(catch.token_ids)
         if number is not None and trial.space.vocabulary.has_all(ids):
-            text = trial.space.text_of(ids)
+            has_picture = catch.picture is not None
             trial.archive.add(
-                number, Catch(value=catch.value, ids=ids, text=text, found_by=catch.found_by)
+                number,
+                Catch(
+                    value=catch.value,
+                    ids=ids,
+                    text=catch.text if has_picture else trial.space.text_of(ids),
+                    found_by=catch.found_by,
+                    picture=catch.picture,
+                ),
             )
     work = trial.evaluator.work
     work.num_forwards, work.num_inputs = search.num_forwards, search.num_inputs

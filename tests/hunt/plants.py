@@ -1,4 +1,4 @@
-"""Models that break on inputs which few probes hold: a first token, a pair, repetition, a length.
+"""Models that break on inputs which few probes hold: a token, a pair, repetition, a length, a size.
 
 Every plant is drawn by a seed: the tokens, the layer, the lane and how long it takes. Nothing in
 the embedding tells the token: a value head reads the direction in which its embedding points, which
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
+from tests.hunt.image_plants import save_with_tower
 from tests.hunt.words import BOS, EOS, PAD, save_tokenizer, whole_words
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 LIMIT = 65_504.0
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, LAYERS = 128, 192, 4, 2, 3
 HEAD_DIM = HIDDEN // HEADS
-CONTEXT = 2048
+CONTEXT = 4096
+LONGEST_PROBE = 2048
+"""Tokens of the longest text that a scan runs on its own."""
 PRIVATE = HIDDEN - 1
 """A channel that only the plant writes and reads."""
 NOISE = LIMIT / 16
@@ -41,6 +44,7 @@ class Kind(StrEnum):
     PAIR = "pair of tokens"
     REPEATED = "repeated token"
     LENGTH = "length"
+    IMAGE = "image size"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,16 +70,17 @@ class Planted:
     module: str
     """The layer with the fault."""
     trigger: tuple[int, ...]
-    """Token ids that break it."""
-    overflows: float
-    """What they need float16 to hold."""
-    ordinary: float
-    """The same of random texts."""
+    """Token ids that break it; for an image, the rows and columns between two of its patches."""
 
 
 def build(plant: Plant, folder: Path) -> Planted:
     """Saves the model as a float32 checkpoint with a tokenizer."""
     generator = torch.Generator().manual_seed(plant.seed)
+    if plant.kind is Kind.IMAGE:
+        module, far = save_with_tower(
+            plant.architecture, folder, vocab_size=plant.vocab_size, generator=generator
+        )
+        return Planted(module=module, trigger=far)
     model = _healthy(plant, generator)
     with torch.no_grad():
         planted = _PLANTS[plant.kind](plant, model, generator)
@@ -196,13 +201,7 @@ def _product(
     reached = float(_inputs(model, mlp.down_proj, torch.tensor([trigger]))[:, lane].max())
     mlp.up_proj.weight[lane] *= times * LIMIT / reached
     mlp.down_proj.weight[3, lane] = 1e-5
-    inputs = _inputs(model, mlp.down_proj, torch.tensor([trigger]))
-    return Planted(
-        module=f"model.layers.{number}.mlp",
-        trigger=trigger,
-        overflows=float(inputs.max()),
-        ordinary=float(_inputs(model, mlp.down_proj, random).max()),
-    )
+    return Planted(module=f"model.layers.{number}.mlp", trigger=trigger)
 
 
 def _inputs(model: PreTrainedModel, module: Any, rows: Tensor) -> Tensor:
@@ -241,8 +240,8 @@ def _repeated(plant: Plant, model: PreTrainedModel, generator: torch.Generator) 
 
 
 def _length(plant: Plant, model: PreTrainedModel, generator: torch.Generator) -> Planted:
-    """One position, far into the context, carries a private channel that a projection reads."""
-    position = CONTEXT // 4 + _draw(generator, CONTEXT // 2)
+    """A position behind the longest built-in probe carries a channel that a projection reads."""
+    position = LONGEST_PROBE + _draw(generator, CONTEXT - LONGEST_PROBE)
     number = 1 + _draw(generator, LAYERS - 1)
     lane = _draw(generator, INTERMEDIATE)
     base = model.base_model
@@ -268,13 +267,7 @@ def _length(plant: Plant, model: PreTrainedModel, generator: torch.Generator) ->
     )
     reached = float(_inputs(model, reads, torch.tensor([trigger]))[:, lane].max())
     weight[lane] *= 1.5 * LIMIT / reached
-    random = torch.randint(3, plant.vocab_size, (16, 24), generator=generator)
-    return Planted(
-        module=f"layer {number}",
-        trigger=trigger,
-        overflows=float(_inputs(model, reads, torch.tensor([trigger])).max()),
-        ordinary=float(_inputs(model, reads, random).max()),
-    )
+    return Planted(module=f"layer {number}", trigger=trigger)
 
 
 _PLANTS: dict[Kind, Callable[[Plant, PreTrainedModel, torch.Generator], Planted]] = {

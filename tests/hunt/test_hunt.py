@@ -16,9 +16,9 @@ from precheck.hunt.request import HuntRequest
 from precheck.hunt.saved_search import restore, saved
 from precheck.hunt.scans import scanned
 from precheck.measure.hunt import swaps
+from precheck.measure.hunt.budget import Budget, SearchOverError
 from precheck.measure.hunt.first_layer import context_free, first_layer
 from precheck.measure.hunt.targets import TargetWitness
-from precheck.measure.hunt.trial import Budget, SearchOverError
 from precheck.measure.subject.subject import CheckpointSubject
 from precheck.records.mechanism import Mechanism
 from precheck.records.outcomes.hunt import HuntStatus

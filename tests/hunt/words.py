@@ -55,6 +55,22 @@ def tokenizer(size: int, *, adds_bos: bool) -> PreTrainedTokenizerFast:
     )
 
 
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
+
+
+def image_tokenizer(size: int) -> PreTrainedTokenizerFast:
+    """The tokenizer with the tokens of Qwen's images, and a chat template that places them."""
+    made = tokenizer(size, adds_bos=False)
+    names = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    made.add_special_tokens({"additional_special_tokens": names})
+    made.chat_template = _CHAT_TEMPLATE
+    return made
+
+
 @cache
 def whole_words(size: int) -> tuple[int, ...]:
     """Tokens that begin with a space: any of them one after the other are a text."""

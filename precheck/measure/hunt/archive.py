@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from precheck.measure.hunt.text_space import Ids
+    from precheck.records.outcomes.hunt import Picture
 
 KEPT = 8
 """Inputs kept for each operation."""
@@ -30,6 +31,8 @@ class Catch:
     """None where the ids are no text."""
     found_by: str
     """Which part of the search it is from."""
+    picture: Picture | None = None
+    """The image that the text asks about."""
 
 
 @dataclass(slots=True, eq=False)
@@ -44,10 +47,13 @@ class Archive:
     texts: list[list[Catch]] = field(init=False)
     token_ids: list[list[Catch]] = field(init=False)
     """Inputs that are no texts."""
+    images: list[list[Catch]] = field(init=False)
+    """Texts about an image."""
 
     def __post_init__(self) -> None:
         self.texts = [[] for _ in range(self.num_targets)]
         self.token_ids = [[] for _ in range(self.num_targets)]
+        self.images = [[] for _ in range(self.num_targets)]
 
     def least(self, *, is_text: bool) -> Tensor:
         """By target, the value that an input has to exceed to be kept, ``(targets,)`` float32."""
@@ -57,16 +63,20 @@ class Archive:
 
     def add(self, number: int, catch: Catch) -> None:
         """Keeps an input for a target, if it is among the best and not there yet."""
-        kept = (self.token_ids if catch.text is None else self.texts)[number]
-        if any(other.ids == catch.ids for other in kept):
+        if catch.picture is not None:
+            kept = self.images[number]
+        else:
+            kept = (self.token_ids if catch.text is None else self.texts)[number]
+        if any((other.ids, other.picture) == (catch.ids, catch.picture) for other in kept):
             return
         kept.append(catch)
         kept.sort(key=lambda other: (-other.value, len(other.ids), other.ids))
         del kept[KEPT:]
 
     def best(self, number: int, *, any_ids: bool = False) -> Catch | None:
-        """The best text of a target; with ``any_ids`` the best input of all."""
-        catches = [*self.texts[number][:1], *(self.token_ids[number][:1] if any_ids else ())]
+        """The best text of a target, alone or about an image; ``any_ids``: the best of all."""
+        catches = [*self.texts[number][:1], *self.images[number][:1]]
+        catches += self.token_ids[number][:1] if any_ids else []
         return max(catches, key=lambda catch: catch.value, default=None)
 
     def values(self, *, any_ids: bool = False) -> list[float]:
@@ -75,7 +85,7 @@ class Archive:
         return [0.0 if catch is None else catch.value for catch in best]
 
     def elites(self, numbers: Sequence[int]) -> list[Ids]:
-        """Every input that is kept for some targets, once, the best of each first."""
+        """The ids that are kept for some targets, without images, once, the best of each first."""
         found: dict[Ids, None] = {}
         for place in range(KEPT):
             for number in numbers:

@@ -37,6 +37,13 @@ class Work:
     longest: int = 0
     """Tokens of the longest input."""
 
+    def add(self, rows: Tensor) -> None:
+        """Counts a forward of token ids ``(rows, seq)``."""
+        self.num_forwards += 1
+        self.num_inputs += len(rows)
+        self.num_tokens += rows.numel()
+        self.longest = max(self.longest, rows.shape[1])
+
 
 @dataclass(slots=True, eq=False)
 class Evaluator:
@@ -44,7 +51,7 @@ class Evaluator:
 
     Args:
         skeleton: the float32 model, all weights in memory.
-        targets: the operations; those that no text reaches are dropped.
+        targets: the operations; those that no input reaches are dropped.
         device: the model's.
     """
 
@@ -54,6 +61,8 @@ class Evaluator:
     work: Work = field(default_factory=Work)
     mixed: frozenset[int] = frozenset()
     """Numbers of targets that hold the rows of a batch in another order: experts, for example."""
+    by_image: frozenset[int] = frozenset()
+    """Numbers of targets that an image reaches and text alone does not: those of a tower."""
     stack: ModuleStack = field(init=False)
     _start: int = field(init=False)
 
@@ -70,17 +79,23 @@ class Evaluator:
         """Of token ids; None where the model declares none."""
         return token_embedding(self.skeleton.model)
 
-    def prepare(self, rows: Tensor) -> None:
-        """Finds out which targets text reaches, and of which a batch does not tell the rows.
+    def prepare(self, rows: Tensor, image: Batch | None) -> None:
+        """Finds out which targets are reached, and of which a batch does not tell the rows.
 
         Args:
             rows: some different token ids, ``(3, seq)`` int64, ``seq`` no multiple of 3.
+            image: an input with an image; None where the model takes none.
         """
         together = self._watch(rows)
         alone = [self._watch(row) for row in rows.split(1)]
-        seen = [number for number in range(len(self.targets)) if number in together.maxima]
+        by_image = set() if image is None else set(self._watch_batch(image).maxima)
+        by_image -= set(together.maxima)
+        reached = by_image.union(together.maxima)
+        seen = [number for number in range(len(self.targets)) if number in reached]
         mixed = set()
         for new, number in enumerate(seen):
+            if number in by_image:
+                continue
             single = torch.cat([one.maxima[number] for one in alone if number in one.maxima])
             whole = together.maxima[number]
             same = single.shape == whole.shape and torch.allclose(
@@ -90,6 +105,7 @@ class Evaluator:
                 mixed.add(new)
         self.targets = [self.targets[number] for number in seen]
         self.mixed = frozenset(mixed)
+        self.by_image = frozenset(new for new, number in enumerate(seen) if number in by_image)
 
     def values(self, rows: Tensor, *, wanted: Sequence[int] | None = None) -> Tensor:
         """Largest magnitudes, ``(rows, targets)`` float32; of mixed targets, that of the batch.
@@ -98,8 +114,14 @@ class Evaluator:
             rows: token ids ``(rows, seq)`` int64.
             wanted: numbers of targets, the others are 0: the forward ends with the last of them.
         """
-        watched = self._watch(rows, wanted=wanted)
-        nothing = torch.zeros(len(rows))
+        return self._columns(self._watch(rows, wanted=wanted), num_rows=len(rows))
+
+    def values_of(self, batch: Batch) -> Tensor:
+        """The same of one input with an image, ``(targets,)`` float32."""
+        return self._columns(self._watch_batch(batch), num_rows=1)[0]
+
+    def _columns(self, watched: RowMaxima, *, num_rows: int) -> Tensor:
+        nothing = torch.zeros(num_rows)
         columns = [watched.maxima.get(number, nothing) for number in range(len(self.targets))]
         return torch.stack([column.float().cpu() for column in columns], dim=1)
 
@@ -108,9 +130,7 @@ class Evaluator:
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """The same, and of some targets the largest magnitudes by the last dimension."""
         watched = self._watch(rows, wanted=wanted, by_lane=numbers)
-        nothing = torch.zeros(len(rows))
-        columns = [watched.maxima.get(number, nothing) for number in range(len(self.targets))]
-        return torch.stack([column.float().cpu() for column in columns], dim=1), watched.lanes
+        return self._columns(watched, num_rows=len(rows)), watched.lanes
 
     def operands(self, rows: Tensor, number: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         """What a product of activations reads, for rows of one token.
@@ -165,10 +185,11 @@ class Evaluator:
         kept: int | None = None,
         positions: Tensor | None = None,
     ) -> RowMaxima:
-        numbers = range(len(self.targets)) if wanted is None else wanted
+        if wanted is None:
+            wanted = [n for n in range(len(self.targets)) if n not in self.by_image]
         watcher = RowMaxima(
             stack=self.stack,
-            wanted={self.targets[number].key: number for number in numbers},
+            wanted={self.targets[number].key: number for number in wanted},
             num_rows=len(rows),
             mixed=self.mixed,
             by_lane=by_lane,
@@ -180,10 +201,18 @@ class Evaluator:
         has_slopes = kept is not None and positions is None
         with torch.set_grad_enabled(has_slopes), suppress(AllSeenError), watcher:
             self.skeleton.model(**inputs)
-        self.work.num_forwards += 1
-        self.work.num_inputs += len(rows)
-        self.work.num_tokens += rows.numel()
-        self.work.longest = max(self.work.longest, rows.shape[1])
+        self.work.add(rows)
+        return watcher
+
+    def _watch_batch(self, batch: Batch) -> RowMaxima:
+        watcher = RowMaxima(
+            stack=self.stack,
+            wanted={target.key: number for number, target in enumerate(self.targets)},
+            num_rows=1,
+        )
+        with torch.no_grad(), suppress(AllSeenError), watcher:
+            self.skeleton.model(**self._inputs_of(batch.to(self.device)))
+        self.work.add(batch.input_ids)
         return watcher
 
     def inputs(self, rows: Tensor) -> dict[str, object]:
@@ -191,6 +220,9 @@ class Evaluator:
         batch = Batch(probes=(), input_ids=rows.to(self.device))
         if self.skeleton.is_encoder_decoder:
             batch = with_decoder_input(batch, start_id=self._start)
+        return self._inputs_of(batch)
+
+    def _inputs_of(self, batch: Batch) -> dict[str, object]:
         inputs = self.skeleton.inputs(batch)
         if "logits_to_keep" in self.skeleton.accepts:
             inputs["logits_to_keep"] = 1  # a head costs more than all layers of a small model

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from precheck.measure.hunt import sweeps
+from precheck.measure.hunt.budget import SearchOverError
 from precheck.measure.hunt.first_layer import first_layer
+from precheck.measure.hunt.images import images
 from precheck.measure.hunt.pairs import pairs_by_lane, pairs_by_layer
 from precheck.measure.hunt.swaps import swaps
-from precheck.measure.hunt.trial import SearchOverError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
 REPEATED_TIMES = 8
 PARTS = (
     "built-in probes",
+    "images",
     "first tokens",
-    "first layer",
-    "repeated tokens",
     "pairs by lane",
+    "repeated tokens",
+    "lengths",
     "pairs by layer",
     "odd token ids",
-    "lengths",
+    "first layer",
     "every token repeated",
 )
 """Those that have an end."""
@@ -50,13 +52,14 @@ def search(
     """
     parts: tuple[tuple[str, float, Callable[[], None]], ...] = (
         ("built-in probes", 0.1, lambda: sweeps.probes(trial, probes)),
+        ("images", 0.2, lambda: images(trial)),
         ("first tokens", 0.3, lambda: sweeps.first_tokens(trial, likely=likely)),
-        ("first layer", 0.15, lambda: first_layer(trial)),
         ("pairs by lane", 0.1, lambda: pairs_by_lane(trial)),
         ("repeated tokens", 0.1, lambda: sweeps.repeated(trial)),
+        ("lengths", 0.1, lambda: sweeps.lengths(trial, longest=longest)),
         ("pairs by layer", 0.1, lambda: pairs_by_layer(trial)),
         ("odd token ids", 0.05, lambda: sweeps.odd_ids(trial)),
-        ("lengths", 0.1, lambda: sweeps.lengths(trial, longest=longest)),
+        ("first layer", 0.15, lambda: first_layer(trial)),
         ("swaps", 0.1, lambda: swaps(trial)),
         (
             "every token repeated",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -10,7 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from precheck.measure.hunt.archive import KEPT, Archive, Catch
+from precheck.measure.hunt.budget import Budget, PartOverError, SearchOverError
 from precheck.measure.hunt.evaluator import in_steps
+from precheck.measure.probes.media import QUESTION
+from precheck.records.mechanism import Mechanism
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,47 +21,19 @@ if TYPE_CHECKING:
 
     from precheck.measure.hunt.evaluator import Evaluator
     from precheck.measure.hunt.factors import Factors
+    from precheck.measure.hunt.pictures import PictureSpace
     from precheck.measure.hunt.targets import Target
     from precheck.measure.hunt.text_space import Ids, TextSpace
+    from precheck.records.outcomes.hunt import Picture
 
 BATCH_TOKENS = 4096
 """Run together: a forward of a small model takes milliseconds, whatever it holds."""
 
 
-class PartOverError(Exception):
-    """A part of the search has used its share."""
-
-
-class SearchOverError(Exception):
-    """The search has used its time, or found what it was to find."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Budget:
-    """How long a search may go on: in time, in tokens, or both."""
-
-    seconds: float
-    most_tokens: int | None = None
-    """Run through the model; the same inputs on any machine."""
-    clock: Callable[[], float] = time.monotonic
-    started: float = field(init=False)
-    seconds_before: float = 0.0
-    tokens_before: int = 0
-    """What the search had used before it was resumed: it does not count against the budget."""
-
-    def __post_init__(self) -> None:
-        self.started = self.clock()
-
-    @property
-    def spent(self) -> float:
-        """Seconds of the search so far, with those before it was resumed."""
-        return self.clock() - self.started + self.seconds_before
-
-    def share(self, num_tokens: int) -> float:
-        """How much of it is used, 0 to 1 and beyond."""
-        tokens = num_tokens - self.tokens_before
-        by_tokens = tokens / self.most_tokens if self.most_tokens else 0.0
-        return max(by_tokens, (self.spent - self.seconds_before) / self.seconds)
+MOST_LOGITS = 1 << 22
+"""Of a batch: 16 MiB in float32. A vocabulary of 32,000 tokens has as many for 131 inputs."""
+NEAR = 16.0
+"""Logits that reach a limit when they are so many times larger are never left out."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -69,6 +43,7 @@ class Trial:
     Args:
         evaluator: runs the model.
         space: what is a text.
+        pictures: what images the model takes; None where it takes none.
         archive: the best inputs.
         budget: when to end.
         limit: the largest finite value of the dtype.
@@ -81,6 +56,7 @@ class Trial:
 
     evaluator: Evaluator
     space: TextSpace
+    pictures: PictureSpace | None
     archive: Archive
     budget: Budget
     limit: float
@@ -127,16 +103,20 @@ class Trial:
         finally:
             self._part_end = 1.0
 
-    def aims(self) -> list[int]:
+    def aims(self, *, of_images: bool = False) -> list[int]:
         """Numbers of the targets to make larger, the one with the least headroom first.
 
         One that exceeds the limit already comes last: there is nothing left to show.
+
+        Args:
+            of_images: also those that text alone does not reach.
         """
+        left_out = frozenset() if of_images else self.evaluator.by_image
         best = self.archive.values(any_ids=not self.space.has_text)
         numbers = []
         for number, target in enumerate(self.evaluator.targets):
             best[number] = max(best[number], target.probes_abs_max)
-            if self.is_aim(target):
+            if self.is_aim(target) and number not in left_out:
                 numbers.append(number)
         return sorted(numbers, key=lambda number: (best[number] > self.limit, -best[number]))
 
@@ -159,7 +139,57 @@ class Trial:
         for rows in by_length.values():
             for batch in in_steps(rows, most_tokens=BATCH_TOKENS):
                 self.check()
-                self.add(batch, self.evaluator.values(batch))
+                wanted = self.worth_running(len(batch), None)
+                self.add(batch, self.evaluator.values(batch, wanted=wanted))
+
+    def worth_running(self, num_rows: int, wanted: Sequence[int] | None) -> Sequence[int] | None:
+        """The targets of a forward without logits, where so many rows make them cost too much.
+
+        A head costs more than all layers of a small model. Logits near the limit are kept.
+
+        Args:
+            num_rows: of the batch.
+            wanted: numbers of targets; None: all that text reaches.
+        """
+        if num_rows * self.space.vocabulary.size <= MOST_LOGITS:
+            return wanted
+        targets = self.evaluator.targets
+        numbers = (
+            [n for n in range(len(targets)) if n not in self.evaluator.by_image]
+            if wanted is None
+            else wanted
+        )
+        cheap = [
+            number
+            for number in numbers
+            if targets[number].mechanism is not Mechanism.LOGITS
+            or targets[number].probes_abs_max * NEAR > self.limit
+        ]
+        return cheap or wanted
+
+    def run_picture(self, picture: Picture) -> bool:
+        """Tries a text about an image; says whether it made an operation larger than it was.
+
+        Raises:
+            PartOverError: the part's share is used.
+            SearchOverError: the whole budget is, or what the search was to find is found.
+        """
+        self.check()
+        batch = None if self.pictures is None else self.pictures.batch(picture)
+        if batch is None:
+            return False
+        values = self.evaluator.values_of(batch).tolist()
+        before = self.archive.values(any_ids=not self.space.has_text)
+        ids = tuple(batch.input_ids[0].tolist())
+        for number, value in enumerate(values):
+            if value:
+                catch = Catch(
+                    value=value, ids=ids, text=QUESTION, found_by=self.part, picture=picture
+                )
+                self.archive.add(number, catch)
+        larger = [number for number, value in enumerate(values) if value > before[number]]
+        self._end_if_found(larger)
+        return bool(larger)
 
     def affordable(self, num_tokens: int) -> list[int] | None:
         """Numbers of the first targets that so many tokens can reach in the time of this part.
@@ -171,7 +201,7 @@ class Trial:
             self.space.vocabulary.size, (BATCH_TOKENS // 8, 2), generator=generator
         )
         before = self.budget.spent
-        self.evaluator.values(rows)
+        self.evaluator.values(rows, wanted=self.worth_running(len(rows), None))
         needed = (self.budget.spent - before) * num_tokens / rows.numel()
         num_targets = len(self.evaluator.targets)
         if needed <= self.seconds_left:
@@ -201,7 +231,9 @@ class Trial:
         start = 0
         for batch in in_steps([self.space.wrapped(c) for c in cores], most_tokens=BATCH_TOKENS):
             self.check()
-            values, lanes = self.evaluator.lanes(batch, by_lane, wanted=wanted)
+            values, lanes = self.evaluator.lanes(
+                batch, by_lane, wanted=self.worth_running(len(batch), wanted)
+            )
             self.add(batch, values)
             self.factors.add(lanes, torch.tensor(tokens[start : start + len(batch)]))
             start += len(batch)

@@ -134,7 +134,7 @@ class Processor:
         Raises:
             UsageError: an image that cannot be read, or nothing here takes images.
         """
-        if PIXELS not in self._accepts or self._loaded is None:
+        if not self.takes_images:
             reason = self._problem or "the model takes no images"
             raise UsageError(f"{name} has images, but {reason}", hint="omit the images")
         images = [_read_image(path) for path in prompt.images]
@@ -145,6 +145,16 @@ class Processor:
                 f"{name}: {not_run[0]}", hint="try the images with the processor on its own"
             )
         return batch
+
+    def of_drawing(self, image: Image.Image) -> Batch | None:
+        """The batch of the built-in question about an image; None where the processor fails."""
+        inputs = partial(self._image_inputs, [image], QUESTION)
+        return self._batch("image_drawn", "image", inputs, not_run=[])
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether it has been loaded, for a model that takes images."""
+        return PIXELS in self._accepts and self._loaded is not None
 
     def _load(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is None:

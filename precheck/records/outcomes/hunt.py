@@ -27,6 +27,39 @@ class HuntStatus(StrEnum):
     """None was found: that is no proof."""
 
 
+class Pattern(StrEnum):
+    """What an image shows."""
+
+    SCENE = "scene"
+    """What the built-in images show: a gradient, edges, and a saturated corner."""
+    FLAT = "flat"
+    STRIPES = "stripes"
+    CHECKS = "checks"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """An image by the numbers that it is drawn from."""
+
+    width: int
+    """Pixels."""
+    height: int
+    """Pixels."""
+    pattern: Pattern = Pattern.SCENE
+    period: int = 2
+    """Pixels after which stripes and checks repeat."""
+    contrast: float = 1.0
+    """What the pattern's difference from middle grey is multiplied by."""
+    brightness: float = 0.0
+    """Added to all pixels, of half their range: -1 is black, 1 is white."""
+    noise: float = 0.0
+    """Standard deviation of noise in each pixel, of half their range."""
+    colour: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """What red, green and blue are multiplied by."""
+    seed: int = 0
+    """Of the noise."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorstPrompt:
     """An input, as the model gets it and as a user writes it."""
@@ -34,6 +67,8 @@ class WorstPrompt:
     token_ids: tuple[int, ...]
     text: str | None
     """None where the ids, decoded and tokenised again, are others, or are unused or special."""
+    picture: Picture | None = None
+    """The image that the text asks about; None for text alone."""
     found_by: str
     """Part of the search."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 from rich.text import Text
 
-from precheck.records.outcomes.hunt import HuntStatus
+from precheck.records.outcomes.hunt import HuntStatus, Picture
 from precheck.records.precision import headroom_bits
 from precheck.records.quantities import bits, counted, duration, magnitude
 from precheck.render.parts.columns import Column, table
@@ -130,10 +130,25 @@ def _prompt(row: HuntRow, hunt: Hunt) -> str:
 
 def quoted(prompt: WorstPrompt, *, longest: int) -> str:
     """A prompt as Python would write it, shortened; ids where it is no text."""
+    if prompt.picture is not None:
+        return _pictured(prompt.picture)
     text = f"ids {list(prompt.token_ids)}" if prompt.text is None else repr(prompt.text)
     text = shown(text)
     size = f" ({len(prompt.token_ids):,} tokens)"
     return text if len(text) <= longest else f"{text[: longest - 1]}…{size}"
+
+
+def _pictured(picture: Picture) -> str:
+    """The image of a prompt in words: its size, and what else is not as usual."""
+    plain = Picture(width=picture.width, height=picture.height)
+    said = [
+        f"{name} {getattr(picture, name):.3g}"
+        for name in ("contrast", "brightness", "noise")
+        if getattr(picture, name) != getattr(plain, name)
+    ]
+    if picture.colour != plain.colour:
+        said.append(f"colour {', '.join(f'{each:.2g}' for each in picture.colour)}")
+    return ", ".join([f"{picture.pattern} of {picture.width:,} x {picture.height:,} pixels", *said])
 
 
 def _effort(hunt: Hunt) -> str:
