@@ -65,6 +65,22 @@ def scanned(folder: Path, **options: Any) -> Report:
     return precheck.scan(str(folder), **options)
 
 
+class Reports(dict[str, "Report"]):
+    """The reports of built-in models, by name, each scanned when it is first asked for.
+
+    Args:
+        folder: where the models are built.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def __missing__(self, name: str) -> Report:
+        self[name] = scanned(built(name, self._folder / name))
+        return self[name]
+
+
 def check(report: Report, expected: Diagnosis) -> None:
     """Every part of a diagnosis."""
     verdicts = {run.name: run.verdict for run in report.runs}

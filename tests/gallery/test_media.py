@@ -11,6 +11,7 @@ from precheck.records.mechanism import Mechanism
 from precheck.records.traces import Section
 from tests.gallery.diagnoses import (
     Diagnosis,
+    Reports,
     built,
     check,
     check_silent,
@@ -21,7 +22,6 @@ from tests.gallery.diagnoses import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from precheck.records.report import Report
 
 EXPECTED = {
     "qwen2-vl": Diagnosis(
@@ -69,13 +69,12 @@ EXPECTED = {
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
-    folder = tmp_path_factory.mktemp("gallery")
-    return {name: scanned(built(name, folder / name)) for name in EXPECTED}
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
+    return Reports(tmp_path_factory.mktemp("gallery"))
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_is_diagnosed_completely(name: str, reports: dict[str, Report]) -> None:
+def test_is_diagnosed_completely(name: str, reports: Reports) -> None:
     check(reports[name], EXPECTED[name])
 
 
@@ -84,7 +83,7 @@ def test_the_healthy_twin_is_silent(name: str, tmp_path: Path) -> None:
     check_silent(scanned(built(name, tmp_path / "twin", is_planted=False)))
 
 
-def test_images_of_several_sizes_go_through_the_real_processor(reports: dict[str, Report]) -> None:
+def test_images_of_several_sizes_go_through_the_real_processor(reports: Reports) -> None:
     tokens = {
         probe.name: probe.num_tokens
         for probe in reports["qwen2-vl"].probes
@@ -100,7 +99,7 @@ def test_images_of_several_sizes_go_through_the_real_processor(reports: dict[str
     }
 
 
-def test_towers_and_projectors_have_rows_of_their_own(reports: dict[str, Report]) -> None:
+def test_towers_and_projectors_have_rows_of_their_own(reports: Reports) -> None:
     rows = [(layer.section, layer.module) for layer in reports["qwen2-vl"].runs[0].layers]
     assert rows[:4] == [
         (Section.VISION, "model.visual.blocks.0"),
@@ -111,7 +110,7 @@ def test_towers_and_projectors_have_rows_of_their_own(reports: dict[str, Report]
     assert {section for section, _ in rows[4:]} == {Section.DECODER}
 
 
-def test_a_clean_tower_is_shown_to_be_clean(reports: dict[str, Report]) -> None:
+def test_a_clean_tower_is_shown_to_be_clean(reports: Reports) -> None:
     report = reports["qwen2-vl"]
     tower = [
         layer
@@ -128,7 +127,7 @@ def test_a_clean_tower_is_shown_to_be_clean(reports: dict[str, Report]) -> None:
 
 
 def test_a_clamped_overflow_is_a_warning_because_the_answer_is_wrong(
-    reports: dict[str, Report],
+    reports: Reports,
 ) -> None:
     report = reports["whisper-clamp"]
     (found,) = (finding for finding in report.findings if finding.code == "PC112")

@@ -15,6 +15,7 @@ from precheck.records.mechanism import Mechanism
 from precheck.records.traces import Section
 from tests.gallery.diagnoses import (
     Diagnosis,
+    Reports,
     built,
     check,
     check_silent,
@@ -109,9 +110,8 @@ CASES = [pytest.param(name, marks=marks(name, {"t5-half": PINNED["t5"]})) for na
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
-    folder = tmp_path_factory.mktemp("gallery")
-    return {name: scanned(built(name, folder / name)) for name in EXPECTED}
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
+    return Reports(tmp_path_factory.mktemp("gallery"))
 
 
 def _expected(name: str, report: Report) -> Diagnosis:
@@ -124,7 +124,7 @@ def _expected(name: str, report: Report) -> Diagnosis:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_is_diagnosed_completely(name: str, reports: dict[str, Report]) -> None:
+def test_is_diagnosed_completely(name: str, reports: Reports) -> None:
     check(reports[name], _expected(name, reports[name]))
 
 
@@ -133,14 +133,14 @@ def test_the_healthy_twin_is_silent(name: str, tmp_path: Path) -> None:
     check_silent(scanned(built(name, tmp_path / "twin", is_planted=False)))
 
 
-def test_headroom_is_named_with_its_layer(reports: dict[str, Report]) -> None:
+def test_headroom_is_named_with_its_layer(reports: Reports) -> None:
     found = [finding for finding in reports["qwen3-headroom"].findings if finding.code == "PC114"]
     streams = [each for each in found if "the residual stream" in each.message]
     assert [(stream.layer, stream.module) for stream in streams] == [(3, "model.layers.3")]
     assert "0.9 bits of headroom" in streams[0].message
 
 
-def test_prompts_that_trigger_are_told_with_their_first_token(reports: dict[str, Report]) -> None:
+def test_prompts_that_trigger_are_told_with_their_first_token(reports: Reports) -> None:
     first = reports["gemma-prompt"].runs[1].first_overflow
     assert first is not None
     # "<bos>the self-attention": the third token is the first that is marked
@@ -149,13 +149,13 @@ def test_prompts_that_trigger_are_told_with_their_first_token(reports: dict[str,
     assert set(first.first_positions) == set(first.probes)
 
 
-def test_the_stream_stays_above_the_limit_from_its_layer_on(reports: dict[str, Report]) -> None:
+def test_the_stream_stays_above_the_limit_from_its_layer_on(reports: Reports) -> None:
     layers = reports["gemma3-residual"].runs[0].layers
     above = [layer.index for layer in layers if layer.abs_max is not None and layer.abs_max > 65504]
     assert above == [1, 2, 3, 4, 5]
 
 
-def test_half_after_loading_is_named_as_what_would_break(reports: dict[str, Report]) -> None:
+def test_half_after_loading_is_named_as_what_would_break(reports: Reports) -> None:
     found = next(finding for finding in reports["t5-half"].findings if finding.code == "PC507")
     assert found.severity is Severity.WARNING
     assert found.module == "encoder.block.3.layer.1.DenseReluDense.wo"
