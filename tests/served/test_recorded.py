@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 
 from precheck.measure.probes.vocabulary import Vocabulary
+from precheck.records.outcomes.served import Told
+from precheck.records.precision import Dtype
 from precheck.served.api import Completions
 from precheck.served.engine import ask_engine
 from precheck.served.http_client import Reply
 from precheck.served.other_apis import LlamaCpp
 from precheck.served.questions import Question, Tokens
+from precheck.served.verify import verify
+from tests.served.sessions import REQUEST, answering, checkpoint
 
 DATA = Path(__file__).parents[1] / "data" / "served"
 SESSION = json.loads((DATA / "llama_cpp.json").read_text(encoding="utf-8"))
@@ -90,3 +94,25 @@ def test_completions_with_log_probabilities_as_of_chats_are_read() -> None:
     rows = recorded["choices"][0]["logprobs"]["content"]
     assert answer.generated == tuple(row["id"] for row in rows)
     assert answer.generated_places[0].log_probabilities[0] == rows[0]["logprob"]
+
+
+def test_vllm_in_bfloat16_is_named(tmp_path: Path) -> None:
+    session = json.loads((DATA / "vllm_bfloat16.json").read_text(encoding="utf-8"))
+    with answering(session["exchanges"]) as url:
+        served = verify(url, str(checkpoint(tmp_path)), request=REQUEST, observe=lambda _: None)
+    assert (served.server.engine, served.server.version) == ("vllm", "0.32.0")
+    assert served.server.told is Told.EVERYWHERE
+    assert served.server.takes_token_ids
+    assert {one.dtype for one in served.like} == {Dtype.BFLOAT16}
+    assert not served.findings
+    assert not served.not_compared
+
+
+def test_transformers_serve_is_compared_by_its_tokens(tmp_path: Path) -> None:
+    session = json.loads((DATA / "transformers_serve_float32.json").read_text(encoding="utf-8"))
+    with answering(session["exchanges"]) as url:
+        served = verify(url, str(checkpoint(tmp_path)), request=REQUEST, observe=lambda _: None)
+    assert served.server.told is Told.NOTHING
+    assert Dtype.FLOAT32 in {one.dtype for one in served.like}
+    assert "consistent with" in served.sentence
+    assert [finding.code for finding in served.findings] == ["PC820"]
