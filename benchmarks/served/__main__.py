@@ -80,12 +80,14 @@ def model_of(way: Way, *, models: Path) -> str:
     return str(gguf_of(models, way.weights) if way.engine == "llama" else models / MODEL)
 
 
-def matrix(pythons: dict[str, str | None], *, models: Path, num_tokens: int, only: str) -> None:
+def matrix(
+    pythons: dict[str, str | None], *, models: Path, num_tokens: int, only: list[str]
+) -> None:
     """A line for each way, as it comes, and how many are right."""
     counts: Counter[str] = Counter()
     for way in WAYS:
         python = pythons[way.engine]
-        if python is None or only not in str(way):
+        if python is None or not any(part in str(way) for part in only):
             continue
         try:
             with way.serving(python, model_of(way, models=models)) as url:
@@ -121,7 +123,7 @@ def main() -> None:
     )
     parser.add_argument("--url", action="append", default=[], help="an engine that serves it")
     parser.add_argument("--tokens", type=int, default=8)
-    parser.add_argument("--only", default="", help="ways whose name has this part")
+    parser.add_argument("--only", nargs="*", default=[""], help="ways whose name has such a part")
     asked = parser.parse_args()
     print("| served | named | nearest: KL of prompt / generated, nat | findings | |")
     print("|---|---|---|---|---|")

@@ -41,7 +41,7 @@ def vllm(python: str, model: str, *, dtype: str, cache: str) -> Iterator[str]:
     # the command `vllm serve` asks for a package of the name vllm
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     command += ["--dtype", dtype, "--kv-cache-dtype", cache, "--max-model-len", "512"]
-    command += ["--enforce-eager", "--distributed-executor-backend", "uni"]
+    command += ["--enforce-eager"]
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     with _listening(command, settings) as url:
         yield url

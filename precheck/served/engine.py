@@ -11,7 +11,7 @@ from precheck.errors import ServerError, UsageError
 from precheck.served import shapes
 
 if TYPE_CHECKING:
-    from precheck.served.http_client import HttpClient, Reply
+    from precheck.served.http_client import HttpClient
 
 MOST_CHARACTERS = 120
 """Of anything that a server says of itself."""
@@ -43,7 +43,7 @@ def ask_engine(client: HttpClient, *, model: str, served_model: str | None) -> E
         ServerError: it does not answer.
         UsageError: it does not serve a model of that name.
     """
-    listed = _models(client.get("/v1/models"))
+    listed = _models(_object(client, "/v1/models"))
     if served_model is not None and listed and served_model not in {one.id for one in listed}:
         names = ", ".join(_cut(one.id) for one in listed[:MOST_MODELS])
         raise UsageError(
@@ -72,17 +72,19 @@ def ask_engine(client: HttpClient, *, model: str, served_model: str | None) -> E
     )
 
 
-def _models(reply: Reply) -> list[shapes.Model]:
-    if not reply.is_good or reply.body is None:
-        return []
+def _models(body: dict[str, Any]) -> list[shapes.Model]:
     try:
-        return msgspec.convert(reply.body, shapes.Models).data
+        return msgspec.convert(body, shapes.Models).data
     except msgspec.ValidationError:
         return []
 
 
 def _object(client: HttpClient, path: str) -> dict[str, Any]:
-    """The JSON object at a path that an engine may have; empty without one."""
+    """The JSON object at a path that an engine may have; empty without one.
+
+    A path may also be broken: ``transformers serve`` 5.23 lists models with HTTP 500 where the
+    Hub's cache has no folder, and answers all else.
+    """
     try:
         reply = client.get(path)
     except ServerError as error:

@@ -230,7 +230,7 @@ def _scored(
             expected=MOST_NOISE * sum(part.share * part.noise for part in parts) / shares,
             likeness=_likeness(parts),
             score=float(sum(part.share * part.score for part in parts) / shares),
-            fits=all(part.fits for part in parts),
+            fits=all(part.is_near for part in parts) and _is_as_far(parts),
         ),
     )
 
@@ -263,11 +263,22 @@ class _Part:
         return float(np.log(self.noise) + self.distance / self.noise)
 
     @property
-    def fits(self) -> bool:
-        """Whether a server like it would be so far from it, and from float32."""
-        is_near = self.distance <= MOST_NOISE * self.noise
-        is_as_far = self.from_float32 >= LEAST_SHARE * self.own or self.own <= self.least
-        return is_near and is_as_far
+    def is_near(self) -> bool:
+        """Whether a server like it may be so far from it."""
+        return self.distance <= MOST_NOISE * self.noise
+
+
+def _is_as_far(parts: Sequence[_Part]) -> bool:
+    """Whether a server like it may be so near to float32.
+
+    Over all positions: a prompt whose probabilities a server does not tell has a single one.
+    """
+    own, server = (
+        sum(part.share * size for part, size in zip(parts, sizes, strict=True))
+        for sizes in ([part.own for part in parts], [part.from_float32 for part in parts])
+    )
+    shares = sum(part.share for part in parts)
+    return server >= LEAST_SHARE * own or own <= parts[0].least * shares
 
 
 def _likeness(parts: Sequence[_Part]) -> float | None:

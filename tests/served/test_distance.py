@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +113,24 @@ def test_a_dtype_is_told_by_the_size_of_its_rounding(served: str, *, is_same_ker
         assert far.index(min(far)) == 0
     found = fingerprint(rows, prefill_share=0.3)
     assert [rows[index].configuration for index in found.like] == [RUNS[served]]
+
+
+def test_one_position_that_rounds_less_decides_nothing() -> None:
+    """llama.cpp in float16 may agree with float32 in the single position of a prompt."""
+    answers: list[Answer] = []
+    readings: dict[Configuration, dict[str, Reading]] = {run: {} for run in RUNS.values()}
+    for number in range(4):
+        exact = logits(100 * number)
+        server = logits(100 * number + 9, noise=NOISE["float16"] / 2, of=exact)
+        server[len(PROMPT) - 1] = exact[len(PROMPT) - 1]
+        answer = replace(answer_of(f"x{number}", server), prompt_places=())
+        answers.append(answer)
+        for i, (name, run) in enumerate(RUNS.items()):
+            of_run = logits(100 * number + 1 + i, noise=NOISE[name], of=exact)
+            readings[run][answer.name] = read_row(of_run, answer)
+    rows = distances(answers, readings, {})
+    found = fingerprint(rows, prefill_share=1 / len(GENERATED))
+    assert [rows[index].configuration for index in found.like] == [RUNS["float16"]]
 
 
 def test_rows_are_filled_at_the_end_to_few_lengths() -> None:
