@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test test-slow test-processors fuzz killed matrix mutants zoo zoo-formats real bounds engine engine-gguf engines install check fix docs facts gpu golden unchanged bench fixes hunts gallery help
+.PHONY: scan test test-slow test-processors fuzz killed matrix mutants zoo zoo-formats real bounds tightness engine engine-gguf engines install check fix docs facts gpu golden unchanged bench fixes hunts gallery help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
@@ -52,6 +52,9 @@ real: install ## Fetch three trained models (400 MB), and measure them (10 minut
 
 bounds: install ## Try to break the bounds of every architecture that transformers can build small (half an hour)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.measure.bounds.survey $(ARGS)
+
+tightness: install ## Compare bounds with what scans find, as tables: make tightness ARGS="MODEL demo:qwen2-eager --zoo --layers"
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.measure.bounds.tightness $(ARGS)
 
 engine: install ## Compare engines' quantised caches with what is predicted: make engine VLLM_PYTHON=DIR/bin/python LLAMA_PYTHON=...
 	$(BIN)/python -m tests.real.fetch $(PRECHECK_REAL_MODELS)

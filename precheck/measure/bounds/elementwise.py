@@ -22,6 +22,7 @@ from precheck.measure.bounds.forms import (
     Wave,
 )
 from precheck.measure.bounds.pairs import pair_bound
+from precheck.measure.bounds.rounding import gamma, unit_roundoff
 from precheck.measure.bounds.step import finite
 
 if TYPE_CHECKING:
@@ -256,6 +257,9 @@ def divide(step: Step) -> Known | None:
     form = second.form
     if isinstance(form, Statistic) and form.power == 1 and form.of is first.identity:
         return _of_own_statistic(step, first, form, second)
+    if second.share_of is first.identity:  # by the sum of its row
+        lost = gamma(first.shape[-1], step.sums_in) + 4 * unit_roundoff(step.dtype)
+        return step.bounded(1.0 + lost, is_nonnegative=True)
     if second.numbers is None or bool((second.numbers == 0).any()):
         return None
     inverse = Known(magnitudes=1 / second.bound, numbers=1 / second.numbers.double())

@@ -280,6 +280,10 @@ class Known:
     is_nonnegative: bool = False
     is_binary: bool = False
     """Every element is 0 or 1."""
+    least_largest: float = 0.0
+    """It is not negative, and the largest element of each row is at least this."""
+    share_of: object = None
+    """Identity of such a tensor, of which this is the sum of each row."""
     identity: object = field(default_factory=object)
     """The same for tensors that hold the same numbers."""
 
@@ -325,6 +329,8 @@ class Known:
             magnitudes=None if self.magnitudes is None else move(self.magnitudes),
             form=None if self.form is None else self.form.moved(move),
             numbers=None if self.numbers is None else move(self.numbers),
+            least_largest=0.0,
+            share_of=None,
             identity=object(),
         )
 

@@ -101,8 +101,10 @@ def cast(step: Step) -> Known:
     form = tensor.form
     if isinstance(form, Statistic):
         form = norms.cast(step, form)
-    identity = tensor.identity if step.is_exact_cast else object()
-    return replace(tensor, magnitudes=tensor.bound, form=form, numbers=None, identity=identity)
+    same = replace(tensor, magnitudes=tensor.bound, form=form, numbers=None)
+    if step.is_exact_cast:
+        return same
+    return replace(same, least_largest=0.0, share_of=None, identity=object())
 
 
 def larger(step: Step) -> Known | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from precheck.measure.bounds.forms import Image, Known, Masked, Named, Rotated, Wave
+from precheck.measure.bounds.forms import Image, Known, Masked, Named, Rotated, Shares, Wave
+from precheck.measure.bounds.patterns import at, classes_of, flattened, groups_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,6 +167,10 @@ def picked(step: Step) -> Known:
     largest = bound.amax(tuple(range(bound.dim() - 1))) if keeps_lanes and bound.dim() > 1 else None
     if largest is None or step.shape[-1:] != tuple(largest.shape):
         largest = bound.max()
+    elif isinstance(tensor.form, Image):
+        image = _any_row(tensor.form, step.shape)
+        if image is not None:
+            return Known(magnitudes=largest.expand(step.shape), form=image)
     is_masked = isinstance(tensor.form, Masked)
     return Known(
         magnitudes=largest.expand(step.shape),
@@ -173,7 +179,29 @@ def picked(step: Step) -> Known:
     )
 
 
+def _any_row(image: Image, shape: tuple[int, ...]) -> Image | None:
+    """Rows of an image that has the same forms in each, over other vectors: which is not known."""
+    rows = flattened(image, -1)
+    firsts, _ = classes_of(rows.index, rows.scale, rows.offset, rows.error)
+    if len(firsts) > 1 or bool(groups_of(rows.token).any()):
+        return None
+    token = torch.arange(math.prod(shape[:-1])).reshape(*shape[:-1], 1)
+    one = at(rows, 0).moved(lambda part: part.expand(shape))
+    return replace(one, rows=replace(image.rows, ball=object()), token=token.expand(shape))
+
+
 def sorted_out(step: Step) -> Known:
     """``topk``, ``sort``, ``amax``: some elements along a dimension."""
     tensor = step.known[0]
-    return step.bounded(float(tensor.bound.max()), is_nonnegative=tensor.is_nonnegative)
+    form, least = tensor.form, 0.0
+    if isinstance(form, Shares) and step.op.name == "aten.topk" and _takes_last(step, tensor):
+        least = max(form.sums()[0], 0.0) / form.size
+    return step.bounded(
+        float(tensor.bound.max()), is_nonnegative=tensor.is_nonnegative, least_largest=least
+    )
+
+
+def _takes_last(step: Step, tensor: Known) -> bool:
+    """Whether it takes the largest elements along the last dimension."""
+    is_largest = step.kwargs.get("largest", step.args[3] if len(step.args) > 3 else True)  # noqa: PLR2004
+    return step.number(2, "dim", -1.0) in {-1.0, tensor.rank - 1.0} and bool(is_largest)

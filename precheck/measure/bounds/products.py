@@ -82,6 +82,29 @@ def weight_product(
     return replace(known, magnitudes=(known.bound + added).reshape(shape), form=form)
 
 
+def grouped_product(
+    tensor: Known, weights: Tensor, *, dtype: torch.dtype, sums_in: torch.dtype, limit: float
+) -> Known:
+    """What experts make of their tokens: no more than the worst expert of any token.
+
+    Args:
+        tensor: ``(tokens, k)``.
+        weights: ``(experts, k, m)``, as the run holds them.
+        dtype: of the result.
+        sums_in: what the kernel accumulates in.
+        limit: the largest value of the dtype.
+
+    Returns:
+        Of shape ``(tokens, m)``.
+    """
+    bound: Tensor | None = None
+    for weight in weights:
+        known = weight_product(tensor, weight.T, None, dtype=dtype, sums_in=sums_in, limit=limit)
+        bound = known.bound if bound is None else torch.maximum(bound, known.bound)
+    assert bound is not None  # noqa: S101  there is an expert
+    return Known(magnitudes=bound)
+
+
 class _Product:
     """A weight in float32, its bias, and the relative error of the run's sums."""
 
@@ -187,7 +210,8 @@ def _grouped_bound(image: Image, groups: Tensor, product: _Product) -> Tensor:
     constants = image.linear_bound + image.offset.abs()
     sums, inner = product.sums(torch.stack([constants, image.error]))
     offset = _constants(image, product).abs()
-    return (total + offset + inner + product.error * (sums + inner)) * OUTWARD
+    bound: Tensor = (total + offset + inner + product.error * (sums + inner)) * OUTWARD
+    return bound
 
 
 def _constants(image: Image, product: _Product) -> Tensor:

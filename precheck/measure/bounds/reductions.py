@@ -9,7 +9,7 @@ import torch
 
 from precheck.measure.bounds import norms
 from precheck.measure.bounds.forms import Known, Statistic
-from precheck.measure.bounds.rounding import gamma
+from precheck.measure.bounds.rounding import MOST_KEYS, gamma
 
 if TYPE_CHECKING:
     from precheck.measure.bounds.step import Step
@@ -45,14 +45,22 @@ def _reduce(step: Step, *, is_mean: bool) -> Known:
         bound = tensor.bound.amax(dims) * error
     else:
         bound = tensor.bound.sum(dims) * (math.inf if grows else error)
-    reduced = None
+    reduced, is_of_rows = None, not is_mean and dims == (tensor.rank - 1,)
     if isinstance(form, Statistic) and not form.num_elements and not grows:
         reduced = norms.reduced(step, form, is_mean=is_mean, num_elements=size)
     return Known(
         magnitudes=bound.nan_to_num(nan=math.inf, posinf=math.inf).reshape(step.shape),
         form=reduced,
         is_nonnegative=tensor.is_nonnegative,
+        share_of=tensor.identity if is_of_rows and tensor.least_largest > 0 else None,
     )
+
+
+def count(step: Step) -> Known:
+    """How many elements fall into each bin: no more than there are, in a text of any length."""
+    tensor = step.known[0]
+    most = math.prod(tensor.shape) * (MOST_KEYS if step.grows else 1)
+    return step.bounded(float(most), is_nonnegative=True)
 
 
 def vector_norm(step: Step) -> Known | None:

@@ -12,7 +12,7 @@ import torch
 
 from precheck.measure.bounds import attention, elementwise, functions, moves, norms, reductions
 from precheck.measure.bounds.forms import Known, Shares
-from precheck.measure.bounds.products import weight_product
+from precheck.measure.bounds.products import grouped_product, weight_product
 from precheck.measure.bounds.rounding import largest
 from precheck.measure.watch.op_kinds import FUSED_ATTENTION, MOVES
 
@@ -79,6 +79,20 @@ def _multiplied(step: Step, first: Known, second: Known, bias: Known | None) -> 
     return attention.batched_product(step, first, second)
 
 
+def _experts(step: Step) -> Known | None:
+    """``_grouped_mm(tokens, weights, offsets)``: each row by the weight of its expert."""
+    tensor, weights = step.known[:2]
+    if weights.numbers is None or (tensor.rank, weights.rank) != (2, 3):
+        return None
+    return grouped_product(
+        tensor,
+        weights.numbers,
+        dtype=step.dtype,
+        sums_in=step.sums_in,
+        limit=largest(step.dtype),
+    )
+
+
 def _weighted(
     step: Step, tensor: Known, weight: Tensor, bias: Tensor | None, limit: float
 ) -> Known:
@@ -140,11 +154,13 @@ RULES: dict[str, Rule] = _named(
     (_product, "mm bmm matmul"),
     (_linear, "linear"),
     (_added_product, "addmm baddbmm"),
+    (_experts, "_grouped_mm"),
     (_fused_norm, "native_layer_norm _fused_rms_norm"),
     (attention.softmax, "_softmax _safe_softmax softmax"),
     (reductions.mean, "mean"),
     (reductions.add_up, "sum"),
     (reductions.vector_norm, "linalg_vector_norm"),
+    (reductions.count, "histc"),
     (moves.looked_up, "embedding"),
     (moves.picked, "index index_select gather _unsafe_index"),
     (moves.sorted_out, "topk sort max min amax amin"),
@@ -197,6 +213,7 @@ _BASIC = frozenset(
         "linear",
         "addmm",
         "baddbmm",
+        "_grouped_mm",
         "_to_copy",
         "mean",
     ]

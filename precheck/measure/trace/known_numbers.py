@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import (  # its only spelling
 )
 from torch.overrides import TorchFunctionMode
 
-from precheck.measure.watch.op_kinds import op_kind
+from precheck.measure.watch.op_kinds import GROUPED_PRODUCT, op_kind
 from precheck.measure.watch.trees import mapped, tensors_in
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class KnownNumbers:
         """
         real = self._real_result(func, args, kwargs)
         if real is None:
-            output = func(*self._with_indices(func, args), **kwargs)
+            output = _fake_result(func, self._with_indices(func, args), kwargs)
             self._forget(written_tensors(func, args))
             return output
         try:
@@ -128,6 +128,18 @@ class NumbersInLists(TorchFunctionMode):
         if func is torch.tensor and args and isinstance(args[0], list | tuple):
             args = (mapped(args[0], lambda tensor: tensor.tolist()), *args[1:])
         return func(*args, **(kwargs or {}))
+
+
+def _fake_result(func: OpOverload, args: Any, kwargs: Any) -> Any:
+    """What the operation returns; the fake grouped product knows bfloat16 only."""
+    if GROUPED_PRODUCT not in op_kind(func).name:
+        return func(*args, **kwargs)
+    dtype = next(tensors_in(args)).dtype
+
+    def known(tensor: Tensor) -> Tensor:
+        return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
+
+    return func(*mapped(args, known), **mapped(kwargs, known)).to(dtype)
 
 
 def written_tensors(func: OpOverload, args: Any) -> list[Tensor]:

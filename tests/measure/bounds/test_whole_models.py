@@ -177,6 +177,22 @@ def half_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "vector_norms", lambda *parts: real(*parts) / 4)
 
 
+def with_one_large_expert(model: Any) -> None:
+    """The last expert alone is large: no token has to be its own for the bound to hold."""
+    layer = model.model.layers[0]
+    experts = layer.mlp.experts
+    experts.gate_up_proj[:-1] *= 0.01
+    experts.down_proj[:-1] *= 0.01
+    layer.mlp.gate.weight.zero_()
+    layer.mlp.gate.weight[-1] = layer.post_attention_layernorm.weight
+    along(model, torch.ones(48))
+
+
+def the_first_expert(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = products.grouped_product
+    monkeypatch.setattr(rules, "grouped_product", lambda x, w, **how: real(x, w[:1], **how))
+
+
 _YARN = {
     "rope_parameters": {
         "rope_type": "yarn",
@@ -198,6 +214,7 @@ PLANTS: dict[str, tuple[str, dict[str, Any], Callable[[Any], None], Callable[[An
     "residual": ("Llama", {}, towards_one_branch, the_first_branch),
     "rotation": ("Llama", {}, with_long_rotations, no_rotation),
     "scores": ("Qwen2", {}, with_key_bias, half_a_score),
+    "experts": ("Mixtral", {"num_local_experts": 4}, with_one_large_expert, the_first_expert),
 }
 
 
