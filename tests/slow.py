@@ -61,6 +61,7 @@ SLOW = (
     "tests/gallery/test_text.py::test_the_healthy_twin_is_silent[[]gemma3-residual]",
     "tests/gallery/test_text.py::test_the_healthy_twin_is_silent[[]left-padding]",
     "tests/gallery/test_text.py::test_the_healthy_twin_is_silent[[]t5-half]",
+    "tests/hunt/test_images.py::test_an_image_size_is_found_and_saved",
     "tests/measure/blame/test_silence.py::test_a_healthy_model_*[[]bert]",
     "tests/measure/blame/test_silence.py::test_a_healthy_model_*[[]bloom]",
     "tests/measure/blame/test_silence.py::test_a_healthy_model_*[[]gemma2]",
