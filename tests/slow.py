@@ -85,6 +85,7 @@ SLOW = (
     "tests/gallery/test_text.py::test_the_healthy_twin_is_silent[[]qwen3-headroom]",
     "tests/gallery/test_text.py::test_the_healthy_twin_is_silent[[]t5-half]",
     "tests/gallery/test_text.py::test_the_stream_stays_above_the_limit_from_its_layer_on",
+    "tests/hunt/test_images.py::test_an_image_size_is_found_and_saved",
     "tests/measure/blame/test_attention_operands.py::test_what_a_cache_holds_*-sdpa]",
     "tests/measure/blame/test_culprits.py::test_float32_stays_clean[[]bert-*",
     "tests/measure/blame/test_culprits.py::test_float32_stays_clean[[]bloom-*",

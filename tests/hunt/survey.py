@@ -37,26 +37,26 @@ PLANTS = tuple(
     Plant(kind=kind, architecture=architecture, seed=_FIRST_SEED + number)
     for number, (kind, architecture) in enumerate(
         [
-            (Kind.LENGTH, "GPT2"),
-            (Kind.REPEATED, "Mistral"),
             (Kind.PAIR, "Qwen2"),
             (Kind.FIRST, "Llama"),
-            (Kind.IMAGE, "Qwen2VL"),
-            (Kind.LENGTH, "OPT"),
-            (Kind.REPEATED, "Gemma"),
+            (Kind.REPEATED, "Mistral"),
             (Kind.PAIR, "Olmo2"),
             (Kind.FIRST, "Mistral"),
-            (Kind.IMAGE, "Qwen2_5_VL"),
-            (Kind.LENGTH, "GPT2"),
-            (Kind.REPEATED, "Qwen2"),
+            (Kind.REPEATED, "Gemma"),
             (Kind.PAIR, "Gemma3Text"),
             (Kind.FIRST, "Qwen3"),
-            (Kind.REPEATED, "Helium"),
+            (Kind.REPEATED, "Qwen2"),
             (Kind.PAIR, "SmolLM3"),
             (Kind.FIRST, "Granite"),
+            (Kind.REPEATED, "Helium"),
             (Kind.PAIR, "Llama"),
             (Kind.FIRST, "StableLm"),
             (Kind.PAIR, "Granite"),
+            (Kind.IMAGE, "Qwen2VL"),
+            (Kind.LENGTH, "GPT2"),
+            (Kind.IMAGE, "Qwen2_5_VL"),
+            (Kind.LENGTH, "OPT"),
+            (Kind.LENGTH, "GPT2"),
         ]
     )
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -50,18 +50,19 @@ def drawn(picture: Picture) -> Image.Image:
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def _pattern(picture: Picture) -> NDArray[np.float64]:
+def _pattern(picture: Picture) -> NDArray[np.floating[Any]]:
     """The pattern within -1 and 1, ``(height, width, 3)`` or with fewer that broadcast to it."""
     width, height, half = picture.width, picture.height, max(1, picture.period // 2)
     across, down = np.arange(width) // half % 2, np.arange(height)[:, None] // half % 2
+    bright: NDArray[np.floating[Any]]
     match picture.pattern:
         case Pattern.SCENE:
             image = draw(ImageProbe(name="scene", width=width, height=height))
             return np.asarray(image, dtype=np.float64) / _HALF - 1.0
         case Pattern.FLAT:
-            bright: NDArray[np.float64] = np.zeros((height, width))
+            bright = np.zeros((height, width, 1))
         case Pattern.STRIPES:
-            bright = np.broadcast_to(2.0 * across - 1.0, (height, width))
+            bright = np.broadcast_to(2.0 * across - 1.0, (height, width))[..., None]
         case Pattern.CHECKS:
-            bright = 2.0 * (across ^ down) - 1.0
-    return bright[:, :, None]
+            bright = (2.0 * (across ^ down) - 1.0)[..., None]
+    return bright
