@@ -63,6 +63,8 @@ engine-gguf: install ## Compare decoded GGUF files with llama.cpp's server: make
 
 engines: install ## Compare running engines with the checkpoint they serve: make engines LLAMA_PYTHON=DIR/bin/python ARGS="--url http://..."
 	$(BIN)/python -m tests.real.fetch $(PRECHECK_REAL_MODELS)
+	$(if $(LLAMA_PYTHON),PRECHECK_REAL_MODELS=$(PRECHECK_REAL_MODELS) LLAMA_PYTHON=$(LLAMA_PYTHON) OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -s -m real tests/real/test_real_servers.py)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.served $(PRECHECK_REAL_MODELS) \
 		$(if $(LLAMA_PYTHON),--llama $(LLAMA_PYTHON)) $(ARGS)
 

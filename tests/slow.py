@@ -172,6 +172,8 @@ SLOW = (
     "tests/served/test_plants.py::test_the_planted*[[]seed]",
     "tests/served/test_plants.py::test_the_planted*[[]short-context]",
     "tests/served/test_plants.py::test_the_planted*[[]top-k]",
+    "tests/served/test_proxy.py::test_a_healthy_server*",
+    "tests/test_action.py::test_an_engine_that_runs_something_else",
     "tests/test_action.py::test_a_baseline_lets_it_pass",
     "tests/test_action.py::test_an_unknown_model_is_told",
     "tests/test_bad_input.py::test_a_full_stdout_does_not_cost_the_file",
