@@ -66,6 +66,8 @@ engine-gguf: install ## Compare decoded GGUF files with llama.cpp's server: make
 
 engines: install ## Serve a model by real engines, and see what verify names: make engines VLLM_PYTHON=DIR/bin/python LLAMA_PYTHON=... SERVE_PYTHON=...
 	$(BIN)/python -m tests.real.fetch $(PRECHECK_REAL_MODELS)
+	$(if $(LLAMA_PYTHON),PRECHECK_REAL_MODELS=$(PRECHECK_REAL_MODELS) LLAMA_PYTHON=$(LLAMA_PYTHON) OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -s -m real tests/real/test_real_servers.py)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.served $(PRECHECK_REAL_MODELS) \
 		$(if $(VLLM_PYTHON),--vllm $(VLLM_PYTHON)) $(if $(LLAMA_PYTHON),--llama $(LLAMA_PYTHON)) \
 		$(if $(SERVE_PYTHON),--transformers $(SERVE_PYTHON)) $(ARGS)

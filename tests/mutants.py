@@ -60,6 +60,8 @@ ANSWERS, TEXTS = (
     "tests/measure/lockstep/figures/test_answers.py",
     "tests/measure/lockstep/figures/test_text_divergence.py",
 )
+SERVED, PROXY = "tests/served/test_plants.py", "tests/served/test_proxy.py"
+SAVED_LOGITS = "tests/served/test_saved_logits.py"
 CHARTS = "tests/render/test_charts.py"
 POSITIONS, EVERY_PROMPT = "tests/judge/test_positions.py", "tests/judge/test_every_prompt.py"
 LONG_TEXT = "tests/measure/test_long_text.py"
@@ -211,6 +213,19 @@ DETECTORS = (
         "prediction",
         "tests/judge/test_decision_table.py",
     ),
+    *(
+        off(f"served/findings/{file}.py", function, "None", PROXY, SERVED)
+        for file, functions in {
+            "reading": ("other_tokens", "other_template", "shortened"),
+            "probabilities": ("scaled", "cut_off", "penalised"),
+            "likeness": ("drifting", "another_checkpoint", "like_none", "tokens_alone"),
+            "writing": ("no_numbers", "sampled", "changed_by_company"),
+        }.items()
+        for function in functions
+    ),
+    off("served/gate.py", "is_met", "True", "tests/served/test_bad_servers.py"),
+    off("served/runs/file.py", "_problem", "None", SAVED_LOGITS),
+    off("served/runs/saved.py", "_cut", "answer", SAVED_LOGITS),
     off("facts/architectures.py", "is_served", "True", "tests/judge/test_decision_table.py"),
     off("judge/findings/cures.py", "may_be_rescaled", "True", "tests/judge/test_remedies.py"),
     off("judge/advice/remedies.py", "_is_handed_on", "False", "tests/judge/test_remedies.py"),

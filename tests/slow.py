@@ -228,6 +228,8 @@ SLOW = (
     "tests/served/test_plants.py::test_the_planted*[[]seed]",
     "tests/served/test_plants.py::test_the_planted*[[]short-context]",
     "tests/served/test_plants.py::test_the_planted*[[]top-k]",
+    "tests/served/test_proxy.py::test_a_healthy_server*",
+    "tests/test_action.py::test_an_engine_that_runs_something_else",
     "tests/test_action.py::test_a_baseline_lets_it_pass",
     "tests/test_action.py::test_a_model_that_passes",
     "tests/test_action.py::test_an_unknown_model_is_told",

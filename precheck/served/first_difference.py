@@ -75,6 +75,8 @@ def _difference(evidence: Evidence, answer: Answer, row: int) -> Difference:
     own = evidence.readings[nearest.configuration][answer.name]
     reference = evidence.readings[nearest.configuration.reference][answer.name]
     told = {token: column for column, token in enumerate(place.ids[:MOST_SHOWN])}
+    if not place.is_told:  # in no order, for there is no number
+        told = {}
     ids = list(told) or [int(token) for token in own.top_ids[row]]
     position = len(answer.prompt) - (len(answer.prompt_places) or 0) + row
     if told:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
+import threading
+import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
@@ -111,11 +114,66 @@ def of_rows(change: Callable[[dict[str, float | None]], dict[str, float | None]]
                     row.get(token) for row, token in zip(rows, listed["tokens"], strict=True)
                 ]
         for said in body.get("completion_probabilities", ()):
-            rows = {str(each["id"]): each["logprob"] for each in said["top_logprobs"]}
-            changed = change(rows)
+            changed = change({str(each["id"]): each["logprob"] for each in said["top_logprobs"]})
             for each in said["top_logprobs"]:
                 each["logprob"] = changed[str(each["id"])]
             said["logprob"] = changed.get(str(said["id"]), said["logprob"])
         return body
 
     return Altering(answer=answer)
+
+
+def scaled(row: dict[str, float | None]) -> dict[str, float | None]:
+    """Logits times 1.1: told ones, and the rest as one token."""
+    known = [value for value in row.values() if value is not None]
+    rest = max(1e-12, 1 - sum(math.exp(value) for value in known))
+    total = sum(math.exp(1.1 * value) for value in (*known, math.log(rest)))
+    return {
+        token: None if value is None else 1.1 * value - math.log(total)
+        for token, value in row.items()
+    }
+
+
+def top_10(row: dict[str, float | None]) -> dict[str, float | None]:
+    """The ten likeliest sum to 1, the others have no probability."""
+    known = {token: value for token, value in row.items() if value is not None}
+    kept = sorted(known, key=known.__getitem__, reverse=True)[:10]
+    total = math.log(sum(math.exp(known[token]) for token in kept))
+    return {token: known[token] - total if token in kept else -9999.0 for token in row}
+
+
+def one_row_of_nan(_path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """One position has no numbers, of the prompt where it is told."""
+    for choice in body.get("choices", ()):
+        for told in (choice.get("prompt_logprobs") or ())[3:4]:
+            for each in told.values():
+                each["logprob"] = None
+    for said in body.get("completion_probabilities", ())[3:4]:
+        for each in (said, *said["top_logprobs"]):
+            each["logprob"] = None
+    return body
+
+
+@contextmanager
+def company(url: str, path: str, body: dict[str, Any]) -> Iterator[None]:
+    """Others ask the same server all the time."""
+    is_over = threading.Event()
+    content = json.dumps(body).encode()
+
+    def ask() -> None:
+        while not is_over.is_set():
+            request = urllib.request.Request(  # noqa: S310  our own server
+                f"{url}{path}", data=content, headers={"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310
+                assert json.load(reply)
+
+    askers = [threading.Thread(target=ask) for _ in range(2)]
+    for asker in askers:
+        asker.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        for asker in askers:
+            asker.join()

@@ -159,15 +159,3 @@ def test_a_format_of_the_cache_is_named(folder: Path) -> None:
     )
     assert codes(served) == []
     assert served.like == (runs,)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("time", range(10))
-@pytest.mark.parametrize("configuration", ["float32+sdpa", "bfloat16+sdpa"])
-def test_a_healthy_server_is_silent_again_and_again(
-    folder: Path, configuration: str, time: int
-) -> None:
-    runs = Configuration.parse(configuration)
-    served = verified(Engine(folder=folder, configuration=runs), concurrency=1 + time)
-    assert codes(served) == []
-    assert runs in served.like

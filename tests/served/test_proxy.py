@@ -5,26 +5,34 @@ The comparison needs no weights here: it uses what a scan saved, which makes it 
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
-import threading
-import urllib.request
-from contextlib import contextmanager, nullcontext
+import os
+import random
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from precheck.errors import PrecheckError
 from precheck.measure.formats.parts import Storing
 from precheck.records.configuration import Configuration
+from precheck.records.outcomes.served import Served
 from precheck.records.precision import Dtype
+from precheck.render.formats.served_report import render_bug_report, render_json
+from precheck.render.screens.served import render_served
 from precheck.served.request import VerifyRequest
 from precheck.served.verify import verify
 from tests.served.conftest import NUM_GENERATED
 from tests.served.engines import Engine, serving
 from tests.served.proxy import (
     Altering,
+    company,
     in_front_of,
     of_rows,
+    one_row_of_nan,
+    scaled,
+    top_10,
     with_another_template,
     with_bos_twice,
 )
@@ -32,9 +40,8 @@ from tests.served.test_plants import INT4, another_seed, codes, scaled_layer
 from tests.tiny_models import BOS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from precheck.records.outcomes.served import Served
     from tests.served.conftest import Scanned
 
 
@@ -54,34 +61,6 @@ def through(scanned: Scanned, altering: Altering, *, concurrency: int = 4, **eng
             logits=scanned.saved,
             observe=lambda _: None,
         )
-
-
-def scaled(row: dict[str, float | None]) -> dict[str, float | None]:
-    """Logits times 1.1: told ones, and the rest as one token."""
-    known = [value for value in row.values() if value is not None]
-    rest = max(1e-12, 1 - sum(math.exp(value) for value in known))
-    total = sum(math.exp(1.1 * value) for value in (*known, math.log(rest)))
-    return {
-        token: None if value is None else 1.1 * value - math.log(total)
-        for token, value in row.items()
-    }
-
-
-def top_10(row: dict[str, float | None]) -> dict[str, float | None]:
-    """The ten likeliest sum to 1, the others have no probability."""
-    known = {token: value for token, value in row.items() if value is not None}
-    kept = sorted(known, key=known.__getitem__, reverse=True)[:10]
-    total = math.log(sum(math.exp(known[token]) for token in kept))
-    return {token: known[token] - total if token in kept else -9999.0 for token in row}
-
-
-def one_row_of_nan(_path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """One position of the prompt has no numbers."""
-    for choice in body.get("choices", ()):
-        for told in (choice.get("prompt_logprobs") or ())[3:4]:
-            for each in told.values():
-                each["logprob"] = None
-    return body
 
 
 LAYER_1 = Storing(is_stored=lambda part: part.startswith("1."))
@@ -120,31 +99,6 @@ def test_what_the_proxy_plants_is_named(scanned: Scanned, name: str) -> None:
     assert words in served.findings[0].message
 
 
-@contextmanager
-def company(url: str, prompt: str) -> Iterator[None]:
-    """Others ask the same server all the time."""
-    is_over = threading.Event()
-    body = json.dumps({"model": "tiny", "prompt": prompt, "max_tokens": 4}).encode()
-
-    def ask() -> None:
-        while not is_over.is_set():
-            request = urllib.request.Request(  # noqa: S310  our own server
-                f"{url}/v1/completions", data=body, headers={"Content-Type": "application/json"}
-            )
-            with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310
-                assert json.load(reply)["choices"]
-
-    askers = [threading.Thread(target=ask) for _ in range(2)]
-    for asker in askers:
-        asker.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        for asker in askers:
-            asker.join()
-
-
 @pytest.mark.parametrize("has_company", [False, True], ids=["alone", "under-load"])
 @pytest.mark.parametrize("configuration", ["float32+sdpa", "bfloat16+sdpa"])
 def test_a_healthy_server_behind_a_proxy_is_silent_ten_times(
@@ -157,13 +111,46 @@ def test_a_healthy_server_behind_a_proxy_is_silent_ten_times(
         concurrency=4 if has_company else 1,
     )
     saved = scanned.saved
+    asked = "/v1/completions", {"prompt": "Some other text.", "max_tokens": 4}
     with (
         serving(Engine(folder=scanned.folder, configuration=runs)) as behind,
         in_front_of(behind, Altering()) as url,
     ):
         for _ in range(10):
             options: dict[str, Any] = {"request": request, "logits": saved}
-            with company(url, "Some other text.") if has_company else nullcontext():
+            with company(url, *asked) if has_company else nullcontext():
                 served = verify(url, str(scanned.described), **options, observe=lambda _: None)
             assert codes(served) == []
             assert served.like == (runs,)
+
+
+LIES: tuple[Any, ...] = (
+    None, -1, 0, 2**31, 2**70, 1e308, float("nan"), float("-inf"), "", "x", "\x1b[31m", [], [[]],
+    {}, {"a": {}}, True,
+)  # fmt: skip
+EXAMPLES = int(os.environ.get("PRECHECK_FUZZ_EXAMPLES", "4"))
+
+
+def with_lies(chosen: random.Random, node: Any) -> Any:
+    """The same with some values replaced, at any depth."""
+    if chosen.random() < 0.02:
+        return chosen.choice(LIES)
+    if isinstance(node, dict):
+        return {key: with_lies(chosen, value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [with_lies(chosen, value) for value in node]
+    return node
+
+
+@pytest.mark.parametrize("api", ["vllm", "llama.cpp"])
+@pytest.mark.parametrize("seed", range(EXAMPLES))
+def test_answers_that_lie_are_judged_or_are_an_error_of_ours(
+    scanned: Scanned, seed: int, api: str
+) -> None:
+    chosen = random.Random(seed)  # noqa: S311
+    lying = Altering(answer=lambda _path, body: with_lies(chosen, body))
+    with contextlib.suppress(PrecheckError):
+        served = through(scanned, lying, concurrency=1, api=api)
+        assert Served.from_dict(json.loads(render_json(served))) == served
+        assert "\x1b" not in render_served(served, width=80, colour=False)
+        assert render_bug_report(served)

@@ -138,7 +138,7 @@ def test_an_answer_is_compared_up_to_the_first_other_token(scanned: Scanned) -> 
     same = replace(answer, generated=probe.generated)
     assert runs.say([same]).not_compared == {}
     elsewhere = replace(answer, prompt=(*probe.ids, 5))
-    assert "not the saved ones" in runs.say([elsewhere]).not_compared[probe.name]
+    assert "was not saved" in runs.say([elsewhere]).not_compared[probe.name]
 
 
 def test_a_token_that_was_not_saved_is_at_most_as_likely_as_the_last_one(
@@ -155,6 +155,22 @@ def test_a_token_that_was_not_saved_is_at_most_as_likely_as_the_last_one(
     reading = runs.say([answer]).readings[Configuration.parse("float32+sdpa")][probe.name]
     assert reading.at_token[0] == saved.top[row, -1]
     assert reading.rank[0] >= saved.top.shape[1] - 1
+
+
+def test_a_run_that_is_nan_is_saved_and_explains_nothing(scanned: Scanned, tmp_path: Path) -> None:
+    about, arrays = parts_of(scanned.file)
+    index = [run["dtype"] for run in about["runs"]].index("bfloat16")
+    for name in ("at_token", "lowest", "log_probabilities"):
+        arrays[name] = arrays[name].copy()
+        arrays[name][index] = np.nan
+    (tmp_path / "nan").write_bytes(put_together(about, arrays))
+    served = compared(
+        Engine(folder=scanned.folder), scanned.described, read_logits(tmp_path / "nan")
+    )
+    assert served.like == (Configuration.parse("float32+sdpa"),)
+    (row,) = (row for row in served.distances if row.dtype is Dtype.BFLOAT16)
+    assert row.failure == "it is not finite on these prompts"
+    assert codes(served) == []
 
 
 def test_the_file_says_whose_it_is(scanned: Scanned) -> None:

@@ -107,7 +107,11 @@ def _shown(ids: tuple[int, ...], index: int, evidence: Evidence) -> str:
 def _compared(evidence: Evidence) -> str:
     """Whether the numbers confirm it."""
     same = {one.name: one.is_same for one in evidence.read_texts}
-    asked = [answer for answer in evidence.answers if not same.get(answer.name, True)]
+    asked = [
+        answer
+        for answer in evidence.answers
+        if not same.get(answer.name, True) and evidence.reading(answer) is not None
+    ]
     if not asked or not evidence.fits:
         return ""
     return " With the tokens as it reads them, a measured configuration explains its answers."

@@ -158,7 +158,7 @@ def _changed(evidence: Evidence, *, is_sure: bool) -> Iterator[str]:
 def no_numbers(evidence: Evidence) -> Iterator[Finding]:
     """Log-probabilities that are no numbers, one token again and again, or nothing at all."""
     broken = [
-        (answer.name, row)
+        (answer.name, len(answer.prompt) - len(answer.prompt_places) + row)
         for answer in evidence.written + evidence.in_company
         for row, place in enumerate(answer.places)
         if place.ids and not place.is_told
@@ -167,8 +167,9 @@ def no_numbers(evidence: Evidence) -> Iterator[Finding]:
     empty = [answer.name for answer in evidence.written if not answer.generated_text.strip()]
     words = []
     if broken:
-        name, row = broken[0]
-        words.append(f"{counted(len(broken), 'position')} without a number, first {name} at {row}")
+        name, position = broken[0]
+        where = f"the first is position {position} of prompt {name}"
+        words.append(f"{counted(len(broken), 'position')} without a number, {where}")
     if endless:
         token = endless[0].generated[0]
         words.append(

@@ -105,7 +105,7 @@ class SavedRuns:
         for answer in answers:
             probe = probes[answer.name]
             if answer.prompt != probe.ids:
-                why[answer.name] = "the tokens that the server read are not the saved ones"
+                why[answer.name] = "as the server reads it, it was not saved"
             elif answer.generated and probe.generated:
                 cut[answer.name] = _cut(answer, probe)
                 rest = len(answer.generated) - len(cut[answer.name].generated)

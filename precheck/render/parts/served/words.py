@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from precheck.records.outcomes.served import Told
-from precheck.records.quantities import counted, times
+from precheck.records.quantities import counted, listed, times
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from precheck.records.outcomes.served import Served
-
-MOST_REASONS = 3
-"""Prompts that were not compared, of which a report says why."""
 
 
 def server_lines(served: Served) -> Iterator[str]:
@@ -30,8 +27,12 @@ def server_lines(served: Served) -> Iterator[str]:
         f"{server.api}: {sent}, {told}; {counted(served.num_prompts, 'prompt')},"
         f" {counted(served.num_positions, 'position')} compared with {_compared_with(served)}"
     )
-    for reason in served.not_compared[:MOST_REASONS]:
-        yield f"not compared: {reason}"
+    names_by_reason: dict[str, list[str]] = {}
+    for each in served.not_compared:
+        name, _, reason = each.partition(": ")
+        names_by_reason.setdefault(reason, []).append(name)
+    for reason, names in names_by_reason.items():
+        yield f"not compared: {listed(tuple(names))}: {reason}"
     if served.verdict_of_checkpoint is not None:
         yield f"the checkpoint itself: {served.verdict_of_checkpoint}"
 
