@@ -37,6 +37,10 @@ def measured(operand: Operand, value: float) -> Measurements:
     return replace(healthy, operands=(small, large, replace(small, layer=4)))
 
 
+DEVICES = ("L4", "M4 Pro", "MI300X")
+"""Of each kind that a path of older versions is about."""
+
+
 def judged(operand: Operand, value: float, *gpus: str) -> Report:
     return judge(measured(operand, value), gpus=gpus, version="1")
 
@@ -59,7 +63,8 @@ def said_of(path: Float16Path, report: Report) -> Finding | None:
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.id)
 def test_every_path_is_reached_just_beyond_its_limit_and_not_before(path: Float16Path) -> None:
     at_limit = path.limit / path.factor
-    finding = said_of(path, judged(path.operand, at_limit * 1.001))
+    devices = DEVICES if path.is_fixed else ()
+    finding = said_of(path, judged(path.operand, at_limit * 1.001, *devices))
     assert finding is not None
     assert finding.confidence is Confidence.PREDICTED
     assert finding.code == ("PC621" if path.is_fixed else "PC620")
@@ -70,13 +75,21 @@ def test_every_path_is_reached_just_beyond_its_limit_and_not_before(path: Float1
     )
     assert path.versions in finding.message
     assert path.cure in finding.advice
-    assert said_of(path, judged(path.operand, at_limit)) is None
+    assert said_of(path, judged(path.operand, at_limit, *devices)) is None
+
+
+def test_older_versions_are_told_of_where_a_device_is_named() -> None:
+    unnamed = judged(Operand.NORM_MEAN_SQUARE, 1e6)
+    assert of_paths(unnamed) == []
+    (finding,) = of_paths(judged(Operand.NORM_MEAN_SQUARE, 1e6, "T4"))
+    assert (finding.code, finding.engine) == ("PC621", "ONNX Runtime")
+    assert of_paths(judged(Operand.NORM_MEAN_SQUARE, 1e6, "M4 Pro")) == []
 
 
 @pytest.mark.parametrize("operand", Operand)
 def test_an_operand_reaches_its_own_paths_alone(operand: Operand) -> None:
-    report = judged(operand, 1e9)
-    reached = {path.id for path in PATHS if said_of(path, report) is not None}
+    reports = [judged(operand, 1e9), judged(operand, 1e9, *DEVICES)]
+    reached = {path.id for path in PATHS if any(said_of(path, report) for report in reports)}
     assert reached == {path.id for path in PATHS if path.operand is operand}
     assert reached
 

@@ -74,13 +74,16 @@ def _weights(evidence: Evidence) -> Iterator[OperandPeak]:
 def _is_taken(path: Float16Path, evidence: Evidence) -> bool:
     """Whether the engine runs such models, on a device that was named or found.
 
-    Without an accelerator nobody knows yet where it will run.
+    Without an accelerator nobody knows yet where it will run: the newest versions are told of, and
+    what only older ones did is left out.
     """
     ids = {row.name: row.id for row in engines.table().engine}
     if not is_served(ids.get(path.engine, path.engine), evidence.measurements.model.architecture):
         return False
     accelerators = [device for device in evidence.devices if device.kind != "cpu"]
-    return not accelerators or any(path.is_about(device) for device in accelerators)
+    if not accelerators:
+        return not path.is_fixed
+    return any(path.is_about(device) for device in accelerators)
 
 
 def _finding(engine: str, reached: list[_Reached], *, code: str) -> Finding:

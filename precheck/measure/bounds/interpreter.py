@@ -101,6 +101,10 @@ class Interpreter:
         self._num_named = 0
         self._last_use = {value: place for place, op in enumerate(flow.ops) for value in op.inputs}
 
+    def assume(self, value: Value, known: Known) -> None:
+        """Takes for granted what is known of a tensor that no operation of the flow makes."""
+        self._known[value] = known
+
     def advance(self, place: int | None = None) -> None:
         """Bounds all operations before ``place``; by default, all that are left."""
         end = len(self._flow.ops) if place is None else place

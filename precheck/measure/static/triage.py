@@ -14,9 +14,9 @@ from precheck.checkpoint.triage.ranges import vector_ranges
 from precheck.checkpoint.triage.small import find_small_parts
 from precheck.measure.models.conversion import find_conversions
 from precheck.measure.models.ties import compared_rows
+from precheck.measure.static.key_biases import key_biases
 from precheck.measure.static.layer_bounds import layer_bounds
 from precheck.measure.static.traced_layers import trace_layers
-from precheck.measure.subject.stored_keys import stored_key_ranges
 from precheck.records.progress import Announcement, Observer
 from precheck.records.quantities import counted, num_bytes
 from precheck.records.stored import CheckpointAudit, SmallReading
@@ -134,13 +134,12 @@ def _told(
 ) -> Triage:
     """The audit, and what follows from vectors and the data flow."""
     traced = trace_layers(model, layout)
-    bounds: tuple[LayerBound, ...] = ()
-    if traced is not None and is_float16:
-        bounds = layer_bounds(traced, {**vectors, **embedding})
+    if traced is None:
+        return Triage(audit=audit)
     return Triage(
         audit=audit,
-        key_values=stored_key_ranges(model, layout, vectors),
-        layer_bounds=bounds,
+        key_values=key_biases(traced, layout, vectors),
+        layer_bounds=layer_bounds(traced, {**vectors, **embedding}) if is_float16 else (),
     )
 
 

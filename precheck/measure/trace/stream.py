@@ -112,6 +112,7 @@ def leading_to(
         unknown: names of parameters and buffers that are not at hand.
         ends: tensors that are taken for unknown.
     """
+    hidden = _of_unknown(flow, unknown)
     makers: dict[Value, list[int]] = {}
     for place, op in enumerate(flow.ops):
         for value in op.outputs:
@@ -122,7 +123,7 @@ def leading_to(
     while left:
         place = left.pop()
         op = flow.ops[place]
-        if place in taken or (place not in asked and _reads(op, unknown)):
+        if place in taken or (place not in asked and not hidden.isdisjoint(op.inputs)):
             continue
         taken.add(place)
         for value in op.inputs:
@@ -131,8 +132,14 @@ def leading_to(
     return sorted(taken | set(_writers(flow, taken)))
 
 
-def _reads(op: FlowOp, names: Collection[str]) -> bool:
-    return any((value.parameter or value.buffer) in names for value in op.inputs)
+def _of_unknown(flow: Flow, names: Collection[str]) -> set[Value]:
+    """Parameters of these names, and what is nothing but one of them: a matrix, transposed."""
+    hidden: set[Value] = set()
+    for op in flow.ops:
+        hidden.update(value for value in op.inputs if (value.parameter or value.buffer) in names)
+        if (op.is_view or op.name in _CARRIES) and hidden.issuperset(op.inputs):
+            hidden.update(op.outputs)
+    return hidden
 
 
 def _writers(flow: Flow, places: Collection[int]) -> Iterable[int]:

@@ -16,7 +16,7 @@ from precheck.checkpoint.architecture import find_architecture
 from precheck.judge.report import judge
 from precheck.measure.static.layer_bounds import layer_bounds
 from precheck.measure.static.traced_layers import trace_layers
-from precheck.render import RENDERERS
+from precheck.render import RENDERERS, Format
 from precheck.render.formats.console_report import render_console
 from tests.tiny_models import save_checkpoint, tiny, tiny_of
 
@@ -49,7 +49,7 @@ def olmo2() -> Any:
 
 def phi() -> Any:
     """LayerNorms of queries and keys, with biases."""
-    return tiny_of(transformers.PhiConfig(**SIZES, qk_layernorm=True, partial_rotary_factor=0.5))
+    return tiny_of(transformers.PhiConfig(**SIZES, qk_layernorm=True))
 
 
 def scaled_norms(model: Any, factor: float = 3.0) -> Any:
@@ -92,7 +92,7 @@ def largest_scores(model: Any, gain: float) -> dict[int, float]:
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2 and "embed" not in name:
                 parameter.mul_(gain)
-        torch.matmul = watched
+        torch.matmul = watched  # type: ignore[assignment]
         try:
             model(input_ids=torch.arange(5, 5 + TOKENS)[None], use_cache=False)
         finally:
@@ -250,7 +250,10 @@ def test_findings_say_where_the_proof_ends(report: Report) -> None:
 
 def test_tables_show_ranges_and_bounds(report: Report) -> None:
     plain = replace(report, layer_bounds=())
-    for render in (partial(render_console, width=120, colour=False), RENDERERS["markdown"].render):
+    for render in (
+        partial(render_console, width=120, colour=False),
+        RENDERERS[Format.MARKDOWN].render,
+    ):
         text = render(report).replace("\\", "")
         assert "Norms and biases" in text
         assert "post_feedforward_layernorm.weight" in text

@@ -127,6 +127,27 @@ def test_a_key_bias_before_a_norm_does_nothing(tmp_path: Path) -> None:
     assert "PC601" not in found(static(folder))
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox"])
+def test_keys_have_their_part_of_a_fused_bias(name: str, tmp_path: Path) -> None:
+    """GPT-2's result is all queries, all keys, all values; GPT-NeoX's is that for each head."""
+    model = tiny(name)
+    bias = next(
+        each
+        for key, each in model.named_parameters()
+        if key.endswith(("c_attn.bias", "value.bias"))
+    )
+    queries, keys, _ = bias.view(3, 4, 16) if name == "gpt2" else bias.view(4, 3, 16).movedim(1, 0)
+    with torch.no_grad():
+        bias.zero_()
+        queries[1, -2:] = 430.0
+    assert "PC601" not in found(static(save_checkpoint(model, tmp_path / "q", tokenizer=False)))
+    with torch.no_grad():
+        keys[1, -2:] = 430.0
+    report = static(save_checkpoint(model, tmp_path / "k", tokenizer=False))
+    assert "bias has a norm of 608 and elements up to 430" in found(report)["PC601"].message
+    assert found(report)["PC601"].layer == 0
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_norm_that_is_not_finite_is_named(qwen2: Path, value: float) -> None:
     name = "model.layers.2.post_attention_layernorm.weight"
