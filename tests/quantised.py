@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from transformers import PreTrainedModel
+
 Tensors = dict[str, torch.Tensor]
 
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
@@ -134,12 +136,17 @@ WRITERS: dict[str, Callable[[Tensors, str, torch.Tensor], torch.Tensor]] = {
 }
 
 
+def _is_projection(name: str) -> bool:
+    """Whether a format stores it; Mixtral's experts have w1, w2 and w3."""
+    return name.endswith(("proj.weight", "w1.weight", "w2.weight", "w3.weight"))
+
+
 def quantised(
     folder: Path,
     layout: str,
     change: Callable[[Tensors], None] = lambda _: None,
     *,
-    model: str = "llama",
+    model: str | PreTrainedModel = "llama",
     twin: Path | None = None,
     **settings: Any,
 ) -> Path:
@@ -149,20 +156,21 @@ def quantised(
         folder: where it is written.
         layout: a key of ``WRITERS``.
         change: what is planted in the stored tensors.
-        model: as ``tiny`` calls it.
+        model: as ``tiny`` calls it, or itself.
         twin: the folder for the plain one.
         settings: added to its ``quantization_config``.
     """
     decoded: Tensors = {}
 
     def write(tensors: Tensors) -> None:
-        for name in [each for each in tensors if each.endswith("proj.weight")]:
+        for name in filter(_is_projection, list(tensors)):
             weight, module = tensors.pop(name), name.removesuffix(".weight")
             decoded[name] = WRITERS[layout](tensors, module, weight)
         change(tensors)
 
     for each in filter(None, (folder, twin)):
-        save_checkpoint(tiny(model), each, tokenizer=False)
+        saved = tiny(model) if isinstance(model, str) else model
+        save_checkpoint(saved, each, tokenizer=False)
     change_weights(folder, write)
     change_config(folder, quantization_config=CONFIGS[layout] | settings)
     if twin is not None:

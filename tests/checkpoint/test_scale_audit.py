@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import transformers
 
 import precheck
 from precheck.checkpoint.faults.scale_audit import audit_scales
@@ -21,10 +22,13 @@ from precheck.records.report import Report
 from precheck.records.stored import CacheScale, ScaleAudit
 from tests.quantised import LARGEST_INPUT, SCHEME, Tensors, packed, quantised
 from tests.shell import change_weights
+from tests.tiny_models import tiny_config, tiny_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from transformers import PreTrainedModel
 
     from precheck.records.finding import Finding
 
@@ -183,6 +187,60 @@ def test_the_input_scale_of_a_dead_expert_is_named(
     assert "some prompts work and others fail" in found["PC612"].message
     # 3 layers of 4 experts of 3 linears, and 4 of attention
     assert f"1 of {3 * (4 * 3 + 4)}" in found["PC612"].message
+
+
+GROUPED = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "Mixtral": {"num_local_experts": 4},
+    "Qwen2Moe": {"num_experts": 4},
+    "Qwen3Moe": {"num_experts": 4},
+    "Olmoe": {"num_experts": 4},
+    "DeepseekV3": {
+        "n_routed_experts": 4,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 0,
+    },
+    "Glm4Moe": {"n_routed_experts": 4, "first_k_dense_replace": 0},
+    "Dots1": {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0},
+    "Phimoe": {"num_local_experts": 4},
+    "FlexOlmo": {"num_experts": 4},
+}
+
+
+def mixture(name: str) -> PreTrainedModel:
+    """Two layers of four experts, of which a token sees two."""
+    common = tiny_config("llama", num_layers=2).to_dict()
+    tokens = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
+    kept = (*tokens, "hidden_size", "num_hidden_layers", "num_attention_heads")
+    config = getattr(transformers, f"{name}Config")(
+        **{setting: common[setting] for setting in kept},
+        intermediate_size=64,
+        moe_intermediate_size=64,
+        shared_expert_intermediate_size=64,
+        num_key_value_heads=common["num_attention_heads"],
+        num_experts_per_tok=2,
+        **MIXTURES[name],
+    )
+    return tiny_of(config)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_dead_expert_is_named_in_every_mixture_and_its_twin_is_silent(
+    name: str, tmp_path: Path
+) -> None:
+    named: list[str] = []
+
+    def kill(tensors: Tensors) -> None:
+        scales = [each for each in tensors if ".experts.2." in each and "layers.1." in each]
+        named.append(max(each for each in scales if each.endswith("input_scale")))
+        tensors[named[0]].fill_(0.0)
+
+    model = mixture(name)
+    found = findings(quantised(tmp_path / "dead", "fp8", kill, model=model))
+    assert list(found) == ["PC612"]
+    assert found["PC612"].modules == tuple(named)
+    assert findings(quantised(tmp_path / "sound", "fp8", model=model)) == {}
 
 
 @pytest.mark.parametrize(("layout", "part"), [("modelopt", "input_scale"), ("fp8", "input_scale"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gguf
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from transformers import DynamicCache, EncoderDecoderCache
 
 if TYPE_CHECKING:
@@ -181,12 +181,14 @@ ROTATED = ("q8_0", "q4_0")
 
 
 def with_stored_scales(folder: Path) -> list[PlainCache]:
-    """Of every layer, with the scales that a checkpoint of one file stores."""
-    stored = load_file(folder / "model.safetensors")
+    """Of every layer, with the scales that a checkpoint stores."""
     scales: dict[int, dict[str, float]] = {}
-    for name, tensor in stored.items():
-        if name.endswith(("k_scale", "v_scale")):
-            scales.setdefault(int(name.split(".")[2]), {})[name[-7]] = tensor.item()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as stored:
+            for name in stored.keys():  # noqa: SIM118  it is no mapping
+                if name.endswith(("k_scale", "v_scale")):
+                    layer = int(name.split(".")[2])
+                    scales.setdefault(layer, {})[name[-7]] = stored.get_tensor(name).item()
     return [
         PlainCache(with_scale(scales[layer]["k"]), with_scale(scales[layer]["v"]))
         for layer in range(len(scales))

@@ -30,7 +30,8 @@ NONE = 1e-15
 
 
 def total(terms: Floats) -> Floats:
-    return np.cumsum(terms, axis=-1, dtype=np.float32)[..., -1:]
+    """Over the first dimension, one row after the other."""
+    return np.add.reduce(terms, axis=0, keepdims=True)
 
 
 def quotient(numerator: Floats | float, denominator: Floats) -> Floats:
@@ -43,17 +44,17 @@ def quotient(numerator: Floats | float, denominator: Floats) -> Floats:
 
 
 def line_through(groups: Floats) -> tuple[Floats, Floats]:
-    """Of every group the scale and what is subtracted: the best of 22 weighted fits."""
+    """Of every group ``(32, ...)`` the scale and what is subtracted: the best of 22 fits."""
     weights = np.sqrt(total(groups * groups) / np.float32(32)) + np.abs(groups)
     sum_w, sum_x = total(weights), total(weights * groups)
-    low = np.minimum(groups.min(-1, keepdims=True), np.float32(0))
-    high = groups.max(-1, keepdims=True)
+    low = np.minimum(groups.min(0, keepdims=True), np.float32(0))
+    high = groups.max(0, keepdims=True)
     is_flat, flat = high == low, low
     scale = quotient(1, quotient(15, high - low))
     levels = np.clip(np.rint(quotient(15, high - low) * (groups - low)), 0, 15)
     least = total(weights * (scale * levels + low - groups) ** 2)
     for number in range(21):
-        wide = np.float32(np.float32(-1) + np.float32(0.1) * np.float32(number)) + np.float32(15)
+        wide = float(np.float32(number) * np.float32(0.1) - np.float32(1) + np.float32(15))
         # from the best start so far
         levels = np.clip(np.rint(quotient(wide, high - low) * (groups - low)), 0, 15)
         sum_l, sum_l2 = total(weights * levels), total(weights * levels * levels)
@@ -81,9 +82,10 @@ def q4_k_blocks(rows: Floats) -> Bytes:
     """``(blocks, 256)`` as ``(blocks, 144)``."""
     groups = rows.reshape(-1, 8, 32)
     codes, halves = [], []
-    for numbers in line_through(groups):
-        largest = np.maximum(numbers.max(axis=1), np.float32(0))
-        whole = np.rint(quotient(63, largest)[:, None] * numbers)[..., 0]
+    for fitted in line_through(np.ascontiguousarray(groups.transpose(2, 0, 1))):
+        numbers = fitted[0]
+        largest = np.maximum(numbers.max(axis=1, keepdims=True), np.float32(0))
+        whole = np.rint(quotient(63, largest) * numbers)
         codes.append(np.minimum(whole, 63).astype(np.uint8))
         halves.append((largest / np.float32(63)).astype(np.float16))
     scale, low = (
@@ -106,13 +108,13 @@ def q4_k_blocks(rows: Floats) -> Bytes:
 
 
 def scale_of(groups: Floats) -> Floats:
-    """Of every group: the best of 19 weighted fits."""
-    where = np.abs(groups).argmax(-1)[..., None]
-    largest = np.take_along_axis(groups, where, axis=-1)
+    """Of every group ``(16, ...)``: the best of 19 weighted fits."""
+    where = np.abs(groups).argmax(0)[None]
+    largest = np.take_along_axis(groups, where, axis=0)
     weights = groups * groups
     scale, best = np.zeros_like(largest), np.zeros_like(largest)
     for number in (0, *range(-9, 0), *range(1, 10)):
-        wide = np.float32(32) + np.float32(0.1) * np.float32(number)
+        wide = float(np.float32(number) * np.float32(0.1) + np.float32(32))
         levels = np.clip(np.rint(quotient(-wide, largest) * groups), -32, 31)
         sum_xl = total(weights * groups * levels)
         sum_l2 = total(weights * levels * levels)
@@ -125,7 +127,7 @@ def scale_of(groups: Floats) -> Floats:
 def q6_k_blocks(rows: Floats) -> Bytes:
     """``(blocks, 256)`` as ``(blocks, 210)``."""
     groups = rows.reshape(-1, 16, 16)
-    scales = scale_of(groups)[..., 0]
+    scales = scale_of(np.ascontiguousarray(groups.transpose(2, 0, 1)))[0]
     where = np.abs(scales).argmax(-1)[:, None]
     inverse = quotient(-128, np.take_along_axis(scales, where, axis=1))
     half = quotient(1, inverse).astype(np.float16)

@@ -97,12 +97,11 @@ def fp8_square(square: Tensor) -> Tensor:
 
 def e2m1(steps: Tensor) -> Tensor:
     """The nearest of eight magnitudes; halfway, the one whose code is even."""
-    codes = steps.new_tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
-    distance = (steps.abs().clamp(max=6).unsqueeze(-1) - codes).abs()
-    nearest = distance == distance.amin(-1, keepdim=True)
-    is_even = torch.arange(8) % 2 == 0
-    code = (nearest * (1 + is_even)).argmax(-1)
-    return codes[code].copysign(steps)
+    size = steps.abs()
+    codes = (size > 0.25).int() + (size >= 0.75) + (size > 1.25) + (size >= 1.75)
+    codes += (size > 2.5).int() + (size >= 3.5) + (size > 5)
+    magnitudes = steps.new_tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    return magnitudes[codes].copysign(steps)
 
 
 def power_of_two(amax: Tensor, *, below: int) -> Tensor:
