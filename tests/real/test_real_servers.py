@@ -40,6 +40,7 @@ MODELS = Path(os.environ.get("PRECHECK_REAL_MODELS", "build/real"))
 LLAMA_PYTHON = os.environ.get("LLAMA_PYTHON", "")
 pytestmark = [
     pytest.mark.real,
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(
         not (LLAMA_PYTHON and (MODELS / MODEL).is_dir()), reason="make engines has both"
     ),
@@ -58,6 +59,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> SavedLogits:
     prompts = [word for text in PROMPTS for word in ("--prompt", text)]
     command = (
         *(sys.executable, "-m", "precheck", "scan", str(MODELS / MODEL), "--attn", "sdpa"),
+        *("--dtype", "float32,float16"),
         *(*prompts, "--generate", str(NUM_GENERATED), "--save-logits", str(file), "--quiet"),
     )
     subprocess.run(command, check=True)  # noqa: S603  ours
