@@ -64,6 +64,7 @@ SERVED, PROXY = "tests/served/test_plants.py", "tests/served/test_proxy.py"
 SAVED_LOGITS = "tests/served/test_saved_logits.py"
 CHARTS = "tests/render/test_charts.py"
 POSITIONS, EVERY_PROMPT = "tests/judge/test_positions.py", "tests/judge/test_every_prompt.py"
+LAYER_BOUNDS = "tests/measure/static/test_layer_bounds.py"
 LONG_TEXT = "tests/measure/test_long_text.py"
 REACH = "tests/measure/probes/test_reach.py"
 SCALE_AUDIT = "tests/checkpoint/test_scale_audit.py"
@@ -134,6 +135,11 @@ DETECTORS = (
     off("measure/lockstep/figures/text_divergence.py", "_octaves", "[list(pieces)]", TEXTS),
     off("judge/gate.py", "_not_proved", "iter(())", EVERY_PROMPT),
     off("judge/findings/every_prompt.py", "near_and_open", "iter(())", EVERY_PROMPT),
+    off("judge/findings/every_prompt.py", "scores", "iter(())", LAYER_BOUNDS),
+    off("judge/findings/every_prompt.py", "residual_stream", "iter(())", LAYER_BOUNDS),
+    off("measure/trace/stream.py", "_scaling", "1.0", LAYER_BOUNDS),
+    off("measure/trace/stream.py", "_root", "None", LAYER_BOUNDS),
+    off("measure/static/key_biases.py", "_bias", "None", "tests/measure/static/test_triage.py"),
     off("render/parts/headline.py", "_tried", '""', "tests/render/test_console.py"),
     off("render/parts/charts/culprits.py", "culprits", "[]", CHARTS),
     off("render/parts/charts/headroom.py", "_got_there", "True", CHARTS),
