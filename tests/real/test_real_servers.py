@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks.served.__main__ import GGUF, MODEL, llama_cpp
-from benchmarks.served.gguf_types import stored_as
+from benchmarks.served.__main__ import MODEL
+from benchmarks.served.gguf_types import gguf_of
+from benchmarks.served.servers import llama_cpp
 from precheck.records.configuration import Configuration
 from precheck.records.precision import Dtype
 from precheck.served.request import VerifyRequest
@@ -67,9 +68,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> SavedLogits:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    file = tmp_path_factory.mktemp("gguf") / "F16.gguf"
-    stored_as(next(MODELS.rglob(GGUF)), file, "F16")
+def server() -> Iterator[str]:
+    file = gguf_of(MODELS, "F16")
     with llama_cpp(LLAMA_PYTHON, model=str(file), cache="f16", flash_attention="on") as url:
         yield url
 
@@ -111,11 +111,8 @@ def test_what_the_proxy_plants_is_named(server: str, saved: SavedLogits, name: s
     assert words in served.findings[0].message
 
 
-def test_a_cache_of_few_bits_is_named(
-    saved: SavedLogits, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    file = tmp_path_factory.mktemp("gguf") / "F32.gguf"
-    stored_as(next(MODELS.rglob(GGUF)), file, "F32")
+def test_a_cache_of_few_bits_is_named(saved: SavedLogits) -> None:
+    file = gguf_of(MODELS, "F32")
     with (
         llama_cpp(LLAMA_PYTHON, model=str(file), cache="q4_0", flash_attention="on") as server,
         in_front_of(server, Altering()) as url,
