@@ -52,6 +52,10 @@ MOST_NOISE = 2.0
 """Times the noise: a kernel may round twice as much as transformers does."""
 LEAST_SHARE = 0.1
 """Of a run's own distance from float32 that a server like it has at least."""
+LEAST_PART = 0.25
+"""Of all positions: prefill, or what follows, that says by itself how far a server is from float32.
+A prompt whose probabilities a server does not tell has a single position, which may be any. A
+choice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -269,10 +273,12 @@ class _Part:
 
 
 def _is_as_far(parts: Sequence[_Part]) -> bool:
-    """Whether a server like it may be so near to float32.
+    """Whether a server like it may be so near to float32, in all and in each large part."""
+    large = [[part] for part in parts if part.share >= LEAST_PART]
+    return all(map(_are_as_far, [parts, *large]))
 
-    Over all positions: a prompt whose probabilities a server does not tell has a single one.
-    """
+
+def _are_as_far(parts: Sequence[_Part]) -> bool:
     own, server = (
         sum(part.share * size for part, size in zip(parts, sizes, strict=True))
         for sizes in ([part.own for part in parts], [part.from_float32 for part in parts])

@@ -202,7 +202,13 @@ MIXTURES: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 0,
     },
     "Glm4Moe": {"n_routed_experts": 4, "first_k_dense_replace": 0},
-    "Dots1": {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0},
+    "Dots1": {
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 0,
+    },
     "Phimoe": {"num_local_experts": 4},
     "FlexOlmo": {"num_experts": 4},
 }

@@ -10,6 +10,7 @@ import torch
 
 from precheck.measure.bounds.forms import Image, Known, Masked, Named, Rotated, Shares, Wave
 from precheck.measure.bounds.patterns import at, classes_of, flattened, groups_of
+from precheck.measure.trace.flow import Value, leaves
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 
 _RESHAPES = frozenset({"aten.view", "aten._unsafe_view", "aten._reshape_alias"})
+_FILLS = frozenset({"aten.scatter", "aten.constant_pad_nd"})
+"""Elsewhere than the input's elements they put a number of their own."""
 
 
 def viewed(step: Step) -> Known | None:
@@ -30,6 +33,8 @@ def viewed(step: Step) -> Known | None:
             return part.reshape(step.shape)  # its strides are not those of the traced tensor
 
         def put(leaf: Any) -> Any:
+            if isinstance(leaf, Value):
+                return leaf.constant
             return part if leaf is tensor else leaf
 
         return run(step, put)
@@ -39,6 +44,11 @@ def viewed(step: Step) -> Known | None:
         dims = tuple(step.changed_dims(tensor.shape))
         bound = tensor.largest_along(dims, keepdim=True)
         return Known(magnitudes=bound.expand(step.shape), is_nonnegative=tensor.is_nonnegative)
+    others = [leaf for leaf in leaves((step.args, step.kwargs)) if isinstance(leaf, Value)]
+    if any(other.constant is None for other in others):
+        return None  # where its elements are from depends on numbers that are not known
+    if step.op.name in _FILLS:
+        return None if "reduce" in step.kwargs else Known(magnitudes=move(tensor.bound).abs())
     return tensor.moved(move)
 
 

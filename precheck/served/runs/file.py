@@ -130,10 +130,10 @@ def _problem(contents: SavedContents, arrays: Mapping[str, NDArray[Any]]) -> str
         return f"arrays are {', '.join(sorted(arrays))} (expected {', '.join(_DTYPES)})"
     size = (len(contents.finished), contents.num_positions)
     top = arrays["ids"].shape[-1] if arrays["ids"].ndim > len(size) else 0
-    for name, array in arrays.items():
+    for name in _DTYPES:
         expected = (*size, top) if name in {"ids", "log_probabilities"} else size
-        if array.shape != expected:
-            return f"{name} is {array.shape} (expected {expected})"
+        if arrays[name].shape != expected:
+            return f"{name} is {arrays[name].shape} (expected {expected})"
     if 0 in size or not 0 < top <= MOST_TOP:
         return f"{size[0]} runs, {size[1]} positions, {top} tokens at each"
     return _problem_of_probes(contents) or _problem_of_values(contents, arrays)
