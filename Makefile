@@ -75,7 +75,7 @@ engines: install ## Serve a model by real engines, and see what verify names: ma
 fixes: install ## Fix planted models of 28 architectures, and write the table of docs/fix.md (10 minutes)
 	$(BIN)/python -m tests.cure.survey --output docs/fix.md
 
-hunts: install ## Hunt in 20 planted models, and print what was found and what random texts find (an hour)
+hunts: install ## Hunt in 20 planted models, and print what was found and what random texts find (half an hour)
 	$(BIN)/python -m tests.hunt.survey $(ARGS)
 
 install: $(INSTALLED) ## Create the environment that the other targets use
