@@ -8,6 +8,7 @@ most ``sqrt(d)``, a vector for each head and query.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -109,12 +110,12 @@ def _norm(image: Image) -> float:
 def _is_rotation(first: Image, second: Image, angle: Tensor) -> bool:
     """Whether each vector is its ``first`` elements, turned in pairs or left alone.
 
-    Element j is ``s c x_j + s' d x_k``, with the cosine c and the sine d of its angle; its partner,
-    the element that begins with ``x_k``, has the same angle and ``t c x_k + t' d x_j``. With
-    ``s^2 = t'^2``, ``t^2 = s'^2`` and ``s s' = - t t'`` both squares sum to
-    ``s^2 x_j^2 + t^2 x_k^2``.
+    Element j is ``c X_j + d Y_j``, with the cosine c and the sine d of its angle; its partner k,
+    the element that begins with what ``Y_j`` is of, has the same angle. Where ``Y_j = s X_k`` and
+    ``Y_k = -s X_j``, s being 1 or -1, both squares sum to ``X_j^2 + X_k^2``. An element is a
+    multiple and an offset, and either may be 0, as where a norm's weight is.
     """
-    alone = second.scale == 0
+    alone = (second.scale == 0) & (second.offset == 0)
     partner = (first.index.unsqueeze(1) == second.index.unsqueeze(2)).to(torch.int8)
     has_one = (partner.sum(2) == 1) | alone
     place = partner.argmax(2)
@@ -122,14 +123,12 @@ def _is_rotation(first: Image, second: Image, angle: Tensor) -> bool:
     def of_partner(part: Tensor) -> Tensor:
         return part.gather(1, place)
 
-    is_pair = (
-        (of_partner(second.index) == first.index)
-        & (of_partner(angle) == angle)
-        & (of_partner(second.scale).abs() == first.scale.abs())
-        & (first.scale * second.scale == -of_partner(first.scale) * of_partner(second.scale))
-        & ~of_partner(alone)
-        & (second.offset * of_partner(first.scale) == second.scale * of_partner(first.offset))
-    )
+    is_pair = (of_partner(second.index) == first.index) & (of_partner(angle) == angle)
+    numbers = [(first.scale, second.scale), (first.offset, second.offset)]
+    for x, y in numbers:
+        is_pair &= (of_partner(y).abs() == x.abs()) & (y.abs() == of_partner(x).abs())
+    for (x, turned_x), (other, turned) in itertools.product(numbers, repeat=2):
+        is_pair &= x * turned == -of_partner(turned_x) * of_partner(other)
     return bool(has_one.all()) and bool((is_pair | alone).all())
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import nn
 
-from precheck.measure.bounds.attention import mean_of
-from precheck.measure.bounds.forms import Image, Known, Rows
+from precheck.measure.bounds.attention import mean_of, vector_norms
+from precheck.measure.bounds.forms import Image, Known, Rotated, Rows
 from precheck.measure.bounds.matrices import (
     largest_eigenvalue,
     lengths_of,
@@ -232,3 +233,48 @@ def test_numbers_are_put_into_places_that_are_known_and_of_others_nothing_is() -
     assert float(found.bound[0, 3]) == 99.0
     assert torch.equal(found.bound[0, 4:], known.bound[0, 4:])
     assert scattered(None) is None
+
+
+def turned(scale: Tensor, offset: Tensor) -> Known:
+    """A normed vector whose halves are turned into one another, a pair of lanes by each angle."""
+    half = SIZE // 2
+    first = normed(scale=scale, offset=offset).form
+    assert isinstance(first, Image)
+    sign = torch.ones(SIZE, dtype=torch.float64)
+    sign[:half] = -1.0
+    second = first.moved(lambda part: part.roll(half, -1))
+    second = replace(second, scale=second.scale * sign, offset=second.offset * sign)
+    angle = torch.arange(half).repeat(2).reshape(1, SIZE)
+    form = Rotated(first=first, second=second, angle=angle, error=first.error)
+    return Known(magnitudes=torch.hypot(first.bound, second.bound), form=form)
+
+
+def test_a_rotation_keeps_the_norm_where_weights_are_zero_too() -> None:
+    scale = drawn(SIZE, seed=1)
+    scale[[2, 5, 5 + SIZE // 2]] = 0.0  # one lane of a pair, and a whole pair
+    offset = torch.zeros(SIZE, dtype=torch.float64)
+    found = float(vector_norms(turned(scale, offset), -1))
+    assert found == pytest.approx(SIZE**0.5 * float(scale.abs().max()), rel=1e-6)
+
+
+@pytest.mark.parametrize("part", ["scale", "offset", "angle"])
+def test_what_is_no_rotation_is_not_taken_for_one(part: str) -> None:
+    """Behind a weight of 0 the other lane of a pair is another one's."""
+    scale, offset = drawn(SIZE, seed=1), drawn(SIZE, seed=2)
+    scale[2] = 0.0
+    whole = turned(scale, offset)
+    assert isinstance(whole.form, Rotated)
+    plain = float(torch.linalg.vector_norm(whole.bound))
+    assert float(vector_norms(whole, -1)) < 0.7 * plain
+    changed = whole.form.second
+    partner = 2 + SIZE // 2
+    if part == "angle":
+        form = replace(whole.form, angle=whole.form.angle.clone())
+        form.angle[0, partner] += 1
+    else:
+        place = 2 if part == "scale" else partner
+        numbers = getattr(changed, part).clone()
+        numbers[0, place] = 9.0
+        form = replace(whole.form, second=replace(changed, **{part: numbers}))
+    found = float(vector_norms(replace(whole, form=form), -1))
+    assert found == pytest.approx(plain, rel=1e-9)
