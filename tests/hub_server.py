@@ -287,9 +287,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _write(self, content: bytes) -> None:
-        self.wfile.write(content)
+        # counted first: a client may look at the count as soon as it has the bytes
         with self.hub.lock:
             self.hub.bytes_sent[self.server_name] += len(content)
+        self.wfile.write(content)
 
     def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self._start(status, {**headers, "Content-Length": str(len(body))})
