@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from precheck.errors import UntraceableError, first_line
 from precheck.measure.bounds.interpreter import Interpreter
 from precheck.measure.bounds.lengths import trace_any_length
+from precheck.measure.bounds.pairs import Refinement
 from precheck.measure.bounds.shared import SharedProducts
 from precheck.measure.watch.segment import OpPlace, place_of
 from precheck.records.outcomes.every_prompt import MOST_OPEN, OpenOperation, RunProof
@@ -52,9 +53,11 @@ class Certificates:
 
     Args:
         skeletons: the runs, before any of them is hooked.
+        minutes: for better bounds where one does not fit, over all runs.
     """
 
-    def __init__(self, skeletons: Iterable[Skeleton]) -> None:
+    def __init__(self, skeletons: Iterable[Skeleton], *, minutes: float = 0.0) -> None:
+        refinement = Refinement(minutes)
         self._of: dict[Configuration, _Certificate] = {}
         traced: dict[str, TracedForward] = {}
         shared: defaultdict[Dtype, SharedProducts] = defaultdict(SharedProducts)
@@ -65,6 +68,7 @@ class Certificates:
                     skeleton,
                     shared=shared[configuration.dtype],
                     like=traced.get(configuration.attn_implementation),
+                    refinement=refinement,
                 )
                 self._of[configuration] = certificate
                 if certificate.traced is not None:
@@ -87,7 +91,12 @@ class _Certificate:
     """The bounds of one run, as far as they are computed."""
 
     def __init__(
-        self, skeleton: Skeleton, *, shared: SharedProducts, like: TracedForward | None
+        self,
+        skeleton: Skeleton,
+        *,
+        shared: SharedProducts,
+        like: TracedForward | None,
+        refinement: Refinement,
     ) -> None:
         self.traced: TracedForward | None = None
         self._shared = shared
@@ -107,6 +116,7 @@ class _Certificate:
             varies=traced.varies,
             numbers_of=self._number,
             shared=shared,
+            refinement=refinement,
         )
 
     def _number(self, name: str) -> Tensor | None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from precheck.measure.bounds.forms import Known, Masked, Named, constant
+from precheck.measure.bounds.pairs import Refinement
 from precheck.measure.bounds.rounded import rounded
 from precheck.measure.bounds.rounding import largest
 from precheck.measure.bounds.rules import num_roundings, rule_of
@@ -78,6 +79,7 @@ class Interpreter:
         varies: operations, by their place, that take other rows of their input then.
         numbers_of: the values of a parameter or a buffer, by name; None where they are not at hand.
         shared: what runs with the same weights have in common.
+        refinement: time for better bounds where one does not fit.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Interpreter:
         varies: frozenset[int],
         numbers_of: Callable[[str], Tensor | None],
         shared: SharedProducts | None = None,
+        refinement: Refinement | None = None,
     ) -> None:
         self.bounded: list[BoundedOp] = []
         self._flow = flow
@@ -95,6 +98,7 @@ class Interpreter:
         self._varies = varies
         self._numbers_of = numbers_of
         self._shared = shared or SharedProducts()
+        self._refinement = refinement or Refinement()
         self._balls = Balls()
         self._known: dict[Value, Known] = {}
         self._place = 0
@@ -148,6 +152,7 @@ class Interpreter:
             grows=frozenset() if first is None else self._grows.get(first, frozenset()),
             takes_some_rows=self._place in self._varies,
             place=place,
+            refinement=self._refinement,
         )
 
     def _folded(self, step: Step) -> Known | None:

@@ -20,7 +20,7 @@ from precheck.measure.bounds.forms import Image, Known, Pair, Rows
 from precheck.measure.bounds.matrices import lengths_of
 from precheck.measure.bounds.pairs import paired_product
 from precheck.measure.bounds.patterns import at, classes_of, flattened, groups_of, of_group
-from precheck.measure.bounds.rounding import OUTWARD, gamma, unit_roundoff
+from precheck.measure.bounds.rounding import OUTWARD, gamma, largest, unit_roundoff
 from precheck.measure.bounds.step import finite
 
 if TYPE_CHECKING:
@@ -28,8 +28,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from precheck.measure.bounds.pairs import Refinement
+
 _MOST_WORK = 1 << 34
 """Multiplications that composing two linears may take."""
+_ROUNDED_BELOW = 1.0 - 2.0**-6
+"""What is so far below the largest value of a 16-bit dtype is still below it once rounded."""
 _LEAST = 2.0**-100
 """Smaller bounds are taken for it: products with weights do not underflow in float32."""
 
@@ -41,7 +45,7 @@ def weight_product(
     *,
     dtype: torch.dtype,
     sums_in: torch.dtype,
-    limit: float,
+    refinement: Refinement,
 ) -> Known:
     """What a product with a parameter comes to, before its result is rounded.
 
@@ -51,7 +55,7 @@ def weight_product(
         bias: ``(m,)`` or None.
         dtype: of the result; a bias is added to a product that was rounded to it.
         sums_in: what the kernel accumulates in.
-        limit: the largest value of the dtype: what is below needs no better bound.
+        refinement: bounds rows of ``down_proj`` that do not fit once more.
 
     Returns:
         Of shape ``(..., m)``.
@@ -61,16 +65,25 @@ def weight_product(
     product = _Product(weight.float(), offset, gamma(weight.shape[1] + 1, sums_in))
     plain = _by_bounds(tensor, product)
     image = tensor.form
+    wanted = refinement.wanted(largest(dtype))
     known = plain
     if isinstance(image, Image):
         known = _of_image(image, product, plain)
-    elif isinstance(image, Pair) and float(plain.bound.max()) > limit:
+    elif isinstance(image, Pair) and float(plain.bound.max()) > wanted:
         known = _by_classes(
             plain,
             [image.first, image.second],
             [image.error],
             lambda parts, rest: (
-                paired_product(parts[0], parts[1], rest[0], product.weight, product.error)
+                paired_product(
+                    parts[0],
+                    parts[1],
+                    rest[0],
+                    product.weight,
+                    product.error,
+                    wanted=wanted * _ROUNDED_BELOW - float(offset.abs().max()),
+                    refinement=refinement,
+                )
                 + offset.abs()
             ),
         )
@@ -83,7 +96,12 @@ def weight_product(
 
 
 def grouped_product(
-    tensor: Known, weights: Tensor, *, dtype: torch.dtype, sums_in: torch.dtype, limit: float
+    tensor: Known,
+    weights: Tensor,
+    *,
+    dtype: torch.dtype,
+    sums_in: torch.dtype,
+    refinement: Refinement,
 ) -> Known:
     """What experts make of their tokens: no more than the worst expert of any token.
 
@@ -92,14 +110,16 @@ def grouped_product(
         weights: ``(experts, k, m)``, as the run holds them.
         dtype: of the result.
         sums_in: what the kernel accumulates in.
-        limit: the largest value of the dtype.
+        refinement: bounds rows that do not fit once more.
 
     Returns:
         Of shape ``(tokens, m)``.
     """
     bound: Tensor | None = None
     for weight in weights:
-        known = weight_product(tensor, weight.T, None, dtype=dtype, sums_in=sums_in, limit=limit)
+        known = weight_product(
+            tensor, weight.T, None, dtype=dtype, sums_in=sums_in, refinement=refinement
+        )
         bound = known.bound if bound is None else torch.maximum(bound, known.bound)
     assert bound is not None  # noqa: S101  there is an expert
     return Known(magnitudes=bound)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from precheck.measure.bounds.forms import Known
+from precheck.measure.bounds.pairs import Refinement
 from precheck.measure.trace.flow import Value, leaves
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Step:
     """What it takes of its input depends on how long the text is."""
     place: int = 0
     """Which of its results this is."""
+    refinement: Refinement = field(default_factory=Refinement)
+    """What time is left for better bounds."""
 
     @property
     def known(self) -> list[Known]:
