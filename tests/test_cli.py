@@ -679,7 +679,7 @@ def test_ctrl_c_in_a_real_scan_leaves_a_whole_partial_report(tmp_path: Path) -> 
         capture_output=True,
         check=False,
         text=True,
-        timeout=60,
+        timeout=300,
         env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
     )
     assert (ran.returncode, ran.stdout) == (ExitCode.INTERRUPTED, "")
