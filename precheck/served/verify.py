@@ -107,6 +107,7 @@ def compare_with(runs: Runs, asked: Asked, *, report: Report | None) -> Served:
         written=asked.answers,
         answers=tuple(cut.get(answer.name, answer) for answer in asked.answers),
         in_company=asked.in_company,
+        is_saved=runs.saved_weights is not None,
         read_texts=asked.read_texts,
         readings=said.readings,
         rows=rows,
