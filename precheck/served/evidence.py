@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from precheck.served.likelihood import Compared, compare
+from precheck.served.compared import Compared, compare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from precheck.records.outcomes.served import ConfigurationDistance, Fingerprint
+from precheck.served.compared import FLOAT32_NOISE
 from precheck.served.distance import LARGEST
-from precheck.served.likelihood import FLOAT32_NOISE, LEAST_SHARE
+from precheck.served.likelihood import LEAST_SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

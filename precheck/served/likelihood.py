@@ -31,8 +31,7 @@ import numpy as np
 
 from precheck.records.outcomes.served import ConfigurationDistance
 from precheck.records.precision import Dtype
-from precheck.served.distance import Told, at_least, at_most
-from precheck.served.readings import compared_places
+from precheck.served.compared import FLOAT32_NOISE, Compared, compare, likeness
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
     from precheck.records.outcomes.served import Answer
     from precheck.served.readings import Reading
 
-FLOAT32_NOISE = 1e-8
-"""Nats between float32 kernels that add up in another order, at least."""
 FLOAT32_SHARES = {Dtype.FLOAT16: 2.0**-4, Dtype.BFLOAT16: 2.0**-10}
 """Of what a dtype's rounding costs: what float32 kernels differ by whose exponentials and attention
 are approximate. llama.cpp with float32 weights and cache is 1e-6 nat from transformers on
@@ -68,37 +65,6 @@ LEAST_PART = 0.25
 """Of all positions: prefill, or what follows, that says by itself how far a server is from float32.
 A prompt whose probabilities a server does not tell has a single position, which may be any. A
 choice."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Compared:
-    """Divergences of one answer, position by position, ``(positions,)``; NaN where unknown."""
-
-    divergence: NDArray[np.float64]
-    """Of the server from the run, at least."""
-    rounding: NDArray[np.float64]
-    """Of the run from float32, over the same tokens."""
-    most: NDArray[np.float64]
-    """Of the server from the run, at most."""
-    num_prefill: int
-    """Positions that the prompt alone decides; they come first."""
-
-
-def num_prefill(answer: Answer) -> int:
-    """Positions before the first that attends to a generated token's cache."""
-    return len(answer.prompt_places) + min(1, len(answer.generated))
-
-
-def compare(answer: Answer, reading: Reading, reference: Reading) -> Compared:
-    """One answer next to one run."""
-    told = Told.of(compared_places(answer))
-    divergence = at_least(told.log_probabilities, reading.at_told)
-    return Compared(
-        divergence=np.where(told.is_told, divergence, np.nan),
-        rounding=at_least(reading.at_told, reference.at_told),
-        most=np.where(told.is_told, at_most(told, reading), np.nan),
-        num_prefill=num_prefill(answer),
-    )
 
 
 def distances(
@@ -231,7 +197,7 @@ def _scored(
             row,
             from_reference=sum(part.share * part.own for part in parts) / shares,
             expected=MOST_NOISE * sum(part.share * part.noise for part in parts) / shares,
-            likeness=_likeness(each.compared, reference.compared),
+            likeness=likeness(each.compared, reference.compared),
             score=_score(parts),
             fits=_fits(parts),
         ),
@@ -329,25 +295,3 @@ def _are_as_far(parts: Sequence[_Part]) -> bool:
     )
     shares = sum(part.share for part in parts)
     return server >= lowest or own <= parts[0].least * shares
-
-
-def _likeness(own: Sequence[Compared], reference: Sequence[Compared]) -> float | None:
-    """Cosine of what the server and the run differ from float32 by; None where one does not.
-
-    KL is half a squared length there, so the lengths of a triangle's sides give its angle. Sums
-    over all positions: a cosine of few has much noise.
-    """
-    apart, far, server = (
-        np.concatenate(parts)
-        for parts in (
-            [each.divergence for each in own],
-            [each.rounding for each in own],
-            [each.divergence for each in reference],
-        )
-    )
-    is_known = np.isfinite(apart) & np.isfinite(far) & np.isfinite(server)
-    sums = [float(values[is_known].sum()) for values in (far, server, apart)]
-    if min(sums[:2]) <= FLOAT32_NOISE * is_known.sum():
-        return None
-    cosine = (sums[0] + sums[1] - sums[2]) / (2 * math.sqrt(sums[0] * sums[1]))
-    return max(-1.0, min(1.0, cosine))

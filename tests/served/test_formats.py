@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from precheck.records.configuration import Configuration
+from precheck.served.compared import num_prefill
 from precheck.served.fingerprint import fingerprint
-from precheck.served.likelihood import distances, num_prefill
+from precheck.served.likelihood import distances
 from precheck.served.readings import read_row
 from tests.served.engines import Engine
 from tests.served.test_distance import NOISE, answer_of, logits

@@ -9,8 +9,8 @@ import numpy as np
 
 from precheck.records.finding import Severity
 from precheck.records.quantities import nats, percent
+from precheck.served.compared import compare
 from precheck.served.findings.written import finding
-from precheck.served.likelihood import compare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
