@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: scan test test-slow test-processors fuzz killed matrix mutants zoo zoo-formats real bounds tightness engine engine-gguf engines install check fix docs facts gpu golden unchanged bench fixes hunts gallery help
+.PHONY: scan test test-slow test-processors fuzz killed matrix mutants zoo zoo-formats zoo-static real bounds tightness engine engine-gguf engines install check fix docs facts gpu golden unchanged bench fixes hunts gallery help
 
 scan: install ## Scan a model: make scan MODEL=Qwen/Qwen2-7B ARGS="--gpu T4 -o report.json"
 	@$(BIN)/precheck scan $(MODEL) $(ARGS)
@@ -45,6 +45,9 @@ zoo: install ## Scan a tiny model of every architecture, and write docs/coverage
 
 zoo-formats: install ## Store caches and weights of every architecture in formats, and print what is wrong
 	$(BIN)/python -m tests.zoo.formats $(ARGS)
+
+zoo-static: install ## Scan a tiny model of every architecture with --static: any alarm is printed, and fails
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.zoo.static $(ARGS)
 
 real: install ## Fetch three trained models (400 MB), and measure them (10 minutes)
 	$(BIN)/python -m tests.real.fetch build/real

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from precheck.records.format_loss import FormatLoss
 from precheck.records.mechanism import Mechanism
+from precheck.records.outcomes.coverage import Coverage
 from precheck.records.precision import Dtype, headroom_bits
 from precheck.records.report import Device, Environment, Measurements, ModelFacts
 from precheck.records.sizes import AttentionFacts, CacheSize, Widths
 from precheck.records.stored import CheckpointAudit, TensorFault
 from precheck.records.traces import (
-    Coverage,
     Divergence,
     Headroom,
     LayerTrace,

@@ -23,11 +23,12 @@ from precheck.errors import (
 )
 from precheck.records.configuration import Configuration
 from precheck.records.finding import Verdict
+from precheck.records.outcomes.coverage import Coverage
 from precheck.records.precision import Dtype
 from precheck.records.progress import Announcement, Step
 from precheck.records.report import Device, Environment, ModelFacts, Report, Run
 from precheck.records.stored import CheckpointAudit
-from precheck.records.traces import Coverage, Probe
+from precheck.records.traces import Probe
 from precheck.render import Format
 from precheck.served.request import NUM_GENERATED, VerifyRequest
 from tests import hand_made

@@ -33,7 +33,7 @@ from precheck.records import (
     stored,
     traces,
 )
-from precheck.records.outcomes import every_prompt, layer_bounds, positions
+from precheck.records.outcomes import coverage, every_prompt, layer_bounds, positions
 from precheck.served.findings.rules import SERVED_RULES
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ RECORDS = {
     name: record
     for module in (
         *(report, advice, answers, sizes, stored, traces, finding, format_loss),
-        *(every_prompt, layer_bounds, positions),
+        *(coverage, every_prompt, layer_bounds, positions),
     )
     for name, record in vars(module).items()
     if is_dataclass(record) and record.__module__ == module.__name__

@@ -14,10 +14,11 @@ import torch
 import precheck
 from precheck.errors import ScanInterrupted, UsageError
 from precheck.pipeline import scan
+from precheck.records.outcomes.coverage import Coverage
 from precheck.records.precision import Dtype
 from precheck.records.report import Environment, Measurements, ModelFacts, Report
 from precheck.records.stored import CheckpointAudit
-from precheck.records.traces import Coverage, Probe, RunTrace
+from precheck.records.traces import Probe, RunTrace
 
 if TYPE_CHECKING:
     from collections.abc import Callable

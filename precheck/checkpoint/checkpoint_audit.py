@@ -171,6 +171,7 @@ def audit_weights(weights: Weights) -> CheckpointAudit:
 def audit_vectors(weights: Weights, names: Collection[str]) -> CheckpointAuditor:
     """The auditor of some tensors, all of them small; those that are decoded are left out."""
     auditor = CheckpointAuditor(weights)
-    plain = [name for name in names if name in weights and name not in weights.decoded_from]
-    auditor.add({name: weights[name] for name in plain})
+    for name in names:
+        if name in weights and name not in weights.decoded_from:
+            auditor.add_part(name, weights[name])
     return auditor

@@ -14,10 +14,10 @@ from precheck.measure.lockstep.figures.run_totals import RunTotals
 from precheck.measure.machine.environment import read_environment
 from precheck.measure.models.from_pretrained import SEED
 from precheck.measure.models.model_dtypes import kept_modules
+from precheck.records.outcomes.coverage import Coverage
 from precheck.records.outcomes.positions import LongText
 from precheck.records.precision import Dtype
 from precheck.records.report import Measurements
-from precheck.records.traces import Coverage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

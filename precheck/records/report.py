@@ -12,6 +12,7 @@ from precheck.records.advice import Recommendation
 from precheck.records.answers import Embedding
 from precheck.records.configuration import Configuration
 from precheck.records.finding import VERBS, Finding, Verdict
+from precheck.records.outcomes.coverage import Coverage
 from precheck.records.outcomes.layer_bounds import LayerBound
 from precheck.records.plain import check_bounds, check_schema, written_by
 from precheck.records.plain import plain as plain_data
@@ -19,7 +20,7 @@ from precheck.records.precision import Accumulation, Dtype
 from precheck.records.quantities import python_string
 from precheck.records.sizes import AttentionFacts, CacheSize, KeyValueRange, OperandPeak, Widths
 from precheck.records.stored import CheckpointAudit
-from precheck.records.traces import Coverage, Headroom, Overflow, Probe, RunTrace
+from precheck.records.traces import Headroom, Overflow, Probe, RunTrace
 
 SCHEMA = "precheck/1"
 

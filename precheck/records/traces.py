@@ -10,7 +10,7 @@ from precheck.records.configuration import Configuration
 from precheck.records.format_loss import FormatCulprits, FormatLoss
 from precheck.records.mechanism import Mechanism
 from precheck.records.outcomes.every_prompt import ProofStatus, RunProof
-from precheck.records.outcomes.positions import LongText, PositionFigures, PositionRounding
+from precheck.records.outcomes.positions import PositionFigures, PositionRounding
 from precheck.records.precision import Accumulation, Arithmetic, Dtype
 
 
@@ -331,20 +331,3 @@ class Probe:
 
 ALL_MEDIA = ("image probes", "sound probes")
 """What ``probes_not_run`` calls all of a kind: no tower was run."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Coverage:
-    """What was not checked, so that silence is not taken as proof."""
-
-    num_ops_watched: int = 0
-    unwatched_ops: dict[str, int] = field(default_factory=dict)
-    """ATen ops that only move or view data, or give no floating-point result, with counts."""
-    probes_not_run: tuple[str, ...] = ()
-    longest_probe_tokens: int = 0
-    num_tokens: int = 0
-    instrumentation: str = ""
-    long_text: LongText | None = None
-    """The one whose figures the runs have by position."""
-    row_by_row: str | None = None
-    """The error that batches of several prompts end with, so that each prompt was run alone."""

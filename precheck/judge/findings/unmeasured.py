@@ -63,7 +63,7 @@ def nothing_was_run(evidence: Evidence) -> Iterator[Finding]:
         message=(
             f"Nothing was run: config, headers and {_read(evidence)} were read; the rest is "
             "documented or predicted. This checkpoint's overflows, headroom and precision are not "
-            f"known.{_unread(evidence)}"
+            f"known.{_unread(evidence)}{_not_followed(evidence)}"
         ),
         advice=(
             f"precheck scan {model.id} measures every operation in float16, bfloat16 and float32 "
@@ -110,3 +110,14 @@ def _unread(evidence: Evidence) -> str:
         f" Tensors that the config ties were compared in {counted(rows, 'row')}." if rows else ""
     )
     return f" Nor is anything known of the values of the other tensors.{sampled}{compared}"
+
+
+def _not_followed(evidence: Evidence) -> str:
+    """What is not known because the data flow of the layers is not, or a rule failed on it."""
+    failure = evidence.measurements.coverage.not_followed
+    if failure is None:
+        return ""
+    return (
+        " What key biases do to an fp8 cache (PC601), and bounds of scores and of the residual "
+        f"stream (PC703, PC704), were not looked at, or not all of them: {failure}."
+    )

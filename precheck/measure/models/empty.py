@@ -15,6 +15,7 @@ from precheck.measure.models.from_pretrained import (
     read_generation_config,
     seeded_loading,
 )
+from precheck.measure.models.late_patterns import late_patterns
 from precheck.measure.models.matching import Loading
 from precheck.records.attention import as_argument
 
@@ -47,7 +48,7 @@ def empty_model(
     try:
         if not issubclass(loader, PreTrainedModel):
             loader = type(_on_meta(loader, checkpoint))
-        with seeded_loading(checkpoint):
+        with seeded_loading(checkpoint), late_patterns():
             model, info = loader.from_pretrained(
                 None,
                 config=checkpoint.config,

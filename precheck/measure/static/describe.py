@@ -20,11 +20,11 @@ from precheck.measure.models.matching import Loading
 from precheck.measure.models.model_dtypes import kept_modules
 from precheck.measure.static.triage import read_all, triage
 from precheck.measure.subject.model_facts import model_facts
+from precheck.records.outcomes.coverage import Coverage
 from precheck.records.precision import Dtype
 from precheck.records.progress import Announcement, Observer
 from precheck.records.quantities import num_bytes
 from precheck.records.report import Measurements
-from precheck.records.traces import Coverage
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,14 +80,16 @@ def describe(
         checkpoint=_with_kept_modules(found.audit, checkpoint, model),
         environment=read_environment(),
         probes=(),
-        coverage=Coverage(instrumentation="none: nothing was run"),
+        coverage=Coverage(
+            instrumentation="none: nothing was run", not_followed=found.followed.failure
+        ),
         runs=(),
         headroom=(),
         seed=SEED,
         options=options,
         is_static=True,
-        key_values=found.key_values,
-        layer_bounds=found.layer_bounds,
+        key_values=found.followed.key_values,
+        layer_bounds=found.followed.layer_bounds,
     )
 
 

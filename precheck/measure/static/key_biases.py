@@ -43,6 +43,8 @@ class _Reaching(NamedTuple):
     """Which element each channel of each head has, ``(heads, lanes)``, int64."""
     scale: Tensor
     """What it is multiplied by on the way, of the same shape."""
+    own: Tensor
+    """Every such element once."""
 
 
 def key_biases(
@@ -84,11 +86,13 @@ def _reaching(
             places = leading_to(flow, [place], unknown=parameters, ends={*layer.carried, made})
             image = _image_at(keys, made, traced, places)
             if image is not None:
+                element = image.index[..., 0]
                 yield _Reaching(
                     bias=bias.removeprefix(f"{layer.path}."),
                     module=product.module.removeprefix(f"{layer.path}."),
-                    element=image.index[..., 0],
+                    element=element,
                     scale=image.scale[..., 0].abs(),
+                    own=element.unique(),
                 )
 
 
@@ -147,7 +151,7 @@ def _row(
 ) -> KeyValueRange:
     name = f"{path}.{reaching.bias}"
     heads = vectors[name][reaching.element] * reaching.scale
-    own = vectors[name][reaching.element.unique()]
+    own = vectors[name][reaching.own]
     module = f"{path}.{reaching.module}"
     return KeyValueRange(
         layer=index,

@@ -34,20 +34,21 @@ class TracedLayers:
     """Those of the short model, in order."""
 
 
-def trace_layers(model: nn.Module, layout: Architecture) -> TracedLayers | None:
-    """The data flow of a model's decoder layers; None where it cannot be traced.
+def trace_layers(model: nn.Module, layout: Architecture) -> TracedLayers:
+    """The data flow of a model's decoder layers.
 
     Args:
         model: with or without its weights; it does not change.
         layout: its units.
+
+    Raises:
+        UntraceableError: it cannot be traced.
+        UnsupportedConfigurationError: the model has no eager attention.
     """
-    try:
-        short = one_of_each(model, layout)
-        _keep_layer_types(short)
-        switch_attention(short.model, "eager")
-        forward = trace_any_length(traceable(short.model))
-    except Exception:  # noqa: BLE001  code of any model, which need not be traceable
-        return None
+    short = one_of_each(model, layout)
+    _keep_layer_types(short)
+    switch_attention(short.model, "eager")
+    forward = trace_any_length(traceable(short.model))
     path = layout.decoder_layers
     return TracedLayers(
         path=path,

@@ -14,9 +14,7 @@ from precheck.checkpoint.triage.ranges import vector_ranges
 from precheck.checkpoint.triage.small import find_small_parts
 from precheck.measure.models.conversion import find_conversions
 from precheck.measure.models.ties import compared_rows
-from precheck.measure.static.key_biases import key_biases
-from precheck.measure.static.layer_bounds import layer_bounds
-from precheck.measure.static.traced_layers import trace_layers
+from precheck.measure.static.data_flow import Followed, follow
 from precheck.records.progress import Announcement, Observer
 from precheck.records.quantities import counted, num_bytes
 from precheck.records.stored import CheckpointAudit, SmallReading
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
     from precheck.checkpoint.source import Checkpoint
     from precheck.checkpoint.weights import Weights
     from precheck.measure.models.matching import Loading
-    from precheck.records.outcomes.layer_bounds import LayerBound
-    from precheck.records.sizes import KeyValueRange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +36,7 @@ class Triage:
     """What the stored tensors tell."""
 
     audit: CheckpointAudit
-    key_values: tuple[KeyValueRange, ...] = ()
-    layer_bounds: tuple[LayerBound, ...] = ()
+    followed: Followed
 
 
 def triage(
@@ -133,14 +128,8 @@ def _told(
     embedding: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Triage:
     """The audit, and what follows from vectors and the data flow."""
-    traced = trace_layers(model, layout)
-    if traced is None:
-        return Triage(audit=audit)
-    return Triage(
-        audit=audit,
-        key_values=key_biases(traced, layout, vectors),
-        layer_bounds=layer_bounds(traced, {**vectors, **embedding}) if is_float16 else (),
-    )
+    numbers = {**vectors, **embedding} if is_float16 else {}
+    return Triage(audit=audit, followed=follow(model, layout, vectors=vectors, numbers=numbers))
 
 
 def _embedding(model: nn.Module, stored: Weights) -> dict[str, Tensor]:

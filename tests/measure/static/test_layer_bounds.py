@@ -71,7 +71,6 @@ def bounds(model: Any, *, with_embedding: bool = False) -> dict[int, LayerBound]
         if each.dim() == 1 or (with_embedding and "embed_tokens" in name)
     }
     traced = trace_layers(half, find_architecture(half))
-    assert traced is not None
     return {row.layer: row for row in layer_bounds(traced, numbers)}
 
 
@@ -191,7 +190,6 @@ def test_a_layer_whose_norm_is_missing_ends_the_sum() -> None:
         if each.dim() == 1 and "layers.1.post_attention" not in name
     }
     traced = trace_layers(model, find_architecture(model))
-    assert traced is not None
     rows = {row.layer: row for row in layer_bounds(traced, numbers)}
     assert [rows[layer].added is None for layer in range(3)] == [False, True, False]
     assert [rows[layer].added_so_far is None for layer in range(3)] == [False, True, True]

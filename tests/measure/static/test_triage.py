@@ -205,6 +205,26 @@ def test_a_scale_that_is_missing_or_left_at_one_is_named(tmp_path: Path) -> None
     assert found(static(healthy)) == {}
 
 
+@pytest.mark.parametrize(
+    ("scheme", "scale"),
+    [
+        ("modelopt-fp8", "input_scale"),
+        ("modelopt-fp8", "weight_scale"),
+        ("modelopt", "weight_scale_2"),
+        ("nvfp4", "weight_global_scale"),
+    ],
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_scale_of_a_whole_tensor_that_is_not_finite_is_named(
+    scheme: str, scale: str, value: float, tmp_path: Path
+) -> None:
+    folder = quantised(tmp_path, scheme)
+    assert found(static(folder)) == {}
+    fill(folder, f"{UP}.{scale}", value)
+    planted = found(static(folder))
+    assert any(f"{UP}.{scale}" in each.modules for each in planted.values()), planted
+
+
 def test_scales_of_blocks_are_sampled_and_said_to_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
