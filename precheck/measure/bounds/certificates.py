@@ -12,7 +12,7 @@ from precheck.errors import UntraceableError, first_line
 from precheck.measure.bounds.interpreter import Interpreter
 from precheck.measure.bounds.lengths import trace_any_length
 from precheck.measure.bounds.pairs import Refinement
-from precheck.measure.bounds.shared import SharedProducts
+from precheck.measure.bounds.shared import SharedResults
 from precheck.measure.watch.segment import OpPlace, place_of
 from precheck.records.outcomes.every_prompt import MOST_OPEN, OpenOperation, RunProof
 
@@ -60,7 +60,7 @@ class Certificates:
         refinement = Refinement(minutes)
         self._of: dict[Configuration, _Certificate] = {}
         traced: dict[str, TracedForward] = {}
-        shared: defaultdict[Dtype, SharedProducts] = defaultdict(SharedProducts)
+        shared: defaultdict[Dtype, SharedResults] = defaultdict(SharedResults)
         for skeleton in skeletons:
             configuration = skeleton.configuration
             if configuration.dtype.is_half and configuration.is_plain:
@@ -94,7 +94,7 @@ class _Certificate:
         self,
         skeleton: Skeleton,
         *,
-        shared: SharedProducts,
+        shared: SharedResults,
         like: TracedForward | None,
         refinement: Refinement,
     ) -> None:
@@ -102,7 +102,7 @@ class _Certificate:
         self._shared = shared
         self._failure: str | None = None
         self._interpreter: Interpreter | None = None
-        self._numbers: dict[str, Tensor] = {}
+        self._model: nn.Module | None = None
         self._ends: dict[str, int] = {}
         try:
             traced = self.traced = trace_any_length(skeleton, like=like)
@@ -120,20 +120,21 @@ class _Certificate:
         )
 
     def _number(self, name: str) -> Tensor | None:
-        return self._numbers.get(name)
+        """A parameter or a buffer of the unit that is in memory."""
+        if self._model is None:
+            return None
+        path, _, key = name.rpartition(".")
+        tensor: Tensor = getattr(self._model.get_submodule(path), key)
+        return None if tensor.is_meta else tensor.detach().cpu()
 
     def advance(self, model: nn.Module, unit: str) -> None:
         """Bounds all operations up to the last one of a unit."""
         if self._interpreter is None or unit not in self._ends:
             return
-        self._numbers = {
-            name: tensor.detach().cpu()
-            for name, tensor in (*model.named_parameters(), *model.named_buffers())
-            if not tensor.is_meta
-        }
+        self._model = model
         self._shared.enter(unit)
         self._run(self._ends.pop(unit))
-        self._numbers = {}
+        self._model = None
 
     def _run(self, place: int | None) -> None:
         if self._interpreter is None:

@@ -221,12 +221,13 @@ def _of_elements(image: Image, weight: Tensor) -> Tensor:
 
 def _grouped_bound(image: Image, groups: Tensor, product: _Product) -> Tensor:
     """Each group of elements has a vector of its own: their bounds are added, ``(m,)``."""
-    weight = product.weight
+    weight = product.weight.double()
     total = torch.zeros(len(weight), dtype=torch.float64)
+    grams: dict[tuple[int, ...], Tensor] = {}
     for group in groups.unique().tolist():
         members = of_group(image, groups, group)
-        part = weight[:, groups == group].double()
-        total += _norms_of_products(members, part) * members.radius
+        part = weight[:, (groups == group).nonzero().squeeze(1)] * members.scale
+        total += _norms_of_products(members, part, grams) * members.radius
     constants = image.linear_bound + image.offset.abs()
     sums, inner = product.sums(torch.stack([constants, image.error]))
     offset = _constants(image, product).abs()
@@ -241,17 +242,27 @@ def _constants(image: Image, product: _Product) -> Tensor:
     return product.weight.double() @ image.offset + product.offset
 
 
-def _norms_of_products(image: Image, weight: Tensor) -> Tensor:
-    """The norm of each row of ``weight @ forms``, ``(m,)``, by the Gram matrix of the forms."""
+def _norms_of_products(
+    image: Image, scaled: Tensor, grams: dict[tuple[int, ...], Tensor]
+) -> Tensor:
+    """The norm of each row of ``scaled @ forms``, ``(m,)``, by the Gram matrix of the forms.
+
+    Args:
+        image: of one dimension, over one vector.
+        scaled: rows of a weight times the image's scale, ``(m, elements)``, float64.
+        grams: the Gram matrices that are computed, by their forms: heads share keys and values.
+    """
     rows: Rows = image.rows
-    scaled = weight * image.scale
     if rows.matrix is None:
-        matrix = torch.zeros(len(weight), rows.size, dtype=torch.float64)
+        matrix = torch.zeros(len(scaled), rows.size, dtype=torch.float64)
         lengths: Tensor = torch.linalg.vector_norm(matrix.index_add_(1, image.index, scaled), dim=1)
         return lengths
-    forms = rows.matrix[image.index].double()
-    gram = forms @ forms.T
-    squares = ((scaled @ gram) * scaled).sum(1)
+    key = tuple(image.index.tolist())
+    if key not in grams:
+        forms = rows.matrix[image.index].double()
+        grams[key] = forms @ forms.T
+    gram = grams[key]
+    squares = ((scaled @ gram).mul_(scaled)).sum(1)
     # what cancels in this sum is lost in proportion to its terms
     lost = 2.0**-44 * scaled.square().sum(1) * gram.diagonal().sum()
     return (squares.clamp_min(0.0) + lost).sqrt()
