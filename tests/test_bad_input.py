@@ -577,7 +577,7 @@ def test_a_chat_template_that_fails_is_done_without(
     shell: Shell, model: Path, template: str
 ) -> None:
     (model / "chat_template.jinja").write_text(TEMPLATES[template])
-    ended = shell("model", "--format", "json")
+    ended = shell("model", "--quick", "--format", "json")
     assert ended.code == ExitCode.GATE_HOLDS
     assert any("chat" in each for each in ended.report.coverage.probes_not_run)
 
@@ -589,7 +589,7 @@ def test_a_special_token_beyond_the_embedding_is_not_the_models_fault(
     tokenizer = json.loads((model / "tokenizer.json").read_text())
     (model / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))
     (model / "chat_template.jinja").write_text("<|endoftext|>{{ messages[0]['content'] }}")
-    ended = shell("model", "--format", "json")
+    ended = shell("model", "--dtype", "float16", "--attn", "sdpa", "--format", "json")
     assert ended.code == ExitCode.GATE_HOLDS
     assert Verdict.FAILED not in {run.verdict for run in ended.report.runs}
 
@@ -833,7 +833,7 @@ def test_ctrl_c_leaves_a_whole_report_marked_incomplete(shell: Shell, moment: st
 @pytest.mark.usefixtures("ctrl_c")
 def test_nothing_is_called_safe_before_it_was_measured(shell: Shell) -> None:
     press_at(shell, MOMENTS["the first step"])
-    assert shell("model", "-o", "partial.json").code == ExitCode.INTERRUPTED
+    assert shell("model", "--quick", "-o", "partial.json").code == ExitCode.INTERRUPTED
     report = Report.from_dict(json.loads((shell.folder / "partial.json").read_text()))
     assert Verdict.SAFE not in {run.verdict for run in report.runs}
 
@@ -863,7 +863,7 @@ def test_ctrl_c_when_there_is_no_report_leaves_nothing(
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_without_an_output_writes_nothing(shell: Shell) -> None:
     press_at(shell, MOMENTS["half of it"])
-    ended = shell("model")
+    ended = shell("model", "--dtype", "float16", "--attn", "sdpa")
     assert (ended.code, ended.out, ended.left) == (ExitCode.INTERRUPTED, "", ())
     assert ended.err == (
         "interrupted\nINCOMPLETE: stopped before all probes were done, no verdict (interrupted)\n"

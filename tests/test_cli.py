@@ -673,10 +673,10 @@ cli.main()
 """
 
 
-def test_ctrl_c_in_a_real_scan_leaves_a_whole_partial_report(tmp_path: Path) -> None:
+def test_ctrl_c_in_a_real_scan_leaves_a_whole_partial_report(tmp_path: Path, healthy: Path) -> None:
     file = tmp_path / "report.json"
     ran = subprocess.run(  # noqa: S603  our own program
-        [sys.executable, "-c", PRESSES_CTRL_C, "scan", "demo:qwen2-eager", "-o", file],
+        [sys.executable, "-c", PRESSES_CTRL_C, "scan", healthy, "-o", file],
         capture_output=True,
         check=False,
         text=True,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 FIRST = "model.layers.0.mlp.up_proj"
 
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from tests.shell import Shell
 
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
+
 def model_of(name: str) -> PreTrainedModel:
     """A tiny model, in the sizes that a file of its architecture implies."""
     config: Any = tiny_config(name, num_layers=2)

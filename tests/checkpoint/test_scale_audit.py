@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from precheck.records.finding import Finding
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 UP = "model.layers.1.mlp.up_proj"
 EXPERT = "model.layers.1.mlp.experts.2.down_proj"
 ATTENTION = "model.layers.{}.self_attn"

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from precheck.records.report import Report
 
 NUM_INPUTS, NUM_OUTPUTS = 96, 64
+pytestmark = pytest.mark.usefixtures("untraced")
+
 BLOCK = 32
 DOWN = "model.layers.1.mlp.down_proj"
 FP8 = {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK]}

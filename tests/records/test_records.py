@@ -89,7 +89,7 @@ def test_scores_count_for_eager_alone() -> None:
     assert tightest(rows, sdpa) is None
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(report=reports())
 def test_a_report_survives_json(report: Report) -> None:
     text = json.dumps(report.to_dict(), allow_nan=False)

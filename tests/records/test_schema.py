@@ -32,7 +32,7 @@ def test_the_schema_is_a_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(json_schema())
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(report=reports())
 def test_every_report_is_valid(report: Report) -> None:
     jsonschema.Draft202012Validator(json_schema()).validate(_plain(report))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # shrinking a report takes minutes
 ANY = settings(
-    max_examples=25,
+    max_examples=10,
     suppress_health_check=list(HealthCheck),
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),

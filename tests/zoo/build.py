@@ -218,13 +218,22 @@ class NotBuiltError(Exception):
 
 def kinds() -> list[Kind]:
     """Every class of the auto classes, once."""
+    return [kind for name, kind in _named().items() if hasattr(transformers, name)]
+
+
+def kind_of(class_name: str) -> Kind:
+    """The one with that name; no other is imported."""
+    return _named()[class_name]
+
+
+def _named() -> dict[str, Kind]:
+    """What the auto classes list by the names of classes, some of which cannot be imported."""
     found: dict[str, Kind] = {}
     for task, mapping in TASKS.items():
         for model_type, names in getattr(modeling_auto, mapping).items():
             name = names[0] if isinstance(names, tuple | list) else names
-            if hasattr(transformers, name):
-                found.setdefault(name, Kind(task, model_type, name))
-    return list(found.values())
+            found.setdefault(name, Kind(task, model_type, name))
+    return found
 
 
 def build(kind: Kind) -> PreTrainedModel:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.pinned import marks
-from tests.zoo.build import build, kinds
+from tests.zoo.build import build, kind_of
 from tests.zoo.plant import plant
 from tests.zoo.survey import page, summary, survey
-
-KINDS = {kind.class_name: kind for kind in kinds()}
 
 ODD = {
     # passes a cache on although none was asked for
@@ -37,7 +35,7 @@ PINNED = {
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name, PINNED)) for name in ODD])
 def test_it_is_scanned_silent_when_healthy_and_named_when_planted(name: str) -> None:
-    row = survey(KINDS[name])
+    row = survey(kind_of(name))
     assert row.built is None
     assert (row.refused, row.crashed) == (None, None)
     assert row.num_layers_right
@@ -49,11 +47,11 @@ def test_it_is_scanned_silent_when_healthy_and_named_when_planted(name: str) -> 
 
 
 def test_what_is_planted_is_in_the_middle_layer() -> None:
-    assert plant(build(KINDS["Qwen2ForCausalLM"])) == "model.layers.2.self_attn.q_proj"
+    assert plant(build(kind_of("Qwen2ForCausalLM"))) == "model.layers.2.self_attn.q_proj"
 
 
 def test_the_page_tells_what_was_not_right() -> None:
-    row = survey(KINDS["Qwen2ForCausalLM"])
+    row = survey(kind_of("Qwen2ForCausalLM"))
     row.named = "another"
     row.alarms = ("PC101 <b>",)
     text = page([row])

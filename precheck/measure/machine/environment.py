@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 import psutil
@@ -51,6 +52,7 @@ def read_environment() -> Environment:
     )
 
 
+@cache  # each is looked for in every folder of the path
 def _version(distribution: str) -> str | None:
     try:
         return version(distribution)

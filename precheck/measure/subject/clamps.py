@@ -5,12 +5,11 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import nn
 
 _CLAMPS = frozenset({"clamp", "clamp_", "clip", "clip_", "nan_to_num", "nan_to_num_"})
@@ -31,22 +30,29 @@ def clamps(model: nn.Module) -> tuple[str, ...]:
     return tuple(
         line
         for python_module, names in sorted(classes.items())
-        for line in _in_classes(python_module, names)
+        for line in _in_classes(python_module, frozenset(names))
     )
 
 
-def _in_classes(python_module: str, names: set[str]) -> Iterator[str]:
+def _in_classes(python_module: str, names: frozenset[str]) -> list[str]:
     try:
-        file = inspect.getsourcefile(sys.modules[python_module])
-        tree = ast.parse(Path(file or "").read_text(encoding="utf-8"))
+        file = Path(inspect.getsourcefile(sys.modules[python_module]) or "")
+        lines = _lines_in_classes(file.read_text(encoding="utf-8"), names)
     except (OSError, TypeError, SyntaxError, KeyError):  # code without a file that can be read
-        return
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name in names:
-            for function in ast.walk(node):
-                if isinstance(function, ast.FunctionDef) and _uses_limits(function):
-                    for line in _clamping_lines(function):
-                        yield f"{Path(file or '').name}:{line}"
+        return []
+    return [f"{file.name}:{line}" for line in lines]
+
+
+@cache  # a service scans many models of a few classes
+def _lines_in_classes(code: str, names: frozenset[str]) -> tuple[int, ...]:
+    return tuple(
+        line
+        for node in ast.parse(code).body
+        if isinstance(node, ast.ClassDef) and node.name in names
+        for function in ast.walk(node)
+        if isinstance(function, ast.FunctionDef) and _uses_limits(function)
+        for line in _clamping_lines(function)
+    )
 
 
 def _uses_limits(function: ast.FunctionDef) -> bool:

@@ -73,7 +73,13 @@ def test_a_model_that_refuses_batches_is_run_row_by_row(
 
 
 def test_an_overflow_is_found_in_a_model_that_refuses_batches(tmp_path: Path) -> None:
-    report = scan(classifier("qwen2", tmp_path, gain=1e3), dtypes=["float16"])
+    folder = classifier("qwen2", tmp_path, gain=1e3)
+    report = scan(
+        folder,
+        dtypes=["float16"],
+        attn_implementations=["sdpa"],
+        prompts=["Yes.", "What is attention?"],
+    )
     assert run_of(report, "float16", "sdpa").verdict is Verdict.OVERFLOW
 
 

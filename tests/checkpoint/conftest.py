@@ -1,0 +1,11 @@
+"""What tests of checkpoints share."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A static scan that looks at the files alone: tracing the layers takes most of its time."""
+    monkeypatch.setattr("precheck.measure.static.triage.trace_layers", lambda *_: None)
