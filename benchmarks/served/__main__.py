@@ -107,8 +107,9 @@ def matrix(
         if served.server.told is not Told.NOTHING and (ratio is None or ratio >= APART):
             counts[judged] += 1
     print(
-        f"\n{counts['right']} of {counts.total()} right, of those with log-probabilities whose"
-        f" distances to what is right and to others differ by a factor of {APART:g}"
+        f"\n{counts['right']} right, {counts['not told apart']} not told apart and"
+        f" {counts['wrong']} wrong, of those with log-probabilities whose distances to what is"
+        f" right and to others differ by a factor of {APART:g}"
     )
 
 

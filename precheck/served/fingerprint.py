@@ -30,7 +30,10 @@ the size of the rounding is known, which a dtype and a format of the cache may s
 TOLD_APART_FACTOR = 1 + 1 / LEAST_SHARE
 """Between two distances, where the nearer one is of a run that rounds as the server does: one that
 rounds as the other run does at all is not farther."""
-TOLERANCE_FACTOR = 6.0
+TOLERANCE_FACTOR = 8.0
+"""Times what rounding does to one log-probability. Two kernels round two tokens each by themselves,
+so that these are four standard deviations; transformers' server of SmolLM2-135M in bfloat16 wrote a
+token that a run of the same configuration finds less likely by 6.3 times as much."""
 LEAST_TOLERANCE = 0.005
 """Nats by which a run may prefer another token than a server that rounds like it, at least."""
 
