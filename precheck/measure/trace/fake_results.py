@@ -105,7 +105,7 @@ def _is_ordinary(tensor: Any) -> bool:
 
 
 def _described(tensor: Tensor) -> _Described:
-    return _Described(tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype)
+    return _Described(tensor.shape, tensor.stride(), int(tensor.storage_offset()), tensor.dtype)
 
 
 def _frozen(tree: Any) -> object:
