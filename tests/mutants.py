@@ -65,6 +65,12 @@ SAVED_LOGITS = "tests/served/test_saved_logits.py"
 CHARTS = "tests/render/test_charts.py"
 POSITIONS, EVERY_PROMPT = "tests/judge/test_positions.py", "tests/judge/test_every_prompt.py"
 LAYER_BOUNDS = "tests/measure/static/test_layer_bounds.py"
+BOUNDS = "precheck/measure/bounds"
+BOUNDED_EXPERTS, SHARED = (
+    "tests/measure/bounds/test_experts.py",
+    "tests/measure/bounds/test_shared.py",
+)
+FAKE_RESULTS = "tests/measure/trace/test_fake_results.py"
 LONG_TEXT = "tests/measure/test_long_text.py"
 REACH = "tests/measure/probes/test_reach.py"
 SCALE_AUDIT = "tests/checkpoint/test_scale_audit.py"
@@ -335,6 +341,86 @@ DETECTORS = (
         old=r"if now - ended > SAME_SECONDS:",
         new="if True:",
         tests=("tests/test_signals.py", "tests/test_fault_matrix.py"),
+    ),
+    off("measure/bounds/moves.py", "_takes_last", "True", BOUNDED_EXPERTS),
+    off("measure/bounds/shared.py", "_is_taken_over", "True", SHARED),
+    off("measure/bounds/shared.py", "_has_equal_parts", "True", SHARED),
+    Mutation(
+        name="one expert stands for all",
+        file=f"{BOUNDS}/products.py",
+        old=r"for weight in weights:",
+        new="for weight in weights[:1]:",
+        tests=(BOUNDED_EXPERTS,),
+    ),
+    Mutation(
+        name="a sum of routing weights may be 0",
+        file=f"{BOUNDS}/reductions.py",
+        old=r" and tensor\.least_largest > 0",
+        new="",
+        tests=(BOUNDED_EXPERTS,),
+    ),
+    Mutation(
+        name="a sum over tokens is taken for one over experts",
+        file=f"{BOUNDS}/reductions.py",
+        old=r"not is_mean and dims == \(tensor\.rank - 1,\)",
+        new="not is_mean",
+        tests=(BOUNDED_EXPERTS,),
+    ),
+    Mutation(
+        name="any sum of shares bounds any tensor",
+        file=f"{BOUNDS}/elementwise.py",
+        old=r"second\.share_of is first\.identity",
+        new="second.share_of is not None",
+        tests=(BOUNDED_EXPERTS,),
+    ),
+    Mutation(
+        name="rounded routing weights are those before",
+        file=f"{BOUNDS}/functions.py",
+        old=r"    if step\.is_exact_cast:\n",
+        new="    if True:\n",
+        tests=(BOUNDED_EXPERTS,),
+    ),
+    Mutation(
+        name="routing weights elsewhere are those before",
+        file=f"{BOUNDS}/forms.py",
+        old=r"            share_of=None,\n            identity=object\(\),\n",
+        new="            identity=self.identity,\n",
+        tests=(BOUNDED_EXPERTS,),
+    ),
+    Mutation(
+        name="no text sends more tokens to an expert",
+        file=f"{BOUNDS}/reductions.py",
+        old=r" \* \(MOST_KEYS if step\.grows else 1\)",
+        new="",
+        tests=(BOUNDED_EXPERTS,),
+    ),
+    Mutation(
+        name="experts take the tokens in their order",
+        file=f"{BOUNDS}/moves.py",
+        old=r"rows=replace\(image\.rows, ball=object\(\)\), token",
+        new="token",
+        tests=(BOUNDED_EXPERTS,),
+    ),
+    Mutation(
+        name="all tokens are alike to an expert",
+        file=f"{BOUNDS}/moves.py",
+        old=r"if len\(firsts\) > 1 or",
+        new="if",
+        tests=(BOUNDED_EXPERTS,),
+    ),
+    Mutation(
+        name="memory that nothing was written into is a copy",
+        file=f"{BOUNDS}/rules.py",
+        old=r" and step\.op\.name not in ALLOCATIONS",
+        new="",
+        tests=("tests/measure/bounds/test_rules.py",),
+    ),
+    Mutation(
+        name="a remembered view has memory of its own",
+        file="precheck/measure/trace/fake_results.py",
+        old=r"storages\.index\(own\) if own in storages else None",
+        new="None",
+        tests=(FAKE_RESULTS,),
     ),
     Mutation(
         name="a file is not looked at again",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,6 +35,8 @@ _MOST_WORK = 1 << 34
 """Multiplications that composing two linears may take."""
 _ROUNDED_BELOW = 1.0 - 2.0**-6
 """What is so far below the largest value of a 16-bit dtype is still below it once rounded."""
+_BLOCK = 1 << 18
+"""Elements of a weight that are read at once: a mebibyte in float32."""
 _LEAST = 2.0**-100
 """Smaller bounds are taken for it: products with weights do not underflow in float32."""
 
@@ -62,7 +65,7 @@ def weight_product(
     """
     offset = torch.zeros(len(weight), dtype=torch.float64) if bias is None else bias.double()
     shape = (*tensor.shape[:-1], len(weight))
-    product = _Product(weight.float(), offset, gamma(weight.shape[1] + 1, sums_in))
+    product = _Product(weight, offset, gamma(weight.shape[1] + 1, sums_in))
     plain = _by_bounds(tensor, product)
     image = tensor.form
     wanted = refinement.wanted(largest(dtype))
@@ -126,18 +129,37 @@ def grouped_product(
 
 
 class _Product:
-    """A weight in float32, its bias, and the relative error of the run's sums."""
+    """A weight as the run holds it, its bias, and the relative error of the run's sums.
 
-    def __init__(self, weight: Tensor, offset: Tensor, error: float) -> None:
-        self.weight, self.offset, self.error = weight, offset, error
-        self._magnitudes = weight.abs().T
+    It is read in blocks of rows that stay in the processor's cache: a head has 10^8 elements.
+    """
+
+    def __init__(self, stored: Tensor, offset: Tensor, error: float) -> None:
+        self.offset, self.error = offset, error
+        self._stored = stored
+        num_rows = max(_BLOCK // stored.shape[1], 1)
+        self._blocks = [slice(at, at + num_rows) for at in range(0, len(stored), num_rows)]
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """All of it in float32."""
+        return self._stored.float()
 
     def sums(self, vectors: Tensor) -> Tensor:
         """``|w| @ x`` at most, of vectors ``(n, k)`` that are not negative: ``(n, m)``, float64."""
-        sums = (vectors.clamp_min(_LEAST).float() @ self._magnitudes).double()
+        held = vectors.clamp_min(_LEAST).float()
+        parts = [held @ self._stored[block].float().abs_().T for block in self._blocks]
+        sums = torch.cat(parts, 1).double()
         lost = 2 * gamma(vectors.shape[1] + 4, torch.float32)
         # a weight of 0 times what is unbounded is not a number
         return finite((sums * (1 + lost) + vectors.shape[1] * 2.0**-120) * OUTWARD)
+
+    def scaled(self, scale: Tensor) -> Tensor:
+        """Its columns times a scale, ``(m, k)``, float32."""
+        made = torch.empty(self._stored.shape, dtype=torch.float32)
+        for block in self._blocks:
+            torch.mul(self._stored[block].float(), scale.float(), out=made[block])
+        return made
 
 
 def _by_bounds(tensor: Known, product: _Product) -> Known:
@@ -172,20 +194,20 @@ def _linear(images: Image, product: _Product) -> Known | None:
     None where that takes too much work.
     """
     image, rows = at(images, 0), images.rows
-    weight = product.weight
+    lanes = len(product.offset)
     if rows.matrix is None:
-        matrix = _of_elements(image, weight)
-    elif len(weight) * len(image.index) * rows.size > _MOST_WORK:
+        matrix = _of_elements(image, product)
+    elif lanes * len(image.index) * rows.size > _MOST_WORK:
         return None
     else:
-        scaled = weight.double() * image.scale
+        scaled = product.weight.double() * image.scale
         matrix = (scaled @ rows.matrix[image.index].double()).float()
     parts = product.sums(torch.stack([image.linear_bound, image.offset.abs(), image.error]))
     sums, constants, inner = parts
     if rows.matrix is None and len(image.index.unique()) == len(image.index):
         # sum |w| |x| of the elements of u themselves: no more than the norm of what they multiply
         sums = images.radius * lengths_of(matrix) * OUTWARD
-    uneven = torch.zeros(len(weight), dtype=torch.float64)
+    uneven = torch.zeros(lanes, dtype=torch.float64)
     if rows.is_centred and rows.matrix is None:
         mean = matrix.mean(1, keepdim=True, dtype=torch.float64)
         matrix = (matrix - mean).float()
@@ -194,7 +216,7 @@ def _linear(images: Image, product: _Product) -> Known | None:
     # forms are held in float32
     held = sums * 2.0**-21 + images.radius * rows.size * 2.0**-120
     lost = inner + uneven + held + product.error * (sums + constants + inner)
-    count, lanes = len(images.index), len(weight)
+    count = len(images.index)
 
     def spread(vector: Tensor) -> Tensor:
         return vector.expand(count, lanes)
@@ -211,12 +233,12 @@ def _linear(images: Image, product: _Product) -> Known | None:
     return Known(magnitudes=made.bound, form=made)
 
 
-def _of_elements(image: Image, weight: Tensor) -> Tensor:
+def _of_elements(image: Image, product: _Product) -> Tensor:
     """The forms of a product with elements of the vector themselves, ``(m, size)``, float32."""
     if torch.equal(image.index, torch.arange(image.rows.size)):
-        return weight * image.scale.float()
-    forms = torch.zeros(len(weight), image.rows.size, dtype=torch.float64)
-    return forms.index_add_(1, image.index, weight.double() * image.scale).float()
+        return product.scaled(image.scale)
+    forms = torch.zeros(len(product.offset), image.rows.size, dtype=torch.float64)
+    return forms.index_add_(1, image.index, product.weight.double() * image.scale).float()
 
 
 def _grouped_bound(image: Image, groups: Tensor, product: _Product) -> Tensor:

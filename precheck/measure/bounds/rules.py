@@ -13,7 +13,7 @@ import torch
 from precheck.measure.bounds import attention, elementwise, functions, moves, norms, reductions
 from precheck.measure.bounds.forms import Known, Shares
 from precheck.measure.bounds.products import grouped_product, weight_product
-from precheck.measure.watch.op_kinds import FUSED_ATTENTION, MOVES
+from precheck.measure.watch.op_kinds import ALLOCATIONS, FUSED_ATTENTION, MOVES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,8 +33,16 @@ def rule_of(step: Step) -> Rule | None:
         return moves.joined
     if name in RULES:
         return RULES[name]
-    is_move = step.op.is_view or step.op.name in MOVES or name in _COPIES
-    return moves.viewed if is_move and len(step.known) == 1 else None
+    return moves.viewed if _is_move(step, name) and len(step.known) == 1 else None
+
+
+def _is_move(step: Step, name: str) -> bool:
+    """Whether all elements of its result are elements of what it reads."""
+    moves_some = step.op.is_view or step.op.name in MOVES or name in _COPIES
+    pairs_some = step.dtype.is_complex or any(
+        leaf.dtype.is_complex for leaf in step.op.inputs if leaf.is_number
+    )
+    return moves_some and not pairs_some and step.op.name not in ALLOCATIONS
 
 
 def _product(step: Step) -> Known | None:

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from precheck.measure.bounds.forms import Masked
+from precheck.measure.bounds.forms import Known, Masked
 from precheck.measure.bounds.interpreter import Interpreter
 from precheck.measure.bounds.lengths import LENGTHS, trace_any_length
 from precheck.measure.bounds.rounding import largest
+from precheck.measure.bounds.rules import rule_of
+from precheck.measure.bounds.step import Step
 from precheck.measure.models.skeleton import Skeleton
+from precheck.measure.trace.flow import FlowOp, Value
 from precheck.measure.watch.module_stack import ModuleStack
-from precheck.measure.watch.op_kinds import CASTS
+from precheck.measure.watch.op_kinds import CASTS, op_kind
 from precheck.measure.watch.ops import OpWatcher
 from precheck.measure.watch.parameters import Parameters
 from precheck.measure.watch.real_tokens import RealTokens
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from precheck.measure.bounds.forms import Known
     from precheck.measure.bounds.lengths import TracedForward
     from precheck.measure.watch.segment import OpNode
 
@@ -50,6 +52,44 @@ class Recording(Interpreter):
                 is_masked = is_masked or self.by_key[key][1]
             self.by_key[key] = (bound, is_masked)
         return known
+
+
+def step_of(
+    func: Any,
+    *args: Any,
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    source: torch.dtype = torch.float32,
+    grows: frozenset[int] = frozenset(),
+    **kwargs: Any,
+) -> Step:
+    """An operation, with what is known of its tensors among ``args``."""
+    values = [
+        Value(shape=arg.shape, dtype=source, storage=place) if isinstance(arg, Known) else arg
+        for place, arg in enumerate(args)
+    ]
+    output = Value(shape=shape, dtype=dtype, storage=len(values))
+    op = FlowOp(
+        name=op_kind(func).name,
+        func=func,
+        is_view=op_kind(func).is_view,
+        module="",
+        ordinal=0,
+        filename="",
+        line=0,
+        args=tuple(values),
+        kwargs=kwargs,
+        inputs=tuple(value for value in values if isinstance(value, Value)),
+        outputs=(output,),
+    )
+    return Step(op=op, args=args, kwargs=kwargs, output=output, grows=grows)
+
+
+def by_rule(func: Any, *args: Any, **settings: Any) -> Known | None:
+    """What a rule makes of an operation: see :func:`step_of`."""
+    step = step_of(func, *args, **settings)
+    rule = rule_of(step)
+    return None if rule is None else rule(step)
 
 
 def _key(key: tuple[str, str, int], line: int, like: Tensor, dtype: torch.dtype) -> object:

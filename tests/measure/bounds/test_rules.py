@@ -20,10 +20,8 @@ from precheck.measure.bounds.matrices import (
 )
 from precheck.measure.bounds.pairs import Refinement, pair_bound, paired_product
 from precheck.measure.bounds.products import weight_product
-from precheck.measure.bounds.rules import rule_of
-from precheck.measure.bounds.step import Step
-from precheck.measure.trace.flow import FlowOp, Value
-from precheck.measure.watch.op_kinds import op_kind
+from precheck.measure.trace.flow import Value
+from tests.measure.bounds.breaking import by_rule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -235,32 +233,10 @@ def test_a_mean_of_values_is_over_other_vectors_than_the_norm_that_they_come_fro
     assert not mean.shares_vectors(image)
 
 
-def moved(func: Any, *args: Any, known: Known, shape: tuple[int, ...]) -> Known | None:
-    """What is known of ``func(tensor, *args)``, where ``known`` is of the tensor."""
-    tensor = Value(shape=known.shape, dtype=torch.float32, storage=0)
-    output = Value(shape=shape, dtype=torch.float32, storage=1)
-    op = FlowOp(
-        name=op_kind(func).name,
-        func=func,
-        is_view=False,
-        module="",
-        ordinal=0,
-        filename="",
-        line=0,
-        args=(tensor, *args),
-        kwargs={},
-        inputs=(tensor,),
-        outputs=(output,),
-    )
-    step = Step(op=op, args=(known, *args), kwargs={}, output=output, grows=frozenset())
-    rule = rule_of(step)
-    return None if rule is None else rule(step)
-
-
 def test_numbers_that_a_move_puts_beside_its_input_count_too() -> None:
     known = normed(scale=torch.ones(SIZE), offset=torch.zeros(SIZE))
-    padded = moved(
-        torch.ops.aten.constant_pad_nd.default, [0, 2], -99.0, known=known, shape=(1, SIZE + 2)
+    padded = by_rule(
+        torch.ops.aten.constant_pad_nd.default, known, [0, 2], -99.0, shape=(1, SIZE + 2)
     )
     assert padded is not None
     assert padded.bound[0, -2:].tolist() == [99.0, 99.0]
@@ -273,13 +249,26 @@ def test_numbers_are_put_into_places_that_are_known_and_of_others_nothing_is() -
     def scattered(numbers: Tensor | None) -> Known | None:
         place = Value(shape=(1, 1), dtype=torch.int64, storage=2, constant=numbers)
         scatter = torch.ops.aten.scatter.value
-        return moved(scatter, 1, place, -99.0, known=known, shape=(1, SIZE))
+        return by_rule(scatter, known, 1, place, -99.0, shape=(1, SIZE))
 
     found = scattered(torch.tensor([[3]]))
     assert found is not None
     assert float(found.bound[0, 3]) == 99.0
     assert torch.equal(found.bound[0, 4:], known.bound[0, 4:])
     assert scattered(None) is None
+
+
+def test_memory_that_nothing_was_written_into_holds_anything() -> None:
+    known = normed(scale=torch.ones(SIZE), offset=torch.zeros(SIZE))
+    assert by_rule(torch.ops.aten.new_empty.default, known, [1, 3], shape=(1, 3)) is None
+
+
+def test_of_pairs_that_become_complex_numbers_nothing_is_known() -> None:
+    known = normed(scale=torch.ones(SIZE), offset=torch.zeros(SIZE))
+    known = known.moved(lambda part: part.reshape(1, -1, 2))
+    shape, dtype = known.shape[:-1], torch.complex64
+    found = by_rule(torch.ops.aten.view_as_complex.default, known, shape=shape, dtype=dtype)
+    assert found is None
 
 
 def turned(scale: Tensor, offset: Tensor) -> Known:
