@@ -65,6 +65,7 @@ def scan(
     kv_cache_dtypes: Sequence[str] | str = (),
     quantizations: Sequence[str] | str = (),
     prove: bool = False,
+    prove_minutes: float = 0.0,
     generate: int = 0,
     static: bool = False,
     full: bool = False,
@@ -107,6 +108,7 @@ def scan(
         quantizations: formats of the weights (``int4``), in the same way.
         prove: bound every operation of the 16-bit runs over all inputs, from the weights:
             ``headroom[].status``, ``runs[].proof``.
+        prove_minutes: with ``prove``, look that long for better bounds where one does not fit.
         generate: tokens to generate after each prompt, greedy and sampled, in every run.
         capsule: folder for the layer that overflows, with a script that reproduces it without the
             model; nothing is written if nothing overflows.
@@ -152,7 +154,8 @@ def scan(
         is_static=static,
         is_full=full,
         is_streamed=stream,
-        proves=prove,
+        proves=prove or prove_minutes > 0,
+        proof_minutes=prove_minutes,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
         num_generated=as_num_generated(generate),

@@ -34,7 +34,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # way, and the models here are too small for them. `make test-processors` tries two.
 os.environ["OMP_NUM_THREADS"] = os.environ.get("PRECHECK_TEST_THREADS", "1")
 
-_GRACE_SECONDS = 2.0
+_GRACE_SECONDS = 10.0
 """How long a thread pool may take to end after the test that used it."""
 
 

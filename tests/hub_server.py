@@ -258,12 +258,14 @@ class _Handler(BaseHTTPRequestHandler):
         if start >= size:
             self._send(416, {"Content-Range": f"bytes */{size}"}, b"")
             return
+        is_asked = self.command != "HEAD"
+        if is_asked:  # told before it is sent: a client may go by the headers alone
+            with self.hub.lock:
+                self.hub.spans.append((self.server_name, start, end))
         length = {"Content-Length": str(end - start)}
         self._start(status, {**headers, **self.hub.extra_headers, **length})
-        if self.command == "HEAD":
+        if not is_asked:
             return
-        with self.hub.lock:
-            self.hub.spans.append((self.server_name, start, end))
         is_cut = self._is_cut(end - start)
         end = start + self.hub.cut_after if is_cut else end
         try:

@@ -15,7 +15,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -890,7 +889,7 @@ def test_a_process_that_cannot_scan_ends_with_two_lines(shell: Shell, model: Pat
     file = model / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     process = start(shell.folder, "model", "-o", "report.json", stdout=subprocess.PIPE)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (ExitCode.INCOMPLETE, "")
     first, *last = err.splitlines()
     assert first == "importing torch and transformers"
@@ -906,7 +905,7 @@ def test_a_reader_that_takes_one_line_and_goes(shell: Shell) -> None:
         assert process.stdout.readline() == "{\n"
         process.stdout.close()
         err = process.stderr.read()
-    assert process.wait(timeout=60) == ExitCode.GATE_HOLDS
+    assert process.wait(timeout=300) == ExitCode.GATE_HOLDS
     assert err.splitlines()[-1] == "PASS: float32 + sdpa is safe"
 
 
@@ -923,7 +922,7 @@ def test_a_stream_that_the_caller_closed_is_done_without(shell: Shell, stream: s
 def test_a_full_stdout_does_not_cost_the_file(shell: Shell) -> None:
     with Path("/dev/full").open("w") as full:
         process = start(shell.folder, "model", "--quick", "-o", "report.json", stdout=full)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     assert process.returncode == ExitCode.USAGE
     assert "error: cannot write to stdout: No space left on device\nhint: " in err
     assert Report.from_dict(json.loads((shell.folder / "report.json").read_text())).complete
@@ -942,14 +941,12 @@ def test_ctrl_c_from_outside_ends_the_process_with_a_partial_report(shell: Shell
     for line in process.stderr:
         if line.startswith("weights read"):
             break
-    time.sleep(0.2)  # what comes after it is the first batch
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (ExitCode.INTERRUPTED, ""), err
-    assert err == (
-        "interrupted\npartial results written to partial.json\n"
-        "INCOMPLETE: nothing was measured, no verdict (interrupted)\n"
-    )
+    first, second, last = err.splitlines()[-3:]
+    assert (first, second) == ("interrupted", "partial results written to partial.json")
+    assert last.startswith("INCOMPLETE: ")  # how much was measured is chance
     report = Report.from_dict(json.loads((shell.folder / "partial.json").read_text()))
     assert not report.complete
 

@@ -254,6 +254,8 @@ def test_flags_arrive_at_the_scan(shell: Shell) -> None:
             "1.5GiB",
             "--resident",
             "--prove",
+            "--prove-minutes",
+            "0.5",
             "--accumulation",
             "float16",
             "--generate",
@@ -277,6 +279,7 @@ def test_flags_arrive_at_the_scan(shell: Shell) -> None:
         "max_memory": 3 << 29,
         "resident": True,
         "prove": True,
+        "prove_minutes": 0.5,
         "accumulations": ("float16",),
         "kv_cache_dtypes": ("fp8", "int8"),
         "quantizations": ("int4",),
@@ -677,7 +680,7 @@ def test_ctrl_c_in_a_real_scan_leaves_a_whole_partial_report(tmp_path: Path) -> 
         capture_output=True,
         check=False,
         text=True,
-        timeout=60,
+        timeout=300,
         env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
     )
     assert (ran.returncode, ran.stdout) == (ExitCode.INTERRUPTED, "")

@@ -7,14 +7,13 @@ import functools
 import os
 import re
 import shlex
-import subprocess
-import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from precheck import cli
 from precheck.checkpoint.gallery import GALLERY
@@ -62,14 +61,15 @@ RECORDS = {
 
 @functools.cache
 def help_of(*command: str) -> str:
-    ran = subprocess.run(  # noqa: S603  our own program
-        [sys.executable, "-m", "precheck", *command, "--help"],
-        capture_output=True,
-        check=True,
-        text=True,
-        env=os.environ | {"COLUMNS": "80", "NO_COLOR": "1"},
+    shown = CliRunner().invoke(
+        cli.app,
+        [*command, "--help"],
+        prog_name="precheck",
+        env={"COLUMNS": "80", "NO_COLOR": "1"},
+        catch_exceptions=False,
     )
-    return "\n".join(line.rstrip() for line in ran.stdout.strip("\n").splitlines())
+    assert shown.exit_code == 0
+    return "\n".join(line.rstrip() for line in shown.stdout.strip("\n").splitlines())
 
 
 def blocks(text: str, *, language: str) -> list[str]:

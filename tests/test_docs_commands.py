@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from precheck import cli
+from tests.planted import FAULTS, planted_checkpoint
 from tests.test_docs import PAGES, ROOT, commands
 
 if TYPE_CHECKING:
@@ -18,12 +19,19 @@ if TYPE_CHECKING:
 TRANSLATION = ROOT / "README.zh.md"
 
 
-def typed(words: list[str]) -> list[str]:
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that overflows in float16, and is scanned in a second."""
+    (fault,) = (each for each in FAULTS if each.name == "qwen2-scores")
+    return planted_checkpoint(fault, tmp_path_factory.mktemp("model"), tokenizer=True)
+
+
+def typed(words: list[str], model: Path) -> list[str]:
     """The command on a model that is here, with one short batch."""
-    known = dict.fromkeys(("MODEL", "ORG/NAME", "./checkpoint"), "demo:qwen2-eager")
+    known = dict.fromkeys(("MODEL", "ORG/NAME", "./checkpoint"), str(model))
     words = [known.get(word, word) for word in words[1:]]
     if words[0] == "hunt":
-        return [*words, "--quick", "--most-tokens", "2000"]
+        return [*words, "--quick", "--most-tokens", "1000"]
     is_short = {"--static", "--prompt", "--quick"} & set(words)
     return [*words, *(["--quick"] if words[0] == "scan" and not is_short else [])]
 
@@ -33,6 +41,7 @@ def typed(words: list[str]) -> list[str]:
 )
 def test_commands_run(
     page: Path,
+    model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -41,11 +50,11 @@ def test_commands_run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("precheck.measure.capsule.write._breaks", lambda *_args, **_named: True)
     for words in commands(page):
-        if words == ["precheck", "demo", "--scan"]:
-            continue  # a minute; tests/gallery scans them all
+        if words[1:] in (["demo", "--scan"], ["env", "--selftest"]):
+            continue  # they take long; tests/gallery scans them all, test_selftest.py tests itself
         if words[1] == "verify" or any(word.endswith((".gguf", ".logits")) for word in words):
             continue  # it needs a server, or a file; tests/served and test_gguf.py have them
-        monkeypatch.setattr(sys, "argv", ["precheck", *typed(words)])
+        monkeypatch.setattr(sys, "argv", ["precheck", *typed(words, model)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         said = capsys.readouterr().err

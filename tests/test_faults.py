@@ -64,7 +64,7 @@ SURROUNDINGS: dict[str, dict[str, str | None]] = {
 @pytest.mark.parametrize("name", list(SURROUNDINGS))
 def test_the_verdict_does_not_depend_on_the_surroundings(name: str, tmp_path: Path) -> None:
     process = started(*SCAN, "-o", "report.json", folder=tmp_path, environment=SURROUNDINGS[name])
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == ExitCode.GATE_FAILS, err
     assert "Traceback" not in err
     assert "llama-product" in out.replace("\n", "")
@@ -79,7 +79,7 @@ def test_two_scans_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
     environment = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     (tmp_path / "cache").mkdir()
     both = [started(*SCAN, folder=tmp_path, environment=environment) for _ in range(2)]
-    outputs = [each.communicate(timeout=180)[0] for each in both]
+    outputs = [each.communicate(timeout=300)[0] for each in both]
     assert [each.returncode for each in both] == [ExitCode.GATE_FAILS] * 2
     assert outputs[0] == outputs[1]
     assert VERDICT in outputs[0]
@@ -102,7 +102,7 @@ def test_a_signal_keeps_what_was_measured(sent: signal.Signals, tmp_path: Path) 
     for _ in range(10):  # by the terminal, and by launchers that hand it on
         process.send_signal(sent)
         time.sleep(0.05)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == ExitCode.INTERRUPTED, err
     assert "partial results written to report.json" in err
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
@@ -114,7 +114,7 @@ def test_a_scan_gives_the_same_report_again(tmp_path: Path) -> None:
     """To the letter, in another process, with what is stored of probes, seed and weights."""
     for name in ("first.json", "second.json"):
         process = started(*SCAN, "--generate", "3", "-o", name, folder=tmp_path)
-        process.communicate(timeout=120)
+        process.communicate(timeout=300)
     first, second = ((tmp_path / name).read_bytes() for name in ("first.json", "second.json"))
     assert first == second
     assert json.loads(first)["seed"] == 0

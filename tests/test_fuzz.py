@@ -27,7 +27,7 @@ from tests.tiny_models import save_checkpoint, tiny
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-EXAMPLES = int(os.environ.get("PRECHECK_FUZZ_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("PRECHECK_FUZZ_EXAMPLES", "4"))
 MOST_MEMORY = 2 << 30
 """Bytes that a broken checkpoint of a few hundred kilobytes may make the process grow by."""
 

@@ -185,7 +185,7 @@ def test_nobody_is_asked_but_the_hub_for_a_hub_model(
         env=environment | ({} if offline is None else {"HF_HUB_OFFLINE": offline}),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert ran.returncode in {ExitCode.GATE_HOLDS, ExitCode.INCOMPLETE}, ran.stderr

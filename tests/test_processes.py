@@ -17,7 +17,7 @@ from precheck.records.report import Report
 if TYPE_CHECKING:
     from pathlib import Path
 
-TIMEOUT = 180
+TIMEOUT = 300
 
 LOSES_ONE = """
 import contextlib, os, signal

@@ -49,6 +49,7 @@ from precheck.commands.scan_options import (
     Full,
     NumGenerated,
     Prove,
+    ProveMinutes,
     Quick,
     Resident,
     SaveLogits,
@@ -84,6 +85,7 @@ def scan(
     max_memory: MaxMemory = None,
     resident: Resident = False,
     prove: Prove = False,
+    prove_minutes: ProveMinutes = 0.0,
     accumulation: Accumulations = None,
     kv_cache_dtype: KvCacheDtypes = None,
     quantization: Quantizations = None,
@@ -164,22 +166,22 @@ def scan(
         context=arguments.context(context),
         resident=resident,
         prove=prove,
+        prove_minutes=prove_minutes,
         generate=generate,
         static=static,
         full=full,
         stream=stream,
         capsule=capsule,
     )
-    engine = deployed_for.label
-    _finish(measured, writing=writing, saving=saving, gating=gating, engine=engine, writes=is_first)
+    _finish(measured, writing, saving, gating, engine=deployed_for.label, writes=is_first)
 
 
 def _finish(
     measured: Callable[..., Report],
-    *,
     writing: Writing,
     saving: Saving | None,
     gating: Gating,
+    *,
     engine: str,
     writes: bool,
 ) -> None:

@@ -44,6 +44,15 @@ Prove = Annotated[
         rich_help_panel=MEASURE_PANEL,
     ),
 ]
+ProveMinutes = Annotated[
+    float,
+    typer.Option(
+        metavar="MINUTES",
+        min=0.0,
+        help="With --prove: look so long for better bounds where one does not fit.",
+        rich_help_panel=MEASURE_PANEL,
+    ),
+]
 Resident = Annotated[
     bool,
     typer.Option(

@@ -53,6 +53,8 @@ class Request:
     """Read the weights of a repository on the Hub, and store nothing."""
     proves: bool = False
     """Bound what the 16-bit runs compute, over all inputs."""
+    proof_minutes: float = 0.0
+    """For better bounds where one does not fit."""
     num_generated: int = 0
     """Tokens to generate after each prompt."""
     strategies: tuple[str, ...] = (GREEDY, SAMPLED)
@@ -90,6 +92,7 @@ class Request:
         }
         values = {
             "--context": str(self.context or ""),
+            "--prove-minutes": f"{self.proof_minutes:g}" if self.proof_minutes else "",
             "--generate": str(self.num_generated or ""),
             "--accumulation": ",".join(self.accumulations or ()),
             "--kv-cache-dtype": ",".join(self.kv_cache_dtypes),

@@ -51,7 +51,10 @@ def run_batches(
         memory_limit: bytes that the scan may take.
         observe: is called before every step.
     """
-    certificates = Certificates(prepared.skeletons) if prepared.request.proves else None
+    request = prepared.request
+    certificates = None
+    if request.proves:
+        certificates = Certificates(prepared.skeletons, minutes=request.proof_minutes)
     new_run = partial(
         WaveRun,
         groups=prepared.groups,
@@ -61,15 +64,13 @@ def run_batches(
         decode=inputs.vocabulary.decode,
         clock=_clock(prepared, inputs, indices, observe=observe),
         memory_limit=memory_limit,
-        keeps_entries=prepared.request.capsule is not None,
+        keeps_entries=request.capsule is not None,
         facts=prepared.facts,
-        witness=prepared.request.witness,
+        witness=request.witness,
         certificates=certificates,
     )
     try:
-        for wave in in_waves(
-            inputs.plan.batches, indices, is_streamed=prepared.request.is_streamed
-        ):
+        for wave in in_waves(inputs.plan.batches, indices, is_streamed=request.is_streamed):
             _run_or_leave_out(new_run, prepared, inputs, wave, gathered)
         gathered.leave_out_refused(inputs.plan.batches)
         if certificates is not None:

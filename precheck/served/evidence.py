@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from precheck.served.likelihood import Compared, compare
+from precheck.served.compared import Compared, compare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,6 +39,8 @@ class Evidence:
     """The same up to the last position that can be compared."""
     in_company: tuple[Answer, ...]
     """To the same, sent again and several at once; empty if they were not."""
+    is_saved: bool
+    """The runs were saved by a scan: no other can be compared with."""
     read_texts: tuple[ReadText, ...]
     """How the server tokenized texts."""
     readings: Mapping[Configuration, Mapping[str, Reading]]

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from precheck.records.outcomes.served import Answer
+    from precheck.served.compared import Compared
     from precheck.served.evidence import Evidence
-    from precheck.served.likelihood import Compared
     from precheck.served.readings import Reading
 
 MOST_SHOWN = 5

@@ -8,9 +8,14 @@ has the negative log likelihood ``log(n) + d / n``, up to constants, and the con
 lowest is the likeliest. A run that is exact has little noise and explains only what is near; one
 in bfloat16 explains more, and less specifically.
 
+A format rounds as a dtype does: what else a kernel rounds decides which of two neighbours a number
+becomes, so that after some layers two implementations of one format have errors of one size and
+nothing in common. Those that store the same numbers are much nearer. A format is given the noise
+of the one or of the other, whichever explains the server better.
+
 A server fits a configuration if its distance is at most ``MOST_NOISE`` times the noise, and if it
-is about as far from float32 as the configuration is. A format of the cache is read by generated
-tokens alone, so that prompts are compared with the same run without it.
+is about as far from float32 as the configuration is. A prompt reads what the cache stores, or does
+not: it is compared with the run with the format or with that without it, whichever is nearer.
 
 What it cannot see: a fault that is smaller than the rounding of the dtype, and looks like it.
 """
@@ -26,8 +31,7 @@ import numpy as np
 
 from precheck.records.outcomes.served import ConfigurationDistance
 from precheck.records.precision import Dtype
-from precheck.served.distance import Told, at_least, at_most
-from precheck.served.readings import compared_places
+from precheck.served.compared import FLOAT32_NOISE, Compared, compare, likeness
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -38,55 +42,29 @@ if TYPE_CHECKING:
     from precheck.records.outcomes.served import Answer
     from precheck.served.readings import Reading
 
-FLOAT32_NOISE = 1e-8
-"""Nats between float32 kernels that add up in another order, at least."""
 FLOAT32_SHARES = {Dtype.FLOAT16: 2.0**-4, Dtype.BFLOAT16: 2.0**-10}
 """Of what a dtype's rounding costs: what float32 kernels differ by whose exponentials and attention
 are approximate. llama.cpp with float32 weights and cache is 1e-6 nat from transformers on
 SmolLM2-135M, where float16 costs 1.1e-5 and bfloat16 7e-4."""
 KERNELS = 2.0
 """Two kernels that round alike and add up differently: their errors are independent."""
-FORMAT_SHARE = 0.1
-"""Of what a format costs: implementations of one format differ in details of its scales."""
+SAME_FORMAT = 0.1
+"""Of what a format costs: what implementations differ by that store the same numbers, but for
+details of scales."""
 MOST_NOISE = 2.0
 """Times the noise: a kernel may round twice as much as transformers does."""
 LEAST_SHARE = 0.1
-"""Of a run's own distance from float32 that a server like it has at least."""
+"""Of a dtype's distance from float32 that a server like it has at least: llama.cpp rounds less
+often than transformers; with SmolLM2-135M it is a third as far in float16, and a sixth in bfloat16.
+"""
+LEAST_FORMAT_SHARE = 0.4
+"""The same of what a format costs: which numbers are stored is settled. Over 280 positions, vLLM's
+and llama.cpp's formats of a cache cost 0.85 to 1.4 times what their emulation does; over seven
+tokens after one prompt, llama.cpp's q8_0 costs 0.7 to 1.6 times as much."""
 LEAST_PART = 0.25
 """Of all positions: prefill, or what follows, that says by itself how far a server is from float32.
 A prompt whose probabilities a server does not tell has a single position, which may be any. A
 choice."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Compared:
-    """Divergences of one answer, position by position, ``(positions,)``; NaN where unknown."""
-
-    divergence: NDArray[np.float64]
-    """Of the server from the run, at least."""
-    rounding: NDArray[np.float64]
-    """Of the run from float32, over the same tokens."""
-    most: NDArray[np.float64]
-    """Of the server from the run, at most."""
-    num_prefill: int
-    """Positions that the prompt alone decides; they come first."""
-
-
-def num_prefill(answer: Answer) -> int:
-    """Positions before the first that attends to a generated token's cache."""
-    return len(answer.prompt_places) + min(1, len(answer.generated))
-
-
-def compare(answer: Answer, reading: Reading, reference: Reading) -> Compared:
-    """One answer next to one run."""
-    told = Told.of(compared_places(answer))
-    divergence = at_least(told.log_probabilities, reading.at_told)
-    return Compared(
-        divergence=np.where(told.is_told, divergence, np.nan),
-        rounding=at_least(reading.at_told, reference.at_told),
-        most=np.where(told.is_told, at_most(told, reading), np.nan),
-        num_prefill=num_prefill(answer),
-    )
 
 
 def distances(
@@ -121,6 +99,8 @@ def distances(
 class _Measured:
     row: ConfigurationDistance
     configuration: Configuration
+    compared: tuple[Compared, ...]
+    """Of each answer."""
     shares: tuple[float, float]
     """Of positions: prefill, decoded."""
     rounding: tuple[float, float]
@@ -137,10 +117,10 @@ def _measured(
     readings: Mapping[Configuration, Mapping[str, Reading]],
 ) -> _Measured:
     reference = readings[configuration.reference]
-    rows = [
+    rows = tuple(
         compare(answer, readings[configuration][answer.name], reference[answer.name])
         for answer in answers
-    ]
+    )
     own = readings[configuration]
     is_finite = all(own[answer.name].is_finite for answer in answers)
     numbers = [row.num_prefill for row in rows], [len(row.divergence) for row in rows]
@@ -149,6 +129,7 @@ def _measured(
     agreement = _agreement(answers, own)
     return _Measured(
         configuration=configuration,
+        compared=rows,
         shares=(share, 1 - share),
         rounding=(
             _typical([row.rounding[: row.num_prefill] for row in rows]) or 0.0,
@@ -202,11 +183,32 @@ def _scored(
     if row.failure is not None or (row.prefill is None and row.decoded is None):
         return each
     plain = measured.get(each.configuration.without_formats, each)
-    from_float32 = measured[each.configuration.reference].row
-    prefill = row.prefill
-    if row.kv_cache_dtype is not None and plain.row.prefill is not None and prefill is not None:
-        prefill = min(prefill, plain.row.prefill)  # a prompt may not read the cache
-    parts = [
+    reference = measured[each.configuration.reference]
+    # a prompt reads what its cache stores, or does not
+    read = (each,) if row.kv_cache_dtype is None else (each, plain)
+    parts = min(
+        (_parts(prompt, each, plain, reference, least=least) for prompt in read),
+        key=lambda parts: (not _fits(parts), _score(parts)),
+    )
+    shares = sum(part.share for part in parts)
+    return replace(
+        each,
+        row=replace(
+            row,
+            from_reference=sum(part.share * part.own for part in parts) / shares,
+            expected=MOST_NOISE * sum(part.share * part.noise for part in parts) / shares,
+            likeness=likeness(each.compared, reference.compared),
+            score=_score(parts),
+            fits=_fits(parts),
+        ),
+    )
+
+
+def _parts(
+    prompt: _Measured, each: _Measured, plain: _Measured, reference: _Measured, *, least: float
+) -> list[_Part]:
+    """Prefill as one run has it and what follows as another, without what is not known."""
+    return [
         _Part(
             share=share,
             distance=distance,
@@ -217,26 +219,14 @@ def _scored(
         )
         for share, distance, rounding, own, far in zip(
             each.shares,
-            (prefill, row.decoded),
+            (prompt.row.prefill, each.row.decoded),
             plain.rounding,
-            each.rounding,
-            (from_float32.prefill, from_float32.decoded),
+            (prompt.rounding[0], each.rounding[1]),
+            (reference.row.prefill, reference.row.decoded),
             strict=True,
         )
         if distance is not None
     ]
-    shares = sum(part.share for part in parts)
-    return replace(
-        each,
-        row=replace(
-            row,
-            from_reference=sum(part.share * part.own for part in parts) / shares,
-            expected=MOST_NOISE * sum(part.share * part.noise for part in parts) / shares,
-            likeness=_likeness(parts),
-            score=float(sum(part.share * part.score for part in parts) / shares),
-            fits=all(part.is_near for part in parts) and _is_as_far(parts),
-        ),
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,15 +246,26 @@ class _Part:
     """What two float32 kernels may differ by."""
 
     @property
+    def of_format(self) -> float:
+        """What its format costs."""
+        return max(0.0, self.own - self.rounding)
+
+    @property
     def noise(self) -> float:
         """What other kernels make."""
-        of_format = FORMAT_SHARE * max(0.0, self.own - self.rounding)
-        return max(self.least, KERNELS * self.rounding + of_format)
+        return max(self.least, KERNELS * self.own)
 
     @property
     def score(self) -> float:
-        """Negative log likelihood of the distance."""
-        return float(np.log(self.noise) + self.distance / self.noise)
+        """Negative log likelihood of the distance, of kernels that store the same or do not."""
+        same = max(self.least, KERNELS * self.rounding + SAME_FORMAT * self.of_format)
+        return min(math.log(noise) + self.distance / noise for noise in (same, self.noise))
+
+    @property
+    def least_far(self) -> float:
+        """From float32 that a server like it is."""
+        plain = self.own - self.of_format
+        return LEAST_SHARE * plain + LEAST_FORMAT_SHARE * self.of_format
 
     @property
     def is_near(self) -> bool:
@@ -272,35 +273,25 @@ class _Part:
         return self.distance <= MOST_NOISE * self.noise
 
 
-def _is_as_far(parts: Sequence[_Part]) -> bool:
-    """Whether a server like it may be so near to float32, in all and in each large part."""
+def _score(parts: Sequence[_Part]) -> float:
+    """Negative log likelihood of the distances, per position."""
+    return sum(part.share * part.score for part in parts) / sum(part.share for part in parts)
+
+
+def _fits(parts: Sequence[_Part]) -> bool:
+    """Whether a server like it may be so far from it, and so near to float32."""
     large = [[part] for part in parts if part.share >= LEAST_PART]
-    return all(map(_are_as_far, [parts, *large]))
+    return all(part.is_near for part in parts) and all(map(_are_as_far, [parts, *large]))
 
 
 def _are_as_far(parts: Sequence[_Part]) -> bool:
-    own, server = (
-        sum(part.share * size for part, size in zip(parts, sizes, strict=True))
-        for sizes in ([part.own for part in parts], [part.from_float32 for part in parts])
-    )
-    shares = sum(part.share for part in parts)
-    return server >= LEAST_SHARE * own or own <= parts[0].least * shares
-
-
-def _likeness(parts: Sequence[_Part]) -> float | None:
-    """Cosine of what the server and the run differ from float32 by; None where the run does not.
-
-    KL is half a squared length there, so the lengths of a triangle's sides give its angle.
-    """
-    own, server, apart = (
+    own, server, lowest = (
         sum(part.share * size for part, size in zip(parts, sizes, strict=True))
         for sizes in (
             [part.own for part in parts],
             [part.from_float32 for part in parts],
-            [part.distance for part in parts],
+            [part.least_far for part in parts],
         )
     )
-    if min(own, server) <= parts[0].least:
-        return None
-    cosine = (own + server - apart) / (2 * math.sqrt(own * server))
-    return max(-1.0, min(1.0, cosine))
+    shares = sum(part.share for part in parts)
+    return server >= lowest or own <= parts[0].least * shares

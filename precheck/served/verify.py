@@ -9,6 +9,7 @@ from precheck.checkpoint.source import open_checkpoint
 from precheck.records.outcomes.served import Served
 from precheck.records.quantities import counted
 from precheck.served.asking import ask
+from precheck.served.compared import num_prefill
 from precheck.served.engine import ask_engine
 from precheck.served.evidence import Evidence
 from precheck.served.findings.rules import find
@@ -19,7 +20,7 @@ from precheck.served.fingerprint import (
 )
 from precheck.served.first_difference import first_difference
 from precheck.served.http_client import HttpClient
-from precheck.served.likelihood import distances, num_prefill
+from precheck.served.likelihood import distances
 from precheck.served.readings import compared_places
 from precheck.served.runs.saved import SavedRuns
 from precheck.served.runs.weights import CheckpointRuns, verdicts_of
@@ -107,6 +108,7 @@ def compare_with(runs: Runs, asked: Asked, *, report: Report | None) -> Served:
         written=asked.answers,
         answers=tuple(cut.get(answer.name, answer) for answer in asked.answers),
         in_company=asked.in_company,
+        is_saved=runs.saved_weights is not None,
         read_texts=asked.read_texts,
         readings=said.readings,
         rows=rows,

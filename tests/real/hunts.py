@@ -42,7 +42,7 @@ class Place:
     found: float
     """By the search, of prompts that are texts."""
     by_chance: float
-    """By random texts in as many forwards."""
+    """By random texts in as many forwards of as many tokens."""
     is_refuted: bool
     """A text that was found overflows in the real run."""
 
@@ -68,7 +68,7 @@ class Searched:
 def searched(folder: Path, *, minutes: float = MINUTES) -> Searched:
     """Searches a model, once with the seed 0."""
     proved = _proved(folder)
-    both = compared(folder, HuntRequest(minutes=minutes, is_quick=True))
+    both = compared(folder, HuntRequest(minutes=minutes, is_quick=True), is_even=True)
     places, num_proved = [], 0
     for row, probes, by_chance in zip(both.found.rows, both.probes, both.by_chance, strict=True):
         if (row.mechanism, row.section, row.layer) in proved:

@@ -66,7 +66,7 @@ class Engine:
                 self.change(self.model)
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(self.folder)
         self.tokenizer.chat_template = self.template or self.tokenizer.chat_template
-        self.lock = threading.Lock()
+        self.lock, self.counting = threading.Lock(), threading.Lock()
         self.running = 0
         self.has_company = False
 
@@ -271,14 +271,16 @@ def serving(engine: Engine) -> Iterator[str]:
             self.respond(json.loads(self.rfile.read(length)))
 
         def respond(self, body: dict[str, Any]) -> None:
-            engine.running += 1
+            with engine.counting:
+                engine.running += 1
             if engine.is_changed_by_company:
                 time.sleep(0.01)  # others arrive
             with engine.lock:
                 engine.has_company = engine.running > 1
                 engine.requests.append((self.path, body, dict(self.headers)))
                 status, value = reply_to(engine, self.command, self.path, body)
-            engine.running -= 1
+            with engine.counting:
+                engine.running -= 1
             content = json.dumps(value).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from precheck.records.configuration import Configuration
 from precheck.records.outcomes.served import Answer, Place
+from precheck.served.compared import compare
 from precheck.served.distance import Told, at_least, at_most
 from precheck.served.fingerprint import fingerprint
-from precheck.served.likelihood import compare, distances
+from precheck.served.likelihood import distances
 from precheck.served.readings import Reading, read_row, sequences
 
 PROMPT = (3, 5, 7, 11)

@@ -136,6 +136,7 @@ def test_the_planted_fault_is_named(folder: Path, name: str) -> None:
     served = verified(Engine(folder=folder, **engine))
     assert codes(served) == [code]
     assert words in served.findings[0].message
+    assert "--save-logits" not in served.findings[0].advice
     explained = {"PC801", "PC802", "PC803", "PC815", "PC818"}
     assert bool(served.like) == (code in explained)
 

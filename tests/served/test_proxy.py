@@ -97,6 +97,9 @@ def test_what_the_proxy_plants_is_named(scanned: Scanned, name: str) -> None:
     served = through(scanned, make(scanned), **engine)
     assert codes(served) == [code]
     assert words in served.findings[0].message
+    advice = served.findings[0].advice
+    assert ("scan MODEL --kv-cache-dtype" in advice) == ("--kv-cache-dtype all" in advice)
+    assert ("--kv-cache-dtype all" in advice) == (code in {"PC810", "PC816"})
 
 
 @pytest.mark.parametrize("has_company", [False, True], ids=["alone", "under-load"])

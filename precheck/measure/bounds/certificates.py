@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from precheck.errors import UntraceableError, first_line
 from precheck.measure.bounds.interpreter import Interpreter
 from precheck.measure.bounds.lengths import trace_any_length
-from precheck.measure.bounds.shared import SharedProducts
+from precheck.measure.bounds.pairs import Refinement
+from precheck.measure.bounds.shared import SharedResults
 from precheck.measure.watch.segment import OpPlace, place_of
 from precheck.records.outcomes.every_prompt import MOST_OPEN, OpenOperation, RunProof
 
@@ -52,12 +53,14 @@ class Certificates:
 
     Args:
         skeletons: the runs, before any of them is hooked.
+        minutes: for better bounds where one does not fit, over all runs.
     """
 
-    def __init__(self, skeletons: Iterable[Skeleton]) -> None:
+    def __init__(self, skeletons: Iterable[Skeleton], *, minutes: float = 0.0) -> None:
+        refinement = Refinement(minutes)
         self._of: dict[Configuration, _Certificate] = {}
         traced: dict[str, TracedForward] = {}
-        shared: defaultdict[Dtype, SharedProducts] = defaultdict(SharedProducts)
+        shared: defaultdict[Dtype, SharedResults] = defaultdict(SharedResults)
         for skeleton in skeletons:
             configuration = skeleton.configuration
             if configuration.dtype.is_half and configuration.is_plain:
@@ -65,6 +68,7 @@ class Certificates:
                     skeleton,
                     shared=shared[configuration.dtype],
                     like=traced.get(configuration.attn_implementation),
+                    refinement=refinement,
                 )
                 self._of[configuration] = certificate
                 if certificate.traced is not None:
@@ -87,13 +91,18 @@ class _Certificate:
     """The bounds of one run, as far as they are computed."""
 
     def __init__(
-        self, skeleton: Skeleton, *, shared: SharedProducts, like: TracedForward | None
+        self,
+        skeleton: Skeleton,
+        *,
+        shared: SharedResults,
+        like: TracedForward | None,
+        refinement: Refinement,
     ) -> None:
         self.traced: TracedForward | None = None
         self._shared = shared
         self._failure: str | None = None
         self._interpreter: Interpreter | None = None
-        self._numbers: dict[str, Tensor] = {}
+        self._model: nn.Module | None = None
         self._ends: dict[str, int] = {}
         try:
             traced = self.traced = trace_any_length(skeleton, like=like)
@@ -107,23 +116,25 @@ class _Certificate:
             varies=traced.varies,
             numbers_of=self._number,
             shared=shared,
+            refinement=refinement,
         )
 
     def _number(self, name: str) -> Tensor | None:
-        return self._numbers.get(name)
+        """A parameter or a buffer of the unit that is in memory."""
+        if self._model is None:
+            return None
+        path, _, key = name.rpartition(".")
+        tensor: Tensor = getattr(self._model.get_submodule(path), key)
+        return None if tensor.is_meta else tensor.detach().cpu()
 
     def advance(self, model: nn.Module, unit: str) -> None:
         """Bounds all operations up to the last one of a unit."""
         if self._interpreter is None or unit not in self._ends:
             return
-        self._numbers = {
-            name: tensor.detach().cpu()
-            for name, tensor in (*model.named_parameters(), *model.named_buffers())
-            if not tensor.is_meta
-        }
+        self._model = model
         self._shared.enter(unit)
         self._run(self._ends.pop(unit))
-        self._numbers = {}
+        self._model = None
 
     def _run(self, place: int | None) -> None:
         if self._interpreter is None:

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from precheck.measure.bounds.forms import Known, Masked, Named, constant
+from precheck.measure.bounds.forms import Known, Masked, constant
+from precheck.measure.bounds.pairs import Refinement
 from precheck.measure.bounds.rounded import rounded
 from precheck.measure.bounds.rounding import largest
 from precheck.measure.bounds.rules import num_roundings, rule_of
-from precheck.measure.bounds.shared import Balls, SharedProducts
+from precheck.measure.bounds.shared import Balls, Result, SharedResults
 from precheck.measure.bounds.step import Step, finite
 from precheck.measure.trace.flow import Value, leaves
 from precheck.measure.watch.op_kinds import MOVES
@@ -78,6 +79,7 @@ class Interpreter:
         varies: operations, by their place, that take other rows of their input then.
         numbers_of: the values of a parameter or a buffer, by name; None where they are not at hand.
         shared: what runs with the same weights have in common.
+        refinement: time for better bounds where one does not fit.
     """
 
     def __init__(
@@ -87,18 +89,19 @@ class Interpreter:
         grows: Mapping[Value, frozenset[int]],
         varies: frozenset[int],
         numbers_of: Callable[[str], Tensor | None],
-        shared: SharedProducts | None = None,
+        shared: SharedResults | None = None,
+        refinement: Refinement | None = None,
     ) -> None:
         self.bounded: list[BoundedOp] = []
         self._flow = flow
         self._grows = grows
         self._varies = varies
         self._numbers_of = numbers_of
-        self._shared = shared or SharedProducts()
+        self._shared = shared or SharedResults()
+        self._refinement = refinement or Refinement()
         self._balls = Balls()
         self._known: dict[Value, Known] = {}
         self._place = 0
-        self._num_named = 0
         self._last_use = {value: place for place, op in enumerate(flow.ops) for value in op.inputs}
 
     def assume(self, value: Value, known: Known) -> None:
@@ -127,11 +130,14 @@ class Interpreter:
 
     def _result(self, op: FlowOp, read: dict[Value, Known], value: Value, place: int) -> Known:
         step = self._step(op, read, value, place)
-        known = self._folded(step) or self._shared.result(step, self._balls, self._by_rule)
+        folded = self._folded(step)
+        if folded is None:
+            result = self._shared.result(step, self._balls, self._outcome)
+        else:
+            result = Result(folded, _largest_of(step, folded))
         if not place and _computes(op, value):
-            bound = float(known.bound.max()) if math.prod(known.shape) else 0.0
-            self.bounded.append(BoundedOp(op=op, bound=bound, limit=largest(value.dtype)))
-        return self._capped(known, value)
+            self.bounded.append(BoundedOp(op=op, bound=result.bound, limit=largest(value.dtype)))
+        return result.known
 
     def _step(self, op: FlowOp, read: dict[Value, Known], value: Value, place: int) -> Step:
         def put(leaf: Any) -> Any:
@@ -148,21 +154,26 @@ class Interpreter:
             grows=frozenset() if first is None else self._grows.get(first, frozenset()),
             takes_some_rows=self._place in self._varies,
             place=place,
+            refinement=self._refinement,
         )
 
     def _folded(self, step: Step) -> Known | None:
         """A result that no input changes, computed as the run does."""
         if step.op.name in _FILLS:
             return constant(_replaced(step, _bounds_in).to(step.dtype))
-        has_others = any(isinstance(leaf, Value) for leaf in leaves((step.args, step.kwargs)))
-        known = step.known
-        if not known or has_others or step.takes_some_rows:
+        if not step.known or step.takes_some_rows:
             return None
-        if any(one.numbers is None for one in known):
+        if any(one.numbers is None for one in step.known):
+            return None
+        if any(isinstance(leaf, Value) for leaf in leaves((step.args, step.kwargs))):
             return None
         numbers = _replaced(step, lambda leaf: leaf.numbers if isinstance(leaf, Known) else leaf)
         made = constant(numbers)
         return made if made.shape == step.shape else None
+
+    def _outcome(self, step: Step) -> Result:
+        known = self._by_rule(step)
+        return Result(self._capped(known, step.output), _largest_of(step, known))
 
     def _by_rule(self, step: Step) -> Known:
         rule = rule_of(step)
@@ -181,11 +192,8 @@ class Interpreter:
             return known
         if value.dtype.is_floating_point:
             known = replace(known, magnitudes=known.bound.clamp_max(largest(value.dtype)))
-        size = known.bound.numel()
-        if known.form is None and size <= _MOST_NAMED:
-            element = torch.arange(self._num_named, self._num_named + size)
-            self._num_named += size
-            known = replace(known, form=Named(element=element.reshape(known.shape)))
+        if known.form is None and known.bound.numel() <= _MOST_NAMED:
+            known = replace(known, form=self._shared.named(known.shape))
         return known
 
     def known_of(self, value: Value) -> Known:
@@ -215,6 +223,12 @@ class Interpreter:
             if value.storage == written.storage and value not in op.outputs:
                 bound = torch.full(value.shape, largest(value.dtype), dtype=torch.float64)
                 self._known[value] = Known(magnitudes=bound)
+
+
+def _largest_of(step: Step, known: Known) -> float:
+    """The largest bound of an element, of an operation that computes any."""
+    is_computed = math.prod(known.shape) > 0 and _computes(step.op, step.output)
+    return float(known.bound.max()) if is_computed else 0.0
 
 
 def _computes(op: FlowOp, value: Value) -> bool:

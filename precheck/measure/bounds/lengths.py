@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from precheck.measure.models.skeleton import Skeleton
     from precheck.measure.trace.flow import Flow, FlowOp
 
-_LENGTHS = (11, 13)
+LENGTHS = (5, 7)
 """Tokens of both texts."""
 
 
@@ -40,12 +40,12 @@ def trace_any_length(skeleton: Skeleton, *, like: TracedForward | None = None) -
     Raises:
         UntraceableError: it cannot be traced, or has other operations for a longer text.
     """
-    short = _flow(skeleton, _LENGTHS[0])
+    short = _flow(skeleton, LENGTHS[0])
     if like is not None and _shapes(short) == _shapes(like.flow):
         tensors = zip(_tensors(short), _tensors(like.flow), strict=True)
         grows = {value: like.grows[other] for value, other in tensors}
         return TracedForward(flow=short, grows=grows, varies=like.varies)
-    long = _flow(skeleton, _LENGTHS[1])
+    long = _flow(skeleton, LENGTHS[1])
     if [op.key for op in short.ops] != [op.key for op in long.ops]:
         raise UntraceableError("a longer text takes other operations")
     grows = {

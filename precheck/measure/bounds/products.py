@@ -20,7 +20,7 @@ from precheck.measure.bounds.forms import Image, Known, Pair, Rows
 from precheck.measure.bounds.matrices import lengths_of
 from precheck.measure.bounds.pairs import paired_product
 from precheck.measure.bounds.patterns import at, classes_of, flattened, groups_of, of_group
-from precheck.measure.bounds.rounding import OUTWARD, gamma, unit_roundoff
+from precheck.measure.bounds.rounding import OUTWARD, gamma, largest, unit_roundoff
 from precheck.measure.bounds.step import finite
 
 if TYPE_CHECKING:
@@ -28,8 +28,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from precheck.measure.bounds.pairs import Refinement
+
 _MOST_WORK = 1 << 34
 """Multiplications that composing two linears may take."""
+_ROUNDED_BELOW = 1.0 - 2.0**-6
+"""What is so far below the largest value of a 16-bit dtype is still below it once rounded."""
 _LEAST = 2.0**-100
 """Smaller bounds are taken for it: products with weights do not underflow in float32."""
 
@@ -41,7 +45,7 @@ def weight_product(
     *,
     dtype: torch.dtype,
     sums_in: torch.dtype,
-    limit: float,
+    refinement: Refinement,
 ) -> Known:
     """What a product with a parameter comes to, before its result is rounded.
 
@@ -51,7 +55,7 @@ def weight_product(
         bias: ``(m,)`` or None.
         dtype: of the result; a bias is added to a product that was rounded to it.
         sums_in: what the kernel accumulates in.
-        limit: the largest value of the dtype: what is below needs no better bound.
+        refinement: bounds rows of ``down_proj`` that do not fit once more.
 
     Returns:
         Of shape ``(..., m)``.
@@ -61,16 +65,25 @@ def weight_product(
     product = _Product(weight.float(), offset, gamma(weight.shape[1] + 1, sums_in))
     plain = _by_bounds(tensor, product)
     image = tensor.form
+    wanted = refinement.wanted(largest(dtype))
     known = plain
     if isinstance(image, Image):
         known = _of_image(image, product, plain)
-    elif isinstance(image, Pair) and float(plain.bound.max()) > limit:
+    elif isinstance(image, Pair) and float(plain.bound.max()) > wanted:
         known = _by_classes(
             plain,
             [image.first, image.second],
             [image.error],
             lambda parts, rest: (
-                paired_product(parts[0], parts[1], rest[0], product.weight, product.error)
+                paired_product(
+                    parts[0],
+                    parts[1],
+                    rest[0],
+                    product.weight,
+                    product.error,
+                    wanted=wanted * _ROUNDED_BELOW - float(offset.abs().max()),
+                    refinement=refinement,
+                )
                 + offset.abs()
             ),
         )
@@ -83,7 +96,12 @@ def weight_product(
 
 
 def grouped_product(
-    tensor: Known, weights: Tensor, *, dtype: torch.dtype, sums_in: torch.dtype, limit: float
+    tensor: Known,
+    weights: Tensor,
+    *,
+    dtype: torch.dtype,
+    sums_in: torch.dtype,
+    refinement: Refinement,
 ) -> Known:
     """What experts make of their tokens: no more than the worst expert of any token.
 
@@ -92,14 +110,16 @@ def grouped_product(
         weights: ``(experts, k, m)``, as the run holds them.
         dtype: of the result.
         sums_in: what the kernel accumulates in.
-        limit: the largest value of the dtype.
+        refinement: bounds rows that do not fit once more.
 
     Returns:
         Of shape ``(tokens, m)``.
     """
     bound: Tensor | None = None
     for weight in weights:
-        known = weight_product(tensor, weight.T, None, dtype=dtype, sums_in=sums_in, limit=limit)
+        known = weight_product(
+            tensor, weight.T, None, dtype=dtype, sums_in=sums_in, refinement=refinement
+        )
         bound = known.bound if bound is None else torch.maximum(bound, known.bound)
     assert bound is not None  # noqa: S101  there is an expert
     return Known(magnitudes=bound)
@@ -201,12 +221,13 @@ def _of_elements(image: Image, weight: Tensor) -> Tensor:
 
 def _grouped_bound(image: Image, groups: Tensor, product: _Product) -> Tensor:
     """Each group of elements has a vector of its own: their bounds are added, ``(m,)``."""
-    weight = product.weight
+    weight = product.weight.double()
     total = torch.zeros(len(weight), dtype=torch.float64)
+    grams: dict[tuple[int, ...], Tensor] = {}
     for group in groups.unique().tolist():
         members = of_group(image, groups, group)
-        part = weight[:, groups == group].double()
-        total += _norms_of_products(members, part) * members.radius
+        part = weight[:, (groups == group).nonzero().squeeze(1)] * members.scale
+        total += _norms_of_products(members, part, grams) * members.radius
     constants = image.linear_bound + image.offset.abs()
     sums, inner = product.sums(torch.stack([constants, image.error]))
     offset = _constants(image, product).abs()
@@ -221,17 +242,27 @@ def _constants(image: Image, product: _Product) -> Tensor:
     return product.weight.double() @ image.offset + product.offset
 
 
-def _norms_of_products(image: Image, weight: Tensor) -> Tensor:
-    """The norm of each row of ``weight @ forms``, ``(m,)``, by the Gram matrix of the forms."""
+def _norms_of_products(
+    image: Image, scaled: Tensor, grams: dict[tuple[int, ...], Tensor]
+) -> Tensor:
+    """The norm of each row of ``scaled @ forms``, ``(m,)``, by the Gram matrix of the forms.
+
+    Args:
+        image: of one dimension, over one vector.
+        scaled: rows of a weight times the image's scale, ``(m, elements)``, float64.
+        grams: the Gram matrices that are computed, by their forms: heads share keys and values.
+    """
     rows: Rows = image.rows
-    scaled = weight * image.scale
     if rows.matrix is None:
-        matrix = torch.zeros(len(weight), rows.size, dtype=torch.float64)
+        matrix = torch.zeros(len(scaled), rows.size, dtype=torch.float64)
         lengths: Tensor = torch.linalg.vector_norm(matrix.index_add_(1, image.index, scaled), dim=1)
         return lengths
-    forms = rows.matrix[image.index].double()
-    gram = forms @ forms.T
-    squares = ((scaled @ gram) * scaled).sum(1)
+    key = tuple(image.index.tolist())
+    if key not in grams:
+        forms = rows.matrix[image.index].double()
+        grams[key] = forms @ forms.T
+    gram = grams[key]
+    squares = ((scaled @ gram).mul_(scaled)).sum(1)
     # what cancels in this sum is lost in proportion to its terms
     lost = 2.0**-44 * scaled.square().sum(1) * gram.diagonal().sum()
     return (squares.clamp_min(0.0) + lost).sqrt()

@@ -13,7 +13,6 @@ import torch
 from precheck.measure.bounds import attention, elementwise, functions, moves, norms, reductions
 from precheck.measure.bounds.forms import Known, Shares
 from precheck.measure.bounds.products import grouped_product, weight_product
-from precheck.measure.bounds.rounding import largest
 from precheck.measure.watch.op_kinds import FUSED_ATTENTION, MOVES
 
 if TYPE_CHECKING:
@@ -67,12 +66,11 @@ def _multiplied(step: Step, first: Known, second: Known, bias: Known | None) -> 
     if bias is not None and bias.numbers is None:
         return None
     added = None if bias is None else bias.numbers
-    limit = largest(step.dtype)
     if second.numbers is not None and second.rank == 2:  # noqa: PLR2004  a matrix
-        return _weighted(step, first, second.numbers.T, added, limit)
+        return _weighted(step, first, second.numbers.T, added)
     if first.numbers is not None and first.rank == 2 and second.rank == 2:  # noqa: PLR2004
         turned = second.moved(lambda part: part.T)
-        known = _weighted(step, turned, first.numbers, None, limit)
+        known = _weighted(step, turned, first.numbers, None)
         return known.moved(lambda part: part.T)
     if first.rank != second.rank or added is not None:
         return None
@@ -89,14 +87,19 @@ def _experts(step: Step) -> Known | None:
         weights.numbers,
         dtype=step.dtype,
         sums_in=step.sums_in,
-        limit=largest(step.dtype),
+        refinement=step.refinement,
     )
 
 
-def _weighted(
-    step: Step, tensor: Known, weight: Tensor, bias: Tensor | None, limit: float
-) -> Known:
-    return weight_product(tensor, weight, bias, dtype=step.dtype, sums_in=step.sums_in, limit=limit)
+def _weighted(step: Step, tensor: Known, weight: Tensor, bias: Tensor | None) -> Known:
+    return weight_product(
+        tensor,
+        weight,
+        bias,
+        dtype=step.dtype,
+        sums_in=step.sums_in,
+        refinement=step.refinement,
+    )
 
 
 def _cast(step: Step) -> Known | None:

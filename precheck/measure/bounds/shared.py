@@ -1,33 +1,48 @@
-"""Products with weights that several runs have alike: those of one dtype share their weights.
+"""Results that several runs have alike: those of one dtype share their weights.
 
-Runs that differ in their attention have the same products after every norm, which forgets what
-came before it. Such a product is bounded once. Its result is taken over where its operation, its
-weight and all that is known of its input are equal; vectors of norms correspond one to one.
+Runs that differ in their attention have the same operations after every norm, which forgets what
+came before it. Such a result is bounded once. It is taken over where
+
+- its operation read the very same tensors, taken over themselves, or the same constants;
+- its operation is a product, its weight is the same, and so is all that is known of its input;
+  vectors of norms correspond one to one;
+- it holds a norm's vector, and is equal to that of the other run.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from precheck.measure.bounds.forms import Image, Pair
+from precheck.measure.bounds.forms import Image, Known, Named, Pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from precheck.measure.bounds.forms import Form, Known, Rows
+    from precheck.measure.bounds.forms import Form, Rows
     from precheck.measure.bounds.step import Step
 
 
-class SharedProducts:
+class Result(NamedTuple):
+    """What is known of a result."""
+
+    known: Known
+    """Given that it is finite."""
+    bound: float
+    """What its magnitude does not exceed; infinite where nothing is known."""
+
+
+class SharedResults:
     """What runs of one dtype found in the unit that they are at."""
 
     def __init__(self) -> None:
         self._unit: str | None = None
-        self._found: dict[object, tuple[Step, Known]] = {}
+        self._found: dict[object, tuple[Step, Result]] = {}
+        self._num_named = 0
 
     def enter(self, unit: str) -> None:
         """Forgets what was found in another unit: its weights leave memory."""
@@ -35,7 +50,12 @@ class SharedProducts:
             self._unit = unit
             self._found.clear()
 
-    def result(self, step: Step, balls: Balls, compute: Callable[[Step], Known]) -> Known:
+    def named(self, shape: tuple[int, ...]) -> Named:
+        """Elements that no other tensor of any run has."""
+        first, self._num_named = self._num_named, self._num_named + math.prod(shape)
+        return Named(element=torch.arange(first, self._num_named).reshape(shape))
+
+    def result(self, step: Step, balls: Balls, compute: Callable[[Step], Result]) -> Result:
         """What is known of a result: that of another run if all that it depends on is equal.
 
         Args:
@@ -43,14 +63,15 @@ class SharedProducts:
             balls: of the run, those that it has in common with others.
             compute: bounds it.
         """
-        if not _has_weight(step):
-            return compute(step)
-        other, known = self._found.get(step.op.key, (None, None))
-        if other is not None and known is not None and _are_alike(step, other, balls):
-            return known
-        known = compute(step)
-        self._found[step.op.key] = step, known
-        return known
+        key = (step.op.key, step.place)
+        found = self._found.get(key)
+        if found is not None and _are_alike(step, found[0], balls):
+            return found[1]
+        result = compute(step)
+        if found is not None and _is_same_vector(step, result, *found, balls):
+            return found[1]
+        self._found[key] = step, result
+        return result
 
 
 class Balls:
@@ -69,6 +90,10 @@ class Balls:
         self._others[own], self._own[other] = other, own
         return True
 
+    def take_over(self, other: object) -> bool:
+        """Whether the run has no vectors yet that stand for these: they are its own from now on."""
+        return self._own.setdefault(other, other) is other
+
 
 def _has_weight(step: Step) -> bool:
     """Whether it multiplies one tensor by a matrix of numbers."""
@@ -84,15 +109,52 @@ _PRODUCTS = frozenset(f"aten.{name}" for name in ("mm", "bmm", "matmul", "linear
 
 
 def _are_alike(step: Step, other: Step, balls: Balls) -> bool:
-    """Whether a product and its inputs are equal in two runs."""
-    pairs = list(zip(step.known, other.known, strict=False))
+    """Whether an operation reads the same in two runs."""
     return (
         len(step.known) == len(other.known)
         and step.dtype is other.dtype
-        and (step.op.func, step.grows, step.place) == (other.op.func, other.grows, other.place)
-        and step.op.scalars == other.op.scalars
-        and all(_are_equal(one, two, balls) for one, two in pairs)
+        and (step.op.func, step.shape, step.grows) == (other.op.func, other.shape, other.grows)
+        and step.takes_some_rows == other.takes_some_rows
+        and step.rest == other.rest
+        and (
+            all(map(_is_taken_over, step.known, other.known))
+            or (
+                _has_weight(step)
+                and all(
+                    _are_equal(*pair, balls) for pair in zip(step.known, other.known, strict=True)
+                )
+            )
+        )
     )
+
+
+def _is_taken_over(one: Known, other: Known) -> bool:
+    """Whether both are the same tensor, or the same numbers."""
+    return one is other or (one.numbers is not None and _are_same(one.numbers, other.numbers))
+
+
+def _is_same_vector(step: Step, result: Result, other: Step, found: Result, balls: Balls) -> bool:
+    """Whether both results are elements of a new vector, and equal."""
+    own, theirs = _new_vector(step, result.known), _new_vector(other, found.known)
+    return (
+        own is not None
+        and theirs is not None
+        and _has_equal_parts(own, theirs)
+        and _are_same(result.known.bound, found.known.bound)
+        and result.bound == found.bound
+        and result.known.is_nonnegative == found.known.is_nonnegative
+        and balls.take_over(theirs.rows.ball)
+    )
+
+
+def _new_vector(step: Step, known: Known) -> Image | None:
+    """The form of a result, if it is of a vector that the operation has made."""
+    form = known.form
+    if not isinstance(form, Image) or form.rows.matrix is not None:
+        return None
+    read = [one.form.rows.ball for one in step.known if isinstance(one.form, Image)]
+    is_read = form.rows.ball in read or known.identity in [one.identity for one in step.known]
+    return None if is_read else form
 
 
 def _are_equal(one: Known, other: Known, balls: Balls) -> bool:
@@ -115,6 +177,10 @@ def _same_form(one: Form | None, other: Form | None, balls: Balls) -> bool:
 
 
 def _same_image(one: Image, other: Image, balls: Balls) -> bool:
+    return _has_equal_parts(one, other) and balls.correspond(one.rows.ball, other.rows.ball)
+
+
+def _has_equal_parts(one: Image, other: Image) -> bool:
     return (
         one.growth == other.growth
         and _same_rows(one.rows, other.rows)
@@ -122,7 +188,6 @@ def _same_image(one: Image, other: Image, balls: Balls) -> bool:
             _are_same(getattr(one, name), getattr(other, name))
             for name in ("index", "token", "scale", "offset", "error")
         )
-        and balls.correspond(one.rows.ball, other.rows.ball)
     )
 
 

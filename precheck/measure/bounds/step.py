@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from precheck.measure.bounds.forms import Known
+from precheck.measure.bounds.pairs import Refinement
 from precheck.measure.trace.flow import Value, leaves
 
 if TYPE_CHECKING:
@@ -31,11 +32,19 @@ class Step:
     """What it takes of its input depends on how long the text is."""
     place: int = 0
     """Which of its results this is."""
+    refinement: Refinement = field(default_factory=Refinement)
+    """What time is left for better bounds."""
+    known: tuple[Known, ...] = field(init=False)
+    """What is known of the tensors of numbers that it reads, in order."""
+    rest: tuple[object, ...] = field(init=False)
+    """Its other arguments, in order; what is known of a tensor that holds no real numbers."""
 
-    @property
-    def known(self) -> list[Known]:
-        """What is known of the tensors of numbers that it reads, in order."""
-        return [leaf for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Known)]
+    def __post_init__(self) -> None:
+        given = list(leaves((self.args, self.kwargs)))
+        known = tuple(leaf for leaf in given if isinstance(leaf, Known))
+        object.__setattr__(self, "known", known)
+        rest = tuple(_told(leaf) for leaf in given if not isinstance(leaf, Known))
+        object.__setattr__(self, "rest", rest)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -82,6 +91,13 @@ class Step:
     def bounded(self, bound: float, **more: Any) -> Known:
         """Its result has no larger magnitude."""
         return Known(magnitudes=torch.full(self.shape, bound, dtype=torch.float64), **more)
+
+
+def _told(leaf: object) -> object:
+    if not isinstance(leaf, Value):
+        return leaf
+    numbers = None if leaf.constant is None else tuple(leaf.constant.flatten().tolist())
+    return leaf.shape, leaf.dtype, numbers
 
 
 def finite(tensor: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import (  # its only spelling
 )
 from torch.overrides import TorchFunctionMode
 
+from precheck.measure.trace.fake_results import FakeResults
 from precheck.measure.watch.op_kinds import GROUPED_PRODUCT, op_kind
 from precheck.measure.watch.trees import mapped, tensors_in
 
@@ -35,6 +36,7 @@ class KnownNumbers:
         self._mode = mode
         self._real: dict[int, tuple[Tensor, Tensor]] = {}
         """By the identity of a fake tensor, which is kept so that no other one gets it."""
+        self._results = FakeResults(mode)
         self._overwritten: set[int] = set()
         """Real memory that something unknown was written into."""
 
@@ -47,7 +49,10 @@ class KnownNumbers:
         """
         real = self._real_result(func, args, kwargs)
         if real is None:
-            output = _fake_result(func, self._with_indices(func, args), kwargs)
+            picked = self._with_indices(func, args)
+            output = self._results.result(
+                func, picked, kwargs, lambda: _fake_result(func, picked, kwargs)
+            )
             self._forget(written_tensors(func, args))
             return output
         try:

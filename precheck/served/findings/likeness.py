@@ -9,8 +9,8 @@ import numpy as np
 
 from precheck.records.finding import Severity
 from precheck.records.quantities import nats, percent
+from precheck.served.compared import compare
 from precheck.served.findings.written import finding
-from precheck.served.likelihood import compare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,8 +40,19 @@ def drifting(evidence: Evidence) -> Iterator[Finding]:
         f"prompts agree with {row.configuration} ({nats(row.prefill)} nat), generated tokens do"
         f" not ({nats(row.decoded)} nat, {nats(row.expected)} is rounding){first}. Only they read"
         " the server's key-value cache: it is stored in a format, or is wrong.",
-        advice="Compare with formats of the cache: --kv-cache-dtype all.",
+        advice=_about_the_cache(evidence),
     )
+
+
+def _about_the_cache(evidence: Evidence) -> str:
+    if any(row.kv_cache_dtype is not None for row in evidence.rows):
+        return "It is no measured format of the cache: report it to the engine: -o bug.md."
+    return f"Compare with formats of the cache: {_with(evidence, '--kv-cache-dtype all')}."
+
+
+def _with(evidence: Evidence, flags: str) -> str:
+    """How to compare with more runs: of weights that are here, or of a scan that saves them."""
+    return f"precheck scan MODEL {flags} --save-logits FILE" if evidence.is_saved else flags
 
 
 def _agrees_at_first(evidence: Evidence) -> ConfigurationDistance | None:
@@ -113,8 +124,9 @@ def like_none(evidence: Evidence) -> Iterator[Finding]:
         f" is what other kernels would explain; {percent(row.top1_agreement or 0.0)} of its first"
         " choices are the same. Something is computed that no measured configuration of this"
         " checkpoint computes.",
-        advice="Measure the format that it runs, if it has one: --kv-cache-dtype all,"
-        " --quantization all; otherwise report it to the engine: -o bug.md.",
+        advice="Measure the format that it runs, if it has one:"
+        f" {_with(evidence, '--kv-cache-dtype all --quantization all')}; otherwise report it to the"
+        " engine: -o bug.md.",
     )
 
 

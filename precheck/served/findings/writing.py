@@ -8,10 +8,11 @@ import numpy as np
 
 from precheck.records.finding import Severity
 from precheck.records.quantities import counted, listed, nats
+from precheck.served.compared import FLOAT32_NOISE
 from precheck.served.distance import at_least
 from precheck.served.findings.written import finding
 from precheck.served.fingerprint import tolerance
-from precheck.served.likelihood import FLOAT32_NOISE, MOST_NOISE
+from precheck.served.likelihood import MOST_NOISE
 from precheck.served.shapes import LEAST_LOG_PROBABILITY
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 
 from precheck.measure.bounds.forms import Masked
 from precheck.measure.bounds.interpreter import Interpreter
-from precheck.measure.bounds.lengths import trace_any_length
+from precheck.measure.bounds.lengths import LENGTHS, trace_any_length
 from precheck.measure.bounds.rounding import largest
 from precheck.measure.models.skeleton import Skeleton
 from precheck.measure.watch.module_stack import ModuleStack
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from precheck.measure.bounds.lengths import TracedForward
     from precheck.measure.watch.segment import OpNode
 
-ROWS, LENGTH = 2, 11
+ROWS, LENGTH = 2, LENGTHS[0]
 """The shape of the trace, so that every element has a bound of its own."""
 
 

@@ -18,7 +18,7 @@ from precheck.measure.bounds.matrices import (
     spectral_norm,
     weighted_frobenius,
 )
-from precheck.measure.bounds.pairs import pair_bound, paired_product
+from precheck.measure.bounds.pairs import Refinement, pair_bound, paired_product
 from precheck.measure.bounds.products import weight_product
 from precheck.measure.bounds.rules import rule_of
 from precheck.measure.bounds.step import Step
@@ -89,7 +89,7 @@ def test_a_linear_after_a_norm_is_bounded_and_the_bound_is_reached(seed: int) ->
         bias,
         dtype=torch.float64,
         sums_in=torch.float64,
-        limit=1e4,
+        refinement=Refinement(),
     )
     found = worst(
         lambda u: weight @ (scale * u + offset) + bias, drawn(SIZE, seed=seed), radius=SIZE**0.5
@@ -124,20 +124,67 @@ def test_a_gated_product_is_bounded_and_the_bound_is_reached(seed: int) -> None:
         assert max(map(abs, values)) == pytest.approx(float(bound[lane]), rel=1e-5)
 
 
+@pytest.mark.parametrize(("minutes", "looseness"), [(0.0, 30), (1.0, 6)])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_what_down_proj_makes_of_a_gated_product_is_bounded(seed: int) -> None:
+def test_what_down_proj_makes_of_a_gated_product_is_bounded(
+    seed: int, minutes: float, looseness: float
+) -> None:
     a, b = drawn(LANES, SIZE, seed=seed), drawn(LANES, SIZE, seed=seed + 1)
     a0, b0 = drawn(LANES, seed=seed + 2), drawn(LANES, seed=seed + 3)
     down = drawn(6, LANES, seed=seed + 4)
-    first, second = image_of(a, a0, radius=3.0), image_of(b, b0, radius=3.0)
-    bound = paired_product(first, second, torch.zeros(LANES, dtype=torch.float64), down, 0.0)
+    bound = product_of_pairs(
+        image_of(a, a0, radius=3.0), image_of(b, b0, radius=3.0), down, minutes
+    )
     found = worst(
         lambda u: down @ (nn.functional.silu(a @ u + a0) * (b @ u + b0)),
         drawn(SIZE, seed=seed + 9),
         radius=3.0,
     )
     assert bool((found <= bound).all())
-    assert float((bound / found).median()) < 30
+    assert float((bound / found).median()) < looseness
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_refined_bound_is_reached_where_both_factors_are_large_for_the_same_input(
+    seed: int,
+) -> None:
+    a = drawn(LANES, SIZE, seed=seed)
+    down = drawn(6, LANES, seed=seed + 4).abs()
+    zeros = torch.zeros(LANES, dtype=torch.float64)
+    both = image_of(a, zeros, radius=3.0), image_of(a, zeros, radius=3.0)
+    tops = [torch.linalg.eigh((a.T * row) @ a).eigenvectors[:, -1] * 3.0 for row in down]
+    found = torch.stack([row @ (a @ u).square() for row, u in zip(down, tops, strict=True)])
+    plain, refined = (product_of_pairs(*both, down, minutes) for minutes in (0.0, 1.0))
+    assert bool((found <= refined).all())
+    torch.testing.assert_close(refined, found, rtol=1e-6, atol=0.0)
+    assert float((plain / refined).min()) > 1.05
+
+
+def test_what_fits_is_not_refined_and_nothing_is_without_time() -> None:
+    asked: list[int] = []
+
+    def bound_of(row: int) -> float:
+        asked.append(row)
+        return 1.0
+
+    bounds = torch.tensor([5.0, 50.0, 8.0, 40.0], dtype=torch.float64)
+    refined = Refinement(1.0).refined(bounds, wanted=8.0, bound_of=bound_of)
+    assert (asked, refined.tolist()) == ([1, 3], [5.0, 1.0, 8.0, 1.0])
+    assert Refinement().refined(bounds, wanted=8.0, bound_of=bound_of) is not None
+    assert asked == [1, 3]
+    assert (Refinement(1.0).wanted(80.0), Refinement().wanted(80.0)) == (10.0, 80.0)
+
+
+def product_of_pairs(first: Image, second: Image, down: Tensor, minutes: float) -> Tensor:
+    return paired_product(
+        first,
+        second,
+        torch.zeros(len(first.index), dtype=torch.float64),
+        down,
+        0.0,
+        wanted=0.0,
+        refinement=Refinement(minutes),
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)

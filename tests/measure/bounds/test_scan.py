@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import precheck
+from precheck.measure.bounds.pairs import Refinement
 from precheck.records.mechanism import Mechanism
 from precheck.records.outcomes.every_prompt import ProofStatus
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_a_scan_says_what_is_proved_refuted_and_assumed() -> None:
@@ -29,6 +35,28 @@ def test_a_scan_says_what_is_proved_refuted_and_assumed() -> None:
     # what follows is NaN, so the weights of later layers are not read for this run
     assert {int(row.module.split(".")[2]) for row in proof.open_operations} <= {3, 4, 5}
     assert proof.assumptions
+
+
+def test_with_time_bounds_are_smaller_and_none_is_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Refinement, "wanted", lambda _, limit: limit / 2**10)
+    plain, refined = (
+        precheck.scan(
+            "demo:qwen2-eager",
+            dtypes="float16",
+            attn_implementations="eager",
+            quick=True,
+            prove=True,
+            prove_minutes=minutes,
+        )
+        for minutes in (0.0, 0.2)
+    )
+    better = set()
+    for before, after in zip(plain.headroom, refined.headroom, strict=True):
+        for dtype, bound in after.bound_abs_max.items():
+            assert before.abs_max <= bound <= before.bound_abs_max[dtype]
+            if bound < before.bound_abs_max[dtype]:
+                better.add(before.mechanism)
+    assert better >= {Mechanism.MLP_OUTPUT, Mechanism.RESIDUAL}
 
 
 def test_without_it_nothing_is_bounded() -> None:

@@ -152,7 +152,7 @@ def half_a_gated_product(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def half_a_down_proj(monkeypatch: pytest.MonkeyPatch) -> None:
     real = pairs.paired_product
-    monkeypatch.setattr(products, "paired_product", lambda *parts: real(*parts) / 2)
+    monkeypatch.setattr(products, "paired_product", lambda *parts, **how: real(*parts, **how) / 2)
 
 
 def the_first_branch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,8 @@ def test_the_process_really_has_no_precheck(tmp_path: Path) -> None:
 def test_the_overflow_shows_without_the_model(name: str, tmp_path: Path) -> None:
     layer, operation, size = STORIES[name]
     folder = tmp_path / "capsule"
-    report, said = scanned(name, folder)
+    quick = name == "qwen2-eager"  # it overflows on any text
+    report, said = scanned(name, folder, quick=quick, dtypes=("float16",))
     assert said[-1].startswith("capsule (")
     ended = run(folder)
     assert (ended.returncode, ended.stderr) == (0, "")

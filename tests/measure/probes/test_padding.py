@@ -55,7 +55,8 @@ def test_a_model_that_refuses_batches_is_run_row_by_row(
     model = CLASSIFIERS[name].from_pretrained(folder)
     with pytest.raises(ValueError, match="batch sizes > 1"):
         model(torch.ones(2, 4, dtype=torch.long))
-    options: dict[str, Any] = {"dtypes": ["bfloat16"], "resident": resident}
+    options: dict[str, Any] = {"dtypes": ["bfloat16"], "attn_implementations": ["sdpa"]}
+    options |= {"prompts": ["Yes.", "What is attention?"], "resident": resident}
     report = scan(folder, **options)
     assert {run.verdict for run in report.runs} == {Verdict.SAFE}
     assert "batch sizes > 1" in str(report.coverage.row_by_row)
