@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gguf
@@ -230,26 +231,38 @@ def _changed(config: Any, part: str, tensor: torch.Tensor) -> torch.Tensor:
         part: of a layer, in llama.cpp's words: ``attn_q.weight``.
         tensor: as transformers has it.
     """
-    match config.model_type, part:
-        case "llama" | "mistral", "attn_q.weight":
-            return _interleaved(tensor, config.num_attention_heads)
-        case "llama" | "mistral", "attn_k.weight":
-            return _interleaved(tensor, config.num_key_value_heads)
-        case "gemma2" | "gemma3_text" | "nemotron", _ if part.endswith("norm.weight"):
-            return tensor + 1
-        case "gpt2", "attn_qkv.weight" | "attn_output.weight" | "ffn_up.weight" | "ffn_down.weight":
-            return tensor.mT
-        case "bloom", "attn_qkv.weight" | "attn_qkv.bias":  # queries, keys, values of all heads
-            return tensor.unflatten(0, (config.n_head, 3, -1)).transpose(0, 1).flatten(0, 2)
-        case "qwen2_moe", "ffn_gate_inp_shexp.weight":
-            return tensor.squeeze(0)
-        case "mamba", "ssm_conv1d.weight":
-            return tensor.squeeze(1)
-        case "mamba", "ssm_a":
-            return -tensor.exp()
-    return tensor
+    kind = config.model_type
+    if kind in {"gemma2", "gemma3_text", "nemotron"} and part.endswith("norm.weight"):
+        return tensor + 1
+    change = _CHANGES.get((kind, part))
+    return tensor if change is None else change(config, tensor)
 
 
-def _interleaved(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
+def _heads_apart(config: Any, tensor: torch.Tensor) -> torch.Tensor:
+    """All queries, all keys and all values, in place of those of each head."""
+    return tensor.unflatten(0, (config.n_head, 3, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def _turned(setting: str, config: Any, tensor: torch.Tensor) -> torch.Tensor:
     """The halves of each head that RoPE rotates, element by element."""
+    num_heads = getattr(config, setting)
     return tensor.unflatten(0, (num_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+
+_CHANGES: Mapping[tuple[str, str], Callable[[Any, torch.Tensor], torch.Tensor]] = {
+    **{
+        (kind, f"attn_{part}.weight"): partial(_turned, setting)
+        for kind in ("llama", "mistral")
+        for part, setting in (("q", "num_attention_heads"), ("k", "num_key_value_heads"))
+    },
+    **{
+        ("gpt2", f"{part}.weight"): lambda _, tensor: tensor.mT
+        for part in ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
+    },
+    ("bloom", "attn_qkv.weight"): _heads_apart,
+    ("bloom", "attn_qkv.bias"): _heads_apart,
+    ("qwen2_moe", "ffn_gate_inp_shexp.weight"): lambda _, tensor: tensor.squeeze(0),
+    ("mamba", "ssm_conv1d.weight"): lambda _, tensor: tensor.squeeze(1),
+    ("mamba", "ssm_a"): lambda _, tensor: -tensor.exp(),
+}
+"""By transformers' model type and llama.cpp's part of a layer."""

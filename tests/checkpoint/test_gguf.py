@@ -67,13 +67,16 @@ def compared(report: Report) -> dict[str, Any]:
     return {**{name: whole[name] for name in kept}, "checkpoint": audit}
 
 
+F32 = Kind.F32
 TIED = ("lm_head", "encoder.embed_tokens", "decoder.embed_tokens")
 
 
 def mixed(name: str) -> Kind:
     """Blocks of 32 in some matrices, plain numbers in others."""
     kinds = (Kind.Q8_0, Kind.Q4_0, Kind.Q5_1, Kind.F16, Kind.BF16, Kind.F32)
-    return kinds[sum(name.encode()) % len(kinds)]
+    # rows of these are shorter than a block
+    plain = ("attn_rel_b", "ssm_a", "ssm_conv1d", "ssm_dt")
+    return kinds[sum(name.encode()) % len(kinds)] if not any(map(name.__contains__, plain)) else F32
 
 
 ARCHITECTURES = (
@@ -100,8 +103,8 @@ def test_every_parameter_is_the_one_that_transformers_loads(name: str, tmp_path:
 @pytest.mark.parametrize(
     ("architecture", "says"),
     [
-        ("gpt-oss", "does not read 8 parameters of gpt-oss from GGUF files: "),
-        ("deci", "config.json has model_type 'deci'"),
+        ("gpt-oss", "does not read 6 parameters of gpt-oss from GGUF files: "),
+        ("deci", "does not know the model_type 'deci'"),
         ("command-r", "architecture command-r is not supported"),
         ("lfm2", "GGUF files of lfm2 are not decoded here"),
         ("qwen35", "GGUF files of qwen35 are not decoded here"),
@@ -131,7 +134,6 @@ def test_what_transformers_does_not_load_is_refused(
     ended = shell(file, "--static")
     assert ended.code == ExitCode.INCOMPLETE
     assert says in ended.error
-    assert "scan the checkpoint it was made from" in ended.error
 
 
 def test_a_scan_is_that_of_the_checkpoint_it_was_made_of(tmp_path: Path) -> None:

@@ -24,6 +24,10 @@ Rule = Callable[["Step"], Known | None]
 """What is known of a result before it is rounded; None where nothing is."""
 
 
+_PAIRS = frozenset({"view_as_complex", "view_as_real"})
+"""Views of two elements as one, or of one as two."""
+
+
 def rule_of(step: Step) -> Rule | None:
     """The rule of an operation, if it has one."""
     name = step.op.name.removeprefix("aten.").removesuffix("_")
@@ -33,6 +37,8 @@ def rule_of(step: Step) -> Rule | None:
         return moves.joined
     if name in RULES:
         return RULES[name]
+    if name in _PAIRS:
+        return None
     is_move = step.op.is_view or step.op.name in MOVES or name in _COPIES
     return moves.viewed if is_move and len(step.known) == 1 else None
 
