@@ -139,6 +139,8 @@ def write_gguf(
         writer.add_string(key, text)
     for name, values in _tensors(model, architecture):
         kind = kind_of(name) if values.ndim > 1 else Kind.F32
+        if values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:  # rows of whole blocks alone
+            kind = Kind.F32
         if kind is Kind.F32:
             writer.add_tensor(name, values)
         else:
