@@ -6,18 +6,20 @@ import math
 import struct
 from typing import TYPE_CHECKING, Any
 
+import gguf
+import numpy as np
 import pytest
 import torch
 import transformers.modeling_gguf_pytorch_utils as loader
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import precheck
 from precheck.checkpoint.gguf.header import read_header
 from precheck.checkpoint.quiet import quiet_transformers
 from precheck.checkpoint.source import open_checkpoint
 from precheck.errors import CheckpointCorruptError, ExitCode
-from tests.gguf_files import Kind, always, write_gguf
-from tests.tiny_models import save_checkpoint, tiny_config, tiny_of
+from tests.gguf_files import Kind, always, model_of, write_gguf
+from tests.tiny_models import save_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,16 +33,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("untraced")
 
 
-def model_of(name: str) -> PreTrainedModel:
-    """A tiny model, in the sizes that a file of its architecture implies."""
-    config: Any = tiny_config(name, num_layers=2)
-    if name.startswith("qwen3"):  # transformers reads neither from the file
-        config.head_dim = 128
-    if name == "qwen3_moe":
-        config.moe_intermediate_size = 768
-    return tiny_of(config)
-
-
 @pytest.fixture(autouse=True)
 def no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers shows a bar for the tensors of a GGUF file, and a bar starts a thread."""
@@ -50,9 +42,9 @@ def no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
 def loaded(file: Path) -> PreTrainedModel:
     """What plain transformers loads, float32."""
     with quiet_transformers():
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name
-        )
+        is_pair = AutoConfig.from_pretrained(file.parent, gguf_file=file.name).is_encoder_decoder
+        loads: Any = AutoModelForSeq2SeqLM if is_pair else AutoModelForCausalLM
+        model: PreTrainedModel = loads.from_pretrained(file.parent, gguf_file=file.name)
     return model
 
 
@@ -78,25 +70,70 @@ def compared(report: Report) -> dict[str, Any]:
     return {**{name: whole[name] for name in kept}, "checkpoint": audit}
 
 
+TIED = ("lm_head", "encoder.embed_tokens", "decoder.embed_tokens")
+
+
 def mixed(name: str) -> Kind:
     """Blocks of 32 in some matrices, plain numbers in others."""
     kinds = (Kind.Q8_0, Kind.Q4_0, Kind.Q5_1, Kind.F16, Kind.BF16, Kind.F32)
     return kinds[sum(name.encode()) % len(kinds)]
 
 
-@pytest.mark.parametrize(
-    "name", ["llama", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3", "phi3"]
+ARCHITECTURES = (
+    *("llama", "mistral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma2", "gemma3", "gemma4"),
+    *("phi3", "minimax_m2", "nemotron", "stablelm", "starcoder2", "falcon", "bloom", "gpt2"),
+    *("mamba", "t5", "umt5"),
 )
+"""All that transformers loads by its tables, but those that it cannot fill (gpt-oss) or build."""
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_parameter_is_the_one_that_transformers_loads(name: str, tmp_path: Path) -> None:
     file = write_gguf(model_of(name), tmp_path / "model.gguf", kind_of=mixed)
     expected = loaded(file).state_dict()
     checkpoint = open_checkpoint(str(file), observe=print)
     with checkpoint.open_weights() as weights:
         tied = set(expected) - set(weights)
-        assert tied <= {"lm_head.weight"}
+        assert tied <= {f"{part}.weight" for part in TIED}
         assert set(weights) == set(expected) - tied
         for tensor_name, tensor in weights.items():
             assert torch.equal(tensor.float(), expected[tensor_name]), tensor_name
+
+
+@pytest.mark.parametrize(
+    ("architecture", "says"),
+    [
+        ("gpt-oss", "does not read 6 parameters of gpt-oss from GGUF files: "),
+        ("deci", "does not know the model_type 'deci'"),
+        ("command-r", "architecture command-r is not supported"),
+        ("lfm2", "GGUF files of lfm2 are not decoded here"),
+        ("qwen35", "GGUF files of qwen35 are not decoded here"),
+    ],
+)
+def test_what_transformers_does_not_load_is_refused(
+    architecture: str, says: str, shell: Shell
+) -> None:
+    file = shell.folder / "a.gguf"
+    writer = gguf.GGUFWriter(file, architecture)
+    for key, value in {
+        "block_count": 2,
+        "embedding_length": 64,
+        "feed_forward_length": 96,
+        "attention.head_count": 4,
+        "attention.head_count_kv": 2,
+        "vocab_size": 320,
+        "expert_count": 4,
+    }.items():
+        writer.add_uint32(f"{architecture}.{key}", value)
+    # as large as the model: a config of another size would be refused for that
+    writer.add_tensor("token_embd.weight", np.zeros((320, 4096), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    ended = shell(file, "--static")
+    assert ended.code == ExitCode.INCOMPLETE
+    assert says in ended.error
 
 
 def test_a_scan_is_that_of_the_checkpoint_it_was_made_of(tmp_path: Path) -> None:
@@ -112,9 +149,15 @@ def test_a_scan_is_that_of_the_checkpoint_it_was_made_of(tmp_path: Path) -> None
     assert compared(of_file)["headroom"] == compared(of_folder)["headroom"]
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("llama", "gemma3", "gpt2", "bloom", "falcon", "mamba", "nemotron", "qwen2_moe"),
+        *("stablelm", "starcoder2", "t5"),
+    ],
+)
 def test_a_scan_is_that_of_the_decoded_checkpoint(name: str, tmp_path: Path) -> None:
-    has_text = name == "llama"  # Gemma's tokenizer is no byte-level BPE
+    has_text = name in {"llama", "gpt2", "starcoder2"}  # others have no byte-level BPE
     file = write_gguf(
         model_of(name), tmp_path / "a.gguf", kind_of=lambda _: Kind.Q4_0, tokenizer=has_text
     )

@@ -1,7 +1,8 @@
 """``--static`` on a tiny model of every architecture: silent but for what is documented.
 
-``make zoo-static`` prints a line for each model that is not silent, and fails where there is one.
-Each is saved, and told of from its small tensors and then from all of them.
+``make zoo-static`` prints a line for each model that is not silent, and fails where there is one;
+and a line for each whose data flow cannot be traced, which the report says itself. Each is saved,
+and told of from its small tensors and then from all of them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _DOCUMENTED = "PC116"
 """What is documented for a family is said of every model of it."""
+_UNTRACEABLE = ("the data flow of ", "a longer text takes other operations")
+"""How the reason begins where a forward cannot be traced: no fault of a rule."""
 
 
 @dataclass(kw_only=True)
@@ -35,7 +38,9 @@ class Row:
     built: str | None = None
     """Why no small model was made."""
     faults: list[str] = field(default_factory=list)
-    """Findings that a healthy model must not have, what could not be followed, and errors."""
+    """Findings that a healthy model must not have, rules that failed, and errors."""
+    untraced: str | None = None
+    """Why its data flow is not known."""
 
 
 def survey(kind: Kind) -> Row:
@@ -49,18 +54,22 @@ def survey(kind: Kind) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         for full in (False, True):
-            row.faults += [f"full: {each}" if full else each for each in _faults(folder, full=full)]
+            found = _look(folder, row, full=full)
+            row.faults += [f"full: {each}" if full else each for each in found]
     return row
 
 
-def _faults(folder: str, *, full: bool) -> list[str]:
+def _look(folder: str, row: Row, *, full: bool) -> list[str]:
     try:
         report = precheck.scan(folder, static=True, full=full)
     except Exception as error:  # noqa: BLE001  what this looks for
         return [f"{type(error).__name__}: {error}"]
     found = [f"{each.code}: {each.message}" for each in report.findings if is_alarm(each)]
-    if report.coverage.not_followed is not None:
-        found.append(f"not followed: {report.coverage.not_followed}")
+    failure = report.coverage.not_followed
+    if failure is not None and failure.startswith(_UNTRACEABLE):
+        row.untraced = failure
+    elif failure is not None:
+        found.append(f"not followed: {failure}")
     return found
 
 
@@ -70,8 +79,9 @@ def is_alarm(finding: Finding) -> bool:
 
 
 def line(row: Row) -> str:
-    """What is wrong with one architecture."""
-    return f"{row.kind.class_name}: {'; '.join(fault[:240] for fault in row.faults)}"
+    """What is wrong with one architecture, or not known of it."""
+    told = row.faults or [f"untraced: {row.untraced}"]
+    return f"{row.kind.class_name}: {'; '.join(fault[:240] for fault in told)}"
 
 
 def main() -> None:
@@ -89,8 +99,8 @@ def main() -> None:
             continue
         row = survey(kind)
         num_scanned += row.built is None
-        if row.faults:
-            num_loud += 1
+        num_loud += bool(row.faults)
+        if row.faults or row.untraced:
             sys.stdout.write(f"{line(row)}\n")
             sys.stdout.flush()
     seconds = time.monotonic() - began

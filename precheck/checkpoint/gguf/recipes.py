@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import transformers
 from transformers.modeling_gguf_pytorch_utils import (
     TENSOR_PROCESSORS,
     TensorProcessor,
     get_gguf_hf_weights_map,
 )
+
+from precheck.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,16 +52,33 @@ def find_recipes(
         header: of the file.
         model: what its metadata describe, without memory.
         settings: the config that transformers made of them, as plain values.
+
+    Raises:
+        UnsupportedModelError: parameters that transformers finds in no file of this architecture.
     """
-    return dict(_processed(header, model, settings))
-
-
-def _processed(
-    header: GgufHeader, model: nn.Module, settings: Mapping[str, Any]
-) -> Iterator[tuple[str, Recipe]]:
     processor_class: Any = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)
     processor = processor_class(config=dict(settings))
     names: dict[str, str] = get_gguf_hf_weights_map(model, processor)
+    _check_found(header, model, names)
+    return dict(_processed(header, processor, names))
+
+
+def _check_found(header: GgufHeader, model: nn.Module, names: Mapping[str, str]) -> None:
+    """Checks that every parameter has a name in such files; transformers leaves others random."""
+    tied = getattr(model, "all_tied_weights_keys", ())
+    known = {*names.values(), *tied}
+    unknown = [name for name, _ in model.named_parameters() if name not in known]
+    if unknown:
+        raise UnsupportedModelError(
+            f"transformers {transformers.__version__} does not read {len(unknown)} parameters of "
+            f"{header.architecture} from GGUF files: {unknown[0]!r} would stay random",
+            hint="scan the checkpoint it was made from: the folder or Hub id",
+        )
+
+
+def _processed(
+    header: GgufHeader, processor: TensorProcessor, names: Mapping[str, str]
+) -> Iterator[tuple[str, Recipe]]:
     stacked = getattr(processor, "GGUF_MOE_WEIGHTS_PATTERN", None)
     experts: dict[str, list[StoredTensor]] = {}
     for tensor in header.tensors:

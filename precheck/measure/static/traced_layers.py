@@ -65,5 +65,11 @@ def _keep_layer_types(short: ShortModel) -> None:
     """A forward looks up what each layer is by its place."""
     config = text_config(short.model)
     types = setting(config, "layer_types")
-    if types:
-        config.layer_types = [types[indices[0]] for indices in short.members]
+    if not types:
+        return
+    own = [types[indices[0]] for indices in short.members]
+    try:
+        config.layer_types = own
+    except AttributeError:  # a property that is made of other settings
+        name = config.attribute_map.get("layer_types", "layer_types")
+        config.__class__ = type(type(config).__name__, (type(config),), {name: own})
