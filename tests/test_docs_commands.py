@@ -5,11 +5,13 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from precheck import cli
+from precheck.measure import request
 from tests.planted import FAULTS, planted_checkpoint
 from tests.test_docs import PAGES, ROOT, commands
 
@@ -49,6 +51,8 @@ def test_commands_run(
     """One after the other, in one folder, as a reader would."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("precheck.measure.capsule.write._breaks", lambda *_args, **_named: True)
+    # the scan that a fix is chosen by has no flag for it
+    monkeypatch.setattr("precheck.measure.request.Request", partial(request.Request, quick=True))
     for words in commands(page):
         if words[1:] in (["demo", "--scan"], ["env", "--selftest"]):
             continue  # they take long; tests/gallery scans them all, test_selftest.py tests itself
