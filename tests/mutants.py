@@ -235,6 +235,13 @@ DETECTORS = (
         }.items()
         for function in functions
     ),
+    Mutation(
+        name="other kernels of a format are as near as those that store the same numbers",
+        file="precheck/served/likelihood.py",
+        old=r"KERNELS \* self\.own",
+        new="KERNELS * self.rounding + SAME_FORMAT * self.of_format",
+        tests=("tests/served/test_formats.py",),
+    ),
     off("served/gate.py", "is_met", "True", "tests/served/test_bad_servers.py"),
     off("served/runs/file.py", "_problem", "None", SAVED_LOGITS),
     off("served/runs/saved.py", "_cut", "answer", SAVED_LOGITS),
