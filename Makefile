@@ -21,8 +21,8 @@ gallery: install ## Scan every built-in model: a table that fits on a screen (a 
 test: install ## Run the tests, offline, on the CPU: make test ARGS="-k planted"
 	$(BIN)/python -m pytest -n logical --dist loadfile -m "not slow" $(ARGS)
 
-test-slow: install ## Run the slow tests that make test leaves out (20 minutes)
-	$(BIN)/python -m pytest -n logical -m slow
+test-slow: install ## Run the slow tests that make test leaves out (an hour): make test-slow ARGS="tests/gallery"
+	$(BIN)/python -m pytest -n logical --dist loadfile -m slow $(ARGS)
 
 test-processors: install ## Run the tests as several processors see them (hours); ARGS="--only avx2-one-thread -- -k arithmetic"
 	@$(BIN)/python -m tests.processors $(ARGS)
