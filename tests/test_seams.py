@@ -25,6 +25,7 @@ IMPORTED: dict[tuple[str, str], tuple[str, ...]] = {
         "measure/hunt/row_maxima.py",
         "measure/watch/float16_sums.py",
         "measure/watch/rounded_products.py",
+        "measure/trace/fake_results.py",
         "measure/trace/flow.py",
         "measure/trace/known_numbers.py",
         "measure/blame/live_examination.py",
@@ -41,10 +42,20 @@ IMPORTED: dict[tuple[str, str], tuple[str, ...]] = {
         for name in (
             "DataDependentOutputException",
             "DynamicOutputShapeException",
-            "FakeTensorMode",
         )
     },
-    ("torch._subclasses.fake_tensor", "FakeTensor"): ("measure/trace/known_numbers.py",),
+    ("torch._subclasses.fake_tensor", "FakeTensorMode"): (
+        "measure/trace/fake_results.py",
+        "measure/trace/flow.py",
+        "measure/trace/known_numbers.py",
+    ),
+    ("torch._subclasses.fake_tensor", "FakeTensor"): (
+        "measure/trace/fake_results.py",
+        "measure/trace/known_numbers.py",
+    ),
+    ("torch._subclasses.fake_tensor", "in_kernel_invocation_manager"): (
+        "measure/trace/fake_results.py",
+    ),
     ("torch._subclasses.fake_tensor", "unset_fake_temporarily"): (
         "measure/trace/known_numbers.py",
     ),
