@@ -8,6 +8,7 @@ import precheck
 from precheck.measure.bounds.pairs import Refinement
 from precheck.records.mechanism import Mechanism
 from precheck.records.outcomes.every_prompt import ProofStatus
+from tests.tiny_models import tiny
 
 if TYPE_CHECKING:
     import pytest
@@ -38,10 +39,10 @@ def test_a_scan_says_what_is_proved_refuted_and_assumed() -> None:
 
 
 def test_with_time_bounds_are_smaller_and_none_is_larger(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Refinement, "wanted", lambda _, limit: limit / 2**10)
+    monkeypatch.setattr(Refinement, "wanted", lambda _, limit: limit / 2**20)
     plain, refined = (
         precheck.scan(
-            "demo:qwen2-eager",
+            tiny("llama", num_layers=2),
             dtypes="float16",
             attn_implementations="eager",
             quick=True,
@@ -53,7 +54,8 @@ def test_with_time_bounds_are_smaller_and_none_is_larger(monkeypatch: pytest.Mon
     better = set()
     for before, after in zip(plain.headroom, refined.headroom, strict=True):
         for dtype, bound in after.bound_abs_max.items():
-            assert before.abs_max <= bound <= before.bound_abs_max[dtype]
+            assert before.abs_max <= bound * 1.001  # of the float32 run
+            assert bound <= before.bound_abs_max[dtype]
             if bound < before.bound_abs_max[dtype]:
                 better.add(before.mechanism)
     assert better >= {Mechanism.MLP_OUTPUT, Mechanism.RESIDUAL}
