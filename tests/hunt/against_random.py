@@ -42,11 +42,11 @@ CORES = 2
 """Whose time a search may use: processor seconds, for each second of its minutes."""
 
 
-def random_search(trial: Trial, *, num_forwards: int, num_tokens: int = BATCH_TOKENS) -> None:
+def random_search(trial: Trial, *, num_forwards: int) -> None:
     """What a search is compared with: texts of random tokens, of random lengths.
 
-    Each forward has about ``num_tokens``; by default it is as large as any of a search. Where the
-    model takes images, every second one is an image of random size and contrast, with noise.
+    Each forward is as large as any of a search. Where the model takes images, every second one is
+    an image of random size and contrast, with noise.
     """
     generator = trial.generator("random search")
     tokens = trial.space.tokens
@@ -57,7 +57,7 @@ def random_search(trial: Trial, *, num_forwards: int, num_tokens: int = BATCH_TO
                 trial.run_picture(_random_picture(generator))
                 continue
             length = int(torch.randint(1, 65, (1,), generator=generator))
-            shape = (max(1, num_tokens // len(trial.space.wrapped(range(length)))), length)
+            shape = (BATCH_TOKENS // len(trial.space.wrapped(range(length))), length)
             drawn = torch.randint(len(tokens), shape, generator=generator)
             trial.run_cores([tokens[index] for index in row] for row in drawn.tolist())
 
@@ -97,8 +97,8 @@ def compared(folder: Path, request: HuntRequest, *, is_even: bool = False) -> Co
     Args:
         folder: the model.
         request: of the search.
-        is_even: random forwards have as many tokens as the mean one of the search; otherwise each
-            is as large as any.
+        is_even: random inputs end when they have had the processor time of the search, too: most
+            of its forwards end in the layer that is searched.
     """
     subject = CheckpointSubject(open_checkpoint(str(folder), observe=ignore))
     witness = TargetWitness(request.dtype)
@@ -118,12 +118,9 @@ def compared(folder: Path, request: HuntRequest, *, is_even: bool = False) -> Co
     found = check(found, before, subject, request, observe=ignore)
     with trial_of(subject, replace(request, minutes=600.0), witness, observe=ignore) as trial:
         trial.evaluator.work = Work()
-        mean = found.num_tokens // max(1, found.num_forwards)
-        random_search(
-            trial,
-            num_forwards=found.num_forwards,
-            num_tokens=mean if is_even else BATCH_TOKENS,
-        )
+        if is_even:
+            trial.budget = Budget(seconds=seconds, clock=time.process_time)
+        random_search(trial, num_forwards=found.num_forwards)
         by_chance = tuple(_largest_in(trial, row) for row in found.rows)
         trial.archive = Archive(trial.archive.num_targets)
         if request.is_quick:  # the scan ran some only

@@ -42,7 +42,7 @@ class Place:
     found: float
     """By the search, of prompts that are texts."""
     by_chance: float
-    """By random texts in as many forwards of as many tokens."""
+    """By random texts in as many forwards, or as much time."""
     is_refuted: bool
     """A text that was found overflows in the real run."""
 
