@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -123,6 +124,7 @@ def compared(folder: Path, request: HuntRequest, *, is_even: bool = False) -> Co
         random_search(trial, num_forwards=found.num_forwards)
         by_chance = tuple(_largest_in(trial, row) for row in found.rows)
         trial.archive = Archive(trial.archive.num_targets)
+        trial.budget = Budget(seconds=math.inf)
         if request.is_quick:  # the scan ran some only
             _builtin_probes(trial, likely_tokens(trial, subject))
         probes = tuple(max(row.probes_abs_max, _largest_in(trial, row)) for row in found.rows)
