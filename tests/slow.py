@@ -114,6 +114,7 @@ SLOW = (
     "tests/measure/blame/test_silence.py::test_a_healthy_model_*",
     "tests/measure/blame/test_silence.py::test_a_mask_that_only_float32_holds_*[[]local-32]",
     "tests/measure/blame/test_silence.py::test_a_mask_that_only_float32_holds_*[[]transient-*]",
+    "tests/measure/blame/test_silence.py::test_bloom_s_biases_*",
     "tests/measure/blame/test_silence.py::test_tokens_sent_*-mixtral]",
     "tests/measure/blame/test_silence.py::test_tokens_sent_*[[][el]*-*]",
     "tests/measure/bounds/test_whole_models.py::test_an_unsound_rule_*[[][abe]*]",
