@@ -23,6 +23,6 @@ pytestmark = [
 def test_what_is_found_is_worse_than_probes_and_random_texts(name: str) -> None:
     result = searched(MODELS / name)
     print("\n".join(["", *lines([result])]))  # noqa: T201  the figures are what this is run for
-    assert result.places
+    assert result.places or result.num_proved  # where all is proved nothing is left to search
     assert result.better("probes") >= len(result.places) / 2
     assert result.better("by_chance") >= len(result.places) / 2
