@@ -79,7 +79,9 @@ def scanned(name: str) -> Report:
     """The report of a saved file, or of a scan."""
     if name.endswith(".json"):
         return read_report(name)
-    return precheck.scan(name, dtypes=_DTYPE, attn_implementations="eager", prove=True)
+    return precheck.scan(
+        name, dtypes=_DTYPE, attn_implementations="eager", prove=True, resident=True
+    )
 
 
 def of_zoo(names: Iterable[str]) -> Iterator[tuple[str, Report]]:
