@@ -50,7 +50,7 @@ def test_bloom_s_biases_are_named_in_bfloat16_and_nothing_else_is(tmp_path: Path
     assert "biases" in found["PC201"].message
 
 
-@pytest.mark.parametrize("name", [name for name in architectures(TINY) if name != "bloom"])
+@pytest.mark.parametrize("name", architectures(name for name in TINY if name != "bloom"))
 def test_a_healthy_model_is_safe_in_every_configuration(name: str, tmp_path: Path) -> None:
     report = scan(save_checkpoint(tiny(name), tmp_path, tokenizer=True))
     assert grave(report) == []
